@@ -1,0 +1,305 @@
+"""The configuration schema. Every option is checked here, before any process group exists.
+
+The YAML files under ``conf/`` only choose values; names, types and limits are these dataclasses. Errors are
+``ValueError`` of one line: the key, the value, and what is allowed.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+
+def _one_of(key: str, value: object, allowed: Collection[object]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{key}={value}: allowed are {', '.join(map(str, allowed))}")
+
+
+def _at_least(key: str, value: float, least: float) -> None:
+    if not value >= least:
+        raise ValueError(f"{key}={value}: must be at least {least}")
+
+
+def _above(key: str, value: float, bound: float) -> None:
+    if not value > bound:
+        raise ValueError(f"{key}={value}: must be greater than {bound}")
+
+
+def _fraction(key: str, value: float) -> None:
+    if not 0.0 <= value < 1.0:
+        raise ValueError(f"{key}={value}: must be at least 0 and below 1")
+
+
+@dataclass(kw_only=True)
+class LatentConfig:
+    """The distribution over a block's latent ``z_k`` and the head ``T_k`` that gives its natural parameters."""
+
+    family: str = "gaussian"
+    categories: int = 8
+    """Size of one categorical variable; the latent is a vector of several (``family=categorical`` only)."""
+    convolutions: int = 0
+    """Strided 3x3 convolutions before the pooling of feature maps; 0 is a pooled head without parameters."""
+    width: int = 64
+    """Channels of these convolutions."""
+    dim: int = 512
+    """Feature maps are pooled until the latent has at most so many dimensions."""
+
+    def __post_init__(self) -> None:
+        _one_of("algorithm.latent.family", self.family, ("gaussian", "bernoulli", "categorical"))
+        _at_least("algorithm.latent.categories", self.categories, 2)
+        _at_least("algorithm.latent.convolutions", self.convolutions, 0)
+        _at_least("algorithm.latent.width", self.width, 1)
+        _at_least("algorithm.latent.dim", self.dim, 1)
+
+
+@dataclass(kw_only=True)
+class FeedbackConfig:
+    """The feedback block ``g_k`` that maps the code book of block k to that of block k-1."""
+
+    kind: str = "mlp"
+    hidden: int = 128
+    """Width of the hidden layer (``kind=mlp`` only)."""
+    norm: float = 1.0
+    """Root mean square norm of the codes of a book, after centring over the classes."""
+    lr_scale: float = 0.1
+    """Learning rate of phi as a multiple of that of theta."""
+    refresh: int = 1
+    """A new code book goes down every so many batches; labels go down with every batch."""
+
+    def __post_init__(self) -> None:
+        _one_of("algorithm.feedback.kind", self.kind, ("linear", "mlp"))
+        _at_least("algorithm.feedback.hidden", self.hidden, 1)
+        _above("algorithm.feedback.norm", self.norm, 0)
+        _at_least("algorithm.feedback.lr_scale", self.lr_scale, 0)
+        _at_least("algorithm.feedback.refresh", self.refresh, 1)
+
+
+@dataclass(kw_only=True)
+class AlgorithmConfig:
+    name: str = MISSING
+
+
+@dataclass(kw_only=True)
+class BLLConfig(AlgorithmConfig):
+    name: str = "bll"
+    latent: LatentConfig = field(default_factory=LatentConfig)
+    feedback: FeedbackConfig = field(default_factory=FeedbackConfig)
+
+
+@dataclass(kw_only=True)
+class ModelConfig:
+    name: str = MISSING
+    cut: Any = "flops"
+    """How layers are shared out: ``flops``, ``parameters``, ``measured``, or the number of layers of every block."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.cut, str):
+            _one_of("model.cut", self.cut, ("flops", "parameters", "measured"))
+        elif not (isinstance(self.cut, list) and self.cut and all(isinstance(c, int) and c > 0 for c in self.cut)):
+            raise ValueError(f"model.cut={self.cut}: allowed are flops, parameters, measured, or a list of layer counts")
+
+
+@dataclass(kw_only=True)
+class MLPConfig(ModelConfig):
+    name: str = "mlp"
+    width: int = 256
+    hidden: int = 4
+    """Number of hidden layers; the output layer comes on top, so there are ``hidden + 1`` layers to cut."""
+    norm: str = "layer"
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _at_least("model.width", self.width, 1)
+        _at_least("model.hidden", self.hidden, 1)
+        _one_of("model.norm", self.norm, ("none", "layer", "batch"))
+        _fraction("model.dropout", self.dropout)
+
+
+@dataclass(kw_only=True)
+class CNNConfig(ModelConfig):
+    name: str = "cnn"
+    channels: list[int] = field(default_factory=lambda: [32, 64, 64, 128, 128, 128])
+    """Output channels of every convolution."""
+    strides: list[int] = field(default_factory=lambda: [1, 2, 1, 2, 1, 1])
+    """Stride of every convolution."""
+    norm: str = "batch"
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.channels or min(self.channels) < 1:
+            raise ValueError(f"model.channels={self.channels}: must be a list of positive numbers")
+        if len(self.strides) != len(self.channels) or min(self.strides) < 1:
+            raise ValueError(f"model.strides={self.strides}: must be {len(self.channels)} positive numbers, one a convolution")
+        _one_of("model.norm", self.norm, ("none", "batch"))
+        _fraction("model.dropout", self.dropout)
+
+
+@dataclass(kw_only=True)
+class ResNetConfig(ModelConfig):
+    name: str = "resnet18"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _one_of("model.name", self.name, ("resnet18",))
+
+
+@dataclass(kw_only=True)
+class DataConfig:
+    name: str = MISSING
+    root: str = "data"
+    """Folder that holds the data set."""
+    download: bool = False
+    augment: bool = False
+    """Random crops of a padded image, and horizontal flips, deterministic in (seed, epoch, index)."""
+    padding: int = 2
+    """Pixels of zero padding before a crop (``augment=true`` only)."""
+    flip: bool = True
+    """Horizontal flips (``augment=true`` only)."""
+
+    def __post_init__(self) -> None:
+        _one_of("data.name", self.name, ("digits", "fashion_mnist"))
+        _at_least("data.padding", self.padding, 0)
+
+
+@dataclass(kw_only=True)
+class OptimizerConfig:
+    name: str = MISSING
+    lr: float = 1e-3
+    weight_decay: float = 0.0
+    schedule: str = "cosine"
+    """Learning rate as a function of the batch index: ``constant``, ``cosine`` or ``linear`` (both fall to 0)."""
+    warmup: int = 0
+    """Batches of linear warm-up."""
+
+    def __post_init__(self) -> None:
+        _at_least("optimizer.lr", self.lr, 0)
+        _at_least("optimizer.weight_decay", self.weight_decay, 0)
+        _one_of("optimizer.schedule", self.schedule, ("constant", "cosine", "linear"))
+        _at_least("optimizer.warmup", self.warmup, 0)
+
+
+@dataclass(kw_only=True)
+class SGDConfig(OptimizerConfig):
+    name: str = "sgd"
+    lr: float = 0.1
+    momentum: float = 0.9
+    nesterov: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _fraction("optimizer.momentum", self.momentum)
+        if self.nesterov and not self.momentum:
+            raise ValueError("optimizer.nesterov=true: needs optimizer.momentum greater than 0")
+
+
+@dataclass(kw_only=True)
+class AdamWConfig(OptimizerConfig):
+    name: str = "adamw"
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.betas) != 2:
+            raise ValueError(f"optimizer.betas={self.betas}: must be two numbers")
+        for beta in self.betas:
+            _fraction("optimizer.betas", beta)
+
+
+@dataclass(kw_only=True)
+class EngineConfig:
+    lag: Any = 2
+    """How many batches earlier a target message leaves, per hop; ``exact`` is the locked algorithm on one process."""
+    depth: int = 2
+    """Activation messages that a receiver accepts ahead of the block that takes them."""
+    target_depth: int | None = None
+    """The same for target messages; by default ``lag``, and never less."""
+    threads: Any = "auto"
+    """Intra-op threads of every process; ``auto`` is cores / blocks, at least 1."""
+    backend: str = "auto"
+    timeout: float = 120.0
+    """Seconds that any single wait may last before the run ends."""
+
+    def __post_init__(self) -> None:
+        if self.lag != "exact" and not (isinstance(self.lag, int) and self.lag >= 1):
+            raise ValueError(f"engine.lag={self.lag}: allowed are exact and whole numbers of at least 1")
+        _at_least("engine.depth", self.depth, 1)
+        room = 1 if self.lag == "exact" else self.lag
+        if self.target_depth is not None and self.target_depth < room:
+            raise ValueError(
+                f"engine.target_depth={self.target_depth}: must be at least engine.lag={room}, "
+                "or the prologue and a full activation channel block each other"
+            )
+        if self.threads != "auto" and not (isinstance(self.threads, int) and self.threads >= 1):
+            raise ValueError(f"engine.threads={self.threads}: allowed are auto and whole numbers of at least 1")
+        _one_of("engine.backend", self.backend, ("auto", "gloo", "nccl"))
+        _above("engine.timeout", self.timeout, 0)
+
+
+@dataclass(kw_only=True)
+class LoopConfig:
+    epochs: int = 1
+    batch_size: int = 32
+    steps: int | None = None
+    """Stop after so many batches, whatever ``epochs`` says."""
+    evaluate_every: int = 0
+    """Evaluate on the test data after every so many batches; 0 is only at the end."""
+    log_every: int = 10
+    """Report losses and accuracies every so many batches."""
+
+    def __post_init__(self) -> None:
+        _at_least("train.epochs", self.epochs, 1)
+        _at_least("train.batch_size", self.batch_size, 1)
+        if self.steps is not None:
+            _at_least("train.steps", self.steps, 1)
+        _at_least("train.evaluate_every", self.evaluate_every, 0)
+        _at_least("train.log_every", self.log_every, 1)
+
+
+@dataclass(kw_only=True)
+class RunConfig:
+    dir: str | None = None
+    """Run directory; by default a new one under ``runs/``, named by rank 0."""
+    display: bool = True
+    """The live display on rank 0."""
+
+
+@dataclass(kw_only=True)
+class TrainConfig:
+    seed: int = 1
+    blocks: int = 4
+    device: str = "auto"
+    algorithm: AlgorithmConfig = MISSING
+    model: ModelConfig = MISSING
+    data: DataConfig = MISSING
+    optimizer: OptimizerConfig = MISSING
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    train: LoopConfig = field(default_factory=LoopConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        _at_least("seed", self.seed, 0)
+        _at_least("blocks", self.blocks, 1)
+        _one_of("device", self.device, ("auto", "cpu", "cuda"))
+        cut = getattr(self.model, "cut", None)
+        if isinstance(cut, list) and len(cut) != self.blocks:
+            raise ValueError(f"model.cut={cut}: must name one layer count for each of blocks={self.blocks}")
+
+
+def register() -> None:
+    """Put the schemas where the YAML files find them by name."""
+    store = ConfigStore.instance()
+    store.store(name="schema", node=TrainConfig)
+    for group, name, node in (
+        ("algorithm", "bll_schema", BLLConfig),
+        ("model", "mlp_schema", MLPConfig),
+        ("model", "cnn_schema", CNNConfig),
+        ("model", "resnet18_schema", ResNetConfig),
+        ("data", "data_schema", DataConfig),
+        ("optimizer", "sgd_schema", SGDConfig),
+        ("optimizer", "adamw_schema", AdamWConfig),
+    ):
+        store.store(group=group, name=name, node=node)

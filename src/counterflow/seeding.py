@@ -1,0 +1,9 @@
+"""Random streams named by what they are for, so that no result depends on the order of draws or on the placement."""
+
+import hashlib
+
+
+def derive(seed: int, *name: str | int) -> int:
+    """A 63-bit seed for the stream ``name`` of the run's ``seed``, e.g. ``derive(seed, "dropout", block, n)``."""
+    text = "/".join(map(str, (seed, *name)))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
