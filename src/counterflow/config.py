@@ -4,7 +4,7 @@ The YAML files under ``conf/`` only choose values; names, types and limits are t
 ``ValueError`` of one line: the key, the value, and what is allowed.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -78,14 +78,9 @@ class FeedbackConfig:
 
 @dataclass(kw_only=True)
 class AlgorithmConfig:
+    """A rule's own options; each module of ``algorithms/`` brings its own."""
+
     name: str = MISSING
-
-
-@dataclass(kw_only=True)
-class BLLConfig(AlgorithmConfig):
-    name: str = "bll"
-    latent: LatentConfig = field(default_factory=LatentConfig)
-    feedback: FeedbackConfig = field(default_factory=FeedbackConfig)
 
 
 @dataclass(kw_only=True)
@@ -289,12 +284,13 @@ class TrainConfig:
             raise ValueError(f"model.cut={cut}: must name one layer count for each of blocks={self.blocks}")
 
 
-def register() -> None:
+def register(algorithms: Iterable[type[AlgorithmConfig]]) -> None:
     """Put the schemas where the YAML files find them by name."""
     store = ConfigStore.instance()
     store.store(name="schema", node=TrainConfig)
+    for algorithm in algorithms:
+        store.store(group="algorithm", name=f"{algorithm.name}_schema", node=algorithm)
     for group, name, node in (
-        ("algorithm", "bll_schema", BLLConfig),
         ("model", "mlp_schema", MLPConfig),
         ("model", "cnn_schema", CNNConfig),
         ("model", "resnet18_schema", ResNetConfig),

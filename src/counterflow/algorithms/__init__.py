@@ -1,0 +1,16 @@
+"""Local learning rules: what enters, what goes up and down, what is learnt. They know no communication.
+
+Every module of this folder may define an `Algorithm`; it is known by the default name of its ``Config``.
+"""
+
+import importlib
+import pkgutil
+
+from counterflow.algorithms.rule import Algorithm, LocalRule, Task
+
+__all__ = ["ALGORITHMS", "Algorithm", "LocalRule", "Task"]
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
+
+ALGORITHMS: dict[str, type[Algorithm]] = {cls.Config.name: cls for cls in Algorithm.__subclasses__()}

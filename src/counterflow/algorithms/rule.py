@@ -1,0 +1,102 @@
+"""What an engine asks of a local rule. A rule knows one block pair and no communication."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from counterflow.config import AlgorithmConfig, OptimizerConfig
+
+Payload = tuple[Tensor, ...]
+Target = tuple[Tensor, ...]
+Metrics = Mapping[str, Tensor]
+Shape = tuple[int, ...]
+Specs = tuple[tuple[Shape, torch.dtype], ...]
+"""Shape and type of every tensor of a message."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a network is trained on, in the shapes of single samples."""
+
+    input_shape: Shape
+    classes: int
+    label_shape: Shape = ()
+    """``()`` for one label a sample, ``(T,)`` for one at every position of a sequence."""
+
+
+class LocalRule(nn.Module, ABC):
+    """Block pair ``k``: its forward block, its feedback block, and how both learn.
+
+    The engine calls, in this order: `read` once for every batch's target message, some batches early; `emit` at once
+    afterwards; and then, batch by batch, `forward` and `learn`.
+    """
+
+    @abstractmethod
+    def read(self, n: int, message: Payload) -> Target:
+        """What the message from above says about batch ``n``, to be kept until ``n`` is learnt."""
+
+    @abstractmethod
+    def emit(self, n: int, target: Target) -> Payload:
+        """``b_{k-1}(n)``, the target message for the block below."""
+
+    @abstractmethod
+    def ascend(self, message: Payload) -> Payload:
+        """``a_k(n)``, the activation message for the block above; keeps what `learn` needs."""
+
+    @abstractmethod
+    def learn(self, n: int, message: Payload, target: Target) -> Metrics:
+        """Update ``theta_k`` and ``phi_k`` on batch ``n``, after `ascend` of the same message from below.
+
+        Returns scalars, among them ``loss`` and ``accuracy``.
+        """
+
+    @abstractmethod
+    def predict(self, message: Payload, target: Target) -> tuple[Payload, Tensor]:
+        """For a test batch: the activation message for the block above, and this block's own prediction of the labels.
+
+        ``target`` is the one that was learnt last. Nothing is updated.
+        """
+
+
+class Algorithm(ABC):
+    """A learning system: makes the rule of each block, and says what crosses the wire between block k and k+1."""
+
+    Config: ClassVar[type[AlgorithmConfig]]
+    """Its options; the default of ``name`` is what ``algorithm=`` calls it."""
+
+    @abstractmethod
+    def __init__(
+        self,
+        config: Any,
+        optimizer: OptimizerConfig,
+        blocks: Sequence[nn.Module],
+        shapes: Sequence[Shape],
+        task: Task,
+        batches: int,
+        seed: int,
+    ) -> None:
+        """``config`` is a `Config`; ``shapes`` are those of the blocks' outputs for one sample, bottom to top."""
+
+    @abstractmethod
+    def rule(self, block: int) -> LocalRule:
+        """The block pair ``block``, with parameters that depend on the seed and on nothing else."""
+
+    @abstractmethod
+    def activation(self, block: int, batch: int) -> Specs:
+        """The message that goes up from ``block`` for a training batch of ``batch`` samples."""
+
+    @abstractmethod
+    def test_activation(self, block: int, batch: int) -> Specs:
+        """The message that goes up from ``block`` for a test batch of ``batch`` samples."""
+
+    @abstractmethod
+    def target(self, block: int, n: int, batch: int) -> Specs:
+        """The message that comes down to ``block`` for training batch ``n`` of ``batch`` samples."""
+
+    @abstractmethod
+    def objective(self, figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
+        """The figures of the whole system from what `LocalRule.learn` of all blocks returned, bottom to top."""

@@ -1,0 +1,47 @@
+"""The order in which training data is seen."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from counterflow.seeding import derive
+
+
+@dataclass(frozen=True)
+class Order:
+    """Every epoch is a new permutation of ``size`` indices, cut into whole batches; the remainder is dropped.
+
+    A pure function of (seed, batch). ``ValueError`` for a batch larger than the data.
+    """
+
+    size: int
+    batch_size: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.batch_size > self.size:
+            raise ValueError(
+                f"train.batch_size={self.batch_size}: must be at most {self.size}, the size of the training data"
+            )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.size // self.batch_size
+
+    def epoch(self, n: int) -> int:
+        """The epoch that batch ``n`` belongs to."""
+        assert n >= 0
+        return n // self.steps_per_epoch
+
+    def indices(self, n: int) -> Tensor:
+        """The training data of batch ``n``, int64 ``[batch_size]``."""
+        start = n % self.steps_per_epoch * self.batch_size
+        return _permutation(self.size, self.seed, self.epoch(n))[start : start + self.batch_size].clone()
+
+
+# Two, because one process may hold both ends of the network, and these reach the next epoch at different times.
+@lru_cache(maxsize=2)
+def _permutation(size: int, seed: int, epoch: int) -> Tensor:
+    return torch.randperm(size, generator=torch.Generator().manual_seed(derive(seed, "order", epoch)))

@@ -1,0 +1,25 @@
+"""The next item is made while the current one is in use."""
+
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def prefetch(items: Iterator[T]) -> Generator[T]:
+    """The same items, each made in one background thread while the one before is in use.
+
+    An exception of ``items`` is raised in place of the item that it belongs to. The thread ends with the last item,
+    with an exception, or with ``close()``, which waits for the item in the making, as does the end of the interpreter.
+    """
+
+    def take() -> list[T]:
+        return list(islice(items, 1))
+
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch") as thread:
+        ahead = thread.submit(take)
+        while item := ahead.result():
+            ahead = thread.submit(take)
+            yield item[0]

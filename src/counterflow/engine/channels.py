@@ -1,0 +1,77 @@
+"""The channels of a rank's blocks: local ones inside the process, remote ones to its neighbours."""
+
+from collections.abc import Callable
+
+from counterflow.algorithms import Algorithm
+from counterflow.algorithms.rule import Specs
+from counterflow.engine import source
+from counterflow.engine.job import Job
+from counterflow.engine.station import Ports
+from counterflow.message import Kind, Tag
+from counterflow.topology import Edge, Stream
+from counterflow.transport import Frame, LocalChannel, Receiver, Sender, TensorSpec, World
+
+
+def channel_frames(algorithm: Algorithm, job: Job, edge: Edge) -> Callable[[Tag], Frame]:
+    """The layout of every message of ``edge``, agreed on by both ends without a word: a function of its tag."""
+    batch = job.config.train.batch_size
+    frames: dict[Specs, Frame] = {}
+
+    def specs(tag: Tag) -> Specs:
+        match tag.kind:
+            case Kind.ACTIVATION:
+                return algorithm.activation(edge.lower, batch)
+            case Kind.TEST:
+                return algorithm.test_activation(edge.lower, job.batches.test_size(tag.e))
+            case Kind.TARGET:
+                tests = job.batches.test_labels()
+                tail: Specs = ((tuple(tests.shape), tests.dtype),) if job.plan.evaluates_after(tag.n) else ()
+                return (*algorithm.target(edge.lower, tag.n, batch), *tail)
+
+    def frame(tag: Tag) -> Frame:
+        key = specs(tag)
+        if key not in frames:
+            frames[key] = Frame(tuple(TensorSpec(shape, dtype) for shape, dtype in key))
+        return frames[key]
+
+    return frame
+
+
+class Channels:
+    """The ports of all blocks of one rank."""
+
+    def __init__(self, job: Job, algorithm: Algorithm, world: World) -> None:
+        self._job = job
+        self._algorithm = algorithm
+        self._world = world
+        self._local: dict[Edge, LocalChannel] = {}
+
+    def ports(self, block: int) -> Ports:
+        job = self._job
+        top = job.topology.blocks
+        return Ports(
+            below=self._receiver(Edge(Stream.ACTIVATION, block - 1))
+            if block > 1
+            else source.inputs(job.batches, job.plan, job.device),
+            up=self._sender(Edge(Stream.ACTIVATION, block)) if block < top else None,
+            above=self._receiver(Edge(Stream.TARGET, block))
+            if block < top
+            else source.labels(job.batches, job.plan, job.device),
+            down=self._sender(Edge(Stream.TARGET, block - 1)) if block > 1 else None,
+        )
+
+    def _is_local(self, edge: Edge) -> bool:
+        return edge not in self._job.topology.crossing()
+
+    def _sender(self, edge: Edge) -> Sender:
+        if self._is_local(edge):
+            return self._local.setdefault(edge, LocalChannel(edge))
+        return self._world.sender(edge, channel_frames(self._algorithm, self._job, edge))
+
+    def _receiver(self, edge: Edge) -> Receiver:
+        if self._is_local(edge):
+            return self._local.setdefault(edge, LocalChannel(edge))
+        engine, plan = self._job.config.engine, self._job.plan
+        depth = engine.depth if edge.stream is Stream.ACTIVATION else engine.target_depth or plan.lag
+        frames = channel_frames(self._algorithm, self._job, edge)
+        return self._world.receiver(edge, frames, depth, plan.messages(edge.stream))

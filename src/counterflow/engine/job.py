@@ -1,0 +1,78 @@
+"""What is to be trained, checked as far as one process can check it alone."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from counterflow import models
+from counterflow.algorithms import Task
+from counterflow.config import TrainConfig
+from counterflow.data import load
+from counterflow.data.batches import Batches
+from counterflow.data.order import Order
+from counterflow.engine.threads import intra_op_threads
+from counterflow.schedule import Plan
+from counterflow.topology import Topology
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: the configuration and everything that follows from it without another process."""
+
+    config: TrainConfig
+    topology: Topology
+    batches: Batches
+    plan: Plan
+    network: nn.Sequential
+    task: Task
+    device: torch.device
+    backend: str
+
+
+def prepare(config: TrainConfig, ranks: int, local_rank: int = 0, local_ranks: int = 1) -> Job:
+    """Load the data and build the network. Raises ``ValueError`` naming the key for whatever does not fit.
+
+    Sets the process's number of threads first: what is computed from here on is a function of it.
+    """
+    topology = Topology(config.blocks, ranks)
+    exact = config.engine.lag == "exact"
+    if exact and ranks > 1:
+        raise ValueError(f"engine.lag=exact: the locked algorithm runs on one process, not on ranks={ranks}")
+    torch.set_num_threads(intra_op_threads(config.engine.threads, config.blocks))
+    device, backend = _device(config, local_rank, local_ranks)
+    dataset = load(config.data)
+    order = Order(len(dataset.train), config.train.batch_size, config.seed)
+    batches = Batches(dataset, config.data, order)
+    total = config.train.epochs * order.steps_per_epoch
+    plan = Plan(
+        batches=min(total, config.train.steps or total),
+        lag=0 if exact else config.engine.lag,
+        evaluate_every=config.train.evaluate_every,
+        test_batches=batches.test_batches,
+    )
+    task = Task(tuple(dataset.train.images.shape[1:]), dataset.classes)
+    network = models.build(config.model, task.input_shape, task.classes, config.seed)
+    if config.blocks > len(network):
+        raise ValueError(
+            f"blocks={config.blocks}: must be at most {len(network)}, the layers of model={config.model.name}"
+        )
+    return Job(config, topology, batches, plan, network, task, device, backend)
+
+
+def _device(config: TrainConfig, local_rank: int, local_ranks: int) -> tuple[torch.device, str]:
+    """Where this process computes, and what carries its messages."""
+    found = torch.cuda.is_available()
+    if config.device == "cuda" and not found:
+        raise ValueError("device=cuda: no CUDA device is available, allowed here are auto, cpu")
+    backend = config.engine.backend
+    if config.device == "cpu" or not found:
+        if backend == "nccl":
+            raise ValueError("engine.backend=nccl: needs device=cuda, allowed for the CPU are auto, gloo")
+        return torch.device("cpu"), "gloo"
+    devices = torch.cuda.device_count()
+    if backend == "nccl" and local_ranks > devices:
+        raise ValueError(f"engine.backend=nccl: {local_ranks} ranks on {devices} devices, it needs a device for each rank")
+    if backend == "auto":
+        backend = "nccl" if local_ranks <= devices else "gloo"
+    return torch.device("cuda", local_rank % devices), backend

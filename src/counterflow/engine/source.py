@@ -1,0 +1,54 @@
+"""What enters the column from outside, as channels: inputs at the bottom, labels at the top."""
+
+from collections.abc import Generator, Iterator
+
+import torch
+
+from counterflow.data.batches import Batches
+from counterflow.data.prefetch import prefetch
+from counterflow.message import Kind, Tag
+from counterflow.schedule import Plan
+from counterflow.transport import Payload
+
+Item = tuple[Tag, Payload]
+
+
+class Source:
+    """The receiving end of a stream that this process makes itself."""
+
+    def __init__(self, items: Generator[Item], device: torch.device) -> None:
+        self._items = items
+        self._device = device
+
+    def receive(self, tag: Tag) -> Payload:
+        found, tensors = next(self._items)
+        assert found == tag, f"{found} came where {tag} was expected"
+        return tuple(tensor.to(self._device, non_blocking=True) for tensor in tensors)
+
+    def release(self) -> None:
+        """Nothing to give back: the tensors belong to whoever holds them."""
+
+    def close(self) -> None:
+        self._items.close()
+
+
+def inputs(batches: Batches, plan: Plan, device: torch.device) -> Source:
+    """The network's input of every training and test batch, each prepared while the one before trains."""
+
+    def items() -> Iterator[Item]:
+        for tag in plan.activations():
+            x = batches.test_inputs(tag.e) if tag.kind is Kind.TEST else batches.inputs(tag.n)
+            yield tag, (x,)
+
+    return Source(prefetch(items()), device)
+
+
+def labels(batches: Batches, plan: Plan, device: torch.device) -> Source:
+    """The labels of every training batch, with those of the whole test data where an evaluation follows."""
+
+    def items() -> Generator[Item]:
+        for tag in plan.targets():
+            tests = (batches.test_labels(),) if plan.evaluates_after(tag.n) else ()
+            yield tag, (batches.labels(tag.n), *tests)
+
+    return Source(items(), device)

@@ -1,0 +1,149 @@
+"""A block pair at its four ports: what each action of its program does."""
+
+import math
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from counterflow.algorithms.rule import LocalRule, Metrics, Target
+from counterflow.message import Kind, Tag
+from counterflow.schedule import Plan
+from counterflow.seeding import derive
+from counterflow.transport import Payload, Receiver, Sender
+
+
+@dataclass(frozen=True)
+class Ports:
+    """The channels of one block; the top sends nothing up, the bottom nothing down."""
+
+    below: Receiver
+    """Activations in."""
+    up: Sender | None
+    above: Receiver
+    """Targets in."""
+    down: Sender | None
+
+
+class Observer(Protocol):
+    """Who is told what happened in which block."""
+
+    def learnt(self, block: int, n: int, metrics: Metrics) -> None: ...
+
+    def evaluated(self, block: int, n: int, accuracy: float) -> None: ...
+
+
+@dataclass
+class Waits:
+    """Seconds that a process has spent waiting so far."""
+
+    receive: float = 0.0
+    send: float = 0.0
+
+
+class Station:
+    """Runs the rule of ``block``. `target` of a batch comes ``plan.distance(block)`` batches before its `forward`."""
+
+    def __init__(
+        self,
+        block: int,
+        rule: LocalRule,
+        ports: Ports,
+        plan: Plan,
+        seed: int,
+        device: torch.device,
+        observer: Observer,
+        waits: Waits,
+    ) -> None:
+        """``waits`` is shared by the blocks of a process."""
+        self.block = block
+        self.rule = rule
+        self.ports = ports
+        self.waits = waits
+        self._plan = plan
+        self._seed = seed
+        self._device = device
+        self._observer = observer
+        self._targets: dict[int, Target] = {}
+        self._test_labels: dict[int, Tensor] = {}
+        self._learnt: Target = ()
+        self._input: Payload = ()
+        self._hits = 0
+        self._tested = 0
+
+    def target(self, n: int) -> None:
+        tag = Tag(Kind.TARGET, n)
+        # A target outlives its channel's buffer, and it is small: it is copied.
+        message = tuple(tensor.clone() for tensor in self._receive(self.ports.above, tag))
+        self.ports.above.release()
+        tests: Payload = ()
+        if self._plan.evaluates_after(n):
+            *rest, last = message
+            message, tests = tuple(rest), (last,)
+            self._test_labels[n] = last
+        self._targets[n] = self.rule.read(n, message)
+        if self.ports.down is not None:
+            self._send(self.ports.down, tag, (*self.rule.emit(n, self._targets[n]), *tests))
+
+    def forward(self, n: int) -> None:
+        tag = Tag(Kind.ACTIVATION, n)
+        self._input = self._receive(self.ports.below, tag)
+        # Dropout draws from the device's generator: a function of (seed, block, n), wherever the block runs.
+        _generator(self._device).manual_seed(derive(self._seed, "forward", self.block, n))
+        activation = self.rule.ascend(self._input)
+        if self.ports.up is not None:
+            self._send(self.ports.up, tag, activation)
+
+    def learn(self, n: int) -> None:
+        self._learnt = self._targets.pop(n)
+        metrics = self.rule.learn(n, self._input, self._learnt)
+        self._input = ()
+        self.ports.below.release()
+        loss = float(metrics["loss"])
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"the loss is {loss}")
+        self._observer.learnt(self.block, n, metrics)
+
+    @torch.no_grad()
+    def evaluate(self, n: int, e: int) -> None:
+        tag = Tag(Kind.TEST, n, e)
+        message = self._receive(self.ports.below, tag)
+        self.rule.eval()
+        activation, prediction = self.rule.predict(message, self._learnt)
+        self.rule.train()
+        if self.ports.up is not None:
+            self._send(self.ports.up, tag, activation)
+        self.ports.below.release()
+        labels = self._test_labels[n][self._tested : self._tested + len(prediction)]
+        self._hits += int((prediction == labels).sum())
+        self._tested += len(prediction)
+        if e == self._plan.test_batches - 1:
+            self._observer.evaluated(self.block, n, self._hits / self._test_labels.pop(n).numel())
+            self._hits = self._tested = 0
+
+    def close(self) -> None:
+        ports = self.ports
+        for channel in (ports.up, ports.down, ports.below, ports.above):
+            if channel is not None:
+                channel.close()
+
+    def _receive(self, channel: Receiver, tag: Tag) -> Payload:
+        start = perf_counter()
+        message = channel.receive(tag)
+        self.waits.receive += perf_counter() - start
+        return message
+
+    def _send(self, channel: Sender, tag: Tag, tensors: Payload) -> None:
+        # One memory layout on both sides, local or remote: kernels round differently with another one.
+        message = tuple(tensor.contiguous() for tensor in tensors)
+        start = perf_counter()
+        channel.send(tag, message)
+        self.waits.send += perf_counter() - start
+
+
+def _generator(device: torch.device) -> torch.Generator:
+    if device.type == "cuda":
+        return torch.cuda.default_generators[device.index or 0]
+    return torch.default_generator

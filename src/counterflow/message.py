@@ -1,0 +1,59 @@
+"""What a message is, before it holds a tensor: its tag, its header, and the order in which an edge carries messages."""
+
+import struct
+import zlib
+from dataclasses import dataclass
+from enum import IntEnum
+
+
+class Kind(IntEnum):
+    ACTIVATION = 1
+    TARGET = 2
+    TEST = 3
+    """An activation of a test batch: forward only, no update."""
+
+
+@dataclass(frozen=True, order=True)
+class Tag:
+    """What a message is about: training batch ``n``, or test batch ``e`` of the evaluation that follows batch ``n``."""
+
+    kind: Kind
+    n: int
+    e: int = 0
+
+    def __str__(self) -> str:
+        if self.kind is Kind.TEST:
+            return f"test batch {self.e} after batch {self.n}"
+        return f"{self.kind.name.lower()} of batch {self.n}"
+
+
+class MessageError(Exception):
+    """A message that is not the one that the program expects next."""
+
+
+MAGIC = b"CNTRFLW1"
+HEADER_BYTES = 64
+"""One cache line, so that the tensor behind the header is aligned as a fresh one is."""
+
+_FIELDS = struct.Struct("<8sIqqQ")
+_CHECKSUM = struct.Struct("<I")
+
+
+def pack_header(tag: Tag, nbytes: int) -> bytes:
+    """The ``HEADER_BYTES`` bytes before a payload of ``nbytes`` bytes: magic, kind, n, e, nbytes, checksum, zeros."""
+    fields = _FIELDS.pack(MAGIC, tag.kind, tag.n, tag.e, nbytes)
+    return (fields + _CHECKSUM.pack(zlib.crc32(fields))).ljust(HEADER_BYTES, b"\0")
+
+
+def check_header(header: bytes, tag: Tag, nbytes: int) -> None:
+    """Raise `MessageError` unless ``header`` announces exactly message ``tag`` with a payload of ``nbytes`` bytes."""
+    fields = header[: _FIELDS.size]
+    (checksum,) = _CHECKSUM.unpack_from(header, _FIELDS.size)
+    magic, kind, n, e, announced = _FIELDS.unpack(fields)
+    if magic != MAGIC or checksum != zlib.crc32(fields) or kind not in list(Kind):
+        raise MessageError(f"corrupt header where {tag} was expected")
+    found = Tag(Kind(kind), n, e)
+    if found != tag:
+        raise MessageError(f"{found} came where {tag} was expected")
+    if announced != nbytes:
+        raise MessageError(f"{tag} announces {announced} bytes, {nbytes} were agreed")

@@ -1,0 +1,37 @@
+"""One rank's reports: an `Observer` that turns what its blocks did into records."""
+
+from collections.abc import Callable, Mapping
+from time import perf_counter
+
+from torch import Tensor
+
+from counterflow.metrics.record import Record
+
+
+class Reporter:
+    """Reports every ``every`` batches, and the last one; numbers leave the device only then."""
+
+    def __init__(
+        self, rank: int, every: int, batches: int, waited: Callable[[], float], post: Callable[[int, Record], None]
+    ) -> None:
+        """``waited`` gives the seconds that this rank has waited so far; ``post`` takes records and their index."""
+        self.posted = 0
+        self._rank = rank
+        self._every = every
+        self._last = batches - 1
+        self._waited = waited
+        self._post = post
+        self._start = perf_counter()
+
+    def learnt(self, block: int, n: int, metrics: Mapping[str, Tensor]) -> None:
+        if n % self._every == 0 or n == self._last:
+            self._report("train", block, n, {name: float(value) for name, value in metrics.items()})
+
+    def evaluated(self, block: int, n: int, accuracy: float) -> None:
+        self._report("test", block, n, {"accuracy": accuracy})
+
+    def _report(self, event: str, block: int, n: int, figures: Mapping[str, float]) -> None:
+        seconds = perf_counter() - self._start
+        waited = self._waited() / max(seconds, 1e-9)
+        self._post(self.posted, Record(event, n, block, self._rank, figures, seconds, waited))
+        self.posted += 1

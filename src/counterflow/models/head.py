@@ -1,0 +1,44 @@
+"""Latent heads ``T_k``: from a block's output to the natural parameters of its latent (section 3.1 of the design)."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from counterflow.config import LatentConfig
+
+
+class LatentHead(nn.Module):
+    """Optional strided 3x3 convolutions, then average pooling to at most ``dim`` dimensions, then a layer norm.
+
+    Feature maps ``[B, C, H, W]`` become ``[B, d]``; vectors ``[B, d]`` and sequences ``[B, T, d]`` keep their shape.
+    ``multiple`` makes ``d`` divisible by it.
+    """
+
+    def __init__(self, shape: tuple[int, ...], config: LatentConfig, multiple: int = 1) -> None:
+        super().__init__()
+        self.convolutions = nn.Sequential()
+        self.pool: nn.Module = nn.Identity()
+        if len(shape) == 3:
+            channels, height, width = shape
+            for _ in range(config.convolutions):
+                self.convolutions.extend(
+                    [
+                        nn.Conv2d(channels, config.width, 3, stride=2, padding=1, bias=False),
+                        nn.BatchNorm2d(config.width),
+                        nn.ReLU(),
+                    ]
+                )
+                channels, height, width = config.width, (height + 1) // 2, (width + 1) // 2
+            sides = range(min(height, width), 0, -1)
+            side = next((s for s in sides if channels * s * s <= config.dim), 1)
+            self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(side), nn.Flatten())
+            self.dim = channels * side * side
+        else:
+            self.dim = shape[-1]
+        if self.dim % multiple:
+            raise ValueError(
+                f"algorithm.latent.categories={multiple}: must divide {self.dim}, the dimensions of a block's latent"
+            )
+
+    def forward(self, activation: Tensor) -> Tensor:
+        latent = self.pool(self.convolutions(activation))
+        return F.layer_norm(latent, latent.shape[-1:])

@@ -1,0 +1,108 @@
+"""A whole run as one rank sees it: the engine, what it reports, and the summary at the end."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from counterflow.engine.job import Job
+from counterflow.engine.run import Outcome, build_algorithm, cut, run
+from counterflow.engine.station import Waits
+from counterflow.metrics.collector import Collector
+from counterflow.metrics.display import Display
+from counterflow.metrics.files import RunDirectory, git_commit
+from counterflow.metrics.fingerprint import fingerprint
+from counterflow.metrics.record import Record, Row
+from counterflow.metrics.reporter import Reporter
+from counterflow.transport import World
+
+
+def train(job: Job, world: World, directory: RunDirectory | None) -> dict[str, Any] | None:
+    """Run ``job``; returns the summary on rank 0, which alone has a ``directory``, and None elsewhere."""
+    config, plan = job.config, job.plan
+    counts = cut(job, world)
+    algorithm = build_algorithm(job, counts)
+    waits = Waits()
+
+    def post(i: int, record: Record) -> None:
+        world.post(f"{world.rank}/{i}", record.to_json())
+
+    def fetch(rank: int, i: int) -> Record | None:
+        text = world.collect(f"{rank}/{i}")
+        return None if text is None else Record.from_json(text)
+
+    reporter = Reporter(world.rank, config.train.log_every, plan.batches, lambda: waits.receive, post)
+    if directory is None:
+        outcome = run(job, algorithm, world, reporter, waits)
+        world.gather((outcome, reporter.posted), "outcomes")
+        world.gather(None, "the end")  # rank 0 may still read from a store that ends with this process
+        return None
+
+    console = Console(quiet=not config.run.display)
+    console.print(_setting(job, counts))
+    tests: list[Row] = []
+    with ExitStack() as stack:
+        stack.enter_context(directory)
+        owners = [job.topology.rank_of(block) for block in range(1, job.topology.blocks + 1)]
+        display = stack.enter_context(Display(console, plan.batches, config.train.batch_size, owners))
+
+        def sink(row: Row) -> None:
+            directory.write(row)
+            display.show(row)
+            if row.event == "test":
+                tests.append(row)
+
+        collector = Collector(world.size, job.topology.blocks, fetch, algorithm.objective, sink)
+        outcome = run(job, algorithm, world, reporter, waits)
+        outcomes = world.gather((outcome, reporter.posted), "outcomes")
+        collector.finish([posted for _, posted in outcomes], world.watch.timeout)
+        summary = _summary(job, counts, [outcome for outcome, _ in outcomes], tests[-1])
+        directory.summarise(summary)
+    world.gather(None, "the end")
+    console.print(display.table())
+    console.print(
+        f"test accuracy {summary['test_accuracy']:.4f}  {summary['samples_per_second']:,.0f} samples/s  "
+        f"fingerprint {summary['fingerprint'][:16]}  {directory.path / 'summary.json'}",
+        soft_wrap=True,
+    )
+    return summary
+
+
+def _setting(job: Job, counts: Sequence[int]) -> str:
+    config = job.config
+    return (
+        f"{config.algorithm.name}, {config.model.name} of {len(job.network)} layers cut {list(counts)} into "
+        f"{config.blocks} blocks on {job.topology.ranks} processes, {torch.get_num_threads()} threads each "
+        f"(engine.threads={config.engine.threads}), lag {config.engine.lag}, {job.device.type} over {job.backend}; "
+        f"{config.data.name}, {job.plan.batches} batches of {config.train.batch_size}"
+    )
+
+
+def _summary(job: Job, counts: Sequence[int], outcomes: Sequence[Outcome], test: Row) -> dict[str, Any]:
+    config = job.config
+    accuracies = test.column("accuracy")
+    return {
+        "algorithm": config.algorithm.name,
+        "model": config.model.name,
+        "data": config.data.name,
+        "blocks": config.blocks,
+        "ranks": job.topology.ranks,
+        "seed": config.seed,
+        "steps": job.plan.batches,
+        "test_accuracy": accuracies[-1],
+        "block_accuracy": accuracies,
+        "samples_per_second": min(o.batches * config.train.batch_size / o.seconds for o in outcomes),
+        "wait_fraction": [o.receive_wait / o.seconds for o in outcomes],
+        "send_wait_fraction": [o.send_wait / o.seconds for o in outcomes],
+        "seconds": test.seconds,
+        "fingerprint": fingerprint(digest for outcome in outcomes for digest in outcome.digests),
+        "lag": config.engine.lag,
+        "cut": list(counts),
+        "threads": torch.get_num_threads(),
+        "device": job.device.type,
+        "backend": job.backend,
+        "torch_version": str(torch.__version__),
+        "git_commit": git_commit(),
+    }

@@ -1,0 +1,77 @@
+"""What a channel promises, whatever carries it."""
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from torch import Tensor
+
+from counterflow.message import Tag
+
+Payload = tuple[Tensor, ...]
+
+
+class ChannelError(Exception):
+    """A channel that cannot go on: a lost rank, a wait that ran out, or a message that is not what was agreed.
+
+    The text names rank, edge and batch.
+    """
+
+
+class Sender(Protocol):
+    """The end of a FIFO that messages enter."""
+
+    def send(self, tag: Tag, tensors: Payload) -> None:
+        """Hand over ``tensors``, which the caller may change afterwards only if the channel is a remote one.
+
+        Waits while the channel is full.
+        """
+
+    def close(self) -> None:
+        """Return when everything that was sent has left this process."""
+
+
+class Receiver(Protocol):
+    """The end of a FIFO that messages leave, each taken exactly once and in order."""
+
+    def receive(self, tag: Tag) -> Payload:
+        """The next message, which must be ``tag``; its tensors are valid until `release`. Waits while there is none."""
+
+    def release(self) -> None:
+        """Give back the oldest message that was received and not released."""
+
+    def close(self) -> None:
+        """Return when nothing of this channel is under way any more."""
+
+
+class Watch:
+    """The waits of one process: they all end when one channel of the process fails, or after ``timeout`` seconds."""
+
+    def __init__(self, timeout: float) -> None:
+        self.timeout = timeout
+        self._condition = threading.Condition()
+        self._failure: ChannelError | None = None
+
+    def __enter__(self) -> None:
+        self._condition.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._condition.notify_all()
+        self._condition.release()
+
+    def fail(self, error: ChannelError) -> None:
+        """Wake every wait with ``error``; only the first failure counts, others follow from it."""
+        with self:
+            self._failure = self._failure or error
+
+    def wait(self, ready: Callable[[], object], what: str) -> float:
+        """Wait until ``ready()``, called under the lock; ``what`` says what for. Returns the seconds waited."""
+        start = time.perf_counter()
+        with self._condition:
+            self._condition.wait_for(lambda: self._failure is not None or ready(), self.timeout)
+            if self._failure is not None:
+                raise self._failure
+            if not ready():
+                raise ChannelError(f"{what}: nothing for {self.timeout:g} s (engine.timeout)")
+        return time.perf_counter() - start

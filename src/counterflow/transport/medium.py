@@ -1,0 +1,153 @@
+"""Where a message's bytes lie and how they get between device and wire: the three ways of torch.distributed."""
+
+import time
+from datetime import timedelta
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from counterflow.message import HEADER_BYTES
+from counterflow.transport.channel import Payload
+from counterflow.transport.frame import Frame
+
+
+class Medium(Protocol):
+    """Buffers of one kind. `write` runs on the thread that computes; everything else may run on a waiting thread."""
+
+    def buffer(self, nbytes: int) -> Tensor:
+        """A uint8 buffer for messages of up to ``nbytes`` bytes."""
+
+    def write(self, buffer: Tensor, frame: Frame, header: bytes, tensors: Payload) -> torch.cuda.Event | None:
+        """Copy a message into ``buffer``; the event says when it is there."""
+
+    def send(self, buffer: Tensor, written: torch.cuda.Event | None, rank: int, group: dist.ProcessGroup) -> dist.Work:
+        """Start to send ``buffer`` once it is written."""
+
+    def complete(self, work: dist.Work, timeout: float) -> None:
+        """Block this thread until ``work`` is done; raises ``RuntimeError`` when it fails or ``timeout`` s are over."""
+
+    def header(self, buffer: Tensor) -> bytes:
+        """The header of a received message."""
+
+    def read(self, buffer: Tensor, frame: Frame) -> Payload:
+        """The tensors of a received message on the device where blocks compute."""
+
+
+def _host_header(buffer: Tensor) -> bytes:
+    return bytes(buffer[:HEADER_BYTES].numpy())
+
+
+def _write(buffer: Tensor, frame: Frame, header: bytes, tensors: Payload) -> None:
+    # A staged header is copied while this process still holds the bytes: it lies in the host's memory on both sides.
+    buffer[:HEADER_BYTES].copy_(torch.frombuffer(bytearray(header), dtype=torch.uint8))
+    for view, tensor in zip(frame.views(buffer), tensors, strict=True):
+        view.copy_(tensor, non_blocking=True)
+
+
+class HostMedium:
+    """CPU tensors over gloo."""
+
+    def buffer(self, nbytes: int) -> Tensor:
+        return torch.empty(nbytes, dtype=torch.uint8)
+
+    def write(self, buffer: Tensor, frame: Frame, header: bytes, tensors: Payload) -> None:
+        _write(buffer, frame, header, tensors)
+
+    def send(self, buffer: Tensor, written: object, rank: int, group: dist.ProcessGroup) -> dist.Work:
+        return _work(dist.isend(buffer, rank, group=group))
+
+    def complete(self, work: dist.Work, timeout: float) -> None:
+        work.wait(timedelta(seconds=timeout))
+
+    def header(self, buffer: Tensor) -> bytes:
+        return _host_header(buffer)
+
+    def read(self, buffer: Tensor, frame: Frame) -> Payload:
+        return frame.views(buffer)
+
+
+class StagedMedium:
+    """CUDA tensors over gloo, which moves no device memory: staged through pinned host memory."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._stream = torch.cuda.Stream(device)
+
+    def buffer(self, nbytes: int) -> Tensor:
+        return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
+
+    def write(self, buffer: Tensor, frame: Frame, header: bytes, tensors: Payload) -> torch.cuda.Event:
+        _write(buffer, frame, header, tensors)
+        return torch.cuda.current_stream(self.device).record_event()
+
+    def send(self, buffer: Tensor, written: torch.cuda.Event | None, rank: int, group: dist.ProcessGroup) -> dist.Work:
+        assert written is not None
+        written.synchronize()
+        return _work(dist.isend(buffer, rank, group=group))
+
+    def complete(self, work: dist.Work, timeout: float) -> None:
+        work.wait(timedelta(seconds=timeout))
+
+    def header(self, buffer: Tensor) -> bytes:
+        return _host_header(buffer)
+
+    def read(self, buffer: Tensor, frame: Frame) -> Payload:
+        with torch.cuda.stream(self._stream):
+            tensors = tuple(view.to(self.device, non_blocking=True) for view in frame.views(buffer))
+        # Once this thread has seen the copies end, any stream may use them and the buffer is free again.
+        self._stream.synchronize()
+        for tensor in tensors:
+            tensor.record_stream(torch.cuda.default_stream(self.device))
+        return tensors
+
+
+class DeviceMedium:
+    """CUDA tensors over NCCL, whose ``Work.wait`` orders streams and does not block the host."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._stream = torch.cuda.Stream(device)
+
+    def buffer(self, nbytes: int) -> Tensor:
+        return torch.empty(nbytes, dtype=torch.uint8, device=self.device)
+
+    def write(self, buffer: Tensor, frame: Frame, header: bytes, tensors: Payload) -> torch.cuda.Event:
+        _write(buffer, frame, header, tensors)
+        return torch.cuda.current_stream(self.device).record_event()
+
+    def send(self, buffer: Tensor, written: torch.cuda.Event | None, rank: int, group: dist.ProcessGroup) -> dist.Work:
+        assert written is not None
+        with torch.cuda.stream(self._stream):
+            self._stream.wait_event(written)
+            return _work(dist.isend(buffer, rank, group=group))
+
+    def complete(self, work: dist.Work, timeout: float) -> None:
+        with torch.cuda.stream(self._stream):
+            work.wait()
+            done = self._stream.record_event()
+        deadline = time.monotonic() + timeout
+        while not done.query():
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"no completion within {timeout:g} s")
+            time.sleep(5e-5)
+
+    def header(self, buffer: Tensor) -> bytes:
+        with torch.cuda.stream(self._stream):
+            return _host_header(buffer[:HEADER_BYTES].cpu())
+
+    def read(self, buffer: Tensor, frame: Frame) -> Payload:
+        return frame.views(buffer)
+
+
+def medium(backend: str, device: torch.device) -> Medium:
+    """The medium for a process group's ``backend`` and the device where blocks compute."""
+    if device.type == "cpu":
+        return HostMedium()
+    return DeviceMedium(device) if backend == "nccl" else StagedMedium(device)
+
+
+def _work(work: dist.Work | None) -> dist.Work:
+    assert work is not None, "only ranks of an edge use its group"
+    return work

@@ -1,0 +1,87 @@
+import pytest
+import torch
+
+from counterflow.config import DataConfig
+from counterflow.data.augment import augment
+from counterflow.data.batches import Batches
+from counterflow.data.dataset import Dataset, Split
+from counterflow.data.order import Order
+
+TRAIN, TEST, BATCH = 30, 10, 4
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    generator = torch.Generator().manual_seed(0)
+    train, test = (
+        Split(
+            torch.randint(256, (size, 3, 6, 5), dtype=torch.uint8, generator=generator),
+            torch.randint(7, (size,), generator=generator),
+        )
+        for size in (TRAIN, TEST)
+    )
+    return Dataset.of(train, test, classes=7)
+
+
+def batches(dataset, seed=1, batch_size=BATCH, **options):
+    return Batches(dataset, DataConfig(name="digits", **options), Order(len(dataset.train), batch_size, seed))
+
+
+def normalised(dataset, images):
+    channels = [(images[:, c].float() - dataset.mean[c]) / dataset.std[c] for c in range(images.shape[1])]
+    return torch.stack(channels, 1)
+
+
+def test_inputs_and_labels_follow_the_order(dataset):
+    feed = batches(dataset)
+    for n in (0, 6, 7, 20):
+        indices = feed.order.indices(n)
+        assert torch.equal(feed.inputs(n), normalised(dataset, dataset.train.images[indices]))
+        assert torch.equal(feed.labels(n), dataset.train.labels[indices])
+        assert feed.inputs(n).dtype == torch.float32
+        assert feed.labels(n).dtype == torch.int64
+
+
+def test_training_inputs_have_mean_zero_and_variance_one(dataset):
+    inputs = batches(dataset, batch_size=TRAIN).inputs(0)
+    torch.testing.assert_close(inputs.mean((0, 2, 3)), torch.zeros(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(inputs.std((0, 2, 3), correction=0), torch.ones(3), atol=1e-5, rtol=0)
+
+
+def test_augmented_inputs(dataset):
+    feed = batches(dataset, augment=True, padding=1, flip=False)
+    for n in (0, 9):  # 7 batches an epoch
+        indices = feed.order.indices(n)
+        images = dataset.train.images[indices]
+        expected = augment(images, indices, seed=1, epoch=n // 7, size=TRAIN, padding=1, flip=False)
+        assert torch.equal(feed.inputs(n), normalised(dataset, expected))
+        assert not torch.equal(expected, images)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 4, 5, 10, 30])
+def test_test_batches_are_the_test_split_in_order(dataset, batch_size):
+    feed = batches(dataset, batch_size=batch_size, augment=True)
+    assert feed.test_batches == {1: 10, 3: 4, 4: 3, 5: 2, 10: 1, 30: 1}[batch_size]
+    parts = [feed.test_inputs(e) for e in range(feed.test_batches)]
+    assert [len(part) for part in parts] == [feed.test_size(e) for e in range(feed.test_batches)]
+    assert torch.equal(torch.cat(parts), normalised(dataset, dataset.test.images))
+    assert torch.equal(feed.test_labels(), dataset.test.labels)
+    with pytest.raises(AssertionError):
+        feed.test_inputs(feed.test_batches)
+
+
+def test_bits_do_not_depend_on_the_order_of_calls(dataset):
+    feed = batches(dataset, augment=True)
+    inputs = {n: feed.inputs(n) for n in range(21)}
+    labels = {n: feed.labels(n) for n in range(21)}
+    torch.manual_seed(5)
+    again = batches(dataset, augment=True)
+    for n in (20, 3, 7, 6, 7, 0, 14, 13):
+        again.labels((n + 9) % 21)
+        assert torch.equal(again.inputs(n), inputs[n])
+        assert torch.equal(again.labels(n), labels[n])
+
+
+def test_an_order_of_other_data_is_refused(dataset):
+    with pytest.raises(AssertionError):
+        Batches(dataset, DataConfig(name="digits"), Order(TRAIN + 1, BATCH, 1))

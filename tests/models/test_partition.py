@@ -1,0 +1,182 @@
+import re
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from itertools import accumulate, combinations, pairwise
+from typing import ClassVar
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from counterflow.config import CNNConfig, MLPConfig
+from counterflow.models import build
+from counterflow.models.partition import balance, layer_costs, layer_counts, output_shapes, partition
+
+CUTS = ["parameters", "flops", "measured"]
+
+
+def block_costs(costs: Sequence[float], counts: Sequence[int]) -> list[float]:
+    return [sum(costs[start:end]) for start, end in pairwise([0, *accumulate(counts)])]
+
+
+def every_cut(layers: int, blocks: int) -> list[list[int]]:
+    return [[b - a for a, b in pairwise([0, *ends, layers])] for ends in combinations(range(1, layers), blocks - 1)]
+
+
+@st.composite
+def balance_inputs(draw: st.DrawFn) -> tuple[list[int], int]:
+    costs = draw(st.lists(st.integers(0, 12), min_size=1, max_size=10))
+    return costs, draw(st.integers(1, len(costs)))
+
+
+@settings(deadline=None)
+@given(balance_inputs())
+def test_balance_is_the_best_of_all_cuts(inputs: tuple[list[int], int]) -> None:
+    costs, blocks = inputs
+
+    def order(counts: list[int]) -> tuple[list[float], list[int]]:
+        return sorted(block_costs(costs, counts), reverse=True), counts
+
+    assert balance(costs, blocks) == min(every_cut(len(costs), blocks), key=order)
+
+
+@pytest.mark.parametrize(
+    ("costs", "blocks", "counts"),
+    [
+        ([1, 1, 1, 1], 2, [2, 2]),
+        ([1] * 10, 4, [2, 2, 3, 3]),
+        ([9, 1, 1, 1], 3, [1, 1, 2]),  # the largest block is fixed; the rest is still shared out
+        ([1, 2, 1], 2, [1, 2]),  # a tie: fewer layers at the bottom
+        ([0, 0, 5, 0, 0], 3, [1, 1, 3]),
+        ([0.5, 0.25, 0.25], 2, [1, 2]),
+        ([7], 1, [1]),
+    ],
+)
+def test_balance_by_hand(costs: list[float], blocks: int, counts: list[int]) -> None:
+    assert balance(costs, blocks) == counts
+
+
+def test_balance_of_200_layers() -> None:
+    counts = balance([1] * 200, 16)
+    assert sorted(counts) == [12] * 8 + [13] * 8
+
+
+def test_parameters_are_counted_by_hand() -> None:
+    network = nn.Sequential(nn.Linear(3, 4), nn.Sequential(nn.ReLU(), nn.Linear(4, 5, bias=False)), nn.ReLU())
+    assert layer_costs(network, torch.randn(2, 3), "parameters") == [3 * 4 + 4, 4 * 5, 1]
+
+
+def test_flops_are_counted_by_hand_for_one_sample() -> None:
+    network = nn.Sequential(
+        nn.Conv2d(2, 3, 3, stride=2, padding=1),  # 7x5 pixels become 4x3
+        nn.Sequential(nn.ReLU(), nn.Flatten()),
+        nn.Linear(3 * 4 * 3, 10),
+    )
+    costs = layer_costs(network, torch.randn(8, 2, 7, 5), "flops")
+    assert costs == [2 * (4 * 3) * 3 * (2 * 3 * 3), 1, 2 * (3 * 4 * 3) * 10]
+
+
+def test_measured_sees_the_expensive_layer() -> None:
+    network = nn.Sequential(nn.Linear(4, 512), nn.Linear(512, 1024), nn.Linear(1024, 4))
+    costs = layer_costs(network, torch.randn(256, 4), "measured")
+    assert max(costs) == costs[1]
+
+
+class Recorder(nn.Module):
+    """Writes down, for all copies of it, with how many samples and in which mode it ran."""
+
+    seen: ClassVar[set[tuple[int, bool, bool]]] = set()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.add((len(x), self.training, torch.is_grad_enabled()))
+        return x * 1.0
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(("cut", "seen"), [("flops", (1, False, False)), ("measured", (6, True, True))])
+def test_costs_are_taken_in_the_right_mode(cut: str, seen: tuple[int, bool, bool], training: bool) -> None:
+    Recorder.seen.clear()
+    network = nn.Sequential(nn.Linear(3, 3), Recorder()).train(training)
+    layer_costs(network, torch.randn(6, 3), cut)
+    assert Recorder.seen == {seen}
+
+
+@pytest.mark.parametrize(
+    "use",
+    [*[lambda network, x, cut=cut: layer_costs(network, x, cut) for cut in CUTS], output_shapes],
+    ids=[*CUTS, "output_shapes"],
+)
+def test_the_network_is_left_as_it_was(use: Callable[[nn.Sequential, Tensor], object]) -> None:
+    network = build(CNNConfig(channels=[4, 4], strides=[1, 2], dropout=0.5), (1, 8, 8), 10, seed=1)
+    x = torch.randn(4, 1, 8, 8)
+    network(x).sum().backward()
+    network[1].eval()
+    state = deepcopy(network.state_dict())
+    gradients = {name: (p.grad, p.grad.clone()) for name, p in network.named_parameters() if p.grad is not None}
+    assert len(gradients) == len(list(network.parameters()))
+    flags = [module.training for module in network.modules()]
+    sample, generator = x.clone(), torch.get_rng_state()
+
+    use(network, x)
+
+    torch.testing.assert_close(network.state_dict(), state, rtol=0, atol=0)
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is gradients[name][0]
+        assert torch.equal(*gradients[name])
+    assert [module.training for module in network.modules()] == flags
+    assert torch.equal(x, sample)
+    assert not x.requires_grad
+    assert torch.equal(torch.get_rng_state(), generator)
+
+
+def test_output_shapes_leave_out_the_batch() -> None:
+    network = build(CNNConfig(), (1, 28, 28), 10, seed=1)
+    x = torch.randn(3, 1, 28, 28)
+    blocks = partition(network, 3, [1, 3, 3], x)  # the strides are 1 | 2, 1, 2 | 1, 1
+    assert output_shapes(blocks, x) == [(32, 28, 28), (128, 7, 7), (10,)]
+
+
+@pytest.mark.parametrize("cut", [*CUTS, [1, 3, 1]])
+def test_blocks_share_the_layers_of_the_network_and_their_names(cut: str | list[int]) -> None:
+    network = build(MLPConfig(), (1, 8, 8), 10, seed=1)
+    blocks = partition(network, 3, cut, torch.randn(4, 1, 8, 8))
+    assert [id(layer) for block in blocks for layer in block] == [id(layer) for layer in network]
+    assert [name for block in blocks for name in block.state_dict()] == list(network.state_dict())
+
+
+def test_an_explicit_cut_is_taken_as_it_is() -> None:
+    network = build(MLPConfig(), (1, 8, 8), 10, seed=1)
+    x = torch.randn(4, 1, 8, 8)
+    assert layer_counts(network, 3, [1, 3, 1], x) == [1, 3, 1]
+    assert [len(block) for block in partition(network, 3, [1, 3, 1], x)] == [1, 3, 1]
+
+
+def test_named_cuts_balance_their_costs() -> None:
+    # The convolution is cheap in parameters and dear in flops.
+    network = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.Flatten(), nn.Linear(128, 4), nn.Linear(4, 4))
+    x = torch.randn(2, 1, 8, 8)
+    assert layer_counts(network, 2, "flops", x) == [1, 3]
+    assert layer_counts(network, 2, "parameters", x) == [2, 2]
+
+
+@pytest.mark.parametrize("cut", [[2, 3], [1, 1, 2], [2, 2, 2], [0, 2, 3], [-1, 3, 3], [1, 1, 2, 1]])
+def test_an_explicit_cut_that_does_not_fit_is_refused(cut: list[int]) -> None:
+    network = build(MLPConfig(), (1, 8, 8), 10, seed=1)
+    message = f"model.cut={cut}: must be 3 numbers of at least 1 that sum to 5, the number of layers of the model"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        partition(network, 3, cut, torch.randn(4, 1, 8, 8))
+
+
+@pytest.mark.parametrize("cut", ["flops", [1, 1, 1, 1, 1, 1]])
+def test_more_blocks_than_layers_are_refused(cut: str | list[int]) -> None:
+    network = build(MLPConfig(), (1, 8, 8), 10, seed=1)
+    with pytest.raises(ValueError, match=r"^blocks=6: must be at most 5, the number of layers of the model$"):
+        partition(network, 6, cut, torch.randn(4, 1, 8, 8))
+
+
+def test_an_unknown_cut_is_refused() -> None:
+    network = build(MLPConfig(), (1, 8, 8), 10, seed=1)
+    with pytest.raises(ValueError, match=r"^model\.cut=time: allowed are flops, parameters, measured, or a list"):
+        partition(network, 2, "time", torch.randn(4, 1, 8, 8))

@@ -1,0 +1,47 @@
+import pytest
+import torch
+from torch import nn
+from torchvision.models import resnet18
+from torchvision.models.resnet import BasicBlock
+
+from counterflow.config import ResNetConfig
+from counterflow.models.resnet import resnet
+
+
+def test_layers_are_stem_eight_blocks_output() -> None:
+    network = resnet(ResNetConfig(), (1, 28, 28), 10)
+    assert [type(layer) for layer in network] == [nn.Sequential, *[BasicBlock] * 8, nn.Sequential]
+    activation = torch.randn(2, 1, 28, 28)
+    shapes = [tuple((activation := layer(activation)).shape[1:]) for layer in network]
+    assert shapes == [
+        *[(64, 28, 28)] * 3,
+        *[(128, 14, 14)] * 2,
+        *[(256, 7, 7)] * 2,
+        *[(512, 4, 4)] * 2,
+        (10,),
+    ]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_equals_torchvision_with_the_same_weights(training: bool) -> None:
+    network = resnet(ResNetConfig(), (3, 32, 32), 10).train(training)
+    reference = resnet18(num_classes=10)
+    reference.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    reference.maxpool = nn.Identity()
+    # Modules are registered in the order of the forward pass in both.
+    entries = zip(reference.state_dict(), network.state_dict().values(), strict=True)
+    reference.load_state_dict({name: value.clone() for name, value in entries})
+    reference.train(training)
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(network(x), reference(x))
+    if training:
+        updated = zip(network.buffers(), reference.buffers(), strict=True)
+        assert all(torch.equal(ours, theirs) for ours, theirs in updated)
+
+
+def test_stem_is_initialised_like_torchvisions_convolutions() -> None:
+    torch.manual_seed(0)
+    weight = resnet(ResNetConfig(), (16, 8, 8), 10)[0][0].weight
+    assert weight.shape == (64, 16, 3, 3)
+    assert weight.std().item() == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.05)  # kaiming, fan out, normal
+    assert weight.abs().max() > 3 * weight.std()
