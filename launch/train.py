@@ -1,9 +1,8 @@
 """Train: ``torchrun --nproc_per_node=4 launch/train.py [overrides]``, or ``python launch/train.py`` on one process."""
 
-import sys
 from pathlib import Path
 
 from counterflow.launcher import main
 
 if __name__ == "__main__":
-    main(Path(__file__).parent.parent / "conf", sys.argv[1:])
+    main(Path(__file__).parent.parent / "conf")

@@ -93,7 +93,9 @@ class ModelConfig:
         if isinstance(self.cut, str):
             _one_of("model.cut", self.cut, ("flops", "parameters", "measured"))
         elif not (isinstance(self.cut, list) and self.cut and all(isinstance(c, int) and c > 0 for c in self.cut)):
-            raise ValueError(f"model.cut={self.cut}: allowed are flops, parameters, measured, or a list of layer counts")
+            raise ValueError(
+                f"model.cut={self.cut}: allowed are flops, parameters, measured, or a list of layer counts"
+            )
 
 
 @dataclass(kw_only=True)
@@ -107,6 +109,7 @@ class MLPConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _one_of("model.name", self.name, ("mlp",))
         _at_least("model.width", self.width, 1)
         _at_least("model.hidden", self.hidden, 1)
         _one_of("model.norm", self.norm, ("none", "layer", "batch"))
@@ -125,10 +128,13 @@ class CNNConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _one_of("model.name", self.name, ("cnn",))
         if not self.channels or min(self.channels) < 1:
             raise ValueError(f"model.channels={self.channels}: must be a list of positive numbers")
         if len(self.strides) != len(self.channels) or min(self.strides) < 1:
-            raise ValueError(f"model.strides={self.strides}: must be {len(self.channels)} positive numbers, one a convolution")
+            raise ValueError(
+                f"model.strides={self.strides}: must be {len(self.channels)} positive numbers, one a convolution"
+            )
         _one_of("model.norm", self.norm, ("none", "batch"))
         _fraction("model.dropout", self.dropout)
 

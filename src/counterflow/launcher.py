@@ -3,13 +3,13 @@
 import os
 import sys
 import traceback
-from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import NoReturn
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig
 
-from counterflow.composition import configure
+from counterflow.composition import check, command_line
 from counterflow.config import TrainConfig
 from counterflow.engine.execute import RunError
 from counterflow.engine.job import prepare
@@ -33,27 +33,38 @@ def launch(config: TrainConfig) -> None:
     world.close()
 
 
-def main(conf: Path, overrides: Sequence[str]) -> None:
-    """Configure and launch; ends the process with status 0 only if the run finished.
+def main(conf: Path) -> None:
+    """Configure from the command line, and launch; ends the process with status 0 only if the run finished.
 
     A wrong configuration is one line from the first process of each node, as all of them find the same. What ends a
     run is one line from every rank that noticed, and the traceback where it was not foreseen.
     """
-    try:
-        launch(configure(conf, overrides))
-    except ValueError as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0":
+
+    def task(composed: DictConfig) -> None:
+        try:
+            launch(check(composed))
+        except ValueError as error:
+            _refuse(error)
+        except (RunError, ChannelError) as error:
+            cause = error.__cause__
+            if isinstance(error, RunError) and cause is not None and not isinstance(cause, FloatingPointError):
+                traceback.print_exception(cause)
             print(f"error: {error}", file=sys.stderr)
-        sys.exit(USAGE_ERROR)
-    except (RunError, ChannelError) as error:
-        cause = error.__cause__
-        if isinstance(error, RunError) and cause is not None and not isinstance(cause, FloatingPointError):
-            traceback.print_exception(cause)
+            _exit(RUN_ERROR)
+
+    try:
+        command_line(conf, task)
+    except ValueError as error:
+        _refuse(error)
+
+
+def _refuse(error: ValueError) -> NoReturn:
+    if os.environ.get("LOCAL_RANK", "0") == "0":
         print(f"error: {error}", file=sys.stderr)
-        _exit(RUN_ERROR)
+    _exit(USAGE_ERROR)
 
 
-def _exit(status: int) -> None:
+def _exit(status: int) -> NoReturn:
     """End now: waiting threads may be inside an operation that nothing completes any more."""
     sys.stdout.flush()
     sys.stderr.flush()

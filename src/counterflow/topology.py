@@ -44,7 +44,9 @@ class Topology:
         if self.blocks < 1:
             raise ValueError(f"blocks={self.blocks}: must be at least 1")
         if not 1 <= self.ranks <= self.blocks:
-            raise ValueError(f"ranks={self.ranks}: must be between 1 and blocks={self.blocks}, a rank owns at least one block")
+            raise ValueError(
+                f"ranks={self.ranks}: must be between 1 and blocks={self.blocks}, a rank owns at least one block"
+            )
 
     def blocks_of(self, rank: int) -> range:
         """The blocks of ``rank``, bottom to top."""

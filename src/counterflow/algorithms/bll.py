@@ -93,7 +93,7 @@ class BLLRule(LocalRule):
             rho = posterior(u, codes, labels)
             logits = u @ codes.T
         loss = self._family.kl(rho, u).mean()
-        loss.backward()
+        torch.autograd.backward(loss)
         self._theta.step(n)
         metrics = {
             "loss": loss.detach(),
@@ -103,7 +103,7 @@ class BLLRule(LocalRule):
         if self.feedback is not None and self._phi is not None:
             below = message[1].flatten(0, -2)
             feedback_loss = F.cross_entropy(below @ self.feedback(codes).T, labels)
-            feedback_loss.backward()
+            torch.autograd.backward(feedback_loss)
             self._phi.step(n)
             metrics["feedback_loss"] = feedback_loss.detach()
         return metrics

@@ -47,7 +47,7 @@ class Categorical(Family):
         self.categories = categories
 
     def _variables(self, natural: Tensor) -> Tensor:
-        return natural.unflatten(-1, (-1, self.categories))
+        return natural.reshape(*natural.shape[:-1], -1, self.categories)
 
     def mean(self, natural: Tensor) -> Tensor:
         return self._variables(natural).softmax(-1).flatten(-2)

@@ -25,7 +25,9 @@ def rate(config: OptimizerConfig, n: int, batches: int) -> float:
 class BlockOptimizer:
     """Updates one set of parameters; `step` takes the batch index, so nothing but torch's own state is kept."""
 
-    def __init__(self, parameters: Iterable[nn.Parameter], config: OptimizerConfig, batches: int, scale: float = 1.0) -> None:
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], config: OptimizerConfig, batches: int, scale: float = 1.0
+    ) -> None:
         self._config = config
         self._batches = batches
         self._lr = config.lr * scale

@@ -72,7 +72,9 @@ def _device(config: TrainConfig, local_rank: int, local_ranks: int) -> tuple[tor
         return torch.device("cpu"), "gloo"
     devices = torch.cuda.device_count()
     if backend == "nccl" and local_ranks > devices:
-        raise ValueError(f"engine.backend=nccl: {local_ranks} ranks on {devices} devices, it needs a device for each rank")
+        raise ValueError(
+            f"engine.backend=nccl: {local_ranks} ranks on {devices} devices, it needs a device for each rank"
+        )
     if backend == "auto":
         backend = "nccl" if local_ranks <= devices else "gloo"
     return torch.device("cuda", local_rank % devices), backend

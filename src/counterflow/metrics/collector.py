@@ -58,9 +58,7 @@ class Collector:
             self._error = error
 
     def _done(self) -> bool:
-        return self._expected is not None and (
-            self._next == list(self._expected) or time.monotonic() > self._deadline
-        )
+        return self._expected is not None and (self._next == list(self._expected) or time.monotonic() > self._deadline)
 
     def _look(self) -> None:
         for rank in range(len(self._next)):

@@ -24,7 +24,11 @@ class Display:
         self._test: Row | None = None
         self._before = (0, 0.0)
         self._progress = Progress(
-            TextColumn("batch"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn(), TextColumn("{task.description}")
+            TextColumn("batch"),
+            MofNCompleteColumn(),
+            BarColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.description}"),
         )
         self._task = self._progress.add_task("", total=batches)
         self._live = Live(console=console, refresh_per_second=4, transient=True)

@@ -2,11 +2,11 @@
 
 from counterflow.schedule.plan import Plan
 from counterflow.schedule.program import Action, Op, block_program, rank_program
-from counterflow.schedule.simulate import Deadlock, Durations, Timetable, simulate
+from counterflow.schedule.simulate import DeadlockError, Durations, Timetable, simulate
 
 __all__ = [
     "Action",
-    "Deadlock",
+    "DeadlockError",
     "Durations",
     "Op",
     "Plan",

@@ -9,7 +9,7 @@ from counterflow.schedule.program import Action, Op, rank_program
 from counterflow.topology import Edge, Stream, Topology
 
 
-class Deadlock(Exception):
+class DeadlockError(Exception):
     """No rank can go on; the message says what each waits for."""
 
 
@@ -84,10 +84,12 @@ class _Channel:
         self.freed.append(now)
 
 
-def simulate(topology: Topology, plan: Plan, room: Mapping[Stream, int], durations: Durations | None = None) -> Timetable:
+def simulate(
+    topology: Topology, plan: Plan, room: Mapping[Stream, int], durations: Durations | None = None
+) -> Timetable:
     """Run all programs to the end; ``room`` is how many messages a channel of each stream holds.
 
-    Raises `Deadlock` when they cannot end. An action waits for its message, runs, and then waits for room to send.
+    Raises `DeadlockError` when they cannot end. An action waits for its message, runs, and then waits for room to send.
     """
     durations = durations or Durations()
     channels = {
@@ -151,5 +153,5 @@ def simulate(topology: Topology, plan: Plan, room: Mapping[Stream, int], duratio
             for rank, action in enumerate(current)
             if action is not None
         )
-        raise Deadlock("; ".join(stuck))
+        raise DeadlockError("; ".join(stuck))
     return Timetable(spans, topology)

@@ -73,14 +73,15 @@ class StagedMedium:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._stream = torch.cuda.Stream(device)
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def buffer(self, nbytes: int) -> Tensor:
         return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
 
     def write(self, buffer: Tensor, frame: Frame, header: bytes, tensors: Payload) -> torch.cuda.Event:
         _write(buffer, frame, header, tensors)
-        return torch.cuda.current_stream(self.device).record_event()
+        written: torch.cuda.Event = torch.cuda.current_stream(self.device).record_event()
+        return written
 
     def send(self, buffer: Tensor, written: torch.cuda.Event | None, rank: int, group: dist.ProcessGroup) -> dist.Work:
         assert written is not None
@@ -108,14 +109,15 @@ class DeviceMedium:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._stream = torch.cuda.Stream(device)
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def buffer(self, nbytes: int) -> Tensor:
         return torch.empty(nbytes, dtype=torch.uint8, device=self.device)
 
     def write(self, buffer: Tensor, frame: Frame, header: bytes, tensors: Payload) -> torch.cuda.Event:
         _write(buffer, frame, header, tensors)
-        return torch.cuda.current_stream(self.device).record_event()
+        written: torch.cuda.Event = torch.cuda.current_stream(self.device).record_event()
+        return written
 
     def send(self, buffer: Tensor, written: torch.cuda.Event | None, rank: int, group: dist.ProcessGroup) -> dist.Work:
         assert written is not None

@@ -177,7 +177,9 @@ class RemoteReceiver(_End):
 
     def receive(self, tag: Tag) -> Payload:
         wire = self.wire
-        wire.watch.wait(lambda: self._arrived, f"rank {wire.rank}: {wire.edge} from rank {wire.peer}: waiting for {tag}")
+        wire.watch.wait(
+            lambda: self._arrived, f"rank {wire.rank}: {wire.edge} from rank {wire.peer}: waiting for {tag}"
+        )
         with wire.watch:
             found, buffer, payload = self._arrived.popleft()
         if found != tag:
@@ -191,6 +193,8 @@ class RemoteReceiver(_End):
 
     def close(self) -> None:
         wire = self.wire
-        wire.watch.wait(lambda: not self._under_way, f"rank {wire.rank}: {wire.edge} from rank {wire.peer}: last messages")
+        wire.watch.wait(
+            lambda: not self._under_way, f"rank {wire.rank}: {wire.edge} from rank {wire.peer}: last messages"
+        )
         self._posted.put(None)
         self._join()

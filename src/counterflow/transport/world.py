@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous as env_rendezvous
 
 from counterflow.message import Tag
 from counterflow.topology import Edge, Topology
@@ -17,18 +19,18 @@ from counterflow.transport.medium import HostMedium, Medium, medium
 from counterflow.transport.remote import RemoteReceiver, RemoteSender, Wire
 
 
-def rendezvous(timeout: float) -> tuple[dist.Store | None, int, int]:
+def rendezvous(timeout: float) -> tuple[Store | None, int, int]:
     """The store, rank and number of processes that the launcher's environment names; no store for a single process."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return None, 0, 1
-    store, rank, size = next(dist.rendezvous("env://", timeout=timedelta(seconds=timeout)))
+    store, rank, size = next(env_rendezvous("env://", timeout=timedelta(seconds=timeout)))
     return store, rank, size
 
 
 class World:
     """The processes of a run as one of them sees them; a single process needs no process group at all."""
 
-    def __init__(self, store: dist.Store | None, rank: int, size: int, watch: Watch) -> None:
+    def __init__(self, store: Store | None, rank: int, size: int, watch: Watch) -> None:
         self.rank = rank
         self.size = size
         self.watch = watch
@@ -45,7 +47,7 @@ class World:
         for edge in topology.crossing():
             ends = [topology.rank_of(edge.source), topology.rank_of(edge.destination)]
             group = dist.new_group(ends, backend=backend, timeout=timeout)
-            if self.rank in ends:
+            if isinstance(group, dist.ProcessGroup):  # this rank is one of the two ends
                 (peer,) = set(ends) - {self.rank}
                 self._groups[edge] = group, peer
                 # The first operation of a group connects its sockets or builds its communicator.
@@ -94,11 +96,11 @@ class World:
             dist.destroy_process_group()
 
 
-def connect(store: dist.Store | None, rank: int, size: int, *, timeout: float) -> World:
+def connect(store: Store | None, rank: int, size: int, *, timeout: float) -> World:
     """Join the processes that meet in ``store``; every wait in this world lasts ``timeout`` seconds at most."""
     watch = Watch(timeout)
     if store is None or size == 1:
         return World(None, rank, size, watch)
     limit = timedelta(seconds=timeout)
-    dist.init_process_group("gloo", store=dist.PrefixStore("gloo", store), rank=rank, world_size=size, timeout=limit)
-    return World(dist.PrefixStore("notes", store), rank, size, watch)
+    dist.init_process_group("gloo", store=PrefixStore("gloo", store), rank=rank, world_size=size, timeout=limit)
+    return World(PrefixStore("notes", store), rank, size, watch)
