@@ -1,0 +1,83 @@
+"""Small real runs on the processes of a test, with faults and delays at the transport boundary."""
+
+import random
+import time
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+import torch.distributed as dist
+
+from counterflow.composition import configure
+from counterflow.engine.job import prepare
+from counterflow.message import Tag
+from counterflow.metrics.files import RunDirectory
+from counterflow.train import train
+from counterflow.transport import Payload, World, connect
+from processes import CONF, Pool
+
+SMALL = (
+    "model.width=16",
+    "train.batch_size=32",
+    "train.steps=12",
+    "train.evaluate_every=5",
+    "train.log_every=4",
+    "engine.threads=1",
+    "engine.timeout=30",
+    "run.display=false",
+)
+
+
+class Delayed:
+    """A channel whose operations are late by up to ``most`` seconds."""
+
+    def __init__(self, channel: Any, most: float, seed: int) -> None:
+        self._channel = channel
+        self._most = most
+        self._random = random.Random(seed)
+
+    def _sleep(self) -> None:
+        time.sleep(self._random.random() * self._most)
+
+    def send(self, tag: Tag, tensors: Payload) -> None:
+        self._sleep()
+        self._channel.send(tag, tensors)
+
+    def receive(self, tag: Tag) -> Payload:
+        self._sleep()
+        return self._channel.receive(tag)
+
+    def release(self) -> None:
+        self._sleep()
+        self._channel.release()
+
+    def close(self) -> None:
+        self._channel.close()
+
+
+def delay(world: World, most: float, seed: int) -> None:
+    """Make every remote channel of ``world`` late at random."""
+    sender, receiver = world.sender, world.receiver
+    world.sender = lambda edge, *a: Delayed(sender(edge, *a), most, hash((seed, edge.source)))  # type: ignore[method-assign]
+    world.receiver = lambda edge, *a: Delayed(receiver(edge, *a), most, hash((seed, edge.source, 1)))  # type: ignore[method-assign]
+
+
+def train_rank(rank: int, size: int, store_path: str, overrides: list[str], most: float, seed: int) -> Any:
+    config = configure(CONF, [*overrides, f"run.dir={mkdtemp(prefix='counterflow-run-')}"])
+    job = prepare(config, size)
+    store = dist.FileStore(store_path, size) if size > 1 else None
+    world = connect(store, rank, size, timeout=config.engine.timeout)
+    world.open_edges(job.topology, job.backend, job.device)
+    if most:
+        delay(world, most, seed)
+    directory = RunDirectory(Path(config.run.dir or ""), config) if rank == 0 else None
+    summary = train(job, world, directory)
+    world.close()
+    return summary
+
+
+def summary_of(pool: Pool, ranks: int, *overrides: str, delays: float = 0.0, seed: int = 0) -> dict[str, Any]:
+    """The summary of a small run on ``ranks`` processes of the pool."""
+    summary = pool.run(ranks, train_rank, [*SMALL, *overrides], delays, seed)[0]
+    assert isinstance(summary, dict)
+    return summary
