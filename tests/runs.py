@@ -17,7 +17,6 @@ from counterflow.transport import Payload, World, connect
 from processes import CONF, Pool
 
 SMALL = (
-    "model.width=16",
     "train.batch_size=32",
     "train.steps=12",
     "train.evaluate_every=5",
