@@ -46,16 +46,21 @@ def main(conf: Path) -> None:
         except ValueError as error:
             _refuse(error)
         except (RunError, ChannelError) as error:
-            cause = error.__cause__
-            if isinstance(error, RunError) and cause is not None and not isinstance(cause, FloatingPointError):
-                traceback.print_exception(cause)
-            print(f"error: {error}", file=sys.stderr)
-            _exit(RUN_ERROR)
+            abort(error)
 
     try:
         command_line(conf, task)
     except ValueError as error:
         _refuse(error)
+
+
+def abort(error: RunError | ChannelError) -> NoReturn:
+    """Say what ended the run, and end the process at once, so that its neighbours notice."""
+    cause = error.__cause__
+    if isinstance(error, RunError) and cause is not None and not isinstance(cause, FloatingPointError):
+        traceback.print_exception(cause)
+    print(f"error: {error}", file=sys.stderr)
+    _exit(RUN_ERROR)
 
 
 def _refuse(error: ValueError) -> NoReturn:

@@ -1,5 +1,6 @@
 """Runs the programs of all ranks against bounded channels on a clock, without tensors or processes."""
 
+import sys
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -87,18 +88,13 @@ class _Channel:
 def simulate(
     topology: Topology, plan: Plan, room: Mapping[Stream, int], durations: Durations | None = None
 ) -> Timetable:
-    """Run all programs to the end; ``room`` is how many messages a channel of each stream holds.
+    """Run all programs to the end; ``room`` is how many messages a channel between ranks holds, for each stream.
 
     Raises `DeadlockError` when they cannot end. An action waits for its message, runs, and then waits for room to send.
     """
     durations = durations or Durations()
-    channels = {
-        edge: _Channel(
-            room[edge.stream],
-            durations.latency if topology.rank_of(edge.source) != topology.rank_of(edge.destination) else 0.0,
-        )
-        for edge in topology.edges()
-    }
+    channels = {edge: _Channel(sys.maxsize, 0.0) for edge in topology.edges()}  # inside a process they never wait
+    channels |= {edge: _Channel(room[edge.stream], durations.latency) for edge in topology.crossing()}
     programs = [rank_program(topology.blocks_of(rank), plan) for rank in range(topology.ranks)]
     current = [next(program, None) for program in programs]
     clock = [0.0] * topology.ranks

@@ -6,6 +6,7 @@ leaves when a posted receive takes it, and the next but one `send` waits until t
 """
 
 import queue
+import re
 import threading
 import time
 from collections import deque
@@ -50,7 +51,12 @@ class Wire:
             waited = time.monotonic() - start
             if waited >= self.watch.timeout:
                 raise self.error(tag, f"nothing for {waited:.1f} s (engine.timeout)") from error
-            raise self.error(tag, f"lost rank {self.peer}") from error
+            raise self.lost(tag, error) from error
+
+    def lost(self, tag: Tag, error: RuntimeError) -> ChannelError:
+        # Gloo puts its source file before what happened, and advice behind it.
+        reason = re.sub(r"^\[\S+\] ", "", str(error).strip()).split(". ")[0].splitlines()
+        return self.error(tag, f"lost rank {self.peer} ({' '.join(reason)})")
 
 
 class _End:
@@ -112,7 +118,7 @@ class RemoteSender(_End):
             try:
                 work = wire.medium.send(buffer[: wire.frames(tag).nbytes], written, wire.peer, wire.group)
             except RuntimeError as error:
-                raise wire.error(tag, f"lost rank {wire.peer}") from error
+                raise wire.lost(tag, error) from error
             wire.complete(work, tag)
             with wire.watch:
                 self._free.append(buffer)
@@ -153,7 +159,7 @@ class RemoteReceiver(_End):
         try:
             work = dist.irecv(buffer[:nbytes], wire.peer, group=wire.group)
         except RuntimeError as error:
-            raise wire.error(tag, f"lost rank {wire.peer}") from error
+            raise wire.lost(tag, error) from error
         assert work is not None, "only ranks of an edge use its group"
         with wire.watch:
             self._under_way += 1

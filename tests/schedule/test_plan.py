@@ -1,0 +1,53 @@
+"""What a run does at which batch, against definitions written out by hand."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from counterflow.message import Kind, Tag
+from counterflow.schedule import Plan
+from counterflow.topology import Stream
+
+
+@pytest.mark.parametrize(
+    ("batches", "every", "tests", "after"),
+    [
+        (7, 3, 1, [2, 5, 6]),
+        (6, 3, 4, [2, 5]),  # the last batch is also a third one: once
+        (6, 0, 1, [5]),
+        (6, 100, 1, [5]),
+        (6, 2, 0, []),  # no test data
+        (3, 1, 2, [0, 1, 2]),
+        (1, 0, 1, [0]),
+    ],
+)
+def test_evaluations_by_hand(batches: int, every: int, tests: int, after: list[int]) -> None:
+    plan = Plan(batches, lag=1, evaluate_every=every, test_batches=tests)
+    assert [n for n in range(batches) if plan.evaluates_after(n)] == after
+
+
+@given(st.integers(1, 40), st.integers(1, 50), st.integers(1, 3))
+def test_an_evaluation_after_every_so_many_batches_and_the_last(batches: int, every: int, tests: int) -> None:
+    plan = Plan(batches, lag=1, evaluate_every=every, test_batches=tests)
+    expected = {*range(every - 1, batches, every), batches - 1}
+    assert {n for n in range(batches) if plan.evaluates_after(n)} == expected
+
+
+def test_streams_by_hand() -> None:
+    plan = Plan(batches=3, lag=2, evaluate_every=2, test_batches=2)
+    assert list(plan.messages(Stream.ACTIVATION)) == [
+        Tag(Kind.ACTIVATION, 0),
+        Tag(Kind.ACTIVATION, 1),
+        Tag(Kind.TEST, 1, 0),
+        Tag(Kind.TEST, 1, 1),
+        Tag(Kind.ACTIVATION, 2),
+        Tag(Kind.TEST, 2, 0),
+        Tag(Kind.TEST, 2, 1),
+    ]
+    assert list(plan.messages(Stream.TARGET)) == [Tag(Kind.TARGET, 0), Tag(Kind.TARGET, 1), Tag(Kind.TARGET, 2)]
+
+
+@pytest.mark.parametrize(("lag", "distances"), [(0, [0, 0, 0, 0]), (1, [0, 1, 2, 3]), (3, [0, 3, 6, 9])])
+def test_distance_of_blocks_1_to_4(lag: int, distances: list[int]) -> None:
+    plan = Plan(10, lag)
+    assert [plan.distance(block) for block in (1, 2, 3, 4)] == distances

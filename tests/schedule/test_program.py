@@ -1,0 +1,252 @@
+"""The programs of blocks: drawn as timetables for small columns, and held to section 2 of the design for others.
+
+An action is (block, operation, batch): ``2T3`` is block 2 that takes the target of batch 3 and sends the one below,
+``2F3`` forward, ``2L3`` learn, ``2E3.0`` test batch 0 after batch 3.
+"""
+
+from collections import Counter, defaultdict, deque
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from counterflow.message import Kind, Tag
+from counterflow.schedule import Action, Op, Plan, block_program, rank_program
+from counterflow.topology import Edge, Stream, Topology
+
+
+def timetable(*rows: str) -> list[str]:
+    """Rows of a drawing as one list; the bars only show where batches begin."""
+    return [action for row in rows for action in row.replace("|", " ").split()]
+
+
+def drawn(actions: object) -> list[str]:
+    return [str(action) for action in actions]  # type: ignore[attr-defined]
+
+
+#               (block, lag, batches): prologue | batch 0 | batch 1 | ..
+BLOCKS = {
+    (1, 1, 3): " | 1T0 1F0 1L0 | 1T1 1F1 1L1 | 1T2 1F2 1L2",
+    (1, 2, 3): " | 1T0 1F0 1L0 | 1T1 1F1 1L1 | 1T2 1F2 1L2",
+    (2, 1, 3): "2T0 | 2T1 2F0 2L0 | 2T2 2F1 2L1 | 2F2 2L2",
+    (2, 2, 3): "2T0 2T1 | 2T2 2F0 2L0 | 2F1 2L1 | 2F2 2L2",
+    (2, 2, 5): "2T0 2T1 | 2T2 2F0 2L0 | 2T3 2F1 2L1 | 2T4 2F2 2L2 | 2F3 2L3 | 2F4 2L4",
+    (3, 1, 4): "3T0 3T1 | 3T2 3F0 3L0 | 3T3 3F1 3L1 | 3F2 3L2 | 3F3 3L3",
+    (3, 2, 5): "3T0 3T1 3T2 3T3 | 3T4 3F0 3L0 | 3F1 3L1 | 3F2 3L2 | 3F3 3L3 | 3F4 3L4",
+    (3, 2, 3): "3T0 3T1 3T2 | 3F0 3L0 | 3F1 3L1 | 3F2 3L2",  # a run shorter than its prologue would be
+    (2, 0, 2): " | 2T0 2F0 2L0 | 2T1 2F1 2L1",
+}
+
+
+@pytest.mark.parametrize(("block", "lag", "batches"), BLOCKS)
+def test_program_of_a_block(block: int, lag: int, batches: int) -> None:
+    expected = timetable(BLOCKS[block, lag, batches])
+    assert drawn(block_program(block, Plan(batches, lag))) == expected
+
+
+def test_evaluation_follows_its_batch() -> None:
+    plan = Plan(batches=3, lag=1, evaluate_every=2, test_batches=2)
+    assert drawn(block_program(1, plan)) == timetable(
+        "| 1T0 1F0 1L0",
+        "| 1T1 1F1 1L1 | 1E1.0 1E1.1",
+        "| 1T2 1F2 1L2 | 1E2.0 1E2.1",
+    )
+    assert drawn(block_program(2, plan)) == timetable(
+        "  2T0",
+        "| 2T1 2F0 2L0",
+        "| 2T2 2F1 2L1 | 2E1.0 2E1.1",
+        "|     2F2 2L2 | 2E2.0 2E2.1",
+    )
+
+
+def test_three_blocks_of_one_rank_lag_1() -> None:
+    plan = Plan(batches=3, lag=1, evaluate_every=2, test_batches=1)
+    assert drawn(rank_program(range(1, 4), plan)) == timetable(
+        "3T0 3T1 2T0                                     ",  # a wave from the top
+        "| 1T0 1F0 1L0 | 2T1 2F0 2L0 | 3T2 3F0 3L0       ",
+        "| 1T1 1F1 1L1 | 2T2 2F1 2L1 |     3F1 3L1       ",
+        "| 1E1.0       | 2E1.0       | 3E1.0             ",
+        "| 1T2 1F2 1L2 |     2F2 2L2 |     3F2 3L2       ",
+        "| 1E2.0       | 2E2.0       | 3E2.0             ",
+    )
+
+
+def test_two_blocks_of_one_rank_lag_2() -> None:
+    assert drawn(rank_program(range(2, 4), Plan(batches=6, lag=2))) == timetable(
+        "3T0 3T1 3T2 3T3 2T0 2T1   ",
+        "| 2T2 2F0 2L0 | 3T4 3F0 3L0",
+        "| 2T3 2F1 2L1 | 3T5 3F1 3L1",
+        "| 2T4 2F2 2L2 |     3F2 3L2",
+        "| 2T5 2F3 2L3 |     3F3 3L3",
+        "|     2F4 2L4 |     3F4 3L4",
+        "|     2F5 2L5 |     3F5 3L5",
+    )
+
+
+def test_exact_is_the_locked_algorithm() -> None:
+    plan = Plan(batches=2, lag=0, test_batches=1)
+    assert drawn(rank_program(range(1, 4), plan)) == timetable(
+        "3T0 2T0 1T0 | 1F0 1L0 | 2F0 2L0 | 3F0 3L0",
+        "3T1 2T1 1T1 | 1F1 1L1 | 2F1 2L1 | 3F1 3L1",
+        "1E1.0 2E1.0 3E1.0",
+    )
+
+
+@pytest.mark.parametrize(
+    ("op", "tag", "stream"),
+    [
+        (Op.TARGET, Tag(Kind.TARGET, 7), Stream.TARGET),
+        (Op.FORWARD, Tag(Kind.ACTIVATION, 7), Stream.ACTIVATION),
+        (Op.EVALUATE, Tag(Kind.TEST, 7, 2), Stream.ACTIVATION),
+    ],
+)
+def test_message_of_an_action(op: Op, tag: Tag, stream: Stream) -> None:
+    action = Action(op, 3, 7, 2 if op is Op.EVALUATE else 0)
+    assert (action.tag, action.stream) == (tag, stream)
+
+
+def test_learning_takes_no_message() -> None:
+    assert Action(Op.LEARN, 3, 7).tag is None
+
+
+plans = st.builds(
+    Plan,
+    batches=st.integers(1, 30),
+    lag=st.integers(1, 5),
+    evaluate_every=st.integers(0, 7),
+    test_batches=st.integers(0, 3),
+)
+
+
+@given(plans, st.integers(1, 8))
+def test_contract_of_a_block(plan: Plan, block: int) -> None:
+    """Section 2 of the design, read off the actions of one block."""
+    distance = plan.lag * (block - 1)
+    updates = 0
+    targets: list[int] = []
+    forwards: list[int] = []
+    evaluated: list[tuple[int, int]] = []
+    for action in block_program(block, plan):
+        assert action.block == block
+        match action.op:
+            case Op.TARGET:
+                # b(n + D_k) leaves after exactly n updates; the first D_k before batch 0.
+                assert updates == max(0, action.n - distance)
+                targets.append(action.n)
+            case Op.FORWARD:
+                # a forward block is never stale
+                assert action.n == updates
+                assert len(forwards) == updates
+                # what batch n brings down has left before its forward: up to n + D_k, or to the end of the run
+                assert len(targets) == min(action.n + distance + 1, plan.batches)
+                forwards.append(action.n)
+            case Op.LEARN:
+                assert action.n == updates == forwards[-1]
+                assert action.n in targets
+                updates += 1
+            case Op.EVALUATE:
+                assert action.n == updates - 1
+                evaluated.append((action.n, action.e))
+    everything = list(range(plan.batches))
+    assert targets == everything  # each once, in order, and none past the last batch
+    assert forwards == everything
+    assert updates == plan.batches
+    after = [
+        n
+        for n in everything
+        if plan.test_batches and (n == everything[-1] or (plan.evaluate_every and (n + 1) % plan.evaluate_every == 0))
+    ]
+    assert evaluated == [(n, e) for n in after for e in range(plan.test_batches)]
+
+
+@st.composite
+def columns(draw: st.DrawFn) -> tuple[Topology, Plan]:
+    blocks = draw(st.integers(1, 8))
+    return Topology(blocks, draw(st.integers(1, blocks))), draw(plans)
+
+
+@st.composite
+def exact_columns(draw: st.DrawFn) -> tuple[Topology, Plan]:
+    plan = draw(plans)
+    exact = Plan(plan.batches, 0, plan.evaluate_every, plan.test_batches)
+    return Topology(draw(st.integers(1, 8)), 1), exact
+
+
+@given(columns() | exact_columns())
+def test_a_rank_runs_the_programs_of_its_blocks(column: tuple[Topology, Plan]) -> None:
+    topology, plan = column
+    for rank in range(topology.ranks):
+        blocks = topology.blocks_of(rank)
+        merged = list(rank_program(blocks, plan))
+        assert {action.block for action in merged} <= set(blocks)
+        for block in blocks:
+            assert [action for action in merged if action.block == block] == list(block_program(block, plan))
+
+
+def taken_and_sent(action: Action) -> tuple[tuple[Edge, Tag] | None, tuple[Edge, Tag] | None]:
+    """What ``action`` takes from the block above or below, and what it sends on: the ends of the column included."""
+    k, n = action.block, action.n
+    match action.op:
+        case Op.TARGET:
+            tag, source, sink = Tag(Kind.TARGET, n), Edge(Stream.TARGET, k), Edge(Stream.TARGET, k - 1)
+        case Op.FORWARD:
+            tag, source, sink = Tag(Kind.ACTIVATION, n), Edge(Stream.ACTIVATION, k - 1), Edge(Stream.ACTIVATION, k)
+        case Op.EVALUATE:
+            tag, source, sink = Tag(Kind.TEST, n, action.e), Edge(Stream.ACTIVATION, k - 1), Edge(Stream.ACTIVATION, k)
+        case _:
+            return None, None
+    return (source, tag), (sink, tag)
+
+
+@given(columns() | exact_columns())
+def test_a_rank_never_waits_for_itself(column: tuple[Topology, Plan]) -> None:
+    """Between blocks of one rank, what is taken has been sent before, and nothing is left at the end."""
+    topology, plan = column
+    for rank in range(topology.ranks):
+        blocks = topology.blocks_of(rank)
+        inside = {Edge(stream, lower) for stream in Stream for lower in blocks[:-1]}
+        queues: dict[Edge, deque[Tag]] = defaultdict(deque)
+        for action in rank_program(blocks, plan):
+            taken, sent = taken_and_sent(action)
+            if taken and taken[0] in inside:
+                edge, tag = taken
+                assert queues[edge], f"{action} takes from an empty channel"
+                assert queues[edge].popleft() == tag
+            if sent and sent[0] in inside:
+                queues[sent[0]].append(sent[1])
+        assert not any(queues.values())
+
+
+@given(columns() | exact_columns())
+def test_an_edge_carries_what_the_plan_says(column: tuple[Topology, Plan]) -> None:
+    topology, plan = column
+    sent: dict[Edge, list[Tag]] = defaultdict(list)
+    taken: dict[Edge, list[Tag]] = defaultdict(list)
+    for rank in range(topology.ranks):
+        for action in rank_program(topology.blocks_of(rank), plan):
+            for messages, end in zip((taken, sent), taken_and_sent(action), strict=True):
+                if end:
+                    messages[end[0]].append(end[1])
+    for edge in topology.edges():
+        assert list(plan.messages(edge.stream)) == sent[edge] == taken[edge]
+        assert max(Counter(sent[edge]).values()) == 1
+    # the ends of the column: what enters there is the same
+    assert taken[Edge(Stream.ACTIVATION, 0)] == list(plan.messages(Stream.ACTIVATION))
+    assert taken[Edge(Stream.TARGET, topology.blocks)] == list(plan.messages(Stream.TARGET))
+
+
+@settings(max_examples=30)
+@given(exact_columns())
+def test_exact_targets_are_not_old(column: tuple[Topology, Plan]) -> None:
+    """With lag 0 the targets of batch n come down with parameters after exactly n updates, in every block."""
+    topology, plan = column
+    updates: Counter[int] = Counter()
+    for action in rank_program(topology.blocks_of(0), plan):
+        match action.op:
+            case Op.TARGET:
+                assert [updates[block] for block in topology.blocks_of(0)] == [action.n] * topology.blocks
+            case Op.FORWARD:
+                assert updates[action.block] == action.n
+            case Op.LEARN:
+                updates[action.block] += 1
+    assert all(updates[block] == plan.batches for block in topology.blocks_of(0))
