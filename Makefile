@@ -29,7 +29,7 @@ $(STAMP): pyproject.toml
 # --standalone takes a free port, so several jobs can share a machine; the loopback address, because torchrun waits
 # for minutes where the machine's own name does not resolve.
 train: $(STAMP)
-	$(BIN)/torchrun --standalone --local-addr=127.0.0.1 --nproc_per_node=$(NPROC) launch/train.py $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --local-addr=127.0.0.1 --nproc_per_node=$(NPROC) launch/train.py $(ARGS)
 
 test: lint types tests
 

@@ -221,7 +221,7 @@ class EngineConfig:
     threads: Any = "auto"
     """Intra-op threads of every process; ``auto`` is cores / blocks, at least 1."""
     backend: str = "auto"
-    timeout: float = 120.0
+    timeout: float = 300.0
     """Seconds that any single wait may last before the run ends."""
 
     def __post_init__(self) -> None:

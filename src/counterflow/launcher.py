@@ -1,6 +1,7 @@
 """What a program under ``launch/`` does around a run: processes, errors in one line, exit status."""
 
 import os
+import signal
 import sys
 import traceback
 from datetime import datetime
@@ -47,6 +48,11 @@ def main(conf: Path) -> None:
             _refuse(error)
         except (RunError, ChannelError) as error:
             abort(error)
+        except KeyboardInterrupt:
+            _exit(128 + signal.SIGINT)
+        except Exception:
+            traceback.print_exc()
+            _exit(RUN_ERROR)
 
     try:
         command_line(conf, task)

@@ -41,7 +41,7 @@ def train(job: Job, world: World, directory: RunDirectory | None) -> dict[str, A
         return None
 
     console = Console(quiet=not config.run.display)
-    console.print(_setting(job, counts))
+    console.print(_setting(job, counts), soft_wrap=True)
     tests: list[Row] = []
     with ExitStack() as stack:
         stack.enter_context(directory)
@@ -74,8 +74,9 @@ def _setting(job: Job, counts: Sequence[int]) -> str:
     config = job.config
     return (
         f"{config.algorithm.name}, {config.model.name} of {len(job.network)} layers cut {list(counts)} into "
-        f"{config.blocks} blocks on {job.topology.ranks} processes, {torch.get_num_threads()} threads each "
-        f"(engine.threads={config.engine.threads}), lag {config.engine.lag}, {job.device.type} over {job.backend}; "
+        f"{config.blocks} blocks\n"
+        f"processes {job.topology.ranks}, threads of each {torch.get_num_threads()} (engine.threads="
+        f"{config.engine.threads}), lag {config.engine.lag}, {job.device.type} over {job.backend}\n"
         f"{config.data.name}, {job.plan.batches} batches of {config.train.batch_size}"
     )
 

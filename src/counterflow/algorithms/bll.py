@@ -146,7 +146,7 @@ class BLL(Algorithm):
         config, top = self._config, block == len(self._blocks)
         forward = self._blocks[block - 1]
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive(self._seed, "bll", block))
+            torch.default_generator.manual_seed(derive(self._seed, "bll", block))
             head = nn.Identity() if top else LatentHead(self._shapes[block - 1], config.latent, self._multiple)
             above, below = self._dims[block - 1], self._dims[block - 2]
             feedback = Feedback(above, below, config.feedback) if block > 1 else None

@@ -54,7 +54,8 @@ class Display:
             if not self._console.is_terminal:
                 accuracies = " ".join(_figure(value) for value in row.column("accuracy"))
                 self._console.print(
-                    f"batch {row.n + 1}/{self._batches}: test accuracy of blocks, bottom to top: {accuracies}"
+                    f"batch {row.n + 1}/{self._batches}: test accuracy of blocks, bottom to top: {accuracies}",
+                    soft_wrap=True,
                 )
         if self._console.is_terminal:
             self._live.update(Group(self._progress, self.table()))

@@ -102,5 +102,8 @@ def connect(store: Store | None, rank: int, size: int, *, timeout: float) -> Wor
     if store is None or size == 1:
         return World(None, rank, size, watch)
     limit = timedelta(seconds=timeout)
-    dist.init_process_group("gloo", store=PrefixStore("gloo", store), rank=rank, world_size=size, timeout=limit)
+    try:
+        dist.init_process_group("gloo", store=PrefixStore("gloo", store), rank=rank, world_size=size, timeout=limit)
+    except RuntimeError as error:
+        raise ChannelError(f"rank {rank}: the {size} ranks did not meet within {timeout:g} s: {error}") from error
     return World(PrefixStore("notes", store), rank, size, watch)
