@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from counterflow.message import HEADER_BYTES, Kind, MessageError, Tag, check_header, pack_header
 
-# magic, kind, n, e, nbytes, checksum, as docs/ and pack_header describe them; the rest is zeros
+# magic, kind, n, e, nbytes, checksum; the rest is zeros
 FIELD_BYTES = 8 + 4 + 8 + 8 + 8 + 4
 
 tags = st.builds(Tag, st.sampled_from(Kind), st.integers(0, 2**63 - 1), st.integers(0, 2**63 - 1))

@@ -5,8 +5,6 @@ import tempfile
 from http.client import HTTPException
 from pathlib import Path
 
-from torchvision.datasets import FashionMNIST
-
 from counterflow.config import DataConfig
 from counterflow.data import idx
 from counterflow.data.dataset import Dataset, Split
@@ -25,7 +23,7 @@ def load(config: DataConfig) -> Dataset:
     try:
         train_images, train_labels, test_images, test_labels = _paths(root, config.download)
         train, test = _split(train_images, train_labels), _split(test_images, test_labels)
-        return Dataset.of(train, test, classes=len(FashionMNIST.classes))
+        return Dataset.of(train, test, classes=10)
     except ValueError as error:
         raise ValueError(
             f"data.root={config.root}: {error}; point data.root to a folder with the four Fashion-MNIST files, "
@@ -53,6 +51,8 @@ def _find(folder: Path) -> dict[str, Path]:
 
 def _download(root: Path) -> None:
     """Put the files below ``root`` as torchvision does."""
+    from torchvision.datasets import FashionMNIST  # seconds of import, for every process that downloads nothing
+
     try:
         (root / RAW).mkdir(parents=True, exist_ok=True)
         # Every rank may download at the same time: a file appears under its name only when it is whole.

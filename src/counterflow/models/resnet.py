@@ -3,7 +3,6 @@
 from itertools import chain
 
 from torch import nn
-from torchvision.models import get_model
 
 from counterflow.config import ResNetConfig
 
@@ -14,6 +13,8 @@ def resnet(config: ResNetConfig, input_shape: tuple[int, ...], classes: int) -> 
     As in He et al. (2016), section 4.2, small images enter through a 3x3 convolution of stride 1 without pooling.
     torchvision's ReLUs work in place, but only on results of the same layer, never on its input.
     """
+    from torchvision.models import get_model  # seconds of import, for every process that needs no ResNet
+
     network = get_model(config.name, weights=None, num_classes=classes)
     convolution = nn.Conv2d(input_shape[0], network.conv1.out_channels, 3, padding=1, bias=False)
     # torchvision's own initialisation of convolutions, which the new one missed.

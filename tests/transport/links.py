@@ -1,0 +1,99 @@
+"""Two or three processes joined by real channels over gloo, for tests of the transport."""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+
+from counterflow.message import Kind, Tag
+from counterflow.topology import Edge, Stream, Topology
+from counterflow.transport import Frame, Receiver, TensorSpec, World, connect
+
+UP = Edge(Stream.ACTIVATION, 1)
+"""From rank 0 to rank 1."""
+DOWN = Edge(Stream.TARGET, 1)
+"""From rank 1 to rank 0."""
+
+ROWS = Frame((TensorSpec((3, 5)), TensorSpec((7,), torch.int64)))
+
+
+def rows(_: Tag) -> Frame:
+    return ROWS
+
+
+def batches(count: int) -> Iterator[Tag]:
+    return (Tag(Kind.ACTIVATION, n) for n in range(count))
+
+
+def filled(frame: Frame, n: int) -> tuple[torch.Tensor, ...]:
+    """Tensors of ``frame`` that are a function of ``n`` alone: random bits, so that floats may be anything."""
+    generator = torch.Generator().manual_seed(n)
+    tensors = []
+    for spec in frame.specs:
+        high = 2 if spec.dtype == torch.bool else 256
+        raw = torch.randint(high, (spec.nbytes,), dtype=torch.uint8, generator=generator)
+        tensors.append(raw.view(spec.dtype).view(spec.shape))
+    return tuple(tensors)
+
+
+def same_bits(found: tuple[torch.Tensor, ...], expected: tuple[torch.Tensor, ...]) -> bool:
+    """Equal types, shapes and bits; nan equals itself."""
+    return [(t.dtype, t.shape) for t in found] == [(t.dtype, t.shape) for t in expected] and all(
+        torch.equal(a.contiguous().flatten().view(torch.uint8), b.contiguous().flatten().view(torch.uint8))
+        for a, b in zip(found, expected, strict=True)
+    )
+
+
+def join(rank: int, size: int, store_path: str, waits: float = 20.0) -> World:
+    """One block a rank, all edges open. No wait of a channel lasts more than ``waits`` seconds; setting up may."""
+    world = connect(dist.FileStore(store_path, size), rank, size, timeout=60)
+    world.open_edges(Topology(size, size), "gloo", torch.device("cpu"))
+    world.gather(None, "the start")
+    world.watch.timeout = waits
+    return world
+
+
+@contextmanager
+def joined(rank: int, size: int, store_path: str, waits: float = 20.0) -> Iterator[World]:
+    """For processes of the pool, which go on: what was joined is taken apart once all are done."""
+    world = join(rank, size, store_path, waits)
+    yield world
+    world.gather(None, "the end")
+    world.close()
+
+
+def until(world: World, key: str) -> None:
+    """Wait for another rank's `World.post` of ``key``; only one rank may wait for it."""
+    end = time.monotonic() + 30
+    while world.collect(key) is None:
+        assert time.monotonic() < end, f"nobody posts {key}"
+        time.sleep(0.01)
+
+
+def soon(true: Callable[[], bool], seconds: float = 20.0) -> bool:
+    """Whether ``true()`` comes within ``seconds``."""
+    end = time.monotonic() + seconds
+    while not true() and time.monotonic() < end:
+        time.sleep(0.01)
+    return true()
+
+
+def take(receiver: Receiver, frame: Callable[[Tag], Frame], tags: Iterator[Tag]) -> None:
+    """Receive and release all of ``tags``, each with the content that `filled` gives it."""
+    for tag in tags:
+        assert same_bits(receiver.receive(tag), filled(frame(tag), tag.n)), tag
+        receiver.release()
+
+
+def tell(what: str, action: Callable[[], object]) -> None:
+    """For processes made to fail: one line on stderr, how ``action`` ended and after how many seconds; then exit 0."""
+    start = time.monotonic()
+    try:
+        ended = f"returned {action()}"
+    except Exception as error:
+        ended = f"{type(error).__name__}: {error}"
+    print(f"TOLD {what} {time.monotonic() - start:.2f} {ended}", file=sys.stderr, flush=True)
