@@ -21,7 +21,7 @@ COPY launch launch
 # Runs are written below the working directory, by a user who owns nothing else here.
 RUN pip install --no-cache-dir --no-deps . \
     && rm -rf build src/*.egg-info \
-    && useradd --create-home --uid 1000 counterflow \
+    && useradd --create-home counterflow \
     && install -d -o counterflow -g counterflow runs \
     && chown counterflow:counterflow .
 USER counterflow

@@ -19,9 +19,9 @@ def start(*command: str, cwd: Path, seconds: float = 100) -> subprocess.Complete
     )
 
 
-def torchrun(ranks: int, *overrides: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+def torchrun(ranks: int, *overrides: str, cwd: Path, seconds: float = 100) -> subprocess.CompletedProcess[str]:
     launcher = ("-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", f"--nproc_per_node={ranks}")
-    return start(*launcher, PROGRAM, *overrides, cwd=cwd)
+    return start(*launcher, PROGRAM, *overrides, cwd=cwd, seconds=seconds)
 
 
 def errors(done: subprocess.CompletedProcess[str]) -> list[str]:

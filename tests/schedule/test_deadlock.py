@@ -73,7 +73,9 @@ def test_deadlock_leaves_out_who_is_done() -> None:
 
 @pytest.mark.parametrize(("lag", "depth"), [(1, 0), (2, 1), (4, 3), (4, 1)])
 def test_too_little_room_is_refused(lag: int, depth: int) -> None:
-    with pytest.raises(ValueError, match=rf"engine\.target_depth={depth}: must be at least engine\.lag={lag}") as caught:
+    with pytest.raises(
+        ValueError, match=rf"engine\.target_depth={depth}: must be at least engine\.lag={lag}"
+    ) as caught:
         configure(CONF, [f"engine.lag={lag}", f"engine.target_depth={depth}"])
     assert "\n" not in str(caught.value)
 

@@ -1,0 +1,110 @@
+"""How tensors lie in a buffer."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from counterflow.message import HEADER_BYTES
+from counterflow.transport import Frame, TensorSpec
+from links import filled, same_bits
+
+DTYPES = {
+    torch.bool: 1,
+    torch.uint8: 1,
+    torch.int32: 4,
+    torch.int64: 8,
+    torch.float16: 2,
+    torch.bfloat16: 2,
+    torch.float32: 4,
+    torch.float64: 8,
+    torch.complex64: 8,
+}
+
+specs = st.builds(
+    TensorSpec, st.lists(st.integers(0, 6), max_size=4).map(tuple), st.sampled_from(sorted(DTYPES, key=str))
+)
+frames = st.lists(specs, max_size=5).map(lambda several: Frame(tuple(several)))
+
+
+def test_layout_by_hand() -> None:
+    frame = Frame(
+        (
+            TensorSpec((3, 5)),  # 60 bytes, so 64
+            TensorSpec((2, 9), torch.int64),  # 144 bytes, so 192
+            TensorSpec((), torch.float64),  # 8 bytes, so 64
+            TensorSpec((0, 4)),  # nothing
+            TensorSpec((64,), torch.bool),  # exactly 64
+        )
+    )
+    assert frame.offsets == (64, 128, 320, 384, 384)
+    assert frame.nbytes == 448
+    assert frame.payload_nbytes == 384
+
+
+def test_a_message_without_tensors() -> None:
+    frame = Frame(())
+    assert (frame.nbytes, frame.payload_nbytes) == (HEADER_BYTES, 0)
+    assert frame.views(torch.zeros(64, dtype=torch.uint8)) == ()
+    frame.check(())
+
+
+@given(frames)
+def test_tensors_are_apart_and_aligned(frame: Frame) -> None:
+    end = HEADER_BYTES
+    for spec, offset in zip(frame.specs, frame.offsets, strict=True):
+        assert spec.nbytes == math.prod(spec.shape) * DTYPES[spec.dtype]
+        assert offset % 64 == 0
+        assert end <= offset < end + 64
+        end = offset + spec.nbytes
+    assert end <= frame.nbytes < end + 64
+    assert frame.nbytes % 64 == 0
+    assert frame.payload_nbytes == frame.nbytes - HEADER_BYTES
+
+
+@given(frames, st.integers(0, 200))
+def test_views_alias_the_buffer(frame: Frame, spare: int) -> None:
+    """What is written through the views lies in the buffer at the offsets; the buffer may be larger."""
+    buffer = torch.zeros(frame.nbytes + spare, dtype=torch.uint8)
+    content = filled(frame, 5)
+    for view, tensor in zip(frame.views(buffer), content, strict=True):
+        assert view.data_ptr() % 64 == 0 or not view.numel()
+        view.copy_(tensor)
+    expected = torch.zeros_like(buffer)
+    for offset, tensor in zip(frame.offsets, content, strict=True):
+        raw = tensor.flatten().view(torch.uint8)
+        expected[offset : offset + len(raw)] = raw
+    assert torch.equal(buffer, expected)
+    assert same_bits(frame.views(buffer), content)
+
+
+@given(frames)
+def test_check_accepts_what_was_agreed(frame: Frame) -> None:
+    content = filled(frame, 1)
+    frame.check(content)
+    frame.check(list(content))
+    assert Frame(tuple(TensorSpec.of(tensor) for tensor in content)) == frame
+
+
+AGREED = Frame((TensorSpec((3, 5)), TensorSpec((7,), torch.int64)))
+
+
+@pytest.mark.parametrize(
+    ("tensors", "text"),
+    [
+        ((torch.zeros(5, 3), torch.zeros(7, dtype=torch.int64)), "float32[5, 3], int64[7]"),
+        ((torch.zeros(15), torch.zeros(7, dtype=torch.int64)), "float32[15], int64[7]"),
+        ((torch.zeros(2, 5), torch.zeros(7, dtype=torch.int64)), "float32[2, 5], int64[7]"),
+        ((torch.zeros(3, 5, dtype=torch.int32), torch.zeros(7, dtype=torch.int64)), "int32[3, 5], int64[7]"),
+        ((torch.zeros(7, dtype=torch.int64), torch.zeros(3, 5)), "int64[7], float32[3, 5]"),
+        ((torch.zeros(3, 5),), "float32[3, 5]"),
+        ((torch.zeros(3, 5), torch.zeros(7, dtype=torch.int64), torch.zeros(())), "float32[3, 5], int64[7], float32[]"),
+        ((), "nothing"),
+    ],
+)
+def test_check_refuses_anything_else(tensors: tuple[torch.Tensor, ...], text: str) -> None:
+    with pytest.raises(ValueError, match=r"was agreed$") as caught:
+        AGREED.check(tensors)
+    assert str(caught.value) == f"a message of {text} where float32[3, 5], int64[7] was agreed"

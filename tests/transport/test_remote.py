@@ -1,0 +1,367 @@
+"""Channels between processes, over gloo, as long as nothing fails."""
+
+import math
+import threading
+import time
+
+import pytest
+import torch
+
+from counterflow.message import Kind, Tag
+from counterflow.topology import Edge, Stream
+from counterflow.transport import Frame, TensorSpec
+from links import DOWN, ROWS, UP, batches, filled, joined, rows, same_bits, soon, take, until
+from processes import Pool
+
+VARIOUS = [
+    Frame((TensorSpec((3, 5)),)),
+    Frame((TensorSpec((2, 3, 4), torch.float16), TensorSpec((7,), torch.int64))),
+    Frame((TensorSpec(()), TensorSpec((), torch.float64), TensorSpec((), torch.bool))),
+    Frame((TensorSpec((0, 3)), TensorSpec((5,), torch.bool), TensorSpec((0,), torch.int64))),
+    Frame(()),
+    Frame((TensorSpec((9,), torch.bfloat16), TensorSpec((4, 1), torch.complex64), TensorSpec((33,), torch.int32))),
+    Frame((TensorSpec((1,), torch.uint8), TensorSpec((129, 3), torch.float64))),
+    Frame((TensorSpec((100_003,)),)),
+]
+
+
+def various(tag: Tag) -> Frame:
+    return VARIOUS[tag.n % len(VARIOUS)]
+
+
+def growing(tag: Tag) -> Frame:
+    """Up and down again, so that buffers are made anew, and then too large."""
+    return Frame((TensorSpec((round(2000 * (1 + math.sin(tag.n / 3))) + 1,)), TensorSpec((tag.n % 5,), torch.int64)))
+
+
+def exchange(rank: int, size: int, store_path: str, count: int) -> None:
+    """Both streams at once, every message checked for bits, order and alignment."""
+    with joined(rank, size, store_path) as world:
+        for frames, depth in ((various, 2), (growing, 1), (growing, 4)):
+            mine, theirs = (UP, DOWN) if rank == 0 else (DOWN, UP)
+            sender = world.sender(mine, frames)
+            receiver = world.receiver(theirs, frames, depth, batches(count))
+            for tag in batches(count):
+                content = filled(frames(tag), tag.n + 1000 * rank)
+                sender.send(tag, content)
+                for tensor in content:
+                    tensor.zero_()  # the channel has a copy
+                payload = receiver.receive(tag)
+                assert same_bits(payload, filled(frames(tag), tag.n + 1000 * (1 - rank))), tag
+                assert all(tensor.data_ptr() % 64 == 0 for tensor in payload if tensor.numel()), tag
+                receiver.release()
+            sender.close()
+            receiver.close()
+
+
+def test_messages_arrive_as_sent(pool: Pool) -> None:
+    pool.run(2, exchange, 3 * len(VARIOUS))
+
+
+def three(rank: int, size: int, store_path: str, count: int) -> list[float]:
+    """A middle rank with four channels that hands on what it gets, in both directions."""
+    with joined(rank, size, store_path) as world:
+        seen = []
+        up = [Edge(Stream.ACTIVATION, 1), Edge(Stream.ACTIVATION, 2)]
+        down = [Edge(Stream.TARGET, 1), Edge(Stream.TARGET, 2)]
+        if rank == 0:
+            sender, receiver = world.sender(up[0], rows), world.receiver(down[0], rows, 2, batches(count))
+            for tag in batches(count):
+                sender.send(tag, filled(ROWS, tag.n))
+                assert same_bits(receiver.receive(tag), filled(ROWS, tag.n))
+                receiver.release()
+            ends = [sender, receiver]
+        elif rank == 1:
+            sources = [world.receiver(up[0], rows, 2, batches(count)), world.receiver(down[1], rows, 2, batches(count))]
+            sinks = [world.sender(up[1], rows), world.sender(down[0], rows)]
+            for tag in batches(count):
+                for source, sink in zip(sources, sinks, strict=True):
+                    sink.send(tag, source.receive(tag))
+                    source.release()
+            ends = [*sources, *sinks]
+        else:
+            sender, receiver = world.sender(down[1], rows), world.receiver(up[1], rows, 2, batches(count))
+            for tag in batches(count):
+                sender.send(tag, receiver.receive(tag))
+                receiver.release()
+                seen.append(tag.n)
+            ends = [sender, receiver]
+        for end in ends:
+            end.close()
+        return seen
+
+
+def test_a_column_of_three(pool: Pool) -> None:
+    assert pool.run(3, three, 30)[2] == list(range(30))
+
+
+def mixed(rank: int, size: int, store_path: str) -> None:
+    """Any tags may follow each other, and any memory layout may be sent."""
+    tags = [Tag(Kind.ACTIVATION, 0), Tag(Kind.TEST, 0, 0), Tag(Kind.TEST, 0, 1), Tag(Kind.ACTIVATION, 1)]
+    frame = Frame((TensorSpec((4, 6)),))
+    with joined(rank, size, store_path) as world:
+        square = torch.arange(48.0).view(6, 8)
+        if rank == 0:
+            sender = world.sender(UP, lambda tag: frame)
+            for e, tag in enumerate(tags):
+                sender.send(tag, ((square + e).t()[::2],))
+            sender.close()
+        else:
+            receiver = world.receiver(UP, lambda tag: frame, 1, iter(tags))
+            for e, tag in enumerate(tags):
+                (tensor,) = receiver.receive(tag)
+                assert tensor.is_contiguous()
+                assert torch.equal(tensor, torch.tensor([[8.0 * j + 2 * i + e for j in range(6)] for i in range(4)]))
+                receiver.release()
+            receiver.close()
+
+
+def test_kinds_and_layouts(pool: Pool) -> None:
+    pool.run(2, mixed)
+
+
+def reuse(rank: int, size: int, store_path: str, depth: int, count: int) -> int:
+    """How many different places the messages of a receiver had."""
+    with joined(rank, size, store_path) as world:
+        places = set()
+        if rank == 0:
+            sender = world.sender(UP, rows)
+            for tag in batches(count):
+                sender.send(tag, filled(ROWS, tag.n))
+            sender.close()
+        else:
+            receiver = world.receiver(UP, rows, depth, batches(count))
+            for tag in batches(count):
+                places.add(receiver.receive(tag)[0].data_ptr())
+                receiver.release()
+            receiver.close()
+        return len(places)
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_buffers_are_a_small_ring(pool: Pool, depth: int) -> None:
+    assert pool.run(2, reuse, depth, 40)[1] == depth + 1
+
+
+def hold(rank: int, size: int, store_path: str, depth: int) -> None:
+    """A receiver that keeps all that its buffers hold, while as much as possible is under way to it."""
+    count = 3 * depth + 6
+    with joined(rank, size, store_path) as world:
+        if rank == 0:
+            sender = world.sender(UP, rows)
+            for tag in batches(count):
+                sender.send(tag, filled(ROWS, tag.n))
+            sender.close()
+            return
+        receiver = world.receiver(UP, rows, depth, batches(count))
+        held = [(tag.n, receiver.receive(tag)) for tag in batches(depth + 1)]
+        for n in range(depth + 1, count):
+            time.sleep(0.02)
+            assert all(same_bits(payload, filled(ROWS, m)) for m, payload in held)
+            receiver.release()
+            del held[0]  # the oldest, and only that, may now be written over
+            held.append((n, receiver.receive(Tag(Kind.ACTIVATION, n))))
+        time.sleep(0.1)
+        assert all(same_bits(payload, filled(ROWS, m)) for m, payload in held)
+        for _ in held:
+            receiver.release()
+        receiver.close()
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4])
+def test_what_is_held_stays(pool: Pool, depth: int) -> None:
+    pool.run(2, hold, depth)
+
+
+SPARE = 3
+"""Messages a channel of depth d takes beyond d while the block above takes none: one more receive buffer, which is
+posted as well until a block holds a message, and the sender's two."""
+
+
+def fill(rank: int, size: int, store_path: str, depth: int) -> None:
+    """A sender counts what it can hand over while the receiver takes nothing, then one message, then lets go of it."""
+    room = depth + SPARE
+    count = room + 10
+    handed: list[int] = []
+
+    def send_all() -> None:
+        for tag in batches(count):
+            sender.send(tag, filled(ROWS, tag.n))
+            handed.append(tag.n)
+
+    def is_full(room: int) -> bool:
+        reached = soon(lambda: len(handed) >= room)
+        time.sleep(0.2)  # if it were not full, the next one would go now
+        return reached and len(handed) == room
+
+    with joined(rank, size, store_path) as world:
+        if rank == 0:
+            sender = world.sender(UP, rows)
+            thread = threading.Thread(target=send_all)
+            thread.start()
+            assert is_full(room), handed
+            world.gather(None, "full")
+            world.gather(None, "one taken")
+            assert is_full(room), handed  # it is in use: no buffer is free
+            world.gather(None, "one released")
+            world.gather(None, "room for one")
+            assert is_full(room + 1), handed
+            world.gather(None, "go on")
+            thread.join(20)
+            assert handed == list(range(count))
+            sender.close()
+        else:
+            receiver = world.receiver(UP, rows, depth, batches(count))
+            world.gather(None, "full")
+            first = receiver.receive(Tag(Kind.ACTIVATION, 0))
+            assert same_bits(first, filled(ROWS, 0))
+            world.gather(None, "one taken")
+            world.gather(None, "one released")
+            receiver.release()
+            world.gather(None, "room for one")
+            world.gather(None, "go on")
+            for n in range(1, count):
+                assert same_bits(receiver.receive(Tag(Kind.ACTIVATION, n)), filled(ROWS, n))
+                receiver.release()
+            receiver.close()
+
+
+@pytest.mark.parametrize("depth", [1, 2, 5])
+def test_depth_bounds_what_is_under_way(pool: Pool, depth: int) -> None:
+    pool.run(2, fill, depth)
+
+
+def short(rank: int, size: int, store_path: str) -> list[str]:
+    """A queue deeper than the run is long: no receive is posted that no message meets. Which threads are left."""
+    with joined(rank, size, store_path) as world:
+        if rank == 0:
+            sender = world.sender(UP, rows)
+            for tag in batches(2):
+                sender.send(tag, filled(ROWS, tag.n))
+            sender.close()
+        else:
+            receiver = world.receiver(UP, rows, 8, batches(2))
+            take(receiver, rows, batches(2))
+            receiver.close()
+        return [thread.name for thread in threading.enumerate() if "edge" in thread.name]
+
+
+def test_a_run_shorter_than_the_queue_leaves_nothing_behind(pool: Pool) -> None:
+    assert pool.run(2, short) == [[], []]
+
+
+def refuse(rank: int, size: int, store_path: str) -> list[str]:
+    with joined(rank, size, store_path) as world:
+        refused = []
+        if rank == 0:
+            sender = world.sender(UP, rows)
+            for tag in batches(12):
+                for wrong in ((torch.zeros(3, 5),), (torch.zeros(3, 6), torch.zeros(7, dtype=torch.int64)), ()):
+                    try:
+                        sender.send(tag, wrong)
+                    except ValueError as error:
+                        refused.append(str(error))
+                sender.send(tag, filled(ROWS, tag.n))
+            sender.close()
+        else:
+            receiver = world.receiver(UP, rows, 2, batches(12))
+            take(receiver, rows, batches(12))
+            receiver.close()
+        return refused
+
+
+def test_what_was_not_agreed_is_refused_and_the_channel_goes_on(pool: Pool) -> None:
+    refused = pool.run(2, refuse)[0]
+    agreed = "float32[3, 5], int64[7] was agreed"
+    assert refused == [
+        f"rank 0: activation edge 1->2: activation of batch {n}: a message of {found} where {agreed}"
+        for n in range(12)
+        for found in ("float32[3, 5]", "float32[3, 6], int64[7]", "nothing")
+    ]
+
+
+def wrong_turn(rank: int, size: int, store_path: str) -> str:
+    """A program that asks for another message than the next one."""
+    with joined(rank, size, store_path) as world:
+        text = ""
+        if rank == 0:
+            sender = world.sender(UP, rows)
+            for tag in batches(2):
+                sender.send(tag, filled(ROWS, tag.n))
+            sender.close()
+        else:
+            receiver = world.receiver(UP, rows, 2, batches(2))
+            try:
+                receiver.receive(Tag(Kind.ACTIVATION, 1))
+            except Exception as error:
+                text = f"{type(error).__name__}: {error}"
+            receiver.close()
+        return text
+
+
+def test_a_program_that_asks_for_another_message(pool: Pool) -> None:
+    assert pool.run(2, wrong_turn)[1] == (
+        "ChannelError: rank 1: activation edge 1->2 with rank 0: activation of batch 1: activation of batch 0 is next"
+    )
+
+
+def drain(rank: int, size: int, store_path: str, depth: int, count: int, limit: float) -> bool:
+    """Close at once after the last message; the receiver is slow. Whether the sender's close took over ``limit`` s."""
+    with joined(rank, size, store_path) as world:
+        waited = False
+        if rank == 0:
+            sender = world.sender(UP, rows)
+            for tag in batches(count):
+                sender.send(tag, filled(ROWS, tag.n))
+            closing = threading.Thread(target=sender.close)
+            closing.start()
+            closing.join(limit)
+            waited = closing.is_alive()
+            world.post("closing", "")
+            closing.join(20)
+            assert not closing.is_alive()
+        else:
+            receiver = world.receiver(UP, rows, depth, batches(count))
+            until(world, "closing")
+            for tag in batches(count):
+                time.sleep(0.03)
+                assert same_bits(receiver.receive(tag), filled(ROWS, tag.n)), tag
+                receiver.release()
+            receiver.close()
+        return waited
+
+
+def test_close_returns_once_all_has_left(pool: Pool) -> None:
+    """As many messages as there are posted receives: they leave although nobody takes them."""
+    assert not pool.run(2, drain, 2, 3, 20.0)[0]
+
+
+def test_close_waits_for_what_has_not_left(pool: Pool) -> None:
+    assert pool.run(2, drain, 2, 5, 0.5)[0]
+
+
+def late(rank: int, size: int, store_path: str) -> bool:
+    """The receiver closes while its messages are still to come."""
+    with joined(rank, size, store_path) as world:
+        waited = False
+        if rank == 0:
+            sender = world.sender(UP, rows)
+            until(world, "closing")
+            for tag in batches(2):
+                sender.send(tag, filled(ROWS, tag.n))
+            sender.close()
+        else:
+            receiver = world.receiver(UP, rows, 2, batches(2))
+            closing = threading.Thread(target=receiver.close)
+            closing.start()
+            closing.join(0.3)
+            waited = closing.is_alive()
+            world.post("closing", "")
+            closing.join(20)
+            assert not closing.is_alive()
+            take(receiver, rows, batches(2))
+        return waited
+
+
+def test_a_receiver_closes_when_nothing_is_under_way(pool: Pool) -> None:
+    assert pool.run(2, late)[1]

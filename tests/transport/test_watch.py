@@ -1,0 +1,93 @@
+"""The waits of one process."""
+
+import threading
+import time
+
+import pytest
+
+from counterflow.transport import ChannelError
+from counterflow.transport.channel import Watch
+
+
+class Waiter(threading.Thread):
+    """Waits in a thread of its own; ``outcome`` is the seconds that `Watch.wait` returned, or its error."""
+
+    def __init__(self, watch: Watch, ready: object, what: str = "a message") -> None:
+        super().__init__(daemon=True)
+        self.outcome: float | ChannelError | None = None
+        self._wait = (watch, ready, what)
+        self.start()
+
+    def run(self) -> None:
+        watch, ready, what = self._wait
+        try:
+            self.outcome = watch.wait(ready, what)  # type: ignore[arg-type]
+        except ChannelError as error:
+            self.outcome = error
+
+    def end(self) -> float | ChannelError | None:
+        self.join(10)
+        assert not self.is_alive(), "it still waits"
+        return self.outcome
+
+
+def test_what_is_ready_needs_no_wait() -> None:
+    assert Watch(10).wait(lambda: True, "nothing") < 5
+    assert Watch(0).wait(lambda: [0], "nothing") < 5
+
+
+def test_a_wait_ends_when_another_thread_makes_it_ready() -> None:
+    watch = Watch(30)
+    box: list[int] = []
+    waiter = Waiter(watch, lambda: box)
+    time.sleep(0.2)
+    assert waiter.is_alive()
+    with watch:
+        box.append(1)
+    waited = waiter.end()
+    assert isinstance(waited, float)
+    assert 0.1 < waited < 10
+
+
+def test_a_failure_wakes_all_waits() -> None:
+    watch = Watch(30)
+    waiters = [Waiter(watch, lambda: False, f"channel {i}") for i in range(5)]
+    time.sleep(0.1)
+    error = ChannelError("lost rank 7")
+    watch.fail(error)
+    assert [waiter.end() for waiter in waiters] == [error] * 5
+
+
+def test_a_failure_ends_later_waits_too() -> None:
+    watch = Watch(30)
+    watch.fail(ChannelError("lost rank 7"))
+    with pytest.raises(ChannelError, match=r"^lost rank 7$"):
+        watch.wait(lambda: True, "what is there already")
+
+
+def test_the_first_failure_counts() -> None:
+    watch = Watch(30)
+    watch.fail(ChannelError("lost rank 7"))
+    watch.fail(ChannelError("lost rank 8, because of 7"))
+    with pytest.raises(ChannelError, match="rank 7"):
+        watch.wait(lambda: False, "anything")
+
+
+def test_timeout_says_what_and_how_long() -> None:
+    start = time.monotonic()
+    with pytest.raises(ChannelError, match=r"^rank 1: room for batch 3: nothing for 0\.25 s \(engine\.timeout\)$"):
+        Watch(0.25).wait(lambda: False, "rank 1: room for batch 3")
+    assert 0.25 <= time.monotonic() - start < 5
+
+
+def test_a_timeout_is_for_one_wait_only() -> None:
+    """Waits do not add up, and one that ran out leaves the others alone."""
+    watch = Watch(0.4)
+    box: list[int] = []
+    waiter = Waiter(watch, lambda: False)
+    assert isinstance(waiter.end(), ChannelError)
+    other = Waiter(watch, lambda: box)
+    time.sleep(0.1)
+    with watch:
+        box.append(1)
+    assert isinstance(other.end(), float)
