@@ -67,7 +67,7 @@ def test_every_flipped_bit_is_refused(tag: Tag, nbytes: int) -> None:
 def test_every_corrupt_byte_is_refused(tag: Tag, nbytes: int, place: int, change: int) -> None:
     corrupt = bytearray(pack_header(tag, nbytes))
     corrupt[place] ^= change
-    with pytest.raises(MessageError, match="^corrupt header"):
+    with pytest.raises(MessageError, match=r"^corrupt header"):
         check_header(bytes(corrupt), tag, nbytes)
 
 

@@ -1,4 +1,4 @@
-"""The simulation of programs on a clock: against tables drawn by hand, an independent oracle, and the design's figures."""
+"""Programs simulated on a clock: against tables drawn by hand, an independent oracle, and the figures of the design."""
 
 from collections import defaultdict
 from fractions import Fraction

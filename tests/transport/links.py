@@ -1,6 +1,5 @@
 """Two or three processes joined by real channels over gloo, for tests of the transport."""
 
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator

@@ -6,11 +6,11 @@ import time
 
 import pytest
 import torch
+from links import DOWN, ROWS, UP, batches, filled, joined, rows, same_bits, soon, take, until
 
 from counterflow.message import Kind, Tag
 from counterflow.topology import Edge, Stream
 from counterflow.transport import Frame, TensorSpec
-from links import DOWN, ROWS, UP, batches, filled, joined, rows, same_bits, soon, take, until
 from processes import Pool
 
 VARIOUS = [

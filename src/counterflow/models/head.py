@@ -6,6 +6,14 @@ from torch import Tensor, nn
 from counterflow.config import LatentConfig
 
 
+def pooling(shape: tuple[int, int, int], most: int) -> tuple[nn.Module, int]:
+    """Average pooling of maps ``[C, H, W]`` to vectors of at most ``most`` dimensions (C at the least), and how many."""
+    channels, height, width = shape
+    sides = range(min(height, width), 0, -1)
+    side = next((s for s in sides if channels * s * s <= most), 1)
+    return nn.Sequential(nn.AdaptiveAvgPool2d(side), nn.Flatten()), channels * side * side
+
+
 class LatentHead(nn.Module):
     """Optional strided 3x3 convolutions, then average pooling to at most ``dim`` dimensions, then a layer norm.
 
@@ -28,10 +36,7 @@ class LatentHead(nn.Module):
                     ]
                 )
                 channels, height, width = config.width, (height + 1) // 2, (width + 1) // 2
-            sides = range(min(height, width), 0, -1)
-            side = next((s for s in sides if channels * s * s <= config.dim), 1)
-            self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(side), nn.Flatten())
-            self.dim = channels * side * side
+            self.pool, self.dim = pooling((channels, height, width), config.dim)
         else:
             self.dim = shape[-1]
         if self.dim % multiple:
