@@ -74,5 +74,5 @@ def _refuse_additions(node: DictConfig, prefix: str = "") -> None:
     for key in map(str, node):
         if key not in known:
             raise _unknown(prefix + key, schema)
-        if not OmegaConf.is_missing(node, key) and isinstance(node[key], DictConfig):
+        if not OmegaConf.is_missing(node, key) and is_dataclass(OmegaConf.get_type(node, key)):
             _refuse_additions(node[key], f"{prefix}{key}.")

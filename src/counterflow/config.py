@@ -82,6 +82,9 @@ class AlgorithmConfig:
 
     name: str = MISSING
 
+    def __post_init__(self) -> None:
+        _one_of("algorithm.name", self.name, (type(self).name,))
+
 
 @dataclass(kw_only=True)
 class ModelConfig:
@@ -92,7 +95,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if isinstance(self.cut, str):
             _one_of("model.cut", self.cut, ("flops", "parameters", "measured"))
-        elif not (isinstance(self.cut, list) and self.cut and all(isinstance(c, int) and c > 0 for c in self.cut)):
+        elif not (isinstance(self.cut, list) and self.cut and all(type(c) is int and c > 0 for c in self.cut)):
             raise ValueError(
                 f"model.cut={self.cut}: allowed are flops, parameters, measured, or a list of layer counts"
             )
@@ -177,6 +180,7 @@ class OptimizerConfig:
     """Batches of linear warm-up."""
 
     def __post_init__(self) -> None:
+        _one_of("optimizer.name", self.name, (type(self).name,))
         _at_least("optimizer.lr", self.lr, 0)
         _at_least("optimizer.weight_decay", self.weight_decay, 0)
         _one_of("optimizer.schedule", self.schedule, ("constant", "cosine", "linear"))
@@ -225,7 +229,7 @@ class EngineConfig:
     """Seconds that any single wait may last before the run ends."""
 
     def __post_init__(self) -> None:
-        if self.lag != "exact" and not (isinstance(self.lag, int) and self.lag >= 1):
+        if self.lag != "exact" and not (type(self.lag) is int and self.lag >= 1):
             raise ValueError(f"engine.lag={self.lag}: allowed are exact and whole numbers of at least 1")
         _at_least("engine.depth", self.depth, 1)
         room = 1 if self.lag == "exact" else self.lag
@@ -234,10 +238,11 @@ class EngineConfig:
                 f"engine.target_depth={self.target_depth}: must be at least engine.lag={room}, "
                 "or the prologue and a full activation channel block each other"
             )
-        if self.threads != "auto" and not (isinstance(self.threads, int) and self.threads >= 1):
+        if self.threads != "auto" and not (type(self.threads) is int and self.threads >= 1):
             raise ValueError(f"engine.threads={self.threads}: allowed are auto and whole numbers of at least 1")
         _one_of("engine.backend", self.backend, ("auto", "gloo", "nccl"))
-        _above("engine.timeout", self.timeout, 0)
+        if not 0 < self.timeout <= 1e6:  # what every clock and timer below can hold
+            raise ValueError(f"engine.timeout={self.timeout}: must be greater than 0 and at most 1000000")
 
 
 @dataclass(kw_only=True)

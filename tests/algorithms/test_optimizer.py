@@ -1,0 +1,119 @@
+import math
+from dataclasses import dataclass
+from itertools import permutations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from counterflow.algorithms.optimizer import BlockOptimizer, rate
+from counterflow.config import AdamWConfig, OptimizerConfig, SGDConfig
+
+QUARTER = (1 + math.sqrt(0.5)) / 2  # of a cosine from 1 to 0, after a quarter of the way
+
+
+@pytest.mark.parametrize(
+    ("schedule", "warmup", "expected"),
+    [
+        ("constant", 0, {0: 1.0, 50: 1.0, 99: 1.0}),
+        ("cosine", 0, {0: 1.0, 25: QUARTER, 50: 0.5, 75: 1 - QUARTER, 99: (1 - math.cos(math.pi / 100)) / 2}),
+        ("linear", 0, {0: 1.0, 25: 0.75, 50: 0.5, 99: 0.01}),
+        ("constant", 3, {0: 0.25, 1: 0.5, 2: 0.75, 3: 1.0, 4: 1.0, 99: 1.0}),
+        ("cosine", 49, {0: 1 / 50, 25: QUARTER * 26 / 50, 49: (1 + math.cos(math.pi * 0.49)) / 2, 50: 0.5}),
+        ("linear", 49, {0: 1 / 50, 25: 0.75 * 26 / 50, 49: 0.51, 99: 0.01}),
+        ("linear", 199, {0: 1 / 200, 99: 0.01 * 0.5}),  # the run ends before the warm-up
+    ],
+)
+def test_rate_by_hand(schedule: str, warmup: int, expected: dict[int, float]) -> None:
+    config = OptimizerConfig(schedule=schedule, warmup=warmup)
+    assert {n: rate(config, n, 100) for n in expected} == {n: pytest.approx(e) for n, e in expected.items()}
+
+
+@given(st.sampled_from(["constant", "cosine", "linear"]), st.integers(0, 20), st.integers(1, 20), st.data())
+def test_rate_is_a_share_that_is_never_0(schedule: str, warmup: int, batches: int, data: st.DataObject) -> None:
+    n = data.draw(st.integers(0, batches - 1))
+    assert 0.0 < rate(OptimizerConfig(schedule=schedule, warmup=warmup), n, batches) <= 1.0
+
+
+@pytest.mark.parametrize("order", list(permutations([0, 2, 9])))
+def test_a_step_uses_the_rate_of_its_batch_in_any_order(order: tuple[int, ...]) -> None:
+    """lr 0.4 at a scale of 0.5; linear over 10 batches, with one batch of warm-up at half the rate."""
+    expected = {0: 0.2 * 0.5 * 1.0, 2: 0.2 * 0.8, 9: 0.2 * 0.1}
+    config = SGDConfig(lr=0.4, momentum=0.0, schedule="linear", warmup=1)
+    weight = nn.Parameter(torch.tensor([1.0, -2.0], dtype=torch.float64))
+    optimizer = BlockOptimizer([weight], config, batches=10, scale=0.5)
+    for n in order:
+        before, gradient = weight.detach().clone(), torch.randn(2, dtype=torch.float64)
+        weight.grad = gradient
+        optimizer.step(n)
+        torch.testing.assert_close(weight.detach(), before - expected[n] * gradient)
+
+
+def test_a_step_drops_the_gradients() -> None:
+    weight = nn.Parameter(torch.zeros(2))
+    weight.grad = torch.ones(2)
+    BlockOptimizer([weight], SGDConfig(), 10).step(0)
+    assert weight.grad is None
+
+
+def trajectory(optimizer: BlockOptimizer | torch.optim.Optimizer, weight: nn.Parameter) -> list[list[float]]:
+    """Three steps with given gradients."""
+    places = []
+    for n, gradient in enumerate(([1.0, -2.0], [0.5, 3.0], [-4.0, 0.25])):
+        weight.grad = torch.tensor(gradient, dtype=torch.float64)
+        if isinstance(optimizer, BlockOptimizer):
+            optimizer.step(n)
+        else:
+            optimizer.step()
+        places.append(weight.tolist())
+    return places
+
+
+def start() -> nn.Parameter:
+    return nn.Parameter(torch.tensor([1.0, -3.0], dtype=torch.float64))
+
+
+def test_sgd_by_hand() -> None:
+    """``v <- m v + g + decay w``; the step is ``v``, and ``g + decay w + m v`` with Nesterov's momentum."""
+    for nesterov in (False, True):
+        config = SGDConfig(lr=0.1, momentum=0.7, weight_decay=0.2, nesterov=nesterov, schedule="constant")
+        weight = start()
+        places = trajectory(BlockOptimizer([weight], config, 10), weight)
+        w, v, expected = [1.0, -3.0], [0.0, 0.0], []
+        for gradient in ([1.0, -2.0], [0.5, 3.0], [-4.0, 0.25]):
+            g = [gradient[i] + 0.2 * w[i] for i in range(2)]
+            v = [0.7 * v[i] + g[i] for i in range(2)]
+            w = [w[i] - 0.1 * (g[i] + 0.7 * v[i] if nesterov else v[i]) for i in range(2)]
+            expected.append(w)
+        torch.testing.assert_close(torch.tensor(places), torch.tensor(expected))
+
+
+@pytest.mark.parametrize(
+    ("config", "torchs"),
+    [
+        (
+            AdamWConfig(lr=0.1, betas=[0.6, 0.8], weight_decay=0.3, schedule="constant"),
+            lambda w: torch.optim.AdamW([w], lr=0.1, betas=(0.6, 0.8), weight_decay=0.3),
+        ),
+        (AdamWConfig(schedule="constant"), lambda w: torch.optim.AdamW([w], lr=1e-3, weight_decay=0.0)),
+        (SGDConfig(schedule="constant"), lambda w: torch.optim.SGD([w], lr=0.1, momentum=0.9)),
+    ],
+    ids=["adamw", "adamw by default", "sgd by default"],
+)
+def test_options_arrive_in_torchs_optimizer(config: OptimizerConfig, torchs: object) -> None:
+    ours, expected = start(), start()
+    assert callable(torchs)
+    places = trajectory(BlockOptimizer([ours], config, 10), ours)
+    assert places == trajectory(torchs(expected), expected)
+
+
+@dataclass(kw_only=True)
+class RpropConfig(OptimizerConfig):
+    name: str = "rprop"
+
+
+def test_an_unknown_optimizer_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^optimizer=rprop: allowed are sgd, adamw$"):
+        BlockOptimizer([start()], RpropConfig(), 10)

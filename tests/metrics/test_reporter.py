@@ -1,0 +1,79 @@
+import pytest
+import torch
+
+from counterflow.metrics.record import Record
+from counterflow.metrics.reporter import Reporter
+
+
+class Posts:
+    """What a reporter posted, in order."""
+
+    def __init__(self) -> None:
+        self.records: list[Record] = []
+
+    def __call__(self, i: int, record: Record) -> None:
+        assert i == len(self.records), "records are counted one by one"
+        self.records.append(record)
+
+
+def metrics(loss: float = 0.5) -> dict[str, torch.Tensor]:
+    return {"loss": torch.tensor(loss), "accuracy": torch.tensor(0.25)}
+
+
+@pytest.mark.parametrize(
+    ("every", "batches", "reported"),
+    [
+        (1, 4, [0, 1, 2, 3]),
+        (3, 8, [0, 3, 6, 7]),
+        (3, 7, [0, 3, 6]),  # the last one is not reported twice
+        (10, 4, [0, 3]),
+        (10, 1, [0]),
+    ],
+)
+def test_every_so_many_batches_and_the_last(every: int, batches: int, reported: list[int]) -> None:
+    posts = Posts()
+    reporter = Reporter(0, every, batches, lambda: 0.0, posts)
+    for n in range(batches):
+        for block in (1, 2):
+            reporter.learnt(block, n, metrics())
+    assert [(record.n, record.block) for record in posts.records] == [(n, block) for n in reported for block in (1, 2)]
+    assert reporter.posted == len(posts.records)
+
+
+def test_every_evaluation_is_reported() -> None:
+    posts = Posts()
+    reporter = Reporter(0, 100, 1000, lambda: 0.0, posts)
+    for n in (7, 8, 9):
+        reporter.evaluated(2, n, 0.75)
+    assert [(r.event, r.n, r.block, r.figures) for r in posts.records] == [
+        ("test", n, 2, {"accuracy": 0.75}) for n in (7, 8, 9)
+    ]
+
+
+def test_what_a_record_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rank began at 100 s, and has waited for one of the eight seconds since."""
+    clock = iter([100.0, 108.0])
+    monkeypatch.setattr("counterflow.metrics.reporter.perf_counter", lambda: next(clock))
+    posts = Posts()
+    reporter = Reporter(3, 1, 10, lambda: 1.0, posts)
+    reporter.learnt(5, 4, metrics())
+    expected = Record("train", 4, 5, 3, {"loss": 0.5, "accuracy": 0.25}, seconds=8.0, waited=0.125)
+    assert posts.records == [expected]
+    assert Record.from_json(posts.records[0].to_json()) == expected
+
+
+class Device(torch.Tensor):
+    """A number that says when it leaves its device."""
+
+    read = 0
+
+    def __float__(self) -> float:
+        Device.read += 1
+        return 0.5
+
+
+def test_numbers_leave_the_device_only_for_a_report() -> None:
+    reporter = Reporter(0, 4, 100, lambda: 0.0, Posts())
+    for n in range(8):
+        reporter.learnt(1, n, {"loss": torch.tensor(0.5).as_subclass(Device)})
+    assert Device.read == 2
