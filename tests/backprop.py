@@ -20,4 +20,4 @@ def accuracy_of_backprop(job: Job) -> float:
     network.eval()
     with torch.no_grad():
         predictions = [network(job.batches.test_inputs(e)).argmax(-1) for e in range(job.batches.test_batches)]
-    return float((torch.cat(predictions) == job.batches.test_labels()).float().mean())
+    return float((torch.cat(predictions) == job.batches.all_test_labels()).float().mean())

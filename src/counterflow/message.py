@@ -11,6 +11,8 @@ class Kind(IntEnum):
     TARGET = 2
     TEST = 3
     """An activation of a test batch: forward only, no update."""
+    PREDICTION = 4
+    """What comes down for a test batch, under rules that predict at the bottom."""
 
 
 @dataclass(frozen=True, order=True)
@@ -22,8 +24,9 @@ class Tag:
     e: int = 0
 
     def __str__(self) -> str:
-        if self.kind is Kind.TEST:
-            return f"test batch {self.e} after batch {self.n}"
+        if self.kind in (Kind.TEST, Kind.PREDICTION):
+            name = "test" if self.kind is Kind.TEST else "predicted"
+            return f"{name} batch {self.e} after batch {self.n}"
         return f"{self.kind.name.lower()} of batch {self.n}"
 
 

@@ -65,7 +65,8 @@ def test_test_batches_are_the_test_split_in_order(dataset, batch_size):
     parts = [feed.test_inputs(e) for e in range(feed.test_batches)]
     assert [len(part) for part in parts] == [feed.test_size(e) for e in range(feed.test_batches)]
     assert torch.equal(torch.cat(parts), normalised(dataset, dataset.test.images))
-    assert torch.equal(feed.test_labels(), dataset.test.labels)
+    assert torch.equal(feed.all_test_labels(), dataset.test.labels)
+    assert torch.equal(torch.cat([feed.test_labels(e) for e in range(feed.test_batches)]), dataset.test.labels)
     with pytest.raises(AssertionError):
         feed.test_inputs(feed.test_batches)
 

@@ -112,6 +112,10 @@ class BLLRule(LocalRule):
         a = self.block(message[0])
         return (a,), (self.head(a) @ target[0].T).argmax(-1)
 
+    @property
+    def effective(self) -> Sequence[nn.Module]:
+        return (self.block,)
+
 
 class BLL(Algorithm):
     Config = BLLConfig

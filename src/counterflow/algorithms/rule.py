@@ -32,7 +32,8 @@ class LocalRule(nn.Module, ABC):
     """Block pair ``k``: its forward block, its feedback block, and how both learn.
 
     The engine calls, in this order: `read` once for every batch's target message, some batches early; `emit` at once
-    afterwards; and then, batch by batch, `forward` and `learn`.
+    afterwards; and then, batch by batch, `ascend` and `learn`. Where no targets come down, it calls neither `read` nor
+    `emit`, and the target is empty.
     """
 
     @abstractmethod
@@ -51,15 +52,27 @@ class LocalRule(nn.Module, ABC):
     def learn(self, n: int, message: Payload, target: Target) -> Metrics:
         """Update ``theta_k`` and ``phi_k`` on batch ``n``, after `ascend` of the same message from below.
 
-        Returns scalars, among them ``loss`` and ``accuracy``.
+        Returns scalars, among them ``loss``, and ``accuracy`` if the block can tell its own.
         """
 
     @abstractmethod
-    def predict(self, message: Payload, target: Target) -> tuple[Payload, Tensor]:
-        """For a test batch: the activation message for the block above, and this block's own prediction of the labels.
+    def predict(self, message: Payload, target: Target) -> tuple[Payload, Tensor | None]:
+        """For a test batch: the activation message for the block above, and what this block says about the labels.
 
-        ``target`` is the one that was learnt last. Nothing is updated.
+        That is its own prediction of them, ``[B]``; None if its rule has none; or, where predictions come down, what
+        `decode` needs. ``target`` is the one that was learnt last. Nothing is updated.
         """
+
+    def decode(self, own: Tensor, message: Payload) -> Payload:
+        """Where predictions come down: from `predict`'s own part and the message from above (empty at the top), the
+        one for the block below. The bottom's holds one tensor: the labels as every block predicts them, ``[N, B]``.
+        """
+        raise AssertionError("this rule predicts where it is")
+
+    @property
+    @abstractmethod
+    def effective(self) -> Sequence[nn.Module]:
+        """The modules without which the network does not predict; all others only help to learn."""
 
 
 class Algorithm(ABC):
@@ -67,6 +80,9 @@ class Algorithm(ABC):
 
     Config: ClassVar[type[AlgorithmConfig]]
     """Its options; the default of ``name`` is what ``algorithm=`` calls it."""
+
+    predicts_down: ClassVar[bool] = False
+    """Labels enter at the bottom, no targets come down while training, and the prediction comes out at the bottom."""
 
     @abstractmethod
     def __init__(
@@ -96,6 +112,10 @@ class Algorithm(ABC):
     @abstractmethod
     def target(self, block: int, n: int, batch: int) -> Specs:
         """The message that comes down to ``block`` for training batch ``n`` of ``batch`` samples."""
+
+    def prediction(self, block: int, batch: int) -> Specs:
+        """The message that comes down to ``block`` for a test batch of ``batch`` samples (``predicts_down`` only)."""
+        raise AssertionError("this rule predicts where it is")
 
     @abstractmethod
     def objective(self, figures: Sequence[Mapping[str, float]]) -> dict[str, float]:

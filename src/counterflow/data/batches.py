@@ -58,7 +58,12 @@ class Batches:
         assert 0 <= e < self.test_batches
         return min(self.order.batch_size, len(self.dataset.test) - e * self.order.batch_size)
 
-    def test_labels(self) -> Tensor:
+    def test_labels(self, e: int) -> Tensor:
+        """Labels of test batch ``e``, int64 ``[test_size(e)]``."""
+        start = e * self.order.batch_size
+        return self.dataset.test.labels[start : start + self.test_size(e)]
+
+    def all_test_labels(self) -> Tensor:
         """Labels of all test batches, one after the other: int64 ``[M_test]``."""
         return self.dataset.test.labels
 

@@ -23,8 +23,10 @@ def channel_frames(algorithm: Algorithm, job: Job, edge: Edge) -> Callable[[Tag]
                 return algorithm.activation(edge.lower, batch)
             case Kind.TEST:
                 return algorithm.test_activation(edge.lower, job.batches.test_size(tag.e))
+            case Kind.PREDICTION:
+                return algorithm.prediction(edge.lower, job.batches.test_size(tag.e))
             case Kind.TARGET:
-                tests = job.batches.test_labels()
+                tests = job.batches.all_test_labels()
                 tail: Specs = ((tuple(tests.shape), tests.dtype),) if job.plan.evaluates_after(tag.n) else ()
                 return (*algorithm.target(edge.lower, tag.n, batch), *tail)
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from counterflow import models
-from counterflow.algorithms import Task
+from counterflow.algorithms import ALGORITHMS, Task
 from counterflow.config import TrainConfig
 from counterflow.data import load
 from counterflow.data.batches import Batches
@@ -50,6 +50,7 @@ def prepare(config: TrainConfig, ranks: int, local_rank: int = 0, local_ranks: i
         lag=0 if exact else config.engine.lag,
         evaluate_every=config.train.evaluate_every,
         test_batches=batches.test_batches,
+        predicts_down=ALGORITHMS[config.algorithm.name].predicts_down,
     )
     task = Task(tuple(dataset.train.images.shape[1:]), dataset.classes)
     network = models.build(config.model, task.input_shape, task.classes, config.seed)

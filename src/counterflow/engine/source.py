@@ -33,22 +33,32 @@ class Source:
 
 
 def inputs(batches: Batches, plan: Plan, device: torch.device) -> Source:
-    """The network's input of every training and test batch, each prepared while the one before trains."""
+    """The network's input of every training and test batch, each prepared while the one before trains.
+
+    With the labels of the batch, where these enter at the bottom too.
+    """
 
     def items() -> Iterator[Item]:
         for tag in plan.activations():
-            x = batches.test_inputs(tag.e) if tag.kind is Kind.TEST else batches.inputs(tag.n)
-            yield tag, (x,)
+            test = tag.kind is Kind.TEST
+            x = batches.test_inputs(tag.e) if test else batches.inputs(tag.n)
+            if plan.predicts_down:
+                yield tag, (x, batches.test_labels(tag.e) if test else batches.labels(tag.n))
+            else:
+                yield tag, (x,)
 
     return Source(prefetch(items()), device)
 
 
 def labels(batches: Batches, plan: Plan, device: torch.device) -> Source:
-    """The labels of every training batch, with those of the whole test data where an evaluation follows."""
+    """What enters at the top: the labels of every training batch, and of all test batches before an evaluation."""
 
     def items() -> Generator[Item]:
         for tag in plan.targets():
-            tests = (batches.test_labels(),) if plan.evaluates_after(tag.n) else ()
-            yield tag, (batches.labels(tag.n), *tests)
+            if tag.kind is Kind.PREDICTION:
+                yield tag, ()
+            else:
+                tests = (batches.all_test_labels(),) if plan.evaluates_after(tag.n) else ()
+                yield tag, (batches.labels(tag.n), *tests)
 
     return Source(items(), device)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from counterflow.algorithms.rule import LocalRule, Metrics, Target
+from counterflow.engine.tally import Tally
 from counterflow.message import Kind, Tag
 from counterflow.schedule import Plan
 from counterflow.seeding import derive
@@ -32,7 +33,7 @@ class Observer(Protocol):
 
     def learnt(self, block: int, n: int, metrics: Metrics) -> None: ...
 
-    def evaluated(self, block: int, n: int, accuracy: float) -> None: ...
+    def evaluated(self, block: int, n: int, accuracy: float | None) -> None: ...
 
 
 @dataclass
@@ -67,11 +68,14 @@ class Station:
         self._device = device
         self._observer = observer
         self._targets: dict[int, Target] = {}
-        self._test_labels: dict[int, Tensor] = {}
         self._learnt: Target = ()
         self._input: Payload = ()
-        self._hits = 0
-        self._tested = 0
+        self._test_labels: dict[int, Tensor] = {}
+        """Of all test data by training batch; where predictions come down, the bottom's of each test batch by ``e``."""
+        self._test_size = 0
+        self._own: dict[int, Tensor] = {}
+        """This block's part in the prediction of each test batch, until the rest of it comes down."""
+        self._tally = Tally()
 
     def target(self, n: int) -> None:
         tag = Tag(Kind.TARGET, n)
@@ -97,7 +101,7 @@ class Station:
             self._send(self.ports.up, tag, activation)
 
     def learn(self, n: int) -> None:
-        self._learnt = self._targets.pop(n)
+        self._learnt = self._targets.pop(n, ())
         metrics = self.rule.learn(n, self._input, self._learnt)
         self._input = ()
         self.ports.below.release()
@@ -110,18 +114,44 @@ class Station:
     def evaluate(self, n: int, e: int) -> None:
         tag = Tag(Kind.TEST, n, e)
         message = self._receive(self.ports.below, tag)
+        if self._plan.predicts_down and self.ports.down is None:
+            *inputs, self._test_labels[e] = message
+            message = tuple(inputs)
+        size = len(message[0])
         self.rule.eval()
-        activation, prediction = self.rule.predict(message, self._learnt)
+        activation, own = self.rule.predict(message, self._learnt)
         self.rule.train()
         if self.ports.up is not None:
             self._send(self.ports.up, tag, activation)
         self.ports.below.release()
-        labels = self._test_labels[n][self._tested : self._tested + len(prediction)]
-        self._hits += int((prediction == labels).sum())
-        self._tested += len(prediction)
+        if self._plan.predicts_down:
+            assert own is not None, "a rule that predicts at the bottom has a part in it"
+            self._own[e] = own
+            return
+        labels = self._test_labels[n][e * self._test_size :][:size]
+        self._test_size = max(self._test_size, size)  # all test batches but the last have one size
+        if own is not None:
+            self._tally.add(own.unsqueeze(0), labels)
         if e == self._plan.test_batches - 1:
-            self._observer.evaluated(self.block, n, self._hits / self._test_labels.pop(n).numel())
-            self._hits = self._tested = 0
+            del self._test_labels[n]
+            accuracies = self._tally.take()
+            self._observer.evaluated(self.block, n, accuracies[0] if accuracies else None)
+
+    @torch.no_grad()
+    def predict(self, n: int, e: int) -> None:
+        tag = Tag(Kind.PREDICTION, n, e)
+        message = self._receive(self.ports.above, tag)
+        self.rule.eval()
+        below = self.rule.decode(self._own.pop(e), message)
+        self.rule.train()
+        self.ports.above.release()
+        if self.ports.down is not None:
+            self._send(self.ports.down, tag, below)
+            return
+        self._tally.add(below[0], self._test_labels.pop(e))
+        if e == self._plan.test_batches - 1:
+            for block, accuracy in enumerate(self._tally.take(), self.block):
+                self._observer.evaluated(block, n, accuracy)
 
     def close(self) -> None:
         ports = self.ports

@@ -7,7 +7,7 @@ from counterflow.config import LatentConfig
 
 
 def pooling(shape: tuple[int, int, int], most: int) -> tuple[nn.Module, int]:
-    """Average pooling of maps ``[C, H, W]`` to vectors of at most ``most`` dimensions (C at the least), and how many."""
+    """Average pooling of maps ``[C, H, W]`` to vectors of at most ``most`` dimensions, but at least C; and how many."""
     channels, height, width = shape
     sides = range(min(height, width), 0, -1)
     side = next((s for s in sides if channels * s * s <= most), 1)

@@ -13,16 +13,20 @@ class Plan:
 
     ``lag`` is per hop; 0 is the locked, sequential algorithm (`engine.lag=exact`). After every ``evaluate_every``
     batches (0: only after the last) come ``test_batches`` batches of test data.
+
+    What comes down depends on the rule: targets while training, which a lag lets leave early; or, with
+    ``predicts_down``, nothing while training, so that there is nothing to lag, and predictions of every test batch.
     """
 
     batches: int
     lag: int
     evaluate_every: int = 0
     test_batches: int = 0
+    predicts_down: bool = False
 
     def distance(self, block: int) -> int:
         """``D_k``: how many batches before its activation a target leaves block ``block`` for the one below."""
-        return self.lag * (block - 1)
+        return 0 if self.predicts_down else self.lag * (block - 1)
 
     def evaluates_after(self, n: int) -> bool:
         if not self.test_batches:
@@ -37,8 +41,12 @@ class Plan:
                 yield from (Tag(Kind.TEST, n, e) for e in range(self.test_batches))
 
     def targets(self) -> Iterator[Tag]:
-        """What enters at the top, and every target edge carries, in order."""
-        return (Tag(Kind.TARGET, n) for n in range(self.batches))
+        """What every target edge carries, in order; targets also enter at the top."""
+        for n in range(self.batches):
+            if not self.predicts_down:
+                yield Tag(Kind.TARGET, n)
+            elif self.evaluates_after(n):
+                yield from (Tag(Kind.PREDICTION, n, e) for e in range(self.test_batches))
 
     def messages(self, stream: Stream) -> Iterator[Tag]:
         return self.activations() if stream is Stream.ACTIVATION else self.targets()

@@ -27,6 +27,8 @@ class Op(Enum):
     """Update ``theta_k`` and ``phi_k``; no message."""
     EVALUATE = "E"
     """Take a test batch from below and send its activation up; no update."""
+    PREDICT = "P"
+    """Take the predictions of a test batch from above and send them down (``plan.predicts_down`` only)."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Action:
     e: int = 0
 
     def __str__(self) -> str:
-        return f"{self.block}{self.op.value}{self.n}" + (f".{self.e}" if self.op is Op.EVALUATE else "")
+        return f"{self.block}{self.op.value}{self.n}" + (f".{self.e}" if self.op in (Op.EVALUATE, Op.PREDICT) else "")
 
     @property
     def tag(self) -> Tag | None:
@@ -49,12 +51,14 @@ class Action:
                 return Tag(Kind.ACTIVATION, self.n)
             case Op.EVALUATE:
                 return Tag(Kind.TEST, self.n, self.e)
+            case Op.PREDICT:
+                return Tag(Kind.PREDICTION, self.n, self.e)
             case Op.LEARN:
                 return None
 
     @property
     def stream(self) -> Stream:
-        return Stream.TARGET if self.op is Op.TARGET else Stream.ACTIVATION
+        return Stream.TARGET if self.op in (Op.TARGET, Op.PREDICT) else Stream.ACTIVATION
 
 
 def _prologue(block: int, plan: Plan) -> Iterator[Action]:
@@ -64,7 +68,7 @@ def _prologue(block: int, plan: Plan) -> Iterator[Action]:
 
 def _batch(block: int, n: int, plan: Plan) -> Iterator[Action]:
     ahead = n + plan.distance(block)
-    if ahead < plan.batches:
+    if ahead < plan.batches and not plan.predicts_down:
         yield Action(Op.TARGET, block, ahead)
     yield Action(Op.FORWARD, block, n)
     yield Action(Op.LEARN, block, n)
@@ -92,7 +96,7 @@ def rank_program(blocks: range, plan: Plan) -> Iterator[Action]:
     for block in reversed(blocks):
         yield from _prologue(block, plan)
     for n in range(plan.batches):
-        if plan.lag == 0:
+        if plan.lag == 0 and not plan.predicts_down:
             yield from _exact_batch(blocks, n)
         else:
             for block in blocks:
@@ -100,3 +104,6 @@ def rank_program(blocks: range, plan: Plan) -> Iterator[Action]:
         if plan.evaluates_after(n):
             for e in range(plan.test_batches):
                 yield from (Action(Op.EVALUATE, block, n, e) for block in blocks)
+            if plan.predicts_down:
+                for e in range(plan.test_batches):
+                    yield from (Action(Op.PREDICT, block, n, e) for block in reversed(blocks))

@@ -22,10 +22,12 @@ class Durations:
     forward: float = 1.0
     learn: float = 2.0
     evaluate: float = 1.0
+    predict: float = 0.0
     latency: float = 0.0
 
     def of(self, op: Op) -> float:
-        return {Op.TARGET: self.target, Op.FORWARD: self.forward, Op.LEARN: self.learn, Op.EVALUATE: self.evaluate}[op]
+        duration: float = getattr(self, op.name.lower())
+        return duration
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,180 @@
+"""Associated learning (Kao and Chen, arXiv 1906.05560; section 3.2 of the design).
+
+Component i has ``f_i`` (the forward block), ``b_i`` (bridge), and on the target's side ``g_i`` (encoder) and ``h_i``
+(decoder)::
+
+    x = s_0 --f_1--> s_1 --f_2--> .. s_N          up: s_i and t_i
+                      |b_1            |b_N
+    y = t_0 --g_1--> t_1 --g_2--> .. t_N
+      t'_0 <--h_1-- t'_1 <--h_2-- .. t'_N         down, while predicting: t'_i
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from counterflow.algorithms.optimizer import BlockOptimizer
+from counterflow.algorithms.rule import Algorithm, LocalRule, Metrics, Payload, Shape, Specs, Target, Task
+from counterflow.config import AlgorithmConfig, OptimizerConfig
+from counterflow.models.head import pooling
+from counterflow.seeding import derive
+
+
+@dataclass(kw_only=True)
+class ALConfig(AlgorithmConfig):
+    name: str = "al"
+    dim: int = 128
+    """Width of the target's side, ``t_1 .. t_N``."""
+    pool: int = 2048
+    """Feature maps are pooled for the bridge until they have at most so many dimensions."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key, value in (("dim", self.dim), ("pool", self.pool)):
+            if value < 1:
+                raise ValueError(f"algorithm.{key}={value}: must be at least 1")
+
+
+class ALRule(LocalRule):
+    """Component ``i``. Up go ``(s_i, t_i)``; predictions come down, a row for the bridge of every component above.
+
+    ``|| b_i(s_i) - t_i ||^2`` trains ``f_i`` and ``b_i``, ``|| h_i(t_i) - t_{i-1} ||^2`` trains ``g_i`` and ``h_i``; no
+    gradient goes into a target of either.
+    """
+
+    def __init__(
+        self,
+        block: nn.Module,
+        bridge: nn.Module,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        classes: int | None,
+        top: bool,
+        optimizer: OptimizerConfig,
+        batches: int,
+    ) -> None:
+        """``classes`` is given to the bottom, where labels become ``t_0``, and None elsewhere."""
+        super().__init__()
+        self.block = block
+        self.bridge = bridge
+        self.encoder = encoder
+        self.decoder = decoder
+        self._classes = classes
+        self._top = top
+        self._optimizer = BlockOptimizer(self.parameters(), optimizer, batches)
+        self._up: tuple[Tensor, Tensor] | None = None
+
+    def read(self, n: int, message: Payload) -> Target:
+        raise AssertionError("no targets come down")
+
+    def emit(self, n: int, target: Target) -> Payload:
+        raise AssertionError("no targets come down")
+
+    def ascend(self, message: Payload) -> Payload:
+        s, t = self.block(message[0]), self.encoder(self._target(message[1]))
+        self._up = s, t
+        return s.detach(), t.detach()
+
+    def learn(self, n: int, message: Payload, target: Target) -> Metrics:
+        assert self._up is not None, "learn follows ascend"
+        s, t = self._up
+        self._up = None
+        associated = _distance(self.bridge(s), t.detach())
+        autoencoder = _distance(self.decoder(t), self._target(message[1]))
+        torch.autograd.backward(associated + autoencoder)
+        self._optimizer.step(n)
+        associated, autoencoder = associated.detach(), autoencoder.detach()
+        return {"loss": associated + autoencoder, "associated": associated, "autoencoder": autoencoder}
+
+    def predict(self, message: Payload, target: Target) -> tuple[Payload, Tensor]:
+        s = self.block(message[0])
+        return (s,), self.bridge(s)
+
+    def decode(self, own: Tensor, message: Payload) -> Payload:
+        rows = torch.cat([own.unsqueeze(0), *message])
+        below = self.decoder(rows)
+        return (below.argmax(-1),) if self._classes is not None else (below,)
+
+    @property
+    def effective(self) -> Sequence[nn.Module]:
+        return (self.block, self.decoder, *([self.bridge] if self._top else []))
+
+    def _target(self, below: Tensor) -> Tensor:
+        """``t_{i-1}``; at the bottom the one-hot labels."""
+        return below if self._classes is None else F.one_hot(below, self._classes).float()
+
+
+def _distance(a: Tensor, b: Tensor) -> Tensor:
+    """``|| a - b ||^2``, the mean over the batch."""
+    return (a - b).square().sum(-1).mean()
+
+
+class AL(Algorithm):
+    Config = ALConfig
+    predicts_down = True
+
+    def __init__(
+        self,
+        config: ALConfig,
+        optimizer: OptimizerConfig,
+        blocks: Sequence[nn.Module],
+        shapes: Sequence[Shape],
+        task: Task,
+        batches: int,
+        seed: int,
+    ) -> None:
+        self._config = config
+        self._optimizer = optimizer
+        self._blocks = blocks
+        self._shapes = shapes
+        self._task = task
+        self._batches = batches
+        self._seed = seed
+
+    def rule(self, block: int) -> LocalRule:
+        dim, bottom = self._config.dim, block == 1
+        below = self._task.classes if bottom else dim
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(derive(self._seed, "al", block))
+            bridge = _bridge(self._shapes[block - 1], dim, self._config.pool)
+            encoder = nn.Sequential(nn.Linear(below, dim), nn.Tanh())
+            decoder = nn.Linear(dim, below) if bottom else nn.Sequential(nn.Linear(dim, below), nn.Tanh())
+        return ALRule(
+            self._blocks[block - 1],
+            bridge,
+            encoder,
+            decoder,
+            self._task.classes if bottom else None,
+            block == len(self._blocks),
+            self._optimizer,
+            self._batches,
+        )
+
+    def activation(self, block: int, batch: int) -> Specs:
+        t = (batch, *self._task.label_shape, self._config.dim)
+        return *self.test_activation(block, batch), (t, torch.float32)
+
+    def test_activation(self, block: int, batch: int) -> Specs:
+        return (((batch, *self._shapes[block - 1]), torch.float32),)
+
+    def target(self, block: int, n: int, batch: int) -> Specs:
+        raise AssertionError("no targets come down")
+
+    def prediction(self, block: int, batch: int) -> Specs:
+        above = len(self._blocks) - block
+        return (((above, batch, *self._task.label_shape, self._config.dim), torch.float32),)
+
+    def objective(self, figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
+        """The sum of the losses of all components."""
+        return {name: sum(block[name] for block in figures) for name in ("loss", "associated", "autoencoder")}
+
+
+def _bridge(shape: Shape, dim: int, most: int) -> nn.Module:
+    if len(shape) != 3:
+        return nn.Sequential(nn.Linear(shape[-1], dim), nn.Tanh())
+    channels, height, width = shape
+    pool, pooled = pooling((channels, height, width), most)
+    return nn.Sequential(pool, nn.Linear(pooled, dim), nn.Tanh())

@@ -1,0 +1,173 @@
+"""Local classifiers and similarity matching (Noekland and Eidnes, arXiv 1901.06656; section 3.3 of the design)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from counterflow.algorithms.optimizer import BlockOptimizer
+from counterflow.algorithms.rule import Algorithm, LocalRule, Metrics, Payload, Shape, Specs, Target, Task
+from counterflow.config import AlgorithmConfig, OptimizerConfig
+from counterflow.models.head import pooling
+from counterflow.seeding import derive
+
+
+@dataclass(kw_only=True)
+class PredSimConfig(AlgorithmConfig):
+    name: str = "predsim"
+    beta: float = 0.99
+    """Weight of the similarity loss; 0 is the local classifier alone, 1 the similarity loss alone."""
+    dim: int = 2048
+    """Feature maps are pooled for the local classifier until they have at most so many dimensions."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.beta <= 1:
+            raise ValueError(f"algorithm.beta={self.beta}: must be between 0 and 1")
+        if self.dim < 1:
+            raise ValueError(f"algorithm.dim={self.dim}: must be at least 1")
+
+
+def similarity(x: Tensor) -> Tensor:
+    """Adjusted cosine similarity of the rows of ``[B, d]``: ``[B, B]``, each row centred by its own mean."""
+    centred = x - x.mean(1, keepdim=True)
+    unit = centred / (centred.square().sum(1, keepdim=True).sqrt() + 1e-8)
+    return unit @ unit.T
+
+
+class SimilarityBranch(nn.Module):
+    """What is compared: standard deviations of every channel after a 3x3 convolution, or a linear map of vectors."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        width = shape[0] if len(shape) == 3 else shape[-1]
+        self.layer: nn.Module = (
+            nn.Conv2d(width, width, 3, padding=1, bias=False)
+            if len(shape) == 3
+            else nn.Linear(width, width, bias=False)
+        )
+
+    def forward(self, activation: Tensor) -> Tensor:
+        features: Tensor = self.layer(activation)
+        return features.flatten(2).std(2) if features.ndim == 4 else features
+
+
+class PredSimRule(LocalRule):
+    """A block with a local classifier and a similarity branch. Up goes ``a_k``, down come the labels, unchanged."""
+
+    def __init__(
+        self,
+        block: nn.Module,
+        classifier: nn.Module | None,
+        branch: SimilarityBranch | None,
+        beta: float,
+        classes: int,
+        optimizer: OptimizerConfig,
+        batches: int,
+    ) -> None:
+        """A branch is None where its loss has no weight."""
+        super().__init__()
+        self.block = block
+        self.classifier = classifier
+        self.branch = branch
+        self._beta = beta
+        self._classes = classes
+        self._optimizer = BlockOptimizer(self.parameters(), optimizer, batches)
+        self._a: Tensor | None = None
+
+    def read(self, n: int, message: Payload) -> Target:
+        return message
+
+    def emit(self, n: int, target: Target) -> Payload:
+        return target
+
+    def ascend(self, message: Payload) -> Payload:
+        self._a = self.block(message[0])
+        return (self._a.detach(),)
+
+    def learn(self, n: int, message: Payload, target: Target) -> Metrics:
+        assert self._a is not None, "learn follows ascend"
+        a, (labels,) = self._a, target
+        self._a = None
+        loss = torch.zeros((), device=a.device)
+        metrics: dict[str, Tensor] = {}
+        if self.classifier is not None:
+            logits = self.classifier(a)
+            nll = F.cross_entropy(logits, labels)
+            loss = loss + (1 - self._beta) * nll
+            metrics |= {"nll": nll.detach(), "accuracy": (logits.argmax(-1) == labels).float().mean()}
+        if self.branch is not None:
+            wanted = similarity(F.one_hot(labels, self._classes).to(a.dtype))
+            sim = F.mse_loss(similarity(self.branch(a)), wanted)
+            loss = loss + self._beta * sim
+            metrics["sim"] = sim.detach()
+        torch.autograd.backward(loss)
+        self._optimizer.step(n)
+        return {"loss": loss.detach(), **metrics}
+
+    def predict(self, message: Payload, target: Target) -> tuple[Payload, Tensor | None]:
+        a = self.block(message[0])
+        return (a,), self.classifier(a).argmax(-1) if self.classifier is not None else None
+
+    @property
+    def effective(self) -> Sequence[nn.Module]:
+        return (self.block,)
+
+
+class PredSim(Algorithm):
+    Config = PredSimConfig
+
+    def __init__(
+        self,
+        config: PredSimConfig,
+        optimizer: OptimizerConfig,
+        blocks: Sequence[nn.Module],
+        shapes: Sequence[Shape],
+        task: Task,
+        batches: int,
+        seed: int,
+    ) -> None:
+        self._config = config
+        self._optimizer = optimizer
+        self._blocks = blocks
+        self._shapes = shapes
+        self._task = task
+        self._batches = batches
+        self._seed = seed
+
+    def rule(self, block: int) -> LocalRule:
+        """The top block has the ordinary output layer and cross entropy, whatever ``beta`` is."""
+        config, shape, classes = self._config, self._shapes[block - 1], self._task.classes
+        if block == len(self._blocks):
+            classifier: nn.Module | None = nn.Identity()
+            branch, beta = None, 0.0
+        else:
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(derive(self._seed, "predsim", block))
+                classifier = _classifier(shape, classes, config.dim) if config.beta < 1 else None
+                branch = SimilarityBranch(shape) if config.beta > 0 else None
+            beta = config.beta
+        return PredSimRule(self._blocks[block - 1], classifier, branch, beta, classes, self._optimizer, self._batches)
+
+    def activation(self, block: int, batch: int) -> Specs:
+        return (((batch, *self._shapes[block - 1]), torch.float32),)
+
+    def test_activation(self, block: int, batch: int) -> Specs:
+        return self.activation(block, batch)
+
+    def target(self, block: int, n: int, batch: int) -> Specs:
+        return (((batch, *self._task.label_shape), torch.int64),)
+
+    def objective(self, figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
+        """The sum of all local losses."""
+        return {"loss": sum(block["loss"] for block in figures)}
+
+
+def _classifier(shape: Shape, classes: int, most: int) -> nn.Module:
+    if len(shape) != 3:
+        return nn.Linear(shape[-1], classes)
+    channels, height, width = shape
+    pool, dim = pooling((channels, height, width), most)
+    return nn.Sequential(pool, nn.Linear(dim, classes))
