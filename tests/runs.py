@@ -66,7 +66,6 @@ def train_rank(rank: int, size: int, store_path: str, overrides: list[str], most
     job = prepare(config, size)
     store = dist.FileStore(store_path, size) if size > 1 else None
     world = connect(store, rank, size, timeout=config.engine.timeout)
-    world.open_edges(job.topology, job.backend, job.device)
     if most:
         delay(world, most, seed)
     directory = RunDirectory(Path(config.run.dir or ""), config) if rank == 0 else None

@@ -13,10 +13,10 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from counterflow.algorithms import ALGORITHMS
+from counterflow.algorithms import ALGORITHMS, REFERENCES
 from counterflow.config import TrainConfig, register
 
-register(algorithm.Config for algorithm in ALGORITHMS.values())
+register([system.Config for system in ALGORITHMS.values()] + [system.Config for system in REFERENCES.values()])
 
 
 def configure(conf: Path, overrides: Sequence[str]) -> TrainConfig:

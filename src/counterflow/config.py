@@ -6,6 +6,7 @@ The YAML files under ``conf/`` only choose values; names, types and limits are t
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -143,12 +144,95 @@ class CNNConfig(ModelConfig):
 
 
 @dataclass(kw_only=True)
+class VGGConfig(ModelConfig):
+    name: str = "vgg"
+    channels: list[int] = field(default_factory=lambda: [128, 256, 256, 512, 512, 512])
+    """Output channels of every convolution."""
+    pools: list[int] = field(default_factory=lambda: [1, 2, 1, 2, 2, 2])
+    """Side of the max pooling after every convolution; 1 is none."""
+    hidden: list[int] = field(default_factory=lambda: [1024])
+    """Width of every hidden layer between the convolutions and the output layer."""
+    width: float = 1.0
+    """Multiplies ``channels``."""
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _one_of("model.name", self.name, ("vgg",))
+        if not self.channels or min(self.channels) < 1:
+            raise ValueError(f"model.channels={self.channels}: must be a list of positive numbers")
+        if len(self.pools) != len(self.channels) or min(self.pools) < 1:
+            raise ValueError(
+                f"model.pools={self.pools}: must be {len(self.channels)} positive numbers, one a convolution"
+            )
+        if min(self.hidden, default=1) < 1:
+            raise ValueError(f"model.hidden={self.hidden}: must be a list of positive numbers, or []")
+        if not 0 < self.width < inf:
+            raise ValueError(f"model.width={self.width}: must be greater than 0 and finite")
+        _fraction("model.dropout", self.dropout)
+
+
+@dataclass(kw_only=True)
 class ResNetConfig(ModelConfig):
     name: str = "resnet18"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _one_of("model.name", self.name, ("resnet18",))
+        _one_of("model.name", self.name, (type(self).name,))
+
+
+@dataclass(kw_only=True)
+class ResNet50Config(ResNetConfig):
+    name: str = "resnet50"
+
+
+@dataclass(kw_only=True)
+class ResNet20Config(ResNetConfig):
+    name: str = "resnet20"
+
+
+@dataclass(kw_only=True)
+class ResNet32Config(ResNetConfig):
+    name: str = "resnet32"
+
+
+@dataclass(kw_only=True)
+class TransformerConfig(ModelConfig):
+    name: str = "transformer"
+    layers: int = 4
+    """Number of encoder layers; embedding and output layer come on top, so there are ``layers + 2`` layers to cut."""
+    heads: int = 1
+    width: int = 64
+    hidden: int = 128
+    """Width of the hidden layer in every encoder layer."""
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _one_of("model.name", self.name, ("transformer",))
+        _at_least("model.layers", self.layers, 1)
+        _at_least("model.heads", self.heads, 1)
+        _at_least("model.width", self.width, 1)
+        if self.width % self.heads:
+            raise ValueError(f"model.heads={self.heads}: must divide model.width={self.width}")
+        _at_least("model.hidden", self.hidden, 1)
+        _fraction("model.dropout", self.dropout)
+
+
+@dataclass(kw_only=True)
+class CustomConfig(ModelConfig):
+    name: str = "custom"
+    target: str = ""
+    """``package.module.factory``: returns the network, an ``nn.Sequential`` of layers."""
+    args: dict[str, Any] = field(default_factory=dict)
+    """What the factory is called with."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _one_of("model.name", self.name, ("custom",))
+        names = self.target.split(".")
+        if len(names) < 2 or not all(name.isidentifier() for name in names):
+            raise ValueError(f"model.target={self.target}: must be the name of a factory, package.module.factory")
 
 
 @dataclass(kw_only=True)
@@ -165,7 +249,7 @@ class DataConfig:
     """Horizontal flips (``augment=true`` only)."""
 
     def __post_init__(self) -> None:
-        _one_of("data.name", self.name, ("digits", "fashion_mnist"))
+        _one_of("data.name", self.name, ("digits", "fashion_mnist", "mnist", "cifar10", "cifar100"))
         _at_least("data.padding", self.padding, 0)
 
 
@@ -249,6 +333,8 @@ class EngineConfig:
 class LoopConfig:
     epochs: int = 1
     batch_size: int = 32
+    microbatches: int = 4
+    """Parts of a batch that a pipeline schedule sends one after the other (end-to-end references only)."""
     steps: int | None = None
     """Stop after so many batches, whatever ``epochs`` says."""
     evaluate_every: int = 0
@@ -259,6 +345,7 @@ class LoopConfig:
     def __post_init__(self) -> None:
         _at_least("train.epochs", self.epochs, 1)
         _at_least("train.batch_size", self.batch_size, 1)
+        _at_least("train.microbatches", self.microbatches, 1)
         if self.steps is not None:
             _at_least("train.steps", self.steps, 1)
         _at_least("train.evaluate_every", self.evaluate_every, 0)
@@ -273,11 +360,18 @@ class RunConfig:
     """The live display on rank 0."""
 
 
+PIPELINES = ("gpipe", "1f1b", "interleaved1f1b", "zbv")
+SCHEDULES = ("auto", "free", *PIPELINES)
+
+
 @dataclass(kw_only=True)
 class TrainConfig:
     seed: int = 1
     blocks: int = 4
     device: str = "auto"
+    schedule: str = "auto"
+    """How ranks take turns: ``free`` for local rules; for end-to-end references a pipeline schedule of torch. ``auto``
+    is the first for the ones, ``1f1b`` for the others."""
     algorithm: AlgorithmConfig = MISSING
     model: ModelConfig = MISSING
     data: DataConfig = MISSING
@@ -289,6 +383,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _at_least("seed", self.seed, 0)
         _at_least("blocks", self.blocks, 1)
+        _one_of("schedule", self.schedule, SCHEDULES)
         _one_of("device", self.device, ("auto", "cpu", "cuda"))
         cut = getattr(self.model, "cut", None)
         if isinstance(cut, list) and len(cut) != self.blocks:
@@ -304,7 +399,13 @@ def register(algorithms: Iterable[type[AlgorithmConfig]]) -> None:
     for group, name, node in (
         ("model", "mlp_schema", MLPConfig),
         ("model", "cnn_schema", CNNConfig),
+        ("model", "vgg_schema", VGGConfig),
         ("model", "resnet18_schema", ResNetConfig),
+        ("model", "resnet50_schema", ResNet50Config),
+        ("model", "resnet20_schema", ResNet20Config),
+        ("model", "resnet32_schema", ResNet32Config),
+        ("model", "transformer_schema", TransformerConfig),
+        ("model", "custom_schema", CustomConfig),
         ("data", "data_schema", DataConfig),
         ("optimizer", "sgd_schema", SGDConfig),
         ("optimizer", "adamw_schema", AdamWConfig),

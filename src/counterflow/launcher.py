@@ -29,7 +29,6 @@ def launch(config: TrainConfig) -> None:
     timeout = config.engine.timeout
     directory = RunDirectory(_run_path(config), config) if int(os.environ.get("RANK", "0")) == 0 else None
     world = connect(*rendezvous(timeout), timeout=timeout)
-    world.open_edges(job.topology, job.backend, job.device)
     train(job, world, directory)
     world.close()
 

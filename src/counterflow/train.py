@@ -8,8 +8,9 @@ import torch
 from rich.console import Console
 
 from counterflow.engine.job import Job
-from counterflow.engine.run import Outcome, build_algorithm, cut, run
+from counterflow.engine.outcome import Outcome
 from counterflow.engine.station import Waits
+from counterflow.engine.system import build, cut
 from counterflow.metrics.collector import Collector
 from counterflow.metrics.display import Display
 from counterflow.metrics.files import RunDirectory, git_commit
@@ -23,7 +24,7 @@ def train(job: Job, world: World, directory: RunDirectory | None) -> dict[str, A
     """Run ``job``; returns the summary on rank 0, which alone has a ``directory``, and None elsewhere."""
     config, plan = job.config, job.plan
     counts = cut(job, world)
-    algorithm = build_algorithm(job, counts)
+    system = build(job, counts)
     waits = Waits()
 
     def post(i: int, record: Record) -> None:
@@ -35,7 +36,7 @@ def train(job: Job, world: World, directory: RunDirectory | None) -> dict[str, A
 
     reporter = Reporter(world.rank, config.train.log_every, plan.batches, lambda: waits.receive, post)
     if directory is None:
-        outcome = run(job, algorithm, world, reporter, waits)
+        outcome = system.run(world, reporter, waits)
         world.gather((outcome, reporter.posted), "outcomes")
         world.gather(None, "the end")  # rank 0 may still read from a store that ends with this process
         return None
@@ -45,8 +46,7 @@ def train(job: Job, world: World, directory: RunDirectory | None) -> dict[str, A
     tests: list[Row] = []
     with ExitStack() as stack:
         stack.enter_context(directory)
-        owners = [job.topology.rank_of(block) for block in range(1, job.topology.blocks + 1)]
-        display = stack.enter_context(Display(console, plan.batches, config.train.batch_size, owners))
+        display = stack.enter_context(Display(console, plan.batches, config.train.batch_size, system.owners))
 
         def sink(row: Row) -> None:
             directory.write(row)
@@ -54,8 +54,8 @@ def train(job: Job, world: World, directory: RunDirectory | None) -> dict[str, A
             if row.event == "test":
                 tests.append(row)
 
-        collector = Collector(world.size, job.topology.blocks, fetch, algorithm.objective, sink)
-        outcome = run(job, algorithm, world, reporter, waits)
+        collector = Collector(world.size, job.topology.blocks, fetch, system.objective, sink)
+        outcome = system.run(world, reporter, waits)
         outcomes = world.gather((outcome, reporter.posted), "outcomes")
         collector.finish([posted for _, posted in outcomes], world.watch.timeout)
         summary = _summary(job, counts, [outcome for outcome, _ in outcomes], tests[-1])
@@ -84,6 +84,7 @@ def _setting(job: Job, counts: Sequence[int]) -> str:
 def _summary(job: Job, counts: Sequence[int], outcomes: Sequence[Outcome], test: Row) -> dict[str, Any]:
     config = job.config
     accuracies = test.column("accuracy")
+    digests = {block: digest for outcome in outcomes for block, digest in outcome.digests.items()}
     return {
         "algorithm": config.algorithm.name,
         "model": config.model.name,
@@ -98,7 +99,10 @@ def _summary(job: Job, counts: Sequence[int], outcomes: Sequence[Outcome], test:
         "wait_fraction": [o.receive_wait / o.seconds for o in outcomes],
         "send_wait_fraction": [o.send_wait / o.seconds for o in outcomes],
         "seconds": test.seconds,
-        "fingerprint": fingerprint(digest for outcome in outcomes for digest in outcome.digests),
+        "fingerprint": fingerprint(digests[block] for block in sorted(digests)),
+        "effective_parameters": sum(o.effective_parameters for o in outcomes),
+        "affiliated_parameters": sum(o.affiliated_parameters for o in outcomes),
+        "schedule": job.schedule,
         "lag": config.engine.lag,
         "cut": list(counts),
         "threads": torch.get_num_threads(),

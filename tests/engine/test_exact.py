@@ -8,12 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from counterflow.algorithms import Algorithm
+from counterflow.algorithms import ALGORITHMS, Algorithm
 from counterflow.algorithms.bll import BLLRule
 from counterflow.composition import configure
 from counterflow.engine.job import Job, prepare
-from counterflow.engine.run import build_algorithm, cut, run
+from counterflow.engine.free import run
 from counterflow.engine.station import Waits
+from counterflow.models.partition import output_shapes, partition
 from counterflow.transport import connect
 from processes import CONF
 from runs import SMALL
@@ -46,8 +47,10 @@ class Losses:
 
 def prepared(*overrides: str) -> tuple[Job, Algorithm]:
     job = prepare(configure(CONF, [*SMALL, "engine.lag=exact", *overrides]), 1)
-    world = connect(None, 0, 1, timeout=30)
-    return job, build_algorithm(job, cut(job, world))
+    example, config = job.batches.inputs(0), job.config
+    blocks = partition(job.network, 4, "flops", example)
+    shapes = output_shapes(blocks, example)
+    return job, ALGORITHMS["bll"](config.algorithm, config.optimizer, blocks, shapes, job.task, STEPS, config.seed)
 
 
 def latent(a: Tensor) -> Tensor:

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from counterflow import models
-from counterflow.algorithms import ALGORITHMS, Task
-from counterflow.config import TrainConfig
+from counterflow.algorithms import ALGORITHMS, REFERENCES, Task
+from counterflow.config import PIPELINES, TrainConfig
 from counterflow.data import load
 from counterflow.data.batches import Batches
 from counterflow.data.order import Order
@@ -22,6 +22,7 @@ class Job:
 
     config: TrainConfig
     topology: Topology
+    schedule: str
     batches: Batches
     plan: Plan
     network: nn.Sequential
@@ -36,11 +37,16 @@ def prepare(config: TrainConfig, ranks: int, local_rank: int = 0, local_ranks: i
     Sets the process's number of threads first: what is computed from here on is a function of it.
     """
     topology = Topology(config.blocks, ranks)
+    schedule = _schedule(config, ranks)
     exact = config.engine.lag == "exact"
-    if exact and ranks > 1:
+    if exact and ranks > 1 and schedule == "free":
         raise ValueError(f"engine.lag=exact: the locked algorithm runs on one process, not on ranks={ranks}")
     torch.set_num_threads(intra_op_threads(config.engine.threads, config.blocks))
     device, backend = _device(config, local_rank, local_ranks)
+    if schedule != "free" and ranks > 1 and device.type == "cuda" and backend == "gloo":
+        raise ValueError(
+            f"schedule={schedule}: torch's schedules move CUDA tensors over nccl only, a device for each rank"
+        )
     dataset = load(config.data)
     order = Order(len(dataset.train), config.train.batch_size, config.seed)
     batches = Batches(dataset, config.data, order)
@@ -50,7 +56,7 @@ def prepare(config: TrainConfig, ranks: int, local_rank: int = 0, local_ranks: i
         lag=0 if exact else config.engine.lag,
         evaluate_every=config.train.evaluate_every,
         test_batches=batches.test_batches,
-        predicts_down=ALGORITHMS[config.algorithm.name].predicts_down,
+        predicts_down=schedule == "free" and ALGORITHMS[config.algorithm.name].predicts_down,
     )
     task = Task(tuple(dataset.train.images.shape[1:]), dataset.classes)
     network = models.build(config.model, task.input_shape, task.classes, config.seed)
@@ -58,7 +64,36 @@ def prepare(config: TrainConfig, ranks: int, local_rank: int = 0, local_ranks: i
         raise ValueError(
             f"blocks={config.blocks}: must be at most {len(network)}, the layers of model={config.model.name}"
         )
-    return Job(config, topology, batches, plan, network, task, device, backend)
+    return Job(config, topology, schedule, batches, plan, network, task, device, backend)
+
+
+def _schedule(config: TrainConfig, ranks: int) -> str:
+    """The schedule that ``auto`` means, or the one that is named if it makes sense."""
+    name, wanted, microbatches = config.algorithm.name, config.schedule, config.train.microbatches
+    if name not in REFERENCES:
+        if wanted not in ("auto", "free"):
+            raise ValueError(f"schedule={wanted}: algorithm={name} learns locally, allowed are auto, free")
+        return "free"
+    if wanted == "free":
+        raise ValueError(
+            f"schedule=free: algorithm={name} has a backward lock, allowed are auto, {', '.join(PIPELINES)}"
+        )
+    schedule = "1f1b" if wanted == "auto" else wanted
+    if ranks == 1:
+        return schedule
+    if config.train.batch_size % microbatches:
+        raise ValueError(f"train.microbatches={microbatches}: must divide train.batch_size={config.train.batch_size}")
+    if schedule == "interleaved1f1b" and (config.blocks % ranks or config.blocks == ranks or microbatches % ranks):
+        raise ValueError(
+            f"schedule=interleaved1f1b: blocks={config.blocks} must be a multiple of ranks={ranks}, and more; "
+            f"train.microbatches={microbatches} must be a multiple of ranks"
+        )
+    if schedule == "zbv" and (config.blocks != 2 * ranks or microbatches < 2 * ranks):
+        raise ValueError(
+            f"schedule=zbv: blocks={config.blocks} must be {2 * ranks}, two for each rank; "
+            f"train.microbatches={microbatches} must be at least {2 * ranks}"
+        )
+    return schedule
 
 
 def _device(config: TrainConfig, local_rank: int, local_ranks: int) -> tuple[torch.device, str]:

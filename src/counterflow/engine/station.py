@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from counterflow.algorithms.rule import LocalRule, Metrics, Target
+from counterflow.engine.randomness import seed_forward
 from counterflow.engine.tally import Tally
 from counterflow.message import Kind, Tag
 from counterflow.schedule import Plan
-from counterflow.seeding import derive
 from counterflow.transport import Payload, Receiver, Sender
 
 
@@ -94,8 +94,7 @@ class Station:
     def forward(self, n: int) -> None:
         tag = Tag(Kind.ACTIVATION, n)
         self._input = self._receive(self.ports.below, tag)
-        # Dropout draws from the device's generator: a function of (seed, block, n), wherever the block runs.
-        _generator(self._device).manual_seed(derive(self._seed, "forward", self.block, n))
+        seed_forward(self._device, self._seed, self.block, n)
         activation = self.rule.ascend(self._input)
         if self.ports.up is not None:
             self._send(self.ports.up, tag, activation)
@@ -171,9 +170,3 @@ class Station:
         start = perf_counter()
         channel.send(tag, message)
         self.waits.send += perf_counter() - start
-
-
-def _generator(device: torch.device) -> torch.Generator:
-    if device.type == "cuda":
-        return torch.cuda.default_generators[device.index or 0]
-    return torch.default_generator

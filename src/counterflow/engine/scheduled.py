@@ -1,0 +1,231 @@
+"""The scheduled engine: end-to-end references on the pipeline schedules of torch.distributed.pipelining.
+
+On one process it is the plain loop: forward, backward and update of the whole network, batch after batch.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from time import perf_counter
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed import pipelining
+
+from counterflow.algorithms.optimizer import BlockOptimizer
+from counterflow.data.prefetch import prefetch
+from counterflow.engine.execute import RunError
+from counterflow.engine.job import Job
+from counterflow.engine.outcome import Outcome, count
+from counterflow.engine.randomness import seed_forward
+from counterflow.engine.station import Observer, Waits
+from counterflow.engine.tally import Tally
+from counterflow.metrics.fingerprint import digest
+from counterflow.transport import World
+
+Step = Callable[[int, Tensor, Tensor], tuple[Tensor | None, Tensor | None]]
+"""Gradients of batch n from inputs and labels; loss and output on the process of the last stage, None elsewhere."""
+
+
+class _Schedule(Protocol):
+    def step(self, *args: Tensor, target: Tensor | None = None, losses: list[Tensor] | None = None) -> Any: ...
+
+
+def objective(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The cross entropy at the top."""
+    return {"loss": figures[-1]["loss"]}
+
+
+class _Stage(pipelining.PipelineStage):
+    """A stage that knows how long it computed: the rest of the time its rank waited."""
+
+    busy = 0.0
+
+    def forward_one_chunk(self, *args: Any, **kwargs: Any) -> Any:
+        with self._timed():
+            return super().forward_one_chunk(*args, **kwargs)
+
+    def backward_one_chunk(self, *args: Any, **kwargs: Any) -> Any:
+        with self._timed():
+            return super().backward_one_chunk(*args, **kwargs)
+
+    def backward_weight_one_chunk(self, *args: Any, **kwargs: Any) -> Any:
+        with self._timed():
+            return super().backward_weight_one_chunk(*args, **kwargs)
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        start = perf_counter()
+        yield
+        self.busy += perf_counter() - start
+
+
+class Pipeline:
+    """The blocks of a run as stages, and who owns them."""
+
+    def __init__(self, job: Job, blocks: Sequence[nn.Sequential], shapes: Sequence[tuple[int, ...]]) -> None:
+        self._job = job
+        self._blocks = blocks
+        self._shapes = shapes
+        topology, ranks = job.topology, job.topology.ranks
+        if job.schedule in ("interleaved1f1b", "zbv") and ranks > 1:
+            self._stages = [range(block, block + 1) for block in range(1, topology.blocks + 1)]
+            around = [*range(ranks), *reversed(range(ranks))] if job.schedule == "zbv" else list(range(ranks))
+            self._ranks = [around[stage % len(around)] for stage in range(len(self._stages))]
+        else:
+            self._stages = [topology.blocks_of(rank) for rank in range(ranks)]
+            self._ranks = list(range(ranks))
+        self.owners = [rank for stage, rank in zip(self._stages, self._ranks, strict=True) for _ in stage]
+        """The rank of each block, bottom to top."""
+
+    def run(self, world: World, observer: Observer, waits: Waits) -> Outcome:
+        """Train this rank's stages to the end. Raises `RunError`, after which the process should end."""
+        job, plan = self._job, self._job.plan
+        mine = {
+            stage: nn.Sequential(*(self._blocks[block - 1] for block in blocks)).to(job.device)
+            for stage, (blocks, rank) in enumerate(zip(self._stages, self._ranks, strict=True))
+            if rank == world.rank
+        }
+        optimizer = BlockOptimizer(
+            [p for module in mine.values() for p in module.parameters()], job.config.optimizer, plan.batches
+        )
+        owned = [block for stage in mine for block in self._stages[stage]]
+        busy, step = self._pipelined(mine, world) if world.size > 1 else self._alone(mine[0])
+        steady = min(len(self._stages), plan.batches // 2)
+        start, busy_before, updating = perf_counter(), 0.0, 0.0
+        batches = prefetch((job.batches.inputs(n), job.batches.labels(n)) for n in range(plan.batches))
+        for n, (inputs, labels) in enumerate(batches):
+            try:
+                loss, output = step(n, inputs.to(job.device), labels.to(job.device))
+                update = perf_counter()
+                optimizer.step(n)
+                updating += perf_counter() - update
+                metrics = {} if loss is None or output is None else _metrics(loss, output, labels.to(job.device))
+                for block in owned:
+                    observer.learnt(block, n, metrics if block == job.topology.blocks else {})
+                if plan.evaluates_after(n):
+                    self._evaluate(mine, n, observer)
+            except Exception as error:
+                reason = f"{type(error).__name__}: {error}".splitlines()[0]
+                raise RunError(f"rank {world.rank}: schedule {job.schedule}: batch {n}: {reason}") from error
+            if world.size > 1:
+                waits.receive = max(0.0, perf_counter() - start - busy() - updating)
+            if n == steady - 1:
+                start, busy_before, updating = perf_counter(), busy(), 0.0
+        seconds = perf_counter() - start
+        waiting = seconds - (busy() - busy_before) - updating if world.size > 1 else 0.0
+        return Outcome(
+            digests={block: digest(self._blocks[block - 1]) for block in owned},
+            effective_parameters=count(mine.values()),
+            affiliated_parameters=0,
+            seconds=seconds,
+            batches=plan.batches - steady,
+            receive_wait=max(0.0, waiting),
+            send_wait=0.0,
+        )
+
+    def _alone(self, network: nn.Module) -> tuple[Callable[[], float], Step]:
+        job = self._job
+
+        def step(n: int, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+            seed_forward(job.device, job.config.seed, 0, n)
+            output = network(inputs)
+            loss = _cross_entropy(output, labels)
+            torch.autograd.backward(loss)
+            return loss.detach(), output.detach()
+
+        return lambda: 0.0, step
+
+    def _pipelined(self, mine: Mapping[int, nn.Module], world: World) -> tuple[Callable[[], float], Step]:
+        job, last = self._job, len(self._stages) - 1
+        group = dist.new_group(backend=job.backend) if job.backend == "nccl" else dist.group.WORLD
+        assert isinstance(group, dist.ProcessGroup)
+        size = job.config.train.batch_size // job.config.train.microbatches
+        stages = [
+            _Stage(
+                module,
+                stage,
+                len(self._stages),
+                job.device,
+                input_args=self._example(stage - 1, size),
+                output_args=self._example(stage, size),
+                group=group,
+            )
+            for stage, module in mine.items()
+        ]
+        schedule = self._schedule(stages)
+
+        def step(n: int, inputs: Tensor, labels: Tensor) -> tuple[Tensor | None, Tensor | None]:
+            seed_forward(job.device, job.config.seed, world.rank, n)
+            losses: list[Tensor] = []
+            arguments = (inputs,) if 0 in mine else ()
+            if last not in mine:
+                schedule.step(*arguments)
+                return None, None
+            output = schedule.step(*arguments, target=labels, losses=losses)
+            return torch.stack(losses).mean().detach(), output.detach()
+
+        return lambda: sum(stage.busy for stage in stages), step
+
+    def _schedule(self, stages: list[_Stage]) -> _Schedule:
+        """Losses of micro-batches are means over their samples, and gradients are averaged: the mean of the batch."""
+        options: dict[str, Any] = {
+            "n_microbatches": self._job.config.train.microbatches,
+            "loss_fn": _cross_entropy,
+            "scale_grads": True,
+        }
+        match self._job.schedule:
+            case "gpipe":
+                return pipelining.ScheduleGPipe(stages[0], **options)
+            case "1f1b":
+                return pipelining.Schedule1F1B(stages[0], **options)
+            case "interleaved1f1b":
+                return pipelining.ScheduleInterleaved1F1B(list(stages), **options)
+            case _:
+                return pipelining.ScheduleZBVZeroBubble(list(stages), **options)
+
+    def _example(self, stage: int, size: int) -> Tensor:
+        """A micro-batch as it leaves ``stage``; as it enters the network for stage -1."""
+        job = self._job
+        if stage < 0:
+            return job.batches.inputs(0)[:size].to(job.device)
+        return torch.empty(size, *self._shapes[self._stages[stage][-1] - 1], device=job.device, requires_grad=True)
+
+    @torch.no_grad()
+    def _evaluate(self, mine: Mapping[int, nn.Module], n: int, observer: Observer) -> None:
+        """Send every test batch up through all stages, forward only."""
+        job, last = self._job, len(self._stages) - 1
+        tally = Tally()
+        for module in mine.values():
+            module.eval()
+        for e in range(job.plan.test_batches):
+            activation = torch.empty(0)
+            for stage, module in mine.items():
+                if stage == 0:
+                    activation = job.batches.test_inputs(e).to(job.device)
+                elif stage - 1 not in mine:
+                    activation = torch.empty_like(self._example(stage - 1, job.batches.test_size(e)))
+                    dist.recv(activation, self._ranks[stage - 1])
+                activation = module(activation)
+                if stage < last and stage + 1 not in mine:
+                    dist.send(activation, self._ranks[stage + 1])
+                elif stage == last:
+                    tally.add(activation.argmax(-1).unsqueeze(0), job.batches.test_labels(e).to(job.device))
+        for stage, module in mine.items():
+            module.train()
+            for block in self._stages[stage]:
+                observer.evaluated(block, n, tally.take()[0] if block == job.topology.blocks else None)
+
+
+def _cross_entropy(output: Tensor, labels: Tensor) -> Tensor:
+    """The mean over samples, and over positions of sequences."""
+    return F.cross_entropy(output.flatten(0, -2), labels.flatten())
+
+
+def _metrics(loss: Tensor, output: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    if not math.isfinite(float(loss)):
+        raise FloatingPointError(f"the loss is {float(loss)}")
+    return {"loss": loss, "accuracy": (output.argmax(-1) == labels).float().mean()}
