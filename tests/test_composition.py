@@ -3,16 +3,28 @@
 from dataclasses import fields
 from pathlib import Path
 
+import hydra
 import pytest
+from omegaconf import OmegaConf
 
 from counterflow.algorithms.bll import BLLConfig
 from counterflow.composition import configure
-from counterflow.config import AdamWConfig, DataConfig, EngineConfig, MLPConfig, TrainConfig
+from counterflow.config import AdamWConfig, DataConfig, EngineConfig, FeedbackConfig, LoopConfig, MLPConfig, TrainConfig
 from processes import CONF
 
 GROUPS = sorted(folder for folder in CONF.iterdir() if folder.is_dir())
 CHOICES = [(group.name, path.stem) for group in GROUPS for path in sorted(group.glob("*.yaml"))]
 EXPERIMENTS = [name for group, name in CHOICES if group == "experiment"]
+# What a choice cannot do without.
+NEEDS = {("model", "custom"): ["model.target=package.module.factory"]}
+
+
+def choices(group: str) -> str:
+    return ", ".join(name for of, name in CHOICES if of == group)
+
+
+def keys(schema: type) -> str:
+    return ", ".join(field.name for field in fields(schema))  # type: ignore[arg-type]
 
 
 def test_defaults_are_those_of_the_contract() -> None:
@@ -36,9 +48,9 @@ def test_the_groups_are_those_of_the_contract() -> None:
 
 
 @pytest.mark.parametrize(("group", "name"), [choice for choice in CHOICES if choice[0] != "experiment"])
-def test_every_choice_composes_and_has_its_own_name(group: str, name: str) -> None:
-    config = configure(CONF, [f"{group}={name}"])
-    assert getattr(config, group).name == name
+def test_every_choice_composes(group: str, name: str) -> None:
+    config = configure(CONF, [f"{group}={name}", *NEEDS.get((group, name), [])])
+    assert getattr(config, group).name == OmegaConf.load(CONF / group / f"{name}.yaml").name
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -68,31 +80,30 @@ def test_one_configuration_leaves_nothing_for_the_next() -> None:
     assert configure(CONF, []) == before
 
 
+def test_it_works_where_hydra_is_in_use_already() -> None:
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        assert configure(CONF, ["seed=9"]).seed == 9
+
+
 def test_a_relative_folder_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(CONF.parent)
     assert configure(Path("conf"), []) == configure(CONF, [])
 
 
-TOP = ", ".join(field.name for field in fields(TrainConfig))
-MLP = "name, cut, width, hidden, norm, dropout"
-LOOP = "epochs, batch_size, steps, evaluate_every, log_every"
-FEEDBACK = "kind, hidden, norm, lr_scale, refresh"
-
-
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("nope=1", f"nope: no such key, allowed are {TOP}"),
-        ("train.nope=1", f"train.nope: no such key, allowed are {LOOP}"),
-        ("algorithm.feedback.nope=1", f"algorithm.feedback.nope: no such key, allowed are {FEEDBACK}"),
-        ("model.channels=[1]", f"model.channels: no such key, allowed are {MLP}"),
-        ("+new=1", f"new: no such key, allowed are {TOP}"),
-        ("+new.deep.down=1", f"new: no such key, allowed are {TOP}"),
-        ("+train.new=1", f"train.new: no such key, allowed are {LOOP}"),
-        ("++algorithm.feedback.new=1", f"algorithm.feedback.new: no such key, allowed are {FEEDBACK}"),
-        ("model=lstm", "model=lstm: allowed are cnn, mlp, resnet18"),
-        ("optimizer=rprop", "optimizer=rprop: allowed are adamw, sgd"),
-        ("experiment=none_such", f"experiment=none_such: allowed are {', '.join(EXPERIMENTS)}"),
+        ("nope=1", f"nope: no such key, allowed are {keys(TrainConfig)}"),
+        ("train.nope=1", f"train.nope: no such key, allowed are {keys(LoopConfig)}"),
+        ("algorithm.feedback.nope=1", f"algorithm.feedback.nope: no such key, allowed are {keys(FeedbackConfig)}"),
+        ("model.channels=[1]", f"model.channels: no such key, allowed are {keys(MLPConfig)}"),
+        ("+new=1", f"new: no such key, allowed are {keys(TrainConfig)}"),
+        ("+new.deep.down=1", f"new: no such key, allowed are {keys(TrainConfig)}"),
+        ("+train.new=1", f"train.new: no such key, allowed are {keys(LoopConfig)}"),
+        ("++algorithm.feedback.new=1", f"algorithm.feedback.new: no such key, allowed are {keys(FeedbackConfig)}"),
+        ("model=lstm", f"model=lstm: allowed are {choices('model')}"),
+        ("optimizer=rprop", f"optimizer=rprop: allowed are {choices('optimizer')}"),
+        ("experiment=none_such", f"experiment=none_such: allowed are {choices('experiment')}"),
     ],
 )
 def test_an_unknown_key_or_choice_is_refused(override: str, message: str) -> None:
@@ -101,18 +112,43 @@ def test_an_unknown_key_or_choice_is_refused(override: str, message: str) -> Non
     assert str(error.value) == message
 
 
+def refusal(override: str) -> str:
+    with pytest.raises(ValueError) as error:  # noqa: PT011  # the message is looked into
+        configure(CONF, [override])
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize(
+    ("override", "kind"),
+    [
+        ("engine.depth=deep", "Integer"),
+        ("train.log_every=1.5", "Integer"),
+        ("optimizer.lr=fast", "Float"),
+        ("data.augment=maybe", "bool"),
+        ("optimizer.betas=[0.9,high]", "Float"),
+        ("model.width.inner=1", "Integer"),
+        ("seed=null", "not Optional"),
+        ("engine=null", "not Optional"),
+        ("engine=fast", "EngineConfig"),
+        ("run.dir=[1]", "string"),
+    ],
+)
+def test_a_wrong_type_is_refused_in_one_line(override: str, kind: str) -> None:
+    message = refusal(override)
+    assert message.startswith(f"{override}: ")
+    assert kind in message
+
+
+@pytest.mark.parametrize("override", ["seed=[", "model.norm='", "engine.lag", "-x"])
+def test_what_cannot_be_read_is_refused_in_one_line(override: str) -> None:
+    assert refusal(override).startswith(f"{override}: ")
+
+
 @pytest.mark.parametrize(
     ("override", "named"),
     [
-        ("engine.depth=deep", ["engine.depth", "deep", "Integer"]),
-        ("train.log_every=1.5", ["train.log_every", "1.5", "Integer"]),
-        ("optimizer.lr=fast", ["optimizer.lr", "fast", "Float"]),
-        ("data.augment=maybe", ["data.augment", "maybe", "bool"]),
-        ("optimizer.betas=[0.9,high]", ["optimizer.betas", "high", "Float"]),
-        ("seed=null", ["seed", "null"]),
-        ("engine=null", ["engine", "null"]),
-        ("engine=fast", ["engine", "fast"]),
-        ("model.width.inner=1", ["model.width", "Integer"]),
         ("model.cut={a:1}", ["model.cut", "flops", "list"]),
         ("engine.lag={a:1}", ["engine.lag", "exact"]),
         ("engine.threads={a:1}", ["engine.threads", "auto"]),
@@ -120,15 +156,8 @@ def test_an_unknown_key_or_choice_is_refused(override: str, message: str) -> Non
         ("seed=???", ["seed"]),
         ("seed=1,2", ["seed=1,2"]),
         ("seed=${nope}", ["seed", "nope"]),
-        ("seed=[", ["seed=["]),
-        ("model.norm='", ["model.norm='"]),
-        ("engine.lag", ["engine.lag"]),
-        ("-x", ["-x"]),
     ],
 )
-def test_what_cannot_be_read_is_refused_in_one_line(override: str, named: list[str]) -> None:
-    with pytest.raises(ValueError) as error:  # noqa: PT011  # the message is looked into
-        configure(CONF, [override])
-    message = str(error.value)
-    assert "\n" not in message
+def test_what_makes_no_sense_is_refused_in_one_line(override: str, named: list[str]) -> None:
+    message = refusal(override)
     assert [name for name in named if name not in message] == []

@@ -73,7 +73,6 @@ REFUSED = [
     (["model=resnet18", "model.name=resnet50"], "model.name=resnet50: allowed are resnet18"),
     (["model=resnet18", "model.cut=layers"], "model.cut=layers: allowed are flops, parameters, measured"),
     # data
-    (["data.name=mnist"], "data.name=mnist: allowed are digits, fashion_mnist"),
     (["data.padding=-1"], "data.padding=-1: must be at least 0"),
     # optimizer
     (["optimizer.name=sgd"], "optimizer.name=sgd: allowed are adamw"),
@@ -125,6 +124,11 @@ def test_refused(overrides: list[str], message: str) -> None:
     with pytest.raises(ValueError) as error:  # noqa: PT011  # the whole message is compared
         configure(CONF, overrides)
     assert str(error.value) == message
+
+
+def test_an_unknown_data_set_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^data\.name=nope: allowed are digits, fashion_mnist\b[^\n]*$"):
+        configure(CONF, ["data.name=nope"])
 
 
 def test_target_depth_needs_one_place_where_nothing_is_late() -> None:

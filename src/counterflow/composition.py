@@ -58,7 +58,9 @@ def _one_line() -> Iterator[None]:
             raise _unknown(cause.full_key or str(cause.key), cause.object_type) from error
         # Hydra's first line says which override it was, the first line of its cause why.
         texts = [str(e).strip().removeprefix("Error merging override ") for e in (error, cause) if e is not None]
-        raise ValueError(": ".join(dict.fromkeys(text.splitlines()[0] for text in texts if text))) from error
+        message = ": ".join(dict.fromkeys(text.splitlines()[0] for text in texts if text))
+        key = getattr(error, "full_key", None) or ""
+        raise ValueError(message if key in message else f"{key}: {message}") from error
 
 
 def _unknown(key: str, schema: Any) -> ValueError:

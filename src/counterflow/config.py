@@ -224,8 +224,8 @@ class CustomConfig(ModelConfig):
     name: str = "custom"
     target: str = ""
     """``package.module.factory``: returns the network, an ``nn.Sequential`` of layers."""
-    args: dict[str, Any] = field(default_factory=dict)
-    """What the factory is called with."""
+    args: Any = None
+    """Named arguments of the factory, ``{name: value, ..}``; None are no arguments."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -233,6 +233,13 @@ class CustomConfig(ModelConfig):
         names = self.target.split(".")
         if len(names) < 2 or not all(name.isidentifier() for name in names):
             raise ValueError(f"model.target={self.target}: must be the name of a factory, package.module.factory")
+        if self.args is None:
+            self.args = {}
+        if not (isinstance(self.args, dict) and all(isinstance(name, str) for name in self.args)):
+            raise ValueError(f"model.args={self.args}: must be named arguments, {{name: value, ..}}")
+
+
+DATA = ("digits", "fashion_mnist", "mnist", "cifar10", "cifar100", "reverse", "image_folder")
 
 
 @dataclass(kw_only=True)
@@ -249,7 +256,7 @@ class DataConfig:
     """Horizontal flips (``augment=true`` only)."""
 
     def __post_init__(self) -> None:
-        _one_of("data.name", self.name, ("digits", "fashion_mnist", "mnist", "cifar10", "cifar100"))
+        _one_of("data.name", self.name, DATA)
         _at_least("data.padding", self.padding, 0)
 
 
@@ -361,7 +368,7 @@ class RunConfig:
 
 
 PIPELINES = ("gpipe", "1f1b", "interleaved1f1b", "zbv")
-SCHEDULES = ("auto", "free", *PIPELINES)
+SCHEDULES = ("auto", "free", *PIPELINES, "naive")
 
 
 @dataclass(kw_only=True)

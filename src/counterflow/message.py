@@ -13,6 +13,8 @@ class Kind(IntEnum):
     """An activation of a test batch: forward only, no update."""
     PREDICTION = 4
     """What comes down for a test batch, under rules that predict at the bottom."""
+    GRADIENT = 5
+    """The gradient of an activation, of backprop that waits for nobody."""
 
 
 @dataclass(frozen=True, order=True)

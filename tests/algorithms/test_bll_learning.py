@@ -80,6 +80,7 @@ def test_learning_is_descent_of_both_local_losses(name: str, block: str, family:
     for n in (0, 1, 5):
         message, down = inputs(name, k), targets(name, k)
         target = rule.read(n, down)
+        rule.read(n + 1, targets(name, k))  # messages come some batches early
         rule.ascend(message)
         metrics = rule.learn(n, message, target)
 

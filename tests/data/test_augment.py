@@ -7,15 +7,15 @@ SIZE = 64
 IMAGES = torch.randint(1, 256, (SIZE, 3, 7, 5), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-def augmented(indices, *, seed=1, epoch=0, padding=2, flip=True):
+def augmented(indices, *, images=IMAGES, seed=1, epoch=0, padding=2, flip=True):
     indices = torch.as_tensor(indices)
-    return augment(IMAGES[indices], indices, seed=seed, epoch=epoch, size=SIZE, padding=padding, flip=flip)
+    return augment(images[indices], indices, seed=seed, epoch=epoch, size=SIZE, padding=padding, flip=flip)
 
 
-def naive(index, *, padding, flip):
+def naive(index, *, images, padding, flip):
     """One image, pixel by pixel."""
     top, left, mirrored = (int(table[index]) for table in _tables(1, 0, SIZE, padding))
-    image, result = IMAGES[index], torch.zeros_like(IMAGES[index])
+    image, result = images[index], torch.zeros_like(images[index])
     channels, height, width = image.shape
     for c in range(channels):
         for i in range(height):
@@ -29,9 +29,11 @@ def naive(index, *, padding, flip):
 
 @pytest.mark.parametrize("padding", [0, 1, 2, 9])
 @pytest.mark.parametrize("flip", [False, True])
-def test_same_pixels_as_a_naive_loop(padding, flip):
-    expected = torch.stack([naive(i, padding=padding, flip=flip) for i in range(SIZE)])
-    result = augmented(range(SIZE), padding=padding, flip=flip)
+@pytest.mark.parametrize("shape", [(3, 7, 5), (1, 5, 7), (1, 1, 1), (3, 6, 1)])
+def test_same_pixels_as_a_naive_loop(padding, flip, shape):
+    images = torch.randint(1, 256, (SIZE, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    expected = torch.stack([naive(i, images=images, padding=padding, flip=flip) for i in range(SIZE)])
+    result = augmented(range(SIZE), images=images, padding=padding, flip=flip)
     assert result.dtype == torch.uint8
     assert torch.equal(result, expected)
 

@@ -20,7 +20,7 @@ def dataset():
         )
         for size in (TRAIN, TEST)
     )
-    return Dataset.of(train, test, classes=7)
+    return Dataset(train, test, classes=7)
 
 
 def batches(dataset, seed=1, batch_size=BATCH, **options):
@@ -28,7 +28,8 @@ def batches(dataset, seed=1, batch_size=BATCH, **options):
 
 
 def normalised(dataset, images):
-    channels = [(images[:, c].float() - dataset.mean[c]) / dataset.std[c] for c in range(images.shape[1])]
+    mean, std = dataset.moments
+    channels = [(images[:, c].float() - mean[c]) / std[c] for c in range(images.shape[1])]
     return torch.stack(channels, 1)
 
 
@@ -36,7 +37,7 @@ def test_inputs_and_labels_follow_the_order(dataset):
     feed = batches(dataset)
     for n in (0, 6, 7, 20):
         indices = feed.order.indices(n)
-        assert torch.equal(feed.inputs(n), normalised(dataset, dataset.train.images[indices]))
+        assert torch.equal(feed.inputs(n), normalised(dataset, dataset.train.inputs[indices]))
         assert torch.equal(feed.labels(n), dataset.train.labels[indices])
         assert feed.inputs(n).dtype == torch.float32
         assert feed.labels(n).dtype == torch.int64
@@ -52,7 +53,7 @@ def test_augmented_inputs(dataset):
     feed = batches(dataset, augment=True, padding=1, flip=False)
     for n in (0, 9):  # 7 batches an epoch
         indices = feed.order.indices(n)
-        images = dataset.train.images[indices]
+        images = dataset.train.inputs[indices]
         expected = augment(images, indices, seed=1, epoch=n // 7, size=TRAIN, padding=1, flip=False)
         assert torch.equal(feed.inputs(n), normalised(dataset, expected))
         assert not torch.equal(expected, images)
@@ -64,7 +65,7 @@ def test_test_batches_are_the_test_split_in_order(dataset, batch_size):
     assert feed.test_batches == {1: 10, 3: 4, 4: 3, 5: 2, 10: 1, 30: 1}[batch_size]
     parts = [feed.test_inputs(e) for e in range(feed.test_batches)]
     assert [len(part) for part in parts] == [feed.test_size(e) for e in range(feed.test_batches)]
-    assert torch.equal(torch.cat(parts), normalised(dataset, dataset.test.images))
+    assert torch.equal(torch.cat(parts), normalised(dataset, dataset.test.inputs))
     assert torch.equal(feed.all_test_labels(), dataset.test.labels)
     assert torch.equal(torch.cat([feed.test_labels(e) for e in range(feed.test_batches)]), dataset.test.labels)
     with pytest.raises(AssertionError):
@@ -86,3 +87,33 @@ def test_bits_do_not_depend_on_the_order_of_calls(dataset):
 def test_an_order_of_other_data_is_refused(dataset):
     with pytest.raises(AssertionError):
         Batches(dataset, DataConfig(name="digits"), Order(TRAIN + 1, BATCH, 1))
+
+
+@pytest.fixture(scope="module")
+def sequences():
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(7, (2, TRAIN + TEST, 5), generator=generator)
+    return Dataset(Split(*tokens[:, :TRAIN]), Split(*tokens[:, TRAIN:]), classes=7)
+
+
+def test_tokens_and_their_labels(sequences):
+    feed = batches(sequences)
+    for n in (0, 6, 7, 20):
+        indices = feed.order.indices(n)
+        assert torch.equal(feed.inputs(n), sequences.train.inputs[indices])
+        assert torch.equal(feed.labels(n), sequences.train.labels[indices])
+        assert feed.inputs(n).shape == feed.labels(n).shape == (BATCH, 5)
+        assert feed.inputs(n).dtype == feed.labels(n).dtype == torch.int64
+
+
+def test_test_batches_of_tokens(sequences):
+    feed = batches(sequences)
+    assert [feed.test_size(e) for e in range(feed.test_batches)] == [4, 4, 2]
+    for parts, whole in ((feed.test_inputs, sequences.test.inputs), (feed.test_labels, sequences.test.labels)):
+        assert torch.equal(torch.cat([parts(e) for e in range(feed.test_batches)]), whole)
+    assert torch.equal(feed.all_test_labels(), sequences.test.labels)
+
+
+def test_sequences_are_not_augmented(sequences):
+    with pytest.raises(ValueError, match=r"^data\.augment=true: is for images, allowed for data=reverse is false$"):
+        Batches(sequences, DataConfig(name="reverse", augment=True), Order(TRAIN, BATCH, 1))

@@ -4,6 +4,11 @@ import torch
 from counterflow import data
 from counterflow.config import DataConfig
 from counterflow.data.dataset import Dataset, Split
+from processes import CONF
+
+
+def test_choices_of_the_group_are_the_loaders():
+    assert {path.stem for path in (CONF / "data").glob("*.yaml")} == data.LOADERS.keys()
 
 
 def split(labels, shape=(1, 2, 2)):
@@ -20,17 +25,26 @@ def test_mean_and_std_are_those_of_the_training_pixels():
     images = torch.randint(256, (50, 3, 5, 7), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     images[:, 1] //= 4
     labels = torch.zeros(50, dtype=torch.int64)
-    dataset = Dataset.of(Split(images[:40], labels[:40]), Split(images[40:], labels[40:]), classes=1)
+    mean, std = Dataset(Split(images[:40], labels[:40]), Split(images[40:], labels[40:]), classes=1).moments
     pixels = images[:40].double()
-    torch.testing.assert_close(dataset.mean, pixels.mean((0, 2, 3)).float(), rtol=1e-7, atol=0)
-    torch.testing.assert_close(dataset.std, pixels.std((0, 2, 3), correction=0).float(), rtol=1e-7, atol=0)
+    torch.testing.assert_close(mean, pixels.mean((0, 2, 3)).float(), rtol=1e-7, atol=0)
+    torch.testing.assert_close(std, pixels.std((0, 2, 3), correction=0).float(), rtol=1e-7, atol=0)
 
 
 def test_constant_channel_has_std_one():
     images = torch.full((4, 2, 3, 3), 200, dtype=torch.uint8)
     images[0, 1] = 100
     pixels = Split(images, torch.zeros(4, dtype=torch.int64))
-    assert Dataset.of(pixels, pixels, classes=1).std.tolist() == [1.0, pytest.approx(43.30127)]
+    dataset = Dataset(pixels, pixels, classes=1)
+    mean, std = dataset.moments
+    assert (mean.tolist(), std.tolist()) == ([200.0, 175.0], [1.0, pytest.approx(43.30127)])
+    assert bool((dataset.normalised(images)[:, 0] == 0).all())
+
+
+def test_tokens_are_not_normalised():
+    tokens = torch.randint(5, (4, 6))
+    split = Split(tokens, tokens)
+    assert Dataset(split, split, classes=5).normalised(tokens) is tokens
 
 
 @pytest.mark.parametrize(
@@ -42,38 +56,47 @@ def test_constant_channel_has_std_one():
 )
 def test_labels_out_of_range(train, test, message):
     with pytest.raises(ValueError, match=message):
-        Dataset.of(split(train), split(test), classes=3)
+        Dataset(split(train), split(test), classes=3)
 
 
 def test_splits_of_different_shapes():
     with pytest.raises(ValueError, match=r"\[1, 4, 4\]: must be \[1, 2, 2\]"):
-        Dataset.of(split([0]), split([0], shape=(1, 4, 4)), classes=1)
+        Dataset(split([0]), split([0], shape=(1, 4, 4)), classes=1)
+
+
+def test_tokens_out_of_range():
+    good, bad = (Split(torch.tensor([[0, token]]), torch.tensor([[1, 0]])) for token in (2, 3))
+    Dataset(good, good, classes=3)
+    with pytest.raises(ValueError, match=r"^tokens out of range: test has token 3: must be 0\.\.2$"):
+        Dataset(good, bad, classes=3)
+    with pytest.raises(ValueError, match=r"^labels out of range: train has label 1: must be 0\.\.0$"):
+        Dataset(good, good, classes=1)
+
+
+def test_images_and_sequences():
+    sequences = Split(torch.zeros(1, 2, dtype=torch.int64), torch.zeros(1, 2, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"\[2\]: must be \[1, 2, 2\]"):
+        Dataset(split([0]), sequences, classes=1)
+
+
+KINDS = r"must be images, uint8 \[M, C, H, W\], or sequences, int64 \[M, T\]"
 
 
 @pytest.mark.parametrize(
-    ("mean", "std", "message"),
+    ("inputs", "labels", "message"),
     [
-        ([0.0], [0.0], "std.*greater than 0"),
-        ([0.0], [float("nan")], "std.*greater than 0"),
-        ([0.0, 0.0], [1.0], "mean.*one a channel"),
-        ([0.0], [1.0, 1.0], "std.*one a channel"),
-    ],
-)
-def test_wrong_mean_and_std(mean, std, message):
-    with pytest.raises(ValueError, match=message):
-        Dataset(split([0]), split([0]), 1, torch.tensor(mean), torch.tensor(std))
-
-
-@pytest.mark.parametrize(
-    ("images", "labels", "message"),
-    [
-        (torch.zeros(3, 1, 2, 2, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64), "labels=2: must be 3"),
-        (torch.zeros(3, 1, 2, 2), torch.zeros(3, dtype=torch.int64), r"images=float32 \[3, 1, 2, 2\]: must be uint8"),
-        (torch.zeros(3, 2, 2, dtype=torch.uint8), torch.zeros(3, dtype=torch.int64), r"must be uint8 \[M, C, H, W\]"),
+        (torch.zeros(3, 1, 2, 2, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64), r"int64 \[2\]: .* int64 \[3\]"),
+        (torch.zeros(3, 1, 2, 2), torch.zeros(3, dtype=torch.int64), rf"inputs=float32 \[3, 1, 2, 2\]: {KINDS}"),
+        (torch.zeros(3, 2, 2, dtype=torch.uint8), torch.zeros(3, dtype=torch.int64), KINDS),
+        (torch.zeros(3, 1, 2, 2, dtype=torch.int64), torch.zeros(3, dtype=torch.int64), KINDS),
+        (torch.zeros(3, 5, dtype=torch.uint8), torch.zeros(3, 5, dtype=torch.int64), KINDS),
         (torch.zeros(3, 1, 2, 2, dtype=torch.uint8), torch.zeros(3), r"labels=float32 \[3\]: must be int64"),
+        (torch.zeros(3, 5, dtype=torch.int64), torch.zeros(3, dtype=torch.int64), r"\[3\]: must be int64 \[3, 5\]"),
+        (torch.zeros(3, 5, dtype=torch.int64), torch.zeros(3, 5), r"float32 \[3, 5\]: must be int64 \[3, 5\]"),
         (torch.zeros(0, 1, 2, 2, dtype=torch.uint8), torch.zeros(0, dtype=torch.int64), "must not be empty"),
+        (torch.zeros(4, 0, dtype=torch.int64), torch.zeros(4, 0, dtype=torch.int64), "must not be empty"),
     ],
 )
-def test_split_refuses_what_does_not_fit(images, labels, message):
+def test_split_refuses_what_does_not_fit(inputs, labels, message):
     with pytest.raises(ValueError, match=message):
-        Split(images, labels)
+        Split(inputs, labels)

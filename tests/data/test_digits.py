@@ -8,15 +8,15 @@ DIGITS = DataConfig(name="digits")
 
 
 def rows(split):
-    return [(int(label), *image.flatten().tolist()) for image, label in zip(split.images, split.labels, strict=True)]
+    return [(int(label), *image.flatten().tolist()) for image, label in zip(split.inputs, split.labels, strict=True)]
 
 
 def test_sizes_and_values():
     dataset = load(DIGITS)
-    assert dataset.train.images.shape == (1437, 1, 8, 8)
-    assert dataset.test.images.shape == (360, 1, 8, 8)
+    assert dataset.train.inputs.shape == (1437, 1, 8, 8)
+    assert dataset.test.inputs.shape == (360, 1, 8, 8)
     assert dataset.classes == 10
-    assert (int(dataset.train.images.min()), int(dataset.train.images.max())) == (0, 16)
+    assert (int(dataset.train.inputs.min()), int(dataset.train.inputs.max())) == (0, 16)
 
 
 def test_splits_together_are_the_whole_with_its_labels():
@@ -30,7 +30,7 @@ def test_same_split_every_time_whatever_the_global_seed():
     first = load(DIGITS)
     torch.manual_seed(2)
     second = load(DIGITS)
-    assert torch.equal(first.train.images, second.train.images)
+    assert torch.equal(first.train.inputs, second.train.inputs)
     assert torch.equal(first.test.labels, second.test.labels)
 
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from counterflow.algorithms import ALGORITHMS, Algorithm
 from counterflow.algorithms.bll import BLLRule
 from counterflow.composition import configure
-from counterflow.engine.job import Job, prepare
 from counterflow.engine.free import run
+from counterflow.engine.job import Job, prepare
 from counterflow.engine.station import Waits
 from counterflow.models.partition import output_shapes, partition
 from counterflow.transport import connect

@@ -73,7 +73,8 @@ def test_rows_come_while_the_ranks_still_run() -> None:
         collector.finish([len(posted)], timeout=0.05)
 
 
-def test_the_end_does_not_wait_for_the_timeout() -> None:
+def test_the_end_waits_neither_for_the_next_look_nor_for_the_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("counterflow.metrics.collector._INTERVAL", 30.0)
     posted = reports(PLACEMENTS[1])
     collector = collect(PLACEMENTS[1], lambda r, i: posted[r][i] if i < len(posted[r]) else None, lambda _: None)
     start = time.monotonic()

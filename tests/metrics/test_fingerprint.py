@@ -10,7 +10,9 @@ from counterflow.metrics.fingerprint import digest, fingerprint
 def block(seed: int = 0) -> nn.Sequential:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Sequential(nn.Linear(4, 2, bias=False)))
+        norm = nn.BatchNorm1d(4)
+        norm.num_batches_tracked.fill_(2**60 + 1)  # which no float holds
+        return nn.Sequential(nn.Linear(3, 4), norm, nn.Sequential(nn.Linear(4, 2, bias=False)))
 
 
 def tensors(module: nn.Module) -> dict[str, Tensor]:

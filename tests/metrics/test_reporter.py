@@ -50,6 +50,12 @@ def test_every_evaluation_is_reported() -> None:
     ]
 
 
+def test_a_block_without_a_prediction_of_its_own_has_no_accuracy() -> None:
+    posts = Posts()
+    Reporter(0, 100, 1000, lambda: 0.0, posts).evaluated(2, 7, None)
+    assert [(r.event, r.n, r.block, r.figures) for r in posts.records] == [("test", 7, 2, {})]
+
+
 def test_what_a_record_says(monkeypatch: pytest.MonkeyPatch) -> None:
     """The rank began at 100 s, and has waited for one of the eight seconds since."""
     clock = iter([100.0, 108.0])

@@ -84,6 +84,22 @@ def test_measured_sees_the_expensive_layer() -> None:
     assert max(costs) == costs[1]
 
 
+class OneHot(nn.Module):
+    """Nothing to learn, nothing to count, and no gradient."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return nn.functional.one_hot(tokens, 4).float()
+
+
+def test_tokens_and_layers_without_gradient_have_costs() -> None:
+    network = nn.Sequential(nn.Identity(), OneHot(), nn.Linear(4, 3))
+    tokens = torch.randint(4, (8, 5))
+    assert layer_costs(network, tokens, "flops") == [1, 1, 2 * 5 * 4 * 3]
+    assert layer_costs(network, tokens, "parameters") == [1, 1, 4 * 3 + 3]
+    assert min(layer_costs(network, tokens, "measured")) >= 1
+    assert output_shapes(network, tokens) == [(5,), (5, 4), (5, 3)]
+
+
 class Recorder(nn.Module):
     """Writes down, for all copies of it, with how many samples and in which mode it ran."""
 
@@ -95,7 +111,7 @@ class Recorder(nn.Module):
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize(("cut", "seen"), [("flops", (1, False, False)), ("measured", (6, True, True))])
+@pytest.mark.parametrize(("cut", "seen"), [("flops", (1, False, True)), ("measured", (6, True, True))])
 def test_costs_are_taken_in_the_right_mode(cut: str, seen: tuple[int, bool, bool], training: bool) -> None:
     Recorder.seen.clear()
     network = nn.Sequential(nn.Linear(3, 3), Recorder()).train(training)

@@ -1,10 +1,10 @@
 import pytest
 import torch
 from torch import nn
-from torchvision.models import resnet18
-from torchvision.models.resnet import BasicBlock
+from torchvision.models import resnet18, resnet50
+from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from counterflow.config import ResNetConfig
+from counterflow.config import ResNet50Config, ResNetConfig
 from counterflow.models.resnet import resnet
 
 
@@ -20,6 +20,15 @@ def test_layers_are_stem_eight_blocks_output() -> None:
         *[(512, 4, 4)] * 2,
         (10,),
     ]
+
+
+def test_resnet50_has_16_bottleneck_blocks_of_torchvisions_size() -> None:
+    with torch.device("meta"):
+        network = resnet(ResNet50Config(), (3, 32, 32), 10)
+        reference = resnet50(num_classes=10)
+    assert [type(layer) for layer in network] == [nn.Sequential, *[Bottleneck] * 16, nn.Sequential]
+    sizes = [sum(p.numel() for p in n.parameters()) for n in (network, reference)]
+    assert sizes[0] == sizes[1] - 64 * 3 * (7 * 7 - 3 * 3)  # the stem
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -16,9 +16,9 @@ def reaches_the_end(topology: Topology, plan: Plan, depth: int, target_depth: in
     return True
 
 
-def past_the_fill(blocks: int, lag: int) -> Plan:
+def past_the_fill(blocks: int, lag: int, predicts_down: bool = False) -> Plan:
     """Long enough that every block is in steady state, with evaluations longer than any queue, also during the fill."""
-    return Plan(lag * blocks + 10, lag, evaluate_every=max(1, lag * blocks // 3), test_batches=7)
+    return Plan(lag * blocks + 10, lag, max(1, lag * blocks // 3), 7, predicts_down)
 
 
 def check_all_columns(blocks: int, ranks: int) -> None:
@@ -32,6 +32,14 @@ def check_all_columns(blocks: int, ranks: int) -> None:
 )
 def test_no_deadlock(blocks: int, ranks: int) -> None:
     check_all_columns(blocks, ranks)
+
+
+@pytest.mark.parametrize(("blocks", "ranks"), [(2, 2), (8, 8), (9, 4)])
+def test_no_deadlock_of_predictions(blocks: int, ranks: int) -> None:
+    """Each block sends all test batches up before it looks for predictions, so any room is enough for either."""
+    for depth in (1, 2):
+        for room in (1, 2):
+            assert reaches_the_end(Topology(blocks, ranks), past_the_fill(blocks, 2, True), depth, room), (depth, room)
 
 
 @pytest.mark.slow

@@ -47,6 +47,20 @@ def test_streams_by_hand() -> None:
     assert list(plan.messages(Stream.TARGET)) == [Tag(Kind.TARGET, 0), Tag(Kind.TARGET, 1), Tag(Kind.TARGET, 2)]
 
 
+def test_streams_of_a_rule_that_predicts_at_the_bottom() -> None:
+    """Nothing comes down while training; predictions of every test batch do."""
+    plan = Plan(batches=3, lag=2, evaluate_every=2, test_batches=2, predicts_down=True)
+    up = Plan(batches=3, lag=2, evaluate_every=2, test_batches=2)
+    assert list(plan.messages(Stream.ACTIVATION)) == list(up.messages(Stream.ACTIVATION))
+    assert list(plan.messages(Stream.TARGET)) == [
+        Tag(Kind.PREDICTION, 1, 0),
+        Tag(Kind.PREDICTION, 1, 1),
+        Tag(Kind.PREDICTION, 2, 0),
+        Tag(Kind.PREDICTION, 2, 1),
+    ]
+    assert [plan.distance(block) for block in (1, 2, 3)] == [0, 0, 0]
+
+
 @pytest.mark.parametrize(("lag", "distances"), [(0, [0, 0, 0, 0]), (1, [0, 1, 2, 3]), (3, [0, 3, 6, 9])])
 def test_distance_of_blocks_1_to_4(lag: int, distances: list[int]) -> None:
     plan = Plan(10, lag)

@@ -1,7 +1,7 @@
 """The programs of blocks: drawn as timetables for small columns, and held to section 2 of the design for others.
 
 An action is (block, operation, batch): ``2T3`` is block 2 that takes the target of batch 3 and sends the one below,
-``2F3`` forward, ``2L3`` learn, ``2E3.0`` test batch 0 after batch 3.
+``2F3`` forward, ``2L3`` learn, ``2E3.0`` test batch 0 after batch 3, ``2P3.0`` its predictions on their way down.
 """
 
 from collections import Counter, defaultdict, deque
@@ -92,16 +92,34 @@ def test_exact_is_the_locked_algorithm() -> None:
     )
 
 
+@pytest.mark.parametrize("lag", [0, 1, 3])
+def test_predictions_that_come_down(lag: int) -> None:
+    """No targets, so no lag and nothing ahead of time; predictions go down when all test batches have gone up."""
+    plan = Plan(batches=3, lag=lag, evaluate_every=2, test_batches=2, predicts_down=True)
+    assert drawn(block_program(2, plan)) == timetable(
+        "2F0 2L0",
+        "| 2F1 2L1 | 2E1.0 2E1.1 | 2P1.0 2P1.1",
+        "| 2F2 2L2 | 2E2.0 2E2.1 | 2P2.0 2P2.1",
+    )
+    assert drawn(rank_program(range(1, 3), Plan(2, lag, test_batches=2, predicts_down=True))) == timetable(
+        "1F0 1L0 2F0 2L0",
+        "1F1 1L1 2F1 2L1",
+        "1E1.0 2E1.0 | 1E1.1 2E1.1",
+        "2P1.0 1P1.0 | 2P1.1 1P1.1",
+    )
+
+
 @pytest.mark.parametrize(
     ("op", "tag", "stream"),
     [
         (Op.TARGET, Tag(Kind.TARGET, 7), Stream.TARGET),
         (Op.FORWARD, Tag(Kind.ACTIVATION, 7), Stream.ACTIVATION),
         (Op.EVALUATE, Tag(Kind.TEST, 7, 2), Stream.ACTIVATION),
+        (Op.PREDICT, Tag(Kind.PREDICTION, 7, 2), Stream.TARGET),
     ],
 )
 def test_message_of_an_action(op: Op, tag: Tag, stream: Stream) -> None:
-    action = Action(op, 3, 7, 2 if op is Op.EVALUATE else 0)
+    action = Action(op, 3, 7, tag.e)
     assert (action.tag, action.stream) == (tag, stream)
 
 
@@ -115,6 +133,7 @@ plans = st.builds(
     lag=st.integers(1, 5),
     evaluate_every=st.integers(0, 7),
     test_batches=st.integers(0, 3),
+    predicts_down=st.booleans(),
 )
 
 
@@ -126,6 +145,7 @@ def test_contract_of_a_block(plan: Plan, block: int) -> None:
     targets: list[int] = []
     forwards: list[int] = []
     evaluated: list[tuple[int, int]] = []
+    predicted: list[tuple[int, int]] = []
     for action in block_program(block, plan):
         assert action.block == block
         match action.op:
@@ -138,17 +158,23 @@ def test_contract_of_a_block(plan: Plan, block: int) -> None:
                 assert action.n == updates
                 assert len(forwards) == updates
                 # what batch n brings down has left before its forward: up to n + D_k, or to the end of the run
-                assert len(targets) == min(action.n + distance + 1, plan.batches)
+                assert plan.predicts_down or len(targets) == min(action.n + distance + 1, plan.batches)
                 forwards.append(action.n)
             case Op.LEARN:
                 assert action.n == updates == forwards[-1]
-                assert action.n in targets
+                assert plan.predicts_down or action.n in targets
                 updates += 1
             case Op.EVALUATE:
                 assert action.n == updates - 1
                 evaluated.append((action.n, action.e))
+            case Op.PREDICT:
+                assert action.n == updates - 1
+                assert len(evaluated) == len({n for n, _ in evaluated}) * plan.test_batches
+                assert (action.n, action.e) in evaluated
+                predicted.append((action.n, action.e))
     everything = list(range(plan.batches))
-    assert targets == everything  # each once, in order, and none past the last batch
+    # each once, in order, and none past the last batch
+    assert targets == ([] if plan.predicts_down else everything)
     assert forwards == everything
     assert updates == plan.batches
     after = [
@@ -157,6 +183,7 @@ def test_contract_of_a_block(plan: Plan, block: int) -> None:
         if plan.test_batches and (n == everything[-1] or (plan.evaluate_every and (n + 1) % plan.evaluate_every == 0))
     ]
     assert evaluated == [(n, e) for n in after for e in range(plan.test_batches)]
+    assert predicted == (evaluated if plan.predicts_down else [])
 
 
 @st.composite
@@ -168,7 +195,7 @@ def columns(draw: st.DrawFn) -> tuple[Topology, Plan]:
 @st.composite
 def exact_columns(draw: st.DrawFn) -> tuple[Topology, Plan]:
     plan = draw(plans)
-    exact = Plan(plan.batches, 0, plan.evaluate_every, plan.test_batches)
+    exact = Plan(plan.batches, 0, plan.evaluate_every, plan.test_batches, plan.predicts_down)
     return Topology(draw(st.integers(1, 8)), 1), exact
 
 
@@ -193,6 +220,8 @@ def taken_and_sent(action: Action) -> tuple[tuple[Edge, Tag] | None, tuple[Edge,
             tag, source, sink = Tag(Kind.ACTIVATION, n), Edge(Stream.ACTIVATION, k - 1), Edge(Stream.ACTIVATION, k)
         case Op.EVALUATE:
             tag, source, sink = Tag(Kind.TEST, n, action.e), Edge(Stream.ACTIVATION, k - 1), Edge(Stream.ACTIVATION, k)
+        case Op.PREDICT:
+            tag, source, sink = Tag(Kind.PREDICTION, n, action.e), Edge(Stream.TARGET, k), Edge(Stream.TARGET, k - 1)
         case _:
             return None, None
     return (source, tag), (sink, tag)
@@ -229,7 +258,7 @@ def test_an_edge_carries_what_the_plan_says(column: tuple[Topology, Plan]) -> No
                     messages[end[0]].append(end[1])
     for edge in topology.edges():
         assert list(plan.messages(edge.stream)) == sent[edge] == taken[edge]
-        assert max(Counter(sent[edge]).values()) == 1
+        assert max(Counter(sent[edge]).values(), default=1) == 1
     # the ends of the column: what enters there is the same
     assert taken[Edge(Stream.ACTIVATION, 0)] == list(plan.messages(Stream.ACTIVATION))
     assert taken[Edge(Stream.TARGET, topology.blocks)] == list(plan.messages(Stream.TARGET))

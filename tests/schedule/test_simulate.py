@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from counterflow.schedule import DeadlockError, Durations, Op, Plan, Timetable, rank_program, simulate
+from counterflow.schedule import Action, DeadlockError, Durations, Op, Plan, Timetable, rank_program, simulate
+from counterflow.schedule.simulate import Span
 from counterflow.topology import Edge, Stream, Topology
 
 
@@ -78,9 +79,16 @@ def test_seconds_per_batch_is_that_of_the_slowest_block() -> None:
     held = simulate(Topology(2, 2), Plan(batches=3, lag=2), rooms(1, 2), Durations(forward=1, learn=0, latency=4))
     # learnt at 5, 9, 13 below and 10, 14, 18 above
     assert held.seconds_per_batch(0, 2) == 4
-    ragged = simulate(Topology(2, 2), Plan(batches=2, lag=2), rooms(1, 2), Durations(target=5, forward=1, learn=1))
-    # below T0 5-10 F0 L0 T1 12-17 F1 L1, above T0 0-5 T1 5-10 F0 at 11 L0 F1 at 18 L1: 12, 19 and 13, 20
-    assert ragged.seconds_per_batch(0, 1) == 7
+    # blocks that drift apart: from batch 0 to 2, block 1 takes 4, block 2 takes 10
+    apart = Timetable(
+        [
+            [Span(Action(Op.LEARN, 1, n), end - 1, end) for n, end in enumerate((1, 3, 5))],
+            [Span(Action(Op.LEARN, 2, n), end - 1, end) for n, end in enumerate((2, 9, 12))],
+        ],
+        Topology(2, 2),
+    )
+    assert apart.seconds_per_batch(0, 2) == 5
+    assert apart.makespan == 12
 
 
 def times(
@@ -96,6 +104,7 @@ def times(
         Op.FORWARD: durations.forward,
         Op.LEARN: durations.learn,
         Op.EVALUATE: durations.evaluate,
+        Op.PREDICT: durations.predict,
     }
     Event = tuple[str, int, int]
     after: dict[Event, list[tuple[Event, float]]] = defaultdict(list)
@@ -108,7 +117,7 @@ def times(
             after[through].append((start, duration[action.op]))
             if action.op is Op.LEARN:
                 continue
-            down = action.op is Op.TARGET
+            down = action.op in (Op.TARGET, Op.PREDICT)
             stream = Stream.TARGET if down else Stream.ACTIVATION
             low, high = Edge(stream, action.block - 1), Edge(stream, action.block)
             takes[high if down else low].append(start)
@@ -132,9 +141,15 @@ def times(
 def cases(draw: st.DrawFn) -> tuple[Topology, Plan, dict[Stream, int], Durations]:
     blocks = draw(st.integers(1, 6))
     topology = Topology(blocks, draw(st.integers(1, blocks)))
-    plan = Plan(draw(st.integers(1, 12)), draw(st.integers(1, 5)), draw(st.integers(0, 4)), draw(st.integers(0, 2)))
+    plan = Plan(
+        draw(st.integers(1, 12)),
+        draw(st.integers(1, 5)),
+        draw(st.integers(0, 4)),
+        draw(st.integers(0, 3)),
+        draw(st.booleans()),
+    )
     units = st.integers(0, 4).map(float)
-    durations = Durations(draw(units), draw(units), draw(units), draw(units), draw(units))
+    durations = Durations(draw(units), draw(units), draw(units), draw(units), draw(units), draw(units))
     return topology, plan, rooms(draw(st.integers(1, 3)), draw(st.integers(1, 6))), durations
 
 

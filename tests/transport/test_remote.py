@@ -365,3 +365,31 @@ def late(rank: int, size: int, store_path: str) -> bool:
 
 def test_a_receiver_closes_when_nothing_is_under_way(pool: Pool) -> None:
     assert pool.run(2, late)[1]
+
+
+def idle(rank: int, size: int, store_path: str) -> None:
+    """The target channel rests for longer than a wait may last, while activations come all the time."""
+    with joined(rank, size, store_path) as world:
+        world.watch.timeout = 1.0
+        if rank == 0:
+            targets = world.receiver(DOWN, rows, 2, batches(1))
+            sender = world.sender(UP, rows)
+            for tag in batches(25):
+                time.sleep(0.1)
+                sender.send(tag, filled(ROWS, tag.n))
+            take(targets, rows, batches(1))
+            sender.close()
+            targets.close()
+        else:
+            activations = world.receiver(UP, rows, 2, batches(25))
+            sender = world.sender(DOWN, rows)
+            take(activations, rows, batches(25))
+            sender.send(Tag(Kind.ACTIVATION, 0), filled(ROWS, 0))
+            sender.close()
+            activations.close()
+
+
+@pytest.mark.xfail(reason="the thread of a channel that rests gives up after engine.timeout", strict=True)
+def test_a_channel_that_nobody_waits_for_may_rest(pool: Pool) -> None:
+    """As target channels do during an evaluation, however long it takes: no wait of the program is that long."""
+    pool.run(2, idle)

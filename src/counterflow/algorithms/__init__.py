@@ -8,9 +8,9 @@ import importlib
 import pkgutil
 
 from counterflow.algorithms.reference import Reference
-from counterflow.algorithms.rule import Algorithm, LocalRule, Task
+from counterflow.algorithms.rule import Algorithm, Column, LocalRule, Task
 
-__all__ = ["ALGORITHMS", "REFERENCES", "Algorithm", "LocalRule", "Reference", "Task"]
+__all__ = ["ALGORITHMS", "REFERENCES", "Algorithm", "Column", "LocalRule", "Reference", "Task"]
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")

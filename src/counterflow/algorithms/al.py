@@ -17,10 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from counterflow.algorithms.optimizer import BlockOptimizer
-from counterflow.algorithms.rule import Algorithm, LocalRule, Metrics, Payload, Shape, Specs, Target, Task
+from counterflow.algorithms.rule import Algorithm, LocalRule, Metrics, Payload, Shape, Specs, Target
 from counterflow.config import AlgorithmConfig, OptimizerConfig
 from counterflow.models.head import pooling
-from counterflow.seeding import derive
 
 
 @dataclass(kw_only=True)
@@ -67,12 +66,6 @@ class ALRule(LocalRule):
         self._optimizer = BlockOptimizer(self.parameters(), optimizer, batches)
         self._up: tuple[Tensor, Tensor] | None = None
 
-    def read(self, n: int, message: Payload) -> Target:
-        raise AssertionError("no targets come down")
-
-    def emit(self, n: int, target: Target) -> Payload:
-        raise AssertionError("no targets come down")
-
     def ascend(self, message: Payload) -> Payload:
         s, t = self.block(message[0]), self.encoder(self._target(message[1]))
         self._up = s, t
@@ -116,59 +109,34 @@ class AL(Algorithm):
     Config = ALConfig
     predicts_down = True
 
-    def __init__(
-        self,
-        config: ALConfig,
-        optimizer: OptimizerConfig,
-        blocks: Sequence[nn.Module],
-        shapes: Sequence[Shape],
-        task: Task,
-        batches: int,
-        seed: int,
-    ) -> None:
-        self._config = config
-        self._optimizer = optimizer
-        self._blocks = blocks
-        self._shapes = shapes
-        self._task = task
-        self._batches = batches
-        self._seed = seed
-
     def rule(self, block: int) -> LocalRule:
-        dim, bottom = self._config.dim, block == 1
-        below = self._task.classes if bottom else dim
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(derive(self._seed, "al", block))
-            bridge = _bridge(self._shapes[block - 1], dim, self._config.pool)
+        dim, bottom = self.config.dim, block == 1
+        below = self.task.classes if bottom else dim
+        with self.seeded(block):
+            bridge = _bridge(self.shapes[block - 1], dim, self.config.pool)
             encoder = nn.Sequential(nn.Linear(below, dim), nn.Tanh())
             decoder = nn.Linear(dim, below) if bottom else nn.Sequential(nn.Linear(dim, below), nn.Tanh())
         return ALRule(
-            self._blocks[block - 1],
+            self.blocks[block - 1],
             bridge,
             encoder,
             decoder,
-            self._task.classes if bottom else None,
-            block == len(self._blocks),
-            self._optimizer,
-            self._batches,
+            self.task.classes if bottom else None,
+            block == len(self.blocks),
+            self.optimizer,
+            self.batches,
         )
 
     def activation(self, block: int, batch: int) -> Specs:
-        t = (batch, *self._task.label_shape, self._config.dim)
+        t = (batch, *self.task.label_shape, self.config.dim)
         return *self.test_activation(block, batch), (t, torch.float32)
 
-    def test_activation(self, block: int, batch: int) -> Specs:
-        return (((batch, *self._shapes[block - 1]), torch.float32),)
-
-    def target(self, block: int, n: int, batch: int) -> Specs:
-        raise AssertionError("no targets come down")
-
     def prediction(self, block: int, batch: int) -> Specs:
-        above = len(self._blocks) - block
-        return (((above, batch, *self._task.label_shape, self._config.dim), torch.float32),)
+        above = len(self.blocks) - block
+        return (((above, batch, *self.task.label_shape, self.config.dim), torch.float32),)
 
     def objective(self, figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
-        """The sum of the losses of all components."""
+        """The sums of the losses of all components."""
         return {name: sum(block[name] for block in figures) for name in ("loss", "associated", "autoencoder")}
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -9,11 +10,10 @@ from torch import Tensor, nn
 
 from counterflow.algorithms.families import Family, Gaussian, family
 from counterflow.algorithms.optimizer import BlockOptimizer
-from counterflow.algorithms.rule import Algorithm, LocalRule, Metrics, Payload, Shape, Specs, Target, Task
-from counterflow.config import AlgorithmConfig, FeedbackConfig, LatentConfig, OptimizerConfig
+from counterflow.algorithms.rule import Algorithm, LocalRule, Metrics, Payload, Specs, Target
+from counterflow.config import AlgorithmConfig, FeedbackConfig, LatentConfig
 from counterflow.models.feedback import Feedback
 from counterflow.models.head import LatentHead
-from counterflow.seeding import derive
 
 
 @dataclass(kw_only=True)
@@ -120,45 +120,29 @@ class BLLRule(LocalRule):
 class BLL(Algorithm):
     Config = BLLConfig
 
-    def __init__(
-        self,
-        config: BLLConfig,
-        optimizer: OptimizerConfig,
-        blocks: Sequence[nn.Module],
-        shapes: Sequence[Shape],
-        task: Task,
-        batches: int,
-        seed: int,
-    ) -> None:
-        """``shapes`` are those of the blocks' outputs for one sample, bottom to top."""
-        output = (*task.label_shape, task.classes)
-        if shapes[-1] != output:
-            raise ValueError(f"model: its output has shape {list(shapes[-1])}, the labels need {list(output)}")
-        self._config = config
-        self._optimizer = optimizer
-        self._blocks = blocks
-        self._shapes = shapes
-        self._task = task
-        self._batches = batches
-        self._seed = seed
-        self._multiple = config.latent.categories if config.latent.family == "categorical" else 1
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        output = (*self.task.label_shape, self.task.classes)
+        if self.shapes[-1] != output:
+            raise ValueError(f"model: its output has shape {list(self.shapes[-1])}, the labels need {list(output)}")
+        latent = self.config.latent
+        self._multiple = latent.categories if latent.family == "categorical" else 1
         with torch.device("meta"):
-            heads = [LatentHead(shape, config.latent, self._multiple) for shape in shapes[:-1]]
-        self._dims = [head.dim for head in heads] + [task.classes]
+            heads = [LatentHead(shape, latent, self._multiple) for shape in self.shapes[:-1]]
+        self._dims = [head.dim for head in heads] + [self.task.classes]
 
     def rule(self, block: int) -> LocalRule:
-        config, top = self._config, block == len(self._blocks)
-        forward = self._blocks[block - 1]
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(derive(self._seed, "bll", block))
-            head = nn.Identity() if top else LatentHead(self._shapes[block - 1], config.latent, self._multiple)
+        config, top = self.config, block == len(self.blocks)
+        forward = self.blocks[block - 1]
+        with self.seeded(block):
+            head = nn.Identity() if top else LatentHead(self.shapes[block - 1], config.latent, self._multiple)
             above, below = self._dims[block - 1], self._dims[block - 2]
             feedback = Feedback(above, below, config.feedback) if block > 1 else None
         return BLLRule(
             forward,
             head,
             feedback,
-            torch.eye(self._task.classes) if top else None,
+            torch.eye(self.task.classes) if top else None,
             Gaussian() if top else family(config.latent.family, self._multiple),
             config.feedback.refresh,
             self._optimizer_of(forward, head),
@@ -167,20 +151,17 @@ class BLL(Algorithm):
 
     def _optimizer_of(self, *modules: nn.Module, scale: float = 1.0) -> BlockOptimizer:
         parameters = [parameter for module in modules for parameter in module.parameters()]
-        return BlockOptimizer(parameters, self._optimizer, self._batches, scale)
+        return BlockOptimizer(parameters, self.optimizer, self.batches, scale)
 
     def activation(self, block: int, batch: int) -> Specs:
-        a = (batch, *self._shapes[block - 1])
-        u = (batch, *self._task.label_shape, self._dims[block - 1])
+        a = (batch, *self.shapes[block - 1])
+        u = (batch, *self.task.label_shape, self._dims[block - 1])
         return (a, torch.float32), (u, torch.float32)
 
-    def test_activation(self, block: int, batch: int) -> Specs:
-        return (((batch, *self._shapes[block - 1]), torch.float32),)
-
     def target(self, block: int, n: int, batch: int) -> Specs:
-        labels = ((batch, *self._task.label_shape), torch.int64)
-        book = ((self._task.classes, self._dims[block - 1]), torch.float32)
-        return (book, labels) if n % self._config.feedback.refresh == 0 else (labels,)
+        labels = ((batch, *self.task.label_shape), torch.int64)
+        book = ((self.task.classes, self._dims[block - 1]), torch.float32)
+        return (book, labels) if n % self.config.feedback.refresh == 0 else (labels,)
 
     def objective(self, figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
         """The free energy ``F = -log p(y|x) + (1/N) sum_k KL_k``."""

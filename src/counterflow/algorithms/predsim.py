@@ -1,6 +1,6 @@
 """Local classifiers and similarity matching (Noekland and Eidnes, arXiv 1901.06656; section 3.3 of the design)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,10 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from counterflow.algorithms.optimizer import BlockOptimizer
-from counterflow.algorithms.rule import Algorithm, LocalRule, Metrics, Payload, Shape, Specs, Target, Task
+from counterflow.algorithms.rule import Algorithm, LocalRule, Metrics, Payload, Shape, Target
 from counterflow.config import AlgorithmConfig, OptimizerConfig
 from counterflow.models.head import pooling
-from counterflow.seeding import derive
 
 
 @dataclass(kw_only=True)
@@ -31,14 +30,21 @@ class PredSimConfig(AlgorithmConfig):
 
 
 def similarity(x: Tensor) -> Tensor:
-    """Adjusted cosine similarity of the rows of ``[B, d]``: ``[B, B]``, each row centred by its own mean."""
+    """Adjusted cosine similarity of the rows of ``[B, d]``: ``[B, B]``, each row centred by its own mean.
+
+    A constant row is similar to nothing, and receives no gradient.
+    """
     centred = x - x.mean(1, keepdim=True)
-    unit = centred / (centred.square().sum(1, keepdim=True).sqrt() + 1e-8)
+    norm = torch.linalg.vector_norm(centred, dim=1, keepdim=True)
+    unit = centred / (norm + 1e-8).masked_fill(norm == 0, torch.inf)
     return unit @ unit.T
 
 
 class SimilarityBranch(nn.Module):
-    """What is compared: standard deviations of every channel after a 3x3 convolution, or a linear map of vectors."""
+    """What is compared: standard deviations of every channel after a 3x3 convolution, or a linear map of vectors.
+
+    Maps of one pixel have no deviation: they are compared as the vectors that they are.
+    """
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -51,7 +57,10 @@ class SimilarityBranch(nn.Module):
 
     def forward(self, activation: Tensor) -> Tensor:
         features: Tensor = self.layer(activation)
-        return features.flatten(2).std(2) if features.ndim == 4 else features
+        if features.ndim != 4:
+            return features
+        pixels = features.flatten(2)
+        return pixels.std(2) if pixels.shape[2] > 1 else pixels.squeeze(2)
 
 
 class PredSimRule(LocalRule):
@@ -119,50 +128,17 @@ class PredSimRule(LocalRule):
 class PredSim(Algorithm):
     Config = PredSimConfig
 
-    def __init__(
-        self,
-        config: PredSimConfig,
-        optimizer: OptimizerConfig,
-        blocks: Sequence[nn.Module],
-        shapes: Sequence[Shape],
-        task: Task,
-        batches: int,
-        seed: int,
-    ) -> None:
-        self._config = config
-        self._optimizer = optimizer
-        self._blocks = blocks
-        self._shapes = shapes
-        self._task = task
-        self._batches = batches
-        self._seed = seed
-
     def rule(self, block: int) -> LocalRule:
         """The top block has the ordinary output layer and cross entropy, whatever ``beta`` is."""
-        config, shape, classes = self._config, self._shapes[block - 1], self._task.classes
-        if block == len(self._blocks):
-            classifier: nn.Module | None = nn.Identity()
-            branch, beta = None, 0.0
-        else:
-            with torch.random.fork_rng(devices=[]):
-                torch.default_generator.manual_seed(derive(self._seed, "predsim", block))
-                classifier = _classifier(shape, classes, config.dim) if config.beta < 1 else None
-                branch = SimilarityBranch(shape) if config.beta > 0 else None
+        config, shape, classes = self.config, self.shapes[block - 1], self.task.classes
+        classifier: nn.Module | None = nn.Identity()
+        branch, beta = None, 0.0
+        if block < len(self.blocks):
             beta = config.beta
-        return PredSimRule(self._blocks[block - 1], classifier, branch, beta, classes, self._optimizer, self._batches)
-
-    def activation(self, block: int, batch: int) -> Specs:
-        return (((batch, *self._shapes[block - 1]), torch.float32),)
-
-    def test_activation(self, block: int, batch: int) -> Specs:
-        return self.activation(block, batch)
-
-    def target(self, block: int, n: int, batch: int) -> Specs:
-        return (((batch, *self._task.label_shape), torch.int64),)
-
-    def objective(self, figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
-        """The sum of all local losses."""
-        return {"loss": sum(block["loss"] for block in figures)}
+            with self.seeded(block):
+                classifier = _classifier(shape, classes, config.dim) if beta < 1 else None
+                branch = SimilarityBranch(shape) if beta > 0 else None
+        return PredSimRule(self.blocks[block - 1], classifier, branch, beta, classes, self.optimizer, self.batches)
 
 
 def _classifier(shape: Shape, classes: int, most: int) -> nn.Module:

@@ -1,7 +1,8 @@
 """What an engine asks of a local rule. A rule knows one block pair and no communication."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from counterflow.config import AlgorithmConfig, OptimizerConfig
+from counterflow.seeding import derive
 
 Payload = tuple[Tensor, ...]
 Target = tuple[Tensor, ...]
@@ -36,24 +38,31 @@ class LocalRule(nn.Module, ABC):
     `emit`, and the target is empty.
     """
 
-    @abstractmethod
     def read(self, n: int, message: Payload) -> Target:
         """What the message from above says about batch ``n``, to be kept until ``n`` is learnt."""
+        raise AssertionError("no targets come down")
 
-    @abstractmethod
     def emit(self, n: int, target: Target) -> Payload:
         """``b_{k-1}(n)``, the target message for the block below."""
+        raise AssertionError("no targets come down")
 
     @abstractmethod
     def ascend(self, message: Payload) -> Payload:
         """``a_k(n)``, the activation message for the block above; keeps what `learn` needs."""
 
-    @abstractmethod
     def learn(self, n: int, message: Payload, target: Target) -> Metrics:
         """Update ``theta_k`` and ``phi_k`` on batch ``n``, after `ascend` of the same message from below.
 
         Returns scalars, among them ``loss``, and ``accuracy`` if the block can tell its own.
         """
+        raise AssertionError("this block learns from gradients alone")
+
+    def backward(self, n: int, message: Payload, gradient: Payload) -> tuple[Payload, Metrics]:
+        """Where gradients come down: update with that of batch ``n``, whose message from below is here again.
+
+        Returns the gradient for the block below, and what `learn` would.
+        """
+        raise AssertionError("this block learns locally")
 
     @abstractmethod
     def predict(self, message: Payload, target: Target) -> tuple[Payload, Tensor | None]:
@@ -75,27 +84,8 @@ class LocalRule(nn.Module, ABC):
         """The modules without which the network does not predict; all others only help to learn."""
 
 
-class Algorithm(ABC):
-    """A learning system: makes the rule of each block, and says what crosses the wire between block k and k+1."""
-
-    Config: ClassVar[type[AlgorithmConfig]]
-    """Its options; the default of ``name`` is what ``algorithm=`` calls it."""
-
-    predicts_down: ClassVar[bool] = False
-    """Labels enter at the bottom, no targets come down while training, and the prediction comes out at the bottom."""
-
-    @abstractmethod
-    def __init__(
-        self,
-        config: Any,
-        optimizer: OptimizerConfig,
-        blocks: Sequence[nn.Module],
-        shapes: Sequence[Shape],
-        task: Task,
-        batches: int,
-        seed: int,
-    ) -> None:
-        """``config`` is a `Config`; ``shapes`` are those of the blocks' outputs for one sample, bottom to top."""
+class Column(ABC):
+    """The rules of all blocks of a network, and what crosses the wire between block k and k+1."""
 
     @abstractmethod
     def rule(self, block: int) -> LocalRule:
@@ -111,12 +101,66 @@ class Algorithm(ABC):
 
     @abstractmethod
     def target(self, block: int, n: int, batch: int) -> Specs:
-        """The message that comes down to ``block`` for training batch ``n`` of ``batch`` samples."""
+        """The target (or gradient) that comes down to ``block`` for training batch ``n`` of ``batch`` samples."""
 
     def prediction(self, block: int, batch: int) -> Specs:
         """The message that comes down to ``block`` for a test batch of ``batch`` samples (``predicts_down`` only)."""
-        raise AssertionError("this rule predicts where it is")
+        raise AssertionError("these rules predict where they are")
 
     @abstractmethod
     def objective(self, figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
         """The figures of the whole system from what `LocalRule.learn` of all blocks returned, bottom to top."""
+
+
+class Algorithm(Column):
+    """A system of local rules that ``algorithm=`` can name.
+
+    Unless a rule says otherwise, ``a_k`` goes up, labels come down, and the sum of all losses is reported.
+    """
+
+    Config: ClassVar[type[AlgorithmConfig]]
+    """Its options; the default of ``name`` is what ``algorithm=`` calls it."""
+
+    predicts_down: ClassVar[bool] = False
+    """Labels enter at the bottom, no targets come down while training, and the prediction comes out at the bottom."""
+
+    def __init__(
+        self,
+        config: Any,
+        optimizer: OptimizerConfig,
+        blocks: Sequence[nn.Module],
+        shapes: Sequence[Shape],
+        task: Task,
+        batches: int,
+        seed: int,
+    ) -> None:
+        """``config`` is a `Config`; ``shapes`` are those of the blocks' outputs for one sample, bottom to top.
+
+        ``batches`` is how many the run has: schedules of learning rates end there.
+        """
+        self.config = config
+        self.optimizer = optimizer
+        self.blocks = blocks
+        self.shapes = shapes
+        self.task = task
+        self.batches = batches
+        self.seed = seed
+
+    @contextmanager
+    def seeded(self, block: int) -> Iterator[None]:
+        """Within it, parameters come from the stream of this algorithm and ``block``, whatever was drawn before."""
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(derive(self.seed, self.Config.name, block))
+            yield
+
+    def activation(self, block: int, batch: int) -> Specs:
+        return (((batch, *self.shapes[block - 1]), torch.float32),)
+
+    def test_activation(self, block: int, batch: int) -> Specs:
+        return (((batch, *self.shapes[block - 1]), torch.float32),)
+
+    def target(self, block: int, n: int, batch: int) -> Specs:
+        return (((batch, *self.task.label_shape), torch.int64),)
+
+    def objective(self, figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
+        return {"loss": sum(block["loss"] for block in figures)}

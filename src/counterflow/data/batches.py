@@ -14,7 +14,8 @@ from counterflow.data.order import Order
 class Batches:
     """Training batches ``n = 0, 1, ..`` and test batches ``e = 0..test_batches-1``.
 
-    Pure functions of their arguments: no bit depends on the order of calls.
+    Pure functions of their arguments: no bit depends on the order of calls. ``ValueError`` where sequences are to be
+    augmented.
     """
 
     dataset: Dataset
@@ -23,14 +24,18 @@ class Batches:
 
     def __post_init__(self) -> None:
         assert self.order.size == len(self.dataset.train)
+        if self.config.augment and self.dataset.train.sequences:
+            raise ValueError(f"data.augment=true: is for images, allowed for data={self.config.name} is false")
 
     def inputs(self, n: int) -> Tensor:
-        """Training images of batch ``n``, normalised and, if configured, augmented: float32 ``[B, C, H, W]``."""
+        """Inputs of training batch ``n``: images, normalised and, if configured, augmented, float32 ``[B, C, H, W]``;
+        or tokens, int64 ``[B, T]``.
+        """
         indices = self.order.indices(n)
-        images = self.dataset.train.images[indices]
+        inputs = self.dataset.train.inputs[indices]
         if self.config.augment:
-            images = augment(
-                images,
+            inputs = augment(
+                inputs,
                 indices,
                 seed=self.order.seed,
                 epoch=self.order.epoch(n),
@@ -38,10 +43,10 @@ class Batches:
                 padding=self.config.padding,
                 flip=self.config.flip,
             )
-        return self._normalised(images)
+        return self.dataset.normalised(inputs)
 
     def labels(self, n: int) -> Tensor:
-        """Labels of training batch ``n``, int64 ``[B]``."""
+        """Labels of training batch ``n``, int64 ``[B]``, or ``[B, T]`` of sequences."""
         return self.dataset.train.labels[self.order.indices(n)]
 
     @property
@@ -49,23 +54,20 @@ class Batches:
         return -(-len(self.dataset.test) // self.order.batch_size)
 
     def test_inputs(self, e: int) -> Tensor:
-        """Normalised images of test batch ``e``, float32 ``[test_size(e), C, H, W]``."""
+        """Inputs of test batch ``e``: images, normalised, float32 ``[test_size(e), C, H, W]``; or tokens."""
         start = e * self.order.batch_size
-        return self._normalised(self.dataset.test.images[start : start + self.test_size(e)])
+        return self.dataset.normalised(self.dataset.test.inputs[start : start + self.test_size(e)])
 
     def test_size(self, e: int) -> int:
-        """Images in test batch ``e``: the batch size, or fewer in the last one."""
+        """Samples in test batch ``e``: the batch size, or fewer in the last one."""
         assert 0 <= e < self.test_batches
         return min(self.order.batch_size, len(self.dataset.test) - e * self.order.batch_size)
 
     def test_labels(self, e: int) -> Tensor:
-        """Labels of test batch ``e``, int64 ``[test_size(e)]``."""
+        """Labels of test batch ``e``, int64 ``[test_size(e)]``, or ``[test_size(e), T]``."""
         start = e * self.order.batch_size
         return self.dataset.test.labels[start : start + self.test_size(e)]
 
     def all_test_labels(self) -> Tensor:
-        """Labels of all test batches, one after the other: int64 ``[M_test]``."""
+        """Labels of all test batches, one after the other: int64 ``[M]``, or ``[M, T]``."""
         return self.dataset.test.labels
-
-    def _normalised(self, images: Tensor) -> Tensor:
-        return (images.float() - self.dataset.mean[:, None, None]) / self.dataset.std[:, None, None]

@@ -1,8 +1,8 @@
-"""Labelled images in memory."""
+"""Labelled inputs in memory: images, or sequences of tokens."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from math import sqrt
-from typing import Self
 
 import torch
 from torch import Tensor
@@ -10,23 +10,32 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images, uint8 ``[M, C, H, W]``, and their labels, int64 ``[M]``. ``ValueError`` where they do not fit."""
+    """Images, uint8 ``[M, C, H, W]``, with a label each, int64 ``[M]``; or sequences of tokens, int64 ``[M, T]``, with
+    a label at each position, int64 ``[M, T]``. ``ValueError`` where inputs and labels do not fit.
+    """
 
-    images: Tensor
+    inputs: Tensor
     labels: Tensor
 
     def __post_init__(self) -> None:
-        if self.images.dtype != torch.uint8 or self.images.ndim != 4:
-            raise ValueError(f"images={self._kind(self.images)}: must be uint8 [M, C, H, W]")
-        if self.labels.dtype != torch.int64 or self.labels.ndim != 1:
-            raise ValueError(f"labels={self._kind(self.labels)}: must be int64 [M]")
-        if len(self.images) != len(self.labels):
-            raise ValueError(f"labels={len(self.labels)}: must be {len(self.images)}, one an image")
-        if not self.images.numel():
-            raise ValueError(f"images={self._kind(self.images)}: must not be empty")
+        kind = self.inputs.dtype, self.inputs.ndim
+        if kind not in ((torch.uint8, 4), (torch.int64, 2)):
+            raise ValueError(
+                f"inputs={self._kind(self.inputs)}: must be images, uint8 [M, C, H, W], or sequences, int64 [M, T]"
+            )
+        if not self.inputs.numel():
+            raise ValueError(f"inputs={self._kind(self.inputs)}: must not be empty")
+        shape = self.inputs.shape if self.sequences else self.inputs.shape[:1]
+        if self.labels.dtype != torch.int64 or self.labels.shape != shape:
+            raise ValueError(f"labels={self._kind(self.labels)}: must be int64 {list(shape)}")
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def sequences(self) -> bool:
+        """Whether the inputs are tokens."""
+        return self.inputs.dtype == torch.int64
 
     @staticmethod
     def _kind(tensor: Tensor) -> str:
@@ -35,39 +44,42 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Two splits of images of one shape, with labels ``0..classes-1``. ``ValueError`` where they do not fit.
+    """Two splits of inputs of one kind and shape; labels, and tokens, are ``0..classes-1``.
 
-    ``mean`` and ``std``, float32 ``[C]``, are those of the training pixels in units of the uint8 values.
+    ``ValueError`` where they do not fit.
     """
 
     train: Split
     test: Split
     classes: int
-    mean: Tensor
-    std: Tensor
 
     def __post_init__(self) -> None:
         for name, split in (("train", self.train), ("test", self.test)):
-            wrong = split.labels[(split.labels < 0) | (split.labels >= self.classes)]
-            if len(wrong):
-                raise ValueError(
-                    f"labels out of range: {name} has label {int(wrong[0])}: must be 0..{self.classes - 1}"
-                )
-        if self.train.images.shape[1:] != self.test.images.shape[1:]:
-            shapes = [list(split.images.shape[1:]) for split in (self.test, self.train)]
-            raise ValueError(f"shape of test images={shapes[0]}: must be {shapes[1]}, that of the training images")
-        channels = self.train.images.shape[1]
-        for name, value in (("mean", self.mean), ("std", self.std)):
-            if value.dtype != torch.float32 or value.shape != (channels,):
-                raise ValueError(f"{name}={value.tolist()}: must be float32 [{channels}], one a channel")
-        if not bool((self.std > 0).all()):
-            raise ValueError(f"std={self.std.tolist()}: must be greater than 0")
+            tokens = [("token", split.inputs)] if split.sequences else []
+            for what, tensor in (("label", split.labels), *tokens):
+                wrong = tensor[(tensor < 0) | (tensor >= self.classes)]
+                if len(wrong):
+                    raise ValueError(
+                        f"{what}s out of range: {name} has {what} {int(wrong[0])}: must be 0..{self.classes - 1}"
+                    )
+        shapes = [list(split.inputs.shape[1:]) for split in (self.test, self.train)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(f"shape of test inputs={shapes[0]}: must be {shapes[1]}, that of the training inputs")
 
-    @classmethod
-    def of(cls, train: Split, test: Split, classes: int) -> Self:
-        """The data set with the mean and standard deviation of ``train``; a constant channel has ``std`` 1."""
+    def normalised(self, inputs: Tensor) -> Tensor:
+        """Images float32, with the mean 0 and the variance 1 in every channel of training; tokens as they are."""
+        if self.train.sequences:
+            return inputs
+        mean, std = self.moments
+        return (inputs.float() - mean[:, None, None]) / std[:, None, None]
+
+    @cached_property
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the training pixels of every channel, float32 ``[C]``, in units of the uint8
+        values; a constant channel has the standard deviation 1.
+        """
         mean, std = [], []
-        for channel in train.images.unbind(1):
+        for channel in self.train.inputs.unbind(1):
             # Whole numbers up to the last step: a sum of floats would depend on the number of threads.
             counts = torch.bincount(channel.flatten(), minlength=256).tolist()
             total = sum(counts)
@@ -75,4 +87,4 @@ class Dataset:
             second = sum(count * value**2 for value, count in enumerate(counts))
             mean.append(first / total)
             std.append(sqrt(total * second - first**2) / total or 1.0)
-        return cls(train, test, classes, *torch.tensor([mean, std], dtype=torch.float32))
+        return torch.tensor(mean, dtype=torch.float32), torch.tensor(std, dtype=torch.float32)

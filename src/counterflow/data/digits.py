@@ -18,4 +18,4 @@ def load(config: DataConfig) -> Dataset:
     images = torch.from_numpy(digits.images).to(torch.uint8).unsqueeze(1)
     labels = torch.from_numpy(digits.target).long()
     train, test = train_test_split(range(len(labels)), test_size=TEST_SIZE, stratify=digits.target, random_state=0)
-    return Dataset.of(Split(images[train], labels[train]), Split(images[test], labels[test]), classes=10)
+    return Dataset(Split(images[train], labels[train]), Split(images[test], labels[test]), classes=10)

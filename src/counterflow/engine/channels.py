@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from counterflow.algorithms import Algorithm
+from counterflow.algorithms import Column
 from counterflow.algorithms.rule import Specs
 from counterflow.engine import source
 from counterflow.engine.job import Job
@@ -12,7 +12,7 @@ from counterflow.topology import Edge, Stream
 from counterflow.transport import Frame, LocalChannel, Receiver, Sender, TensorSpec, World
 
 
-def channel_frames(algorithm: Algorithm, job: Job, edge: Edge) -> Callable[[Tag], Frame]:
+def channel_frames(column: Column, job: Job, edge: Edge) -> Callable[[Tag], Frame]:
     """The layout of every message of ``edge``, agreed on by both ends without a word: a function of its tag."""
     batch = job.config.train.batch_size
     frames: dict[Specs, Frame] = {}
@@ -20,15 +20,17 @@ def channel_frames(algorithm: Algorithm, job: Job, edge: Edge) -> Callable[[Tag]
     def specs(tag: Tag) -> Specs:
         match tag.kind:
             case Kind.ACTIVATION:
-                return algorithm.activation(edge.lower, batch)
+                return column.activation(edge.lower, batch)
             case Kind.TEST:
-                return algorithm.test_activation(edge.lower, job.batches.test_size(tag.e))
+                return column.test_activation(edge.lower, job.batches.test_size(tag.e))
             case Kind.PREDICTION:
-                return algorithm.prediction(edge.lower, job.batches.test_size(tag.e))
+                return column.prediction(edge.lower, job.batches.test_size(tag.e))
+            case Kind.GRADIENT:
+                return column.target(edge.lower, tag.n, batch)
             case Kind.TARGET:
                 tests = job.batches.all_test_labels()
                 tail: Specs = ((tuple(tests.shape), tests.dtype),) if job.plan.evaluates_after(tag.n) else ()
-                return (*algorithm.target(edge.lower, tag.n, batch), *tail)
+                return (*column.target(edge.lower, tag.n, batch), *tail)
 
     def frame(tag: Tag) -> Frame:
         key = specs(tag)
@@ -42,9 +44,9 @@ def channel_frames(algorithm: Algorithm, job: Job, edge: Edge) -> Callable[[Tag]
 class Channels:
     """The ports of all blocks of one rank."""
 
-    def __init__(self, job: Job, algorithm: Algorithm, world: World) -> None:
+    def __init__(self, job: Job, column: Column, world: World) -> None:
         self._job = job
-        self._algorithm = algorithm
+        self._column = column
         self._world = world
         self._local: dict[Edge, LocalChannel] = {}
 
@@ -68,12 +70,12 @@ class Channels:
     def _sender(self, edge: Edge) -> Sender:
         if self._is_local(edge):
             return self._local.setdefault(edge, LocalChannel(edge))
-        return self._world.sender(edge, channel_frames(self._algorithm, self._job, edge))
+        return self._world.sender(edge, channel_frames(self._column, self._job, edge))
 
     def _receiver(self, edge: Edge) -> Receiver:
         if self._is_local(edge):
             return self._local.setdefault(edge, LocalChannel(edge))
         engine, plan = self._job.config.engine, self._job.plan
         depth = engine.depth if edge.stream is Stream.ACTIVATION else engine.target_depth or plan.lag
-        frames = channel_frames(self._algorithm, self._job, edge)
+        frames = channel_frames(self._column, self._job, edge)
         return self._world.receiver(edge, frames, depth, plan.messages(edge.stream))

@@ -28,6 +28,8 @@ def execute(program: Iterable[Action], stations: Mapping[int, Station], rank: in
                     station.learn(action.n)
                 case Op.EVALUATE:
                     station.evaluate(action.n, action.e)
+                case Op.BACKWARD:
+                    station.backward(action.n)
                 case Op.PREDICT:
                     station.predict(action.n, action.e)
         except ChannelError:

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from time import perf_counter
 
-from counterflow.algorithms import Algorithm
+from counterflow.algorithms import Column
 from counterflow.engine.channels import Channels
 from counterflow.engine.execute import execute
 from counterflow.engine.job import Job
@@ -14,15 +14,15 @@ from counterflow.schedule import Op, rank_program
 from counterflow.transport import World
 
 
-def run(job: Job, algorithm: Algorithm, world: World, observer: Observer, waits: Waits) -> Outcome:
+def run(job: Job, column: Column, world: World, observer: Observer, waits: Waits) -> Outcome:
     """Train this rank's blocks to the end. Raises `ChannelError` or `RunError`, after which the process should end."""
     blocks = job.topology.blocks_of(world.rank)
     world.open_edges(job.topology, job.backend, job.device)
-    channels = Channels(job, algorithm, world)
+    channels = Channels(job, column, world)
     stations = {
         block: Station(
             block,
-            algorithm.rule(block).to(job.device),
+            column.rule(block).to(job.device),
             channels.ports(block),
             job.plan,
             job.config.seed,

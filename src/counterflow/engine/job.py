@@ -43,7 +43,7 @@ def prepare(config: TrainConfig, ranks: int, local_rank: int = 0, local_ranks: i
         raise ValueError(f"engine.lag=exact: the locked algorithm runs on one process, not on ranks={ranks}")
     torch.set_num_threads(intra_op_threads(config.engine.threads, config.blocks))
     device, backend = _device(config, local_rank, local_ranks)
-    if schedule != "free" and ranks > 1 and device.type == "cuda" and backend == "gloo":
+    if schedule in PIPELINES and ranks > 1 and device.type == "cuda" and backend == "gloo":
         raise ValueError(
             f"schedule={schedule}: torch's schedules move CUDA tensors over nccl only, a device for each rank"
         )
@@ -56,9 +56,11 @@ def prepare(config: TrainConfig, ranks: int, local_rank: int = 0, local_ranks: i
         lag=0 if exact else config.engine.lag,
         evaluate_every=config.train.evaluate_every,
         test_batches=batches.test_batches,
+        gradients_from=config.blocks if schedule == "naive" else 0,
         predicts_down=schedule == "free" and ALGORITHMS[config.algorithm.name].predicts_down,
     )
-    task = Task(tuple(dataset.train.images.shape[1:]), dataset.classes)
+    train = dataset.train
+    task = Task(tuple(train.inputs.shape[1:]), dataset.classes, tuple(train.labels.shape[1:]))
     network = models.build(config.model, task.input_shape, task.classes, config.seed)
     if config.blocks > len(network):
         raise ValueError(
@@ -74,12 +76,14 @@ def _schedule(config: TrainConfig, ranks: int) -> str:
         if wanted not in ("auto", "free"):
             raise ValueError(f"schedule={wanted}: algorithm={name} learns locally, allowed are auto, free")
         return "free"
+    if wanted == "naive" and name != "bp":
+        raise ValueError(f"schedule=naive: is for algorithm=bp, algorithm={name} runs with {', '.join(PIPELINES)}")
     if wanted == "free":
         raise ValueError(
-            f"schedule=free: algorithm={name} has a backward lock, allowed are auto, {', '.join(PIPELINES)}"
+            f"schedule=free: algorithm={name} has a backward lock, allowed are auto, naive, {', '.join(PIPELINES)}"
         )
     schedule = "1f1b" if wanted == "auto" else wanted
-    if ranks == 1:
+    if ranks == 1 or schedule == "naive":
         return schedule
     if config.train.batch_size % microbatches:
         raise ValueError(f"train.microbatches={microbatches}: must divide train.batch_size={config.train.batch_size}")

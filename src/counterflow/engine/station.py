@@ -70,6 +70,8 @@ class Station:
         self._targets: dict[int, Target] = {}
         self._learnt: Target = ()
         self._input: Payload = ()
+        self._in_flight: dict[int, Payload] = {}
+        """Messages from below until their gradients come."""
         self._test_labels: dict[int, Tensor] = {}
         """Of all test data by training batch; where predictions come down, the bottom's of each test batch by ``e``."""
         self._test_size = 0
@@ -94,20 +96,34 @@ class Station:
     def forward(self, n: int) -> None:
         tag = Tag(Kind.ACTIVATION, n)
         self._input = self._receive(self.ports.below, tag)
+        if self._plan.gradients_from:
+            self._in_flight[n] = tuple(tensor.clone() for tensor in self._input)
         seed_forward(self._device, self._seed, self.block, n)
         activation = self.rule.ascend(self._input)
         if self.ports.up is not None:
             self._send(self.ports.up, tag, activation)
+        if self._plan.gradients_from:
+            self.ports.below.release()
+
+    def backward(self, n: int) -> None:
+        tag = Tag(Kind.GRADIENT, n)
+        gradient = self._receive(self.ports.above, tag)
+        if self.ports.up is None and self._plan.evaluates_after(n):  # what enters at the top are labels
+            *labels, self._test_labels[n] = gradient
+            gradient = tuple(labels)
+        seed_forward(self._device, self._seed, self.block, n)
+        below, metrics = self.rule.backward(n, self._in_flight.pop(n), gradient)
+        self.ports.above.release()
+        if self.ports.down is not None:
+            self._send(self.ports.down, tag, below)
+        self._report(n, metrics)
 
     def learn(self, n: int) -> None:
         self._learnt = self._targets.pop(n, ())
         metrics = self.rule.learn(n, self._input, self._learnt)
         self._input = ()
         self.ports.below.release()
-        loss = float(metrics["loss"])
-        if not math.isfinite(loss):
-            raise FloatingPointError(f"the loss is {loss}")
-        self._observer.learnt(self.block, n, metrics)
+        self._report(n, metrics)
 
     @torch.no_grad()
     def evaluate(self, n: int, e: int) -> None:
@@ -127,12 +143,12 @@ class Station:
             assert own is not None, "a rule that predicts at the bottom has a part in it"
             self._own[e] = own
             return
-        labels = self._test_labels[n][e * self._test_size :][:size]
-        self._test_size = max(self._test_size, size)  # all test batches but the last have one size
         if own is not None:
+            labels = self._test_labels[n][e * self._test_size :][:size]
+            self._test_size = max(self._test_size, size)  # all test batches but the last have one size
             self._tally.add(own.unsqueeze(0), labels)
         if e == self._plan.test_batches - 1:
-            del self._test_labels[n]
+            self._test_labels.pop(n, None)
             accuracies = self._tally.take()
             self._observer.evaluated(self.block, n, accuracies[0] if accuracies else None)
 
@@ -157,6 +173,12 @@ class Station:
         for channel in (ports.up, ports.down, ports.below, ports.above):
             if channel is not None:
                 channel.close()
+
+    def _report(self, n: int, metrics: Metrics) -> None:
+        loss = float(metrics["loss"]) if "loss" in metrics else 0.0
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"the loss is {loss}")
+        self._observer.learnt(self.block, n, metrics)
 
     def _receive(self, channel: Receiver, tag: Tag) -> Payload:
         start = perf_counter()

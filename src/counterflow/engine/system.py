@@ -1,13 +1,20 @@
 """The learning system of a run: local rules on the free engine, or a reference on a pipeline schedule."""
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
 from counterflow.algorithms import ALGORITHMS, REFERENCES
+from counterflow.algorithms.naive import Naive, TrueGradient
 from counterflow.engine import free
 from counterflow.engine.job import Job
 from counterflow.engine.outcome import Outcome
+from counterflow.engine.randomness import seed_forward
 from counterflow.engine.station import Observer, Waits
 from counterflow.models.partition import layer_counts, output_shapes, partition
 from counterflow.transport import World
@@ -44,8 +51,13 @@ def build(job: Job, counts: Sequence[int]) -> System:
     name = config.algorithm.name
     if name in REFERENCES:
         REFERENCES[name].transform(job.network, config.seed)
+    owners = [job.topology.rank_of(block) for block in range(1, job.topology.blocks + 1)]
     blocks = partition(job.network, job.topology.blocks, counts, example)
     shapes = output_shapes(blocks, example)
+    if job.schedule == "naive":
+        measure = _true_gradient(job, blocks) if job.topology.ranks == 1 else _unknown
+        naive = Naive(config.optimizer, blocks, shapes, job.task, job.plan.batches, measure)
+        return System(partial(free.run, job, naive), naive.objective, owners)
     if name in REFERENCES:
         from counterflow.engine import scheduled  # a second of import, for every process that waits for nobody
 
@@ -54,5 +66,25 @@ def build(job: Job, counts: Sequence[int]) -> System:
     algorithm = ALGORITHMS[name](
         config.algorithm, config.optimizer, blocks, shapes, job.task, job.plan.batches, config.seed
     )
-    owners = [job.topology.rank_of(block) for block in range(1, job.topology.blocks + 1)]
     return System(partial(free.run, job, algorithm), algorithm.objective, owners)
+
+
+def _unknown(n: int, block: int) -> None:
+    """No process of several has the weights of all blocks; one has, and its result is the same."""
+
+
+def _true_gradient(job: Job, blocks: Sequence[nn.Module]) -> TrueGradient:
+    every = job.config.train.log_every
+
+    def measure(n: int, block: int) -> Sequence[Tensor] | None:
+        if n % every and n != job.plan.batches - 1:
+            return None
+        copies = [copy.deepcopy(module) for module in blocks]
+        activation = job.batches.inputs(n).to(job.device)
+        for number, module in enumerate(copies, 1):
+            seed_forward(job.device, job.config.seed, number, n)
+            activation = module(activation)
+        loss = F.cross_entropy(activation.flatten(0, -2), job.batches.labels(n).to(job.device).flatten())
+        return torch.autograd.grad(loss, list(copies[block - 1].parameters()))
+
+    return measure

@@ -53,6 +53,7 @@ class Collector:
         try:
             while not self._done():
                 self._wake.wait(_INTERVAL if self._expected is None else 0.01)
+                self._wake.clear()
                 self._look()
         except Exception as error:  # shown by finish(): a thread's exception reaches nobody by itself
             self._error = error

@@ -23,7 +23,10 @@ class RunDirectory:
     def __init__(self, path: Path, config: TrainConfig) -> None:
         if (path / "metrics.jsonl").exists():
             raise ValueError(f"run.dir={path}: already holds a run, choose another one or remove it")
-        path.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"run.dir={path}: must be a folder that can be made ({error.strerror})") from error
         self.path = path
         (path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
         self._metrics = (path / "metrics.jsonl").open("w", buffering=1)

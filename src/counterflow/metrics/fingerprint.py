@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterable
 
+import torch
 from torch import nn
 
 
@@ -11,7 +12,7 @@ def digest(module: nn.Module) -> bytes:
     sha = hashlib.sha256()
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         sha.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        sha.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        sha.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return sha.digest()
 
 

@@ -7,29 +7,43 @@ import torch
 from torch import nn
 
 from counterflow.config import ModelConfig
+from counterflow.models.cifar_resnet import cifar_resnet
 from counterflow.models.cnn import cnn
+from counterflow.models.custom import custom
 from counterflow.models.mlp import mlp
 from counterflow.models.resnet import resnet
+from counterflow.models.transformer import transformer
+from counterflow.models.vgg import vgg
 from counterflow.seeding import derive
 
 # Each builder takes its own configuration class, so the common type of the first argument is Any.
-_BUILDERS: dict[str, Callable[[Any, tuple[int, ...], int], nn.Sequential]] = {
+_Builder = Callable[[Any, tuple[int, ...], int], nn.Sequential]
+_IMAGES: dict[str, _Builder] = {
     "mlp": mlp,
     "cnn": cnn,
+    "vgg": vgg,
     "resnet18": resnet,
+    "resnet50": resnet,
+    "resnet20": cifar_resnet,
+    "resnet32": cifar_resnet,
 }
+_SEQUENCES: dict[str, _Builder] = {"transformer": transformer}
+_ANY: dict[str, _Builder] = {"custom": custom}
 
 
 def build(config: ModelConfig, input_shape: tuple[int, ...], classes: int, seed: int) -> nn.Sequential:
-    """The whole network, float32 on the CPU, one entry of the sequence per layer.
+    """The whole network, on the CPU, one entry of the sequence per layer.
 
-    ``input_shape`` is that of one sample, ``(channels, height, width)``; the output is ``[B, classes]`` logits. The
-    weights depend on the arguments only, never on the global random state (which is left as it was) or on the number
-    of blocks. Raises ``ValueError`` for an unknown ``config.name``.
+    ``input_shape`` is that of one sample: ``(channels, height, width)`` of an image, whose output is ``[B, classes]``
+    logits, or ``(T,)`` of a sequence of tokens below ``classes``, whose output is ``[B, T, classes]``. The weights are
+    a function of the arguments only, never of the global random state (which is left as it was) or of the number of
+    blocks. Raises ``ValueError`` for a ``config.name`` that is unknown or takes samples of another kind.
     """
-    if config.name not in _BUILDERS:
-        raise ValueError(f"model.name={config.name}: allowed are {', '.join(_BUILDERS)}")
+    kind, builders = ("sequences", _SEQUENCES) if len(input_shape) == 1 else ("images", _IMAGES)
+    builders = builders | _ANY
+    if config.name not in builders:
+        raise ValueError(f"model.name={config.name}: allowed for {kind} are {', '.join(builders)}")
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed: that would also reseed every GPU, which the fork above does not restore.
         torch.default_generator.manual_seed(derive(seed, "model"))
-        return _BUILDERS[config.name](config, input_shape, classes)
+        return builders[config.name](config, input_shape, classes)

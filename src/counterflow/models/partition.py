@@ -98,8 +98,9 @@ def output_shapes(blocks: Sequence[nn.Module], example: Tensor) -> list[tuple[in
 def _flops(network: nn.Sequential, activation: Tensor) -> list[int]:
     counts = []
     for layer in network:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            activation = deepcopy(layer).eval()(activation)
+        # With gradients: without, torch evaluates attention by a fused operation that it does not count.
+        with torch.enable_grad(), FlopCounterMode(display=False) as counter:
+            activation = deepcopy(layer).eval()(activation).detach()
         counts.append(counter.get_total_flops())
     return counts
 
@@ -110,7 +111,7 @@ def _nanoseconds(network: nn.Sequential, activation: Tensor) -> list[int]:
     with torch.random.fork_rng(devices=[activation.device] if activation.is_cuda else []):
         for layer in network:
             timed = deepcopy(layer).train()
-            source = activation.detach().requires_grad_()
+            source = activation.detach().requires_grad_(activation.is_floating_point())  # tokens have no gradient
             activation = timed(source)
             gradient = torch.ones_like(activation)
             _, *times = [_time(timed, source, gradient) for _ in range(1 + _PASSES)]  # the first warms up
@@ -119,10 +120,12 @@ def _nanoseconds(network: nn.Sequential, activation: Tensor) -> list[int]:
 
 
 def _time(layer: nn.Module, source: Tensor, gradient: Tensor) -> int:
-    """Nanoseconds of one forward and backward pass."""
+    """Nanoseconds of one forward and backward pass; there is no backward where nothing has a gradient."""
     _synchronize(source)
     start = perf_counter_ns()
-    layer(source).backward(gradient)
+    output = layer(source)
+    if output.requires_grad:
+        output.backward(gradient)
     _synchronize(source)
     return perf_counter_ns() - start
 

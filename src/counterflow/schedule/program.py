@@ -29,6 +29,8 @@ class Op(Enum):
     """Take a test batch from below and send its activation up; no update."""
     PREDICT = "P"
     """Take the predictions of a test batch from above and send them down (``plan.predicts_down`` only)."""
+    BACKWARD = "B"
+    """Take a gradient from above, send its successor down, and update (``plan.gradients_from`` only)."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +55,14 @@ class Action:
                 return Tag(Kind.TEST, self.n, self.e)
             case Op.PREDICT:
                 return Tag(Kind.PREDICTION, self.n, self.e)
+            case Op.BACKWARD:
+                return Tag(Kind.GRADIENT, self.n)
             case Op.LEARN:
                 return None
 
     @property
     def stream(self) -> Stream:
-        return Stream.TARGET if self.op in (Op.TARGET, Op.PREDICT) else Stream.ACTIVATION
+        return Stream.ACTIVATION if self.op in (Op.FORWARD, Op.EVALUATE) else Stream.TARGET
 
 
 def _prologue(block: int, plan: Plan) -> Iterator[Action]:
@@ -68,7 +72,7 @@ def _prologue(block: int, plan: Plan) -> Iterator[Action]:
 
 def _batch(block: int, n: int, plan: Plan) -> Iterator[Action]:
     ahead = n + plan.distance(block)
-    if ahead < plan.batches and not plan.predicts_down:
+    if ahead < plan.batches and plan.targets_down:
         yield Action(Op.TARGET, block, ahead)
     yield Action(Op.FORWARD, block, n)
     yield Action(Op.LEARN, block, n)
@@ -93,17 +97,48 @@ def rank_program(blocks: range, plan: Plan) -> Iterator[Action]:
     Ascending order within a batch works because the target that block k needs at batch n left block k+1 at batch
     n - lag. With ``plan.lag == 0`` targets come down first, and all blocks must be on one process.
     """
+    if plan.gradients_from:
+        yield from _naive_program(blocks, plan)
+        return
     for block in reversed(blocks):
         yield from _prologue(block, plan)
     for n in range(plan.batches):
-        if plan.lag == 0 and not plan.predicts_down:
+        if plan.lag == 0 and plan.targets_down:
             yield from _exact_batch(blocks, n)
         else:
             for block in blocks:
                 yield from _batch(block, n, plan)
         if plan.evaluates_after(n):
-            for e in range(plan.test_batches):
-                yield from (Action(Op.EVALUATE, block, n, e) for block in blocks)
-            if plan.predicts_down:
-                for e in range(plan.test_batches):
-                    yield from (Action(Op.PREDICT, block, n, e) for block in reversed(blocks))
+            yield from _evaluation(blocks, n, plan)
+
+
+def _evaluation(blocks: range, n: int, plan: Plan) -> Iterator[Action]:
+    for e in range(plan.test_batches):
+        yield from (Action(Op.EVALUATE, block, n, e) for block in blocks)
+    if plan.predicts_down:
+        for e in range(plan.test_batches):
+            yield from (Action(Op.PREDICT, block, n, e) for block in reversed(blocks))
+
+
+def _naive_program(blocks: range, plan: Plan) -> Iterator[Action]:
+    """Backprop with a pipeline "added directly": nobody waits for a gradient, so each one comes back late.
+
+    Block k takes the gradient of batch n after it has sent batch n + 2 (N - k) up: so long is the way to the top and
+    back. As a timetable (3 blocks, B = backward and update)::
+
+        block 3 |       | F0 B0 | F1 B1 | F2 B2 | F3 B3 ..
+        block 2 |    F0 | F1    | F2 B0 | F3 B1 | ..            two batches in flight
+        block 1 | F0 F1 | F2    | F3    | F4 B0 | ..            four
+    """
+    top, last = plan.gradients_from, plan.batches - 1
+    for n in range(plan.batches + 2 * (top - blocks[0])):
+        if n <= last:
+            yield from (Action(Op.FORWARD, block, n) for block in blocks)
+        for block in blocks:
+            back = n - 2 * (top - block)
+            if 0 <= back <= last:
+                yield Action(Op.BACKWARD, block, back)
+        if n < last and plan.evaluates_after(n):
+            yield from _evaluation(blocks, n, plan)
+    if plan.evaluates_after(last):
+        yield from _evaluation(blocks, last, plan)

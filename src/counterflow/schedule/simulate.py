@@ -23,6 +23,7 @@ class Durations:
     learn: float = 2.0
     evaluate: float = 1.0
     predict: float = 0.0
+    backward: float = 2.0
     latency: float = 0.0
 
     def of(self, op: Op) -> float:

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from torchvision.datasets import FashionMNIST
+from torchvision import datasets
 
 from counterflow.config import DataConfig
 from counterflow.data import load
-from counterflow.data.fashion_mnist import FILES
+from counterflow.data.mnist import FILES, TORCHVISION
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 TRAIN, TEST = 12, 5
@@ -42,33 +42,36 @@ def write(folder, arrays, packed=True):
             (folder / name).write_bytes(idx_bytes(tensor))
 
 
-def fashion(root, download=False):
-    return load(DataConfig(name="fashion_mnist", root=str(root), download=download))
+def read(root, name="fashion_mnist", download=False):
+    return load(DataConfig(name=name, root=str(root), download=download))
 
 
 def check(dataset, arrays):
     for split, (images, labels) in ((dataset.train, FILES[:2]), (dataset.test, FILES[2:])):
-        assert torch.equal(split.images, arrays[images].to(torch.uint8).unsqueeze(1))
+        assert torch.equal(split.inputs, arrays[images].to(torch.uint8).unsqueeze(1))
         assert torch.equal(split.labels, arrays[labels])
     assert dataset.classes == 10
 
 
-def refused(root, *parts, download=False):
+def refused(root, *parts, name="fashion_mnist", download=False):
     with pytest.raises(ValueError, match=r"^data\.root=") as error:
-        fashion(root, download)
+        read(root, name, download)
     message = str(error.value)
-    for part in (f"data.root={root}: ", "data.download=true", "a folder with the four Fashion-MNIST files", *parts):
+    for part in (f"data.root={root}: ", "data.download=true", f"a folder with the four files of data={name}", *parts):
         assert part in message
     assert "\n" not in message
 
 
 @pytest.mark.parametrize("packed", [True, False])
-@pytest.mark.parametrize("below", [".", "FashionMNIST/raw"])
-def test_reads_the_four_files_and_writes_nothing(tmp_path, arrays, packed, below):
+@pytest.mark.parametrize(
+    ("name", "below"),
+    [("mnist", "."), ("fashion_mnist", "."), ("mnist", "MNIST/raw"), ("fashion_mnist", "FashionMNIST/raw")],
+)
+def test_reads_the_four_files_and_writes_nothing(tmp_path, arrays, packed, name, below):
     write(tmp_path / below, arrays, packed)
     before = sorted(tmp_path.rglob("*"))
-    check(fashion(tmp_path), arrays)
-    check(fashion(tmp_path, download=True), arrays)
+    check(read(tmp_path, name), arrays)
+    check(read(tmp_path, name, download=True), arrays)
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -77,7 +80,7 @@ def test_gzip_and_unpacked_may_be_mixed(tmp_path, arrays):
     packed = tmp_path / f"{FILES[1]}.gz"
     (tmp_path / FILES[1]).write_bytes(gzip.decompress(packed.read_bytes()))
     packed.unlink()
-    check(fashion(tmp_path), arrays)
+    check(read(tmp_path), arrays)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -87,8 +90,9 @@ def test_missing_file(tmp_path, arrays, name):
     refused(tmp_path, f"{name}[.gz] is missing")
 
 
-def test_missing_folder(tmp_path):
-    refused(tmp_path / "nowhere", f"{FILES[0]}[.gz] is missing")
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_missing_folder(tmp_path, name):
+    refused(tmp_path / "nowhere", f"{FILES[0]}[.gz] is missing", name=name)
     assert not (tmp_path / "nowhere").exists()
 
 
@@ -123,6 +127,11 @@ def test_damaged_deflate_stream(tmp_path, arrays):
     refused(tmp_path, f"{FILES[0]}.gz cannot be read: ")
 
 
+def test_each_has_a_folder_of_its_own(tmp_path, arrays):
+    write(tmp_path / "MNIST/raw", arrays)
+    refused(tmp_path, f"{FILES[0]}[.gz] is missing")
+
+
 def test_number_of_labels_is_not_that_of_images(tmp_path, arrays):
     arrays[FILES[3]] = arrays[FILES[3]][:-1]
     write(tmp_path, arrays)
@@ -141,10 +150,11 @@ def mirror(tmp_path, arrays, monkeypatch):
     folder = tmp_path / "mirror"
     write(folder, arrays)
     resources = [(f"{n}.gz", hashlib.md5((folder / f"{n}.gz").read_bytes()).hexdigest()) for n in FILES]
-    monkeypatch.setattr(FashionMNIST, "resources", resources)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=folder)) as server:
-        monkeypatch.setattr(FashionMNIST, "mirrors", [f"http://127.0.0.1:{server.server_port}/"])
+        for name in TORCHVISION.values():
+            monkeypatch.setattr(getattr(datasets, name), "resources", resources)
+            monkeypatch.setattr(getattr(datasets, name), "mirrors", [f"http://127.0.0.1:{server.server_port}/"])
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield folder
@@ -152,16 +162,17 @@ def mirror(tmp_path, arrays, monkeypatch):
         thread.join()
 
 
-def test_downloads_only_if_asked_and_only_once(tmp_path, arrays, mirror):
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_downloads_only_if_asked_and_only_once(tmp_path, arrays, mirror, name):
     root = tmp_path / "new" / "root"
-    refused(root, "is missing")
-    check(fashion(root, download=True), arrays)
+    refused(root, "is missing", name=name)
+    check(read(root, name, download=True), arrays)
     assert sorted(path.name for path in root.rglob("*") if path.is_file()) == sorted(FILES)
-    assert [path.name for path in root.iterdir()] == ["FashionMNIST"]
+    assert [path.name for path in root.iterdir()] == [TORCHVISION[name]]
     for path in mirror.iterdir():
         path.unlink()
-    check(fashion(root, download=True), arrays)
-    assert torch.equal(FashionMNIST(root, train=True).targets, arrays[FILES[1]])
+    check(read(root, name, download=True), arrays)
+    assert torch.equal(getattr(datasets, TORCHVISION[name])(root, train=True).targets, arrays[FILES[1]])
 
 
 def test_download_replaces_an_incomplete_one(tmp_path, arrays, mirror):
@@ -170,12 +181,12 @@ def test_download_replaces_an_incomplete_one(tmp_path, arrays, mirror):
     write(raw, arrays, packed=False)
     (raw / FILES[0]).write_bytes(b"half a file")
     (raw / FILES[3]).unlink()
-    check(fashion(root, download=True), arrays)
+    check(read(root, download=True), arrays)
 
 
 def test_ranks_may_download_at_the_same_time(tmp_path, arrays, mirror):
     with ThreadPoolExecutor(4) as ranks:
-        for dataset in ranks.map(lambda _: fashion(tmp_path / "root", download=True), range(4)):
+        for dataset in ranks.map(lambda _: read(tmp_path / "root", download=True), range(4)):
             check(dataset, arrays)
 
 
@@ -194,9 +205,9 @@ def test_download_into_what_is_not_a_folder(tmp_path, mirror):
 
 @pytest.mark.skipif(not DEBIAN.is_dir(), reason=f"{DEBIAN} is missing: apt-get install dataset-fashion-mnist")
 def test_the_real_thing():
-    dataset = fashion(DEBIAN)
-    assert dataset.train.images.shape == (60_000, 1, 28, 28)
-    assert dataset.test.images.shape == (10_000, 1, 28, 28)
+    dataset = read(DEBIAN)
+    assert dataset.train.inputs.shape == (60_000, 1, 28, 28)
+    assert dataset.test.inputs.shape == (10_000, 1, 28, 28)
     assert torch.bincount(dataset.train.labels).tolist() == [6000] * 10
     assert torch.bincount(dataset.test.labels).tolist() == [1000] * 10
-    assert [round(float(v) / 255, 4) for v in (*dataset.mean, *dataset.std)] == [0.2860, 0.3530]
+    assert [round(float(v) / 255, 4) for v in torch.cat(dataset.moments)] == [0.2860, 0.3530]

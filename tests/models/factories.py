@@ -1,0 +1,26 @@
+"""What a user might name as ``model.target``."""
+
+from torch import nn
+
+NUMBER = 3
+
+
+def images(width: int = 8) -> nn.Sequential:
+    """For ``[B, 2, 3, 5]``."""
+    return nn.Sequential(
+        nn.Sequential(nn.Conv2d(2, width, 3, padding=1), nn.ReLU(inplace=True)),
+        nn.Sequential(nn.Conv2d(width, width, (1, 3)), nn.ReLU(inplace=True)),
+        nn.Sequential(nn.Flatten(), nn.Linear(width * 9, 10)),
+    )
+
+
+def sequences() -> nn.Sequential:
+    return nn.Sequential(nn.Embedding(10, 4), nn.Sequential(nn.Linear(4, 8), nn.ReLU()), nn.Linear(8, 10))
+
+
+def in_place() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.Sequential(nn.ReLU(inplace=True)), nn.Linear(4, 2)))
+
+
+def a_list() -> list[nn.Module]:
+    return [nn.Linear(2, 2)]
