@@ -206,19 +206,6 @@ def test_the_bottom_has_no_feedback_and_only_the_top_a_book_of_its_own(name: str
     assert ["codes" in rule.state_dict() for rule in rules] == [False] * (top - 1) + [True]
 
 
-@pytest.mark.parametrize(
-    ("task", "shapes", "message"),
-    [
-        (Task((3,), 5), [(6,), (4,)], r"^model: its output has shape \[4\], the labels need \[5\]$"),
-        (Task((3,), 5), [(6,), (2, 5)], r"^model: its output has shape \[2, 5\], the labels need \[5\]$"),
-        (Task((3,), 5, (7,)), [(6,), (5,)], r"^model: its output has shape \[5\], the labels need \[7, 5\]$"),
-    ],
-)
-def test_a_network_with_another_output_is_refused(task: Task, shapes: list[tuple[int, ...]], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        BLL(BLLConfig(), SGDConfig(), [nn.Identity(), nn.Identity()], shapes, task, 10, 1)
-
-
 def build(case: Case, latent: LatentConfig) -> BLL:
     return BLL(BLLConfig(latent=latent), SGDConfig(), case.blocks(), case.shapes, case.task, 10, 1)
 

@@ -122,9 +122,6 @@ class BLL(Algorithm):
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        output = (*self.task.label_shape, self.task.classes)
-        if self.shapes[-1] != output:
-            raise ValueError(f"model: its output has shape {list(self.shapes[-1])}, the labels need {list(output)}")
         latent = self.config.latent
         self._multiple = latent.categories if latent.family == "categorical" else 1
         with torch.device("meta"):

@@ -37,7 +37,8 @@ def similarity(x: Tensor) -> Tensor:
     centred = x - x.mean(1, keepdim=True)
     norm = torch.linalg.vector_norm(centred, dim=1, keepdim=True)
     unit = centred / (norm + 1e-8).masked_fill(norm == 0, torch.inf)
-    return unit @ unit.T
+    matrix: Tensor = unit @ unit.T
+    return matrix
 
 
 class SimilarityBranch(nn.Module):
@@ -100,6 +101,8 @@ class PredSimRule(LocalRule):
         assert self._a is not None, "learn follows ascend"
         a, (labels,) = self._a, target
         self._a = None
+        if labels.ndim > 1:  # every position of a sequence is a sample
+            a, labels = a.flatten(0, 1), labels.flatten()
         loss = torch.zeros((), device=a.device)
         metrics: dict[str, Tensor] = {}
         if self.classifier is not None:

@@ -12,6 +12,7 @@ from counterflow.data import load
 from counterflow.data.batches import Batches
 from counterflow.data.order import Order
 from counterflow.engine.threads import intra_op_threads
+from counterflow.models.partition import layer_counts, output_shapes
 from counterflow.schedule import Plan
 from counterflow.topology import Topology
 
@@ -27,6 +28,8 @@ class Job:
     plan: Plan
     network: nn.Sequential
     task: Task
+    counts: list[int] | None
+    """Layers of every block; None if they are to be measured."""
     device: torch.device
     backend: str
 
@@ -62,11 +65,16 @@ def prepare(config: TrainConfig, ranks: int, local_rank: int = 0, local_ranks: i
     train = dataset.train
     task = Task(tuple(train.inputs.shape[1:]), dataset.classes, tuple(train.labels.shape[1:]))
     network = models.build(config.model, task.input_shape, task.classes, config.seed)
-    if config.blocks > len(network):
+    example = batches.inputs(0)
+    found, wanted = output_shapes([network], example)[0], (*task.label_shape, task.classes)
+    if found != wanted:
         raise ValueError(
-            f"blocks={config.blocks}: must be at most {len(network)}, the layers of model={config.model.name}"
+            f"model={config.model.name}: its output has shape {list(found)}, the labels of data={config.data.name} "
+            f"need {list(wanted)}"
         )
-    return Job(config, topology, schedule, batches, plan, network, task, device, backend)
+    cut = config.model.cut
+    counts = None if cut == "measured" else layer_counts(network, config.blocks, cut, example)
+    return Job(config, topology, schedule, batches, plan, network, task, counts, device, backend)
 
 
 def _schedule(config: TrainConfig, ranks: int) -> str:
@@ -87,6 +95,10 @@ def _schedule(config: TrainConfig, ranks: int) -> str:
         return schedule
     if config.train.batch_size % microbatches:
         raise ValueError(f"train.microbatches={microbatches}: must divide train.batch_size={config.train.batch_size}")
+    if schedule == "1f1b" and microbatches < ranks:
+        raise ValueError(
+            f"train.microbatches={microbatches}: schedule=1f1b needs at least one for each of ranks={ranks}"
+        )
     if schedule == "interleaved1f1b" and (config.blocks % ranks or config.blocks == ranks or microbatches % ranks):
         raise ValueError(
             f"schedule=interleaved1f1b: blocks={config.blocks} must be a multiple of ranks={ranks}, and more; "

@@ -35,14 +35,13 @@ class System:
 
 def cut(job: Job, world: World) -> list[int]:
     """Layers of every block. Measured costs differ from rank to rank and run to run: rank 0's count."""
-    example = job.batches.inputs(0)
-    wanted = job.config.model.cut
-    if wanted == "measured":
-        mine = layer_counts(job.network, job.topology.blocks, wanted, example) if world.rank == 0 else None
-        counts = world.gather(mine, "the measured cut")[0]
-        assert isinstance(counts, list)
-        return counts
-    return layer_counts(job.network, job.topology.blocks, wanted, example)
+    if job.counts is not None:
+        return job.counts
+    example, wanted = job.batches.inputs(0), job.config.model.cut
+    mine = layer_counts(job.network, job.topology.blocks, wanted, example) if world.rank == 0 else None
+    counts = world.gather(mine, "the measured cut")[0]
+    assert isinstance(counts, list)
+    return counts
 
 
 def build(job: Job, counts: Sequence[int]) -> System:
