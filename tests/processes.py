@@ -17,7 +17,15 @@ from typing import Any
 CONF = Path(__file__).parent.parent / "conf"
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["counterflow.train", "counterflow.launcher"])
+_context.set_forkserver_preload(
+    [
+        "counterflow.launcher",
+        "counterflow.engine.scheduled",
+        "sklearn.datasets",
+        "sklearn.model_selection",
+        "torchvision.models",
+    ]
+)
 
 
 def _serve(rank: int, inbox: Connection) -> None:

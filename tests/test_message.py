@@ -22,6 +22,7 @@ sizes = st.integers(0, 2**64 - 1)
         (Tag(Kind.TARGET, 0), "target of batch 0"),
         (Tag(Kind.TEST, 9, 2), "test batch 2 after batch 9"),
         (Tag(Kind.PREDICTION, 9, 2), "predicted batch 2 after batch 9"),
+        (Tag(Kind.GRADIENT, 4), "gradient of batch 4"),
     ],
 )
 def test_text_of_a_tag(tag: Tag, text: str) -> None:
@@ -30,12 +31,8 @@ def test_text_of_a_tag(tag: Tag, text: str) -> None:
 
 def test_kinds_keep_their_numbers() -> None:
     """They are on the wire."""
-    assert [(kind.name, kind.value) for kind in Kind] == [
-        ("ACTIVATION", 1),
-        ("TARGET", 2),
-        ("TEST", 3),
-        ("PREDICTION", 4),
-    ]
+    names = ["ACTIVATION", "TARGET", "TEST", "PREDICTION", "GRADIENT"]
+    assert [(kind.name, kind.value) for kind in Kind] == [(name, i) for i, name in enumerate(names, 1)]
 
 
 def test_header_by_hand() -> None:
@@ -94,7 +91,7 @@ def sealed(magic: bytes, kind: int) -> bytes:
     return (fields + struct.pack("<I", zlib.crc32(fields))).ljust(HEADER_BYTES, b"\0")
 
 
-@pytest.mark.parametrize(("magic", "kind"), [(b"CNTRFLW2", 2), (b"CNTRFLW1", 0), (b"CNTRFLW1", 5), (b"HTTP/1.1", 2)])
+@pytest.mark.parametrize(("magic", "kind"), [(b"CNTRFLW2", 2), (b"CNTRFLW1", 0), (b"CNTRFLW1", 6), (b"HTTP/1.1", 2)])
 def test_a_foreign_header_with_a_right_checksum(magic: bytes, kind: int) -> None:
     check_header(sealed(b"CNTRFLW1", 2), Tag(Kind.TARGET, 4), 64)
     with pytest.raises(MessageError, match=r"^corrupt header where target of batch 4 was expected$"):

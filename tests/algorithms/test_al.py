@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 import torch.nn.functional as F
-from systems import CASES, CLASSES, labels, specs
 from torch import Tensor, nn
 
 from counterflow.algorithms import ALGORITHMS
@@ -22,6 +21,7 @@ from counterflow.models.partition import output_shapes, partition
 from counterflow.transport import connect
 from processes import CONF, Pool
 from runs import SMALL, summary_of
+from systems import CASES, CLASSES, labels, specs
 
 N = 4
 STEPS = 12

@@ -4,13 +4,13 @@ import copy
 
 import pytest
 import torch
-from systems import CASES, CLASSES, Case, inputs, labels, specs, system, targets
 from torch import Tensor, nn
 
 from counterflow.algorithms import ALGORITHMS
 from counterflow.algorithms.bll import BLL, BLLConfig, BLLRule
 from counterflow.algorithms.rule import LocalRule, Task
 from counterflow.config import FeedbackConfig, LatentConfig, SGDConfig
+from systems import CASES, CLASSES, Case, inputs, labels, specs, system, targets
 
 
 def test_it_is_known_by_its_name() -> None:

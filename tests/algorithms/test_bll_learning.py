@@ -5,6 +5,11 @@ import math
 
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.distributions import kl_divergence
+
+from counterflow.algorithms.bll import BLLRule
+from counterflow.config import AdamWConfig, FeedbackConfig, OptimizerConfig, SGDConfig
 from systems import (
     BATCHES,
     CASES,
@@ -17,11 +22,6 @@ from systems import (
     system,
     targets,
 )
-from torch import Tensor, nn
-from torch.distributions import kl_divergence
-
-from counterflow.algorithms.bll import BLLRule
-from counterflow.config import AdamWConfig, FeedbackConfig, OptimizerConfig, SGDConfig
 
 OPTIMIZERS: dict[str, OptimizerConfig] = {
     "sgd": SGDConfig(lr=0.3, momentum=0.8, weight_decay=0.02, schedule="linear"),

@@ -2,11 +2,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from systems import FAMILIES, distribution, mean
 from torch import Tensor
 from torch.distributions import kl_divergence
 
 from counterflow.algorithms.families import family
+from systems import FAMILIES, distribution, mean
 
 CATEGORIES = 3
 

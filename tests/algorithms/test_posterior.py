@@ -4,12 +4,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from systems import FAMILIES, distribution, log_q, rho
 from torch import Tensor
 from torch.distributions import Independent
 
 from counterflow.algorithms.bll import posterior
 from counterflow.algorithms.families import family
+from systems import FAMILIES, distribution, log_q, rho
 
 CATEGORIES = 3
 

@@ -5,7 +5,6 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from systems import CASES, CLASSES, labels, specs
 from torch import Tensor, nn
 
 from counterflow.algorithms import ALGORITHMS
@@ -13,6 +12,7 @@ from counterflow.algorithms.predsim import PredSim, PredSimConfig, PredSimRule, 
 from counterflow.config import AdamWConfig, OptimizerConfig, SGDConfig
 from processes import Pool
 from runs import summary_of
+from systems import CASES, CLASSES, labels, specs
 
 LR = 0.5
 NAMES = ("vectors", "maps")

@@ -42,6 +42,16 @@ def test_no_deadlock_of_predictions(blocks: int, ranks: int) -> None:
             assert reaches_the_end(Topology(blocks, ranks), past_the_fill(blocks, 2, True), depth, room), (depth, room)
 
 
+@pytest.mark.parametrize(("blocks", "ranks"), [(2, 2), (8, 8), (9, 4)])
+@pytest.mark.parametrize("depth", [1, 3])
+def test_gradients_need_room_for_two(blocks: int, ranks: int, depth: int) -> None:
+    """A block takes the gradient of batch n two forward passes after the block above has sent it. With an evaluation
+    between the two, longer than the channel, room for one is too little; a real channel holds three more than that."""
+    plan = Plan(3 * blocks + 10, 2, max(1, blocks // 2), 7, gradients_from=blocks)
+    assert not reaches_the_end(Topology(blocks, ranks), plan, depth, 1)
+    assert reaches_the_end(Topology(blocks, ranks), plan, depth, 2)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("blocks", range(1, 25))
 def test_no_deadlock_in_any_column(blocks: int) -> None:

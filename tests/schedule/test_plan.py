@@ -61,6 +61,12 @@ def test_streams_of_a_rule_that_predicts_at_the_bottom() -> None:
     assert [plan.distance(block) for block in (1, 2, 3)] == [0, 0, 0]
 
 
+def test_streams_of_gradients() -> None:
+    plan = Plan(batches=3, lag=2, evaluate_every=2, test_batches=2, gradients_from=4)
+    assert list(plan.messages(Stream.TARGET)) == [Tag(Kind.GRADIENT, 0), Tag(Kind.GRADIENT, 1), Tag(Kind.GRADIENT, 2)]
+    assert [plan.distance(block) for block in (1, 2, 3)] == [0, 0, 0]
+
+
 @pytest.mark.parametrize(("lag", "distances"), [(0, [0, 0, 0, 0]), (1, [0, 1, 2, 3]), (3, [0, 3, 6, 9])])
 def test_distance_of_blocks_1_to_4(lag: int, distances: list[int]) -> None:
     plan = Plan(10, lag)

@@ -1,7 +1,8 @@
 """The programs of blocks: drawn as timetables for small columns, and held to section 2 of the design for others.
 
 An action is (block, operation, batch): ``2T3`` is block 2 that takes the target of batch 3 and sends the one below,
-``2F3`` forward, ``2L3`` learn, ``2E3.0`` test batch 0 after batch 3, ``2P3.0`` its predictions on their way down.
+``2F3`` forward, ``2L3`` learn, ``2E3.0`` test batch 0 after batch 3, ``2P3.0`` its predictions on their way down,
+``2B3`` the gradient of batch 3 on its way down, and the update.
 """
 
 from collections import Counter, defaultdict, deque
@@ -109,6 +110,23 @@ def test_predictions_that_come_down(lag: int) -> None:
     )
 
 
+def test_gradients_that_nobody_waits_for() -> None:
+    """Three blocks: four batches are in flight at the bottom, two in the middle, none at the top."""
+    plan = Plan(batches=6, lag=2, test_batches=1, evaluate_every=2, gradients_from=3)
+    assert drawn(block_program(3, plan)) == timetable(
+        "3F0 3B0 | 3F1 3B1 3E1.0 | 3F2 3B2 | 3F3 3B3 3E3.0 | 3F4 3B4 | 3F5 3B5 3E5.0"
+    )
+    assert drawn(block_program(2, plan)) == timetable(
+        "2F0 | 2F1 2E1.0 | 2F2 2B0 | 2F3 2B1 2E3.0 | 2F4 2B2 | 2F5 2B3 | 2B4 | 2B5 2E5.0"
+    )
+    assert drawn(block_program(1, plan)) == timetable(
+        "1F0 | 1F1 1E1.0 | 1F2 | 1F3 1E3.0 | 1F4 1B0 | 1F5 1B1 | 1B2 | 1B3 | 1B4 | 1B5 1E5.0"
+    )
+    assert drawn(rank_program(range(2, 4), Plan(batches=3, lag=2, gradients_from=3))) == timetable(
+        "2F0 3F0 3B0 | 2F1 3F1 3B1 | 2F2 3F2 2B0 3B2 | 2B1 | 2B2"
+    )
+
+
 @pytest.mark.parametrize(
     ("op", "tag", "stream"),
     [
@@ -116,6 +134,7 @@ def test_predictions_that_come_down(lag: int) -> None:
         (Op.FORWARD, Tag(Kind.ACTIVATION, 7), Stream.ACTIVATION),
         (Op.EVALUATE, Tag(Kind.TEST, 7, 2), Stream.ACTIVATION),
         (Op.PREDICT, Tag(Kind.PREDICTION, 7, 2), Stream.TARGET),
+        (Op.BACKWARD, Tag(Kind.GRADIENT, 7), Stream.TARGET),
     ],
 )
 def test_message_of_an_action(op: Op, tag: Tag, stream: Stream) -> None:
@@ -167,6 +186,8 @@ def test_contract_of_a_block(plan: Plan, block: int) -> None:
             case Op.EVALUATE:
                 assert action.n == updates - 1
                 evaluated.append((action.n, action.e))
+            case Op.BACKWARD:
+                pytest.fail("there are no gradients in this plan")
             case Op.PREDICT:
                 assert action.n == updates - 1
                 assert len(evaluated) == len({n for n, _ in evaluated}) * plan.test_batches
@@ -186,10 +207,42 @@ def test_contract_of_a_block(plan: Plan, block: int) -> None:
     assert predicted == (evaluated if plan.predicts_down else [])
 
 
+@given(plans, st.integers(1, 8), st.data())
+def test_contract_of_a_block_with_gradients(plan: Plan, top: int, data: st.DataObject) -> None:
+    """Forward never waits: the gradient of batch n comes back after 2 (N - k) more batches have gone up."""
+    block = data.draw(st.integers(1, top))
+    late = 2 * (top - block)
+    plan = Plan(plan.batches, plan.lag, plan.evaluate_every, plan.test_batches, gradients_from=top)
+    forwards = updates = 0
+    evaluated: list[tuple[int, int]] = []
+    for action in block_program(block, plan):
+        match action.op:
+            case Op.FORWARD:
+                assert action.n == forwards
+                assert updates == max(0, forwards - late)
+                forwards += 1
+            case Op.BACKWARD:
+                assert action.n == updates
+                assert forwards == min(updates + late + 1, plan.batches)
+                updates += 1
+            case Op.EVALUATE:
+                assert action.n == forwards - 1
+                assert updates == (plan.batches if forwards == plan.batches else max(0, forwards - late))
+                evaluated.append((action.n, action.e))
+            case _:
+                pytest.fail(f"{action} has no place here")
+    assert forwards == updates == plan.batches
+    # every evaluation in its order; where it belongs is counted above
+    assert evaluated == [(tag.n, tag.e) for tag in plan.activations() if tag.kind is Kind.TEST]
+
+
 @st.composite
 def columns(draw: st.DrawFn) -> tuple[Topology, Plan]:
     blocks = draw(st.integers(1, 8))
-    return Topology(blocks, draw(st.integers(1, blocks))), draw(plans)
+    plan = draw(plans)
+    if not plan.predicts_down and draw(st.booleans()):
+        plan = Plan(plan.batches, plan.lag, plan.evaluate_every, plan.test_batches, gradients_from=blocks)
+    return Topology(blocks, draw(st.integers(1, blocks))), plan
 
 
 @st.composite
@@ -222,6 +275,8 @@ def taken_and_sent(action: Action) -> tuple[tuple[Edge, Tag] | None, tuple[Edge,
             tag, source, sink = Tag(Kind.TEST, n, action.e), Edge(Stream.ACTIVATION, k - 1), Edge(Stream.ACTIVATION, k)
         case Op.PREDICT:
             tag, source, sink = Tag(Kind.PREDICTION, n, action.e), Edge(Stream.TARGET, k), Edge(Stream.TARGET, k - 1)
+        case Op.BACKWARD:
+            tag, source, sink = Tag(Kind.GRADIENT, n), Edge(Stream.TARGET, k), Edge(Stream.TARGET, k - 1)
         case _:
             return None, None
     return (source, tag), (sink, tag)

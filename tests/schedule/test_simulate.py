@@ -105,6 +105,7 @@ def times(
         Op.LEARN: durations.learn,
         Op.EVALUATE: durations.evaluate,
         Op.PREDICT: durations.predict,
+        Op.BACKWARD: durations.backward,
     }
     Event = tuple[str, int, int]
     after: dict[Event, list[tuple[Event, float]]] = defaultdict(list)
@@ -117,7 +118,7 @@ def times(
             after[through].append((start, duration[action.op]))
             if action.op is Op.LEARN:
                 continue
-            down = action.op in (Op.TARGET, Op.PREDICT)
+            down = action.op in (Op.TARGET, Op.PREDICT, Op.BACKWARD)
             stream = Stream.TARGET if down else Stream.ACTIVATION
             low, high = Edge(stream, action.block - 1), Edge(stream, action.block)
             takes[high if down else low].append(start)
@@ -146,10 +147,9 @@ def cases(draw: st.DrawFn) -> tuple[Topology, Plan, dict[Stream, int], Durations
         draw(st.integers(1, 5)),
         draw(st.integers(0, 4)),
         draw(st.integers(0, 3)),
-        draw(st.booleans()),
+        **draw(st.sampled_from([{}, {"predicts_down": True}, {"gradients_from": blocks}])),
     )
-    units = st.integers(0, 4).map(float)
-    durations = Durations(draw(units), draw(units), draw(units), draw(units), draw(units), draw(units))
+    durations = Durations(*draw(st.lists(st.integers(0, 4).map(float), min_size=7, max_size=7)))
     return topology, plan, rooms(draw(st.integers(1, 3)), draw(st.integers(1, 6))), durations
 
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from links import filled, same_bits
 
 from counterflow.message import HEADER_BYTES
 from counterflow.transport import Frame, TensorSpec
+from links import filled, same_bits
 
 DTYPES = {
     torch.bool: 1,

@@ -6,11 +6,11 @@ import time
 
 import pytest
 import torch
-from links import DOWN, ROWS, UP, batches, filled, joined, rows, same_bits, soon, take, until
 
 from counterflow.message import Kind, Tag
 from counterflow.topology import Edge, Stream
 from counterflow.transport import Frame, TensorSpec
+from links import DOWN, ROWS, UP, batches, filled, joined, rows, same_bits, soon, take, until
 from processes import Pool
 
 VARIOUS = [
@@ -389,7 +389,6 @@ def idle(rank: int, size: int, store_path: str) -> None:
             activations.close()
 
 
-@pytest.mark.xfail(reason="the thread of a channel that rests gives up after engine.timeout", strict=True)
 def test_a_channel_that_nobody_waits_for_may_rest(pool: Pool) -> None:
     """As target channels do during an evaluation, however long it takes: no wait of the program is that long."""
     pool.run(2, idle)

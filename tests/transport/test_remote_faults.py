@@ -12,11 +12,11 @@ from typing import NamedTuple
 import pytest
 import torch
 import torch.distributed as dist
-from links import DOWN, ROWS, UP, batches, filled, join, rows, tell, until
 
 from counterflow.message import HEADER_BYTES, Kind, Tag, pack_header
 from counterflow.topology import Edge, Stream
 from counterflow.transport import Frame, TensorSpec, World
+from links import DOWN, ROWS, UP, batches, filled, join, rows, tell, until
 from processes import Ended, run_fresh
 
 PROMPT = 5.0
@@ -184,8 +184,10 @@ def test_killed_while_we_receive(before: int) -> None:
     assert told(survivor, "gather").text == "ChannelError: rank 1: lost a rank while all gather outcomes"
 
 
-def killed_while_we_wait_for_room(rank: int, size: int, store_path: str, depth: int, frame: Frame) -> None:
-    """Rank 1 takes nothing and dies once rank 0 has filled the channel."""
+def killed_while_we_wait_for_room(
+    rank: int, size: int, store_path: str, depth: int, frame: Frame, closes: bool
+) -> None:
+    """Rank 1 takes nothing and dies once rank 0 has filled the channel, and sends one more or closes."""
     world = join(rank, size, store_path, 60)
 
     def frames(_: Tag) -> Frame:
@@ -201,7 +203,8 @@ def killed_while_we_wait_for_room(rank: int, size: int, store_path: str, depth: 
     for tag in batches(room):
         sender.send(tag, filled(frame, tag.n))
     world.gather(None, "full")
-    tell("send", lambda: sender.send(Tag(Kind.ACTIVATION, room), filled(frame, room)))
+    if not closes:
+        tell("send", lambda: sender.send(Tag(Kind.ACTIVATION, room), filled(frame, room)))
     tell("close", sender.close)
     bye()
 
@@ -209,12 +212,13 @@ def killed_while_we_wait_for_room(rank: int, size: int, store_path: str, depth: 
 MEGABYTES = Frame((TensorSpec((2_000_000,)),))
 
 
+@pytest.mark.parametrize("closes", [False, True], ids=["send", "close"])
 @pytest.mark.parametrize("frame", [ROWS, MEGABYTES], ids=["small", "large"])
-def test_killed_while_we_wait_for_room(frame: Frame) -> None:
-    survivor, killed = run_fresh(2, killed_while_we_wait_for_room, 2, frame, timeout=60)
+def test_killed_while_we_wait_for_room(frame: Frame, closes: bool) -> None:
+    survivor, killed = run_fresh(2, killed_while_we_wait_for_room, 2, frame, closes, timeout=60)
     assert killed.status == -signal.SIGKILL
-    found = told(survivor, "send")
-    # the message that is under way, two before the one that waits: three were received
+    found = told(survivor, "close" if closes else "send")
+    # the message that is under way, the first after the three that were received
     assert lost(found) == "rank 0: activation edge 1->2 with rank 1: activation of batch 3: lost rank 1"
     assert found.seconds < 0.5 + PROMPT
     assert told(survivor, "close").text == found.text
@@ -288,7 +292,6 @@ def test_killed_mid_message_with_a_channel_back() -> None:
     assert found.seconds < 1.5 + PROMPT
 
 
-@pytest.mark.xfail(reason="gloo does not notice a peer that dies with a message half sent", strict=True)
 def test_killed_mid_message_without_a_channel_back() -> None:
     """As in the drain and the last evaluation of a run, when all targets have come and activations still go up."""
     survivor, killed = run_fresh(2, killed_mid_message, False, timeout=60)

@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from links import joined, until
 
 from counterflow.topology import Edge, Stream, Topology
 from counterflow.transport import World, connect, rendezvous
+from links import joined, until
 from processes import Pool
 
 

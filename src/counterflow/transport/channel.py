@@ -52,6 +52,7 @@ class Watch:
         self.timeout = timeout
         self._condition = threading.Condition()
         self._failure: ChannelError | None = None
+        self._lost: int | None = None
 
     def __enter__(self) -> None:
         self._condition.acquire()
@@ -65,13 +66,22 @@ class Watch:
         with self:
             self._failure = self._failure or error
 
+    def lose(self, rank: int) -> None:
+        """Wake every wait because ``rank`` is gone; each says what it waited for."""
+        with self:
+            self._lost = rank if self._lost is None else self._lost
+
     def wait(self, ready: Callable[[], object], what: str) -> float:
         """Wait until ``ready()``, called under the lock; ``what`` says what for. Returns the seconds waited."""
         start = time.perf_counter()
         with self._condition:
-            self._condition.wait_for(lambda: self._failure is not None or ready(), self.timeout)
+            self._condition.wait_for(
+                lambda: self._failure is not None or self._lost is not None or ready(), self.timeout
+            )
             if self._failure is not None:
                 raise self._failure
+            if self._lost is not None:
+                raise ChannelError(f"{what}: lost rank {self._lost}")
             if not ready():
                 raise ChannelError(f"{what}: nothing for {self.timeout:g} s (engine.timeout)")
         return time.perf_counter() - start

@@ -8,7 +8,6 @@ leaves when a posted receive takes it, and the next but one `send` waits until t
 import queue
 import re
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,6 +21,9 @@ from counterflow.topology import Edge
 from counterflow.transport.channel import ChannelError, Payload, Watch
 from counterflow.transport.frame import Frame
 from counterflow.transport.medium import Medium
+
+_FOREVER = 1e7
+"""Seconds that the thread of a channel waits."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +45,13 @@ class Wire:
         return ChannelError(f"rank {self.rank}: {self.edge} with rank {self.peer}: {tag}: {why}")
 
     def complete(self, work: dist.Work, tag: Tag) -> None:
-        """Wait for ``work``; raises `ChannelError` if the peer is lost or silent for too long."""
-        start = time.monotonic()
+        """Wait for ``work`` as long as the peer lives; raises `ChannelError` if it is lost.
+
+        A channel may rest for as long as an evaluation takes. Only waits of the program have a limit, in the watch.
+        """
         try:
-            self.medium.complete(work, self.watch.timeout)
+            self.medium.complete(work, _FOREVER)
         except RuntimeError as error:
-            waited = time.monotonic() - start
-            if waited >= self.watch.timeout:
-                raise self.error(tag, f"nothing for {waited:.1f} s (engine.timeout)") from error
             raise self.lost(tag, error) from error
 
     def lost(self, tag: Tag, error: RuntimeError) -> ChannelError:

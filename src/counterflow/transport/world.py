@@ -2,6 +2,8 @@
 the two streams (sizes before the start, summaries after the end, progress for the display)."""
 
 import os
+import threading
+import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
@@ -17,6 +19,12 @@ from counterflow.transport.channel import ChannelError, Watch
 from counterflow.transport.frame import Frame
 from counterflow.transport.medium import HostMedium, Medium, medium
 from counterflow.transport.remote import RemoteReceiver, RemoteSender, Wire
+
+_LIFELINE = 1
+"""The tag of the one message that says that a rank ends in good order."""
+
+_GRACE = 1.0
+"""Seconds in which an edge may notice the loss as well, and name the batch."""
 
 
 def rendezvous(timeout: float) -> tuple[Store | None, int, int]:
@@ -39,6 +47,7 @@ class World:
         self._groups: dict[Edge, tuple[dist.ProcessGroup, int]] = {}
         """This rank's edges to other processes: the group of each, and who is at the other end."""
         self._medium: Medium = HostMedium()
+        self._lifelines: list[threading.Thread] = []
 
     def open_edges(self, topology: Topology, backend: str, device: torch.device) -> None:
         """Create the process groups of all edges between processes, in the same order everywhere, and warm them up."""
@@ -52,6 +61,22 @@ class World:
                 self._groups[edge] = group, peer
                 # The first operation of a group connects its sockets or builds its communicator.
                 dist.all_reduce(torch.zeros(1, device=device if backend == "nccl" else "cpu"), group=group)
+
+        for peer in {peer for _, peer in self._groups.values()}:
+            thread = threading.Thread(target=self._look_after, args=(peer,), name=f"rank {peer}", daemon=True)
+            thread.start()
+            self._lifelines.append(thread)
+
+    def _look_after(self, peer: int) -> None:
+        """Notice that ``peer`` dies: gloo does not while it has half a message for it, on that message's own socket."""
+        try:
+            buffer = torch.empty(1)
+            work = dist.irecv(buffer, peer, tag=_LIFELINE)
+            assert work is not None
+            work.wait(timedelta(days=365))
+        except RuntimeError:
+            time.sleep(_GRACE)
+            self.watch.lose(peer)
 
     def sender(self, edge: Edge, frames: Callable[[Tag], Frame]) -> RemoteSender:
         return RemoteSender(self._wire(edge, frames))
@@ -93,6 +118,10 @@ class World:
 
     def close(self) -> None:
         if self.size > 1:
+            for peer in {peer for _, peer in self._groups.values()}:
+                dist.send(torch.empty(1), peer, tag=_LIFELINE)
+            for thread in self._lifelines:
+                thread.join(self.watch.timeout)
             dist.destroy_process_group()
 
 
