@@ -61,8 +61,10 @@ def delay(world: World, most: float, seed: int) -> None:
     world.receiver = lambda edge, *a: Delayed(receiver(edge, *a), most, hash((seed, edge.source, 1)))  # type: ignore[method-assign]
 
 
-def train_rank(rank: int, size: int, store_path: str, overrides: list[str], most: float, seed: int) -> Any:
-    config = configure(CONF, [*overrides, f"run.dir={mkdtemp(prefix='counterflow-run-')}"])
+def train_rank(
+    rank: int, size: int, store_path: str, overrides: list[str], most: float, seed: int, folder: Path | None = None
+) -> Any:
+    config = configure(CONF, [*overrides, f"run.dir={folder or mkdtemp(prefix='counterflow-run-')}"])
     job = prepare(config, size)
     store = dist.FileStore(store_path, size) if size > 1 else None
     world = connect(store, rank, size, timeout=config.engine.timeout)
@@ -74,8 +76,10 @@ def train_rank(rank: int, size: int, store_path: str, overrides: list[str], most
     return summary
 
 
-def summary_of(pool: Pool, ranks: int, *overrides: str, delays: float = 0.0, seed: int = 0) -> dict[str, Any]:
+def summary_of(
+    pool: Pool, ranks: int, *overrides: str, delays: float = 0.0, seed: int = 0, directory: Path | None = None
+) -> dict[str, Any]:
     """The summary of a small run on ``ranks`` processes of the pool."""
-    summary = pool.run(ranks, train_rank, [*SMALL, *overrides], delays, seed)[0]
+    summary = pool.run(ranks, train_rank, [*SMALL, *overrides], delays, seed, directory)[0]
     assert isinstance(summary, dict)
     return summary

@@ -70,6 +70,7 @@ class Pipeline:
         self._job = job
         self._blocks = blocks
         self._shapes = shapes
+        self._group: dist.ProcessGroup | None = None
         topology, ranks = job.topology, job.topology.ranks
         if job.schedule in ("interleaved1f1b", "zbv") and ranks > 1:
             self._stages = [range(block, block + 1) for block in range(1, topology.blocks + 1)]
@@ -95,35 +96,34 @@ class Pipeline:
         owned = [block for stage in mine for block in self._stages[stage]]
         busy, step = self._pipelined(mine, world) if world.size > 1 else self._alone(mine[0])
         steady = min(len(self._stages), plan.batches // 2)
-        start, busy_before, updating = perf_counter(), 0.0, 0.0
+        begin = start = perf_counter()
+        other, waited = 0.0, 0.0  # updates, and evaluations as a whole, are no waiting
         batches = prefetch((job.batches.inputs(n), job.batches.labels(n)) for n in range(plan.batches))
         for n, (inputs, labels) in enumerate(batches):
             try:
                 loss, output = step(n, inputs.to(job.device), labels.to(job.device))
-                update = perf_counter()
+                stepped = perf_counter()
                 optimizer.step(n)
-                updating += perf_counter() - update
                 metrics = {} if loss is None or output is None else _metrics(loss, output, labels.to(job.device))
                 for block in owned:
                     observer.learnt(block, n, metrics if block == job.topology.blocks else {})
                 if plan.evaluates_after(n):
                     self._evaluate(mine, n, observer)
+                other += perf_counter() - stepped
             except Exception as error:
                 reason = f"{type(error).__name__}: {error}".splitlines()[0]
                 raise RunError(f"rank {world.rank}: schedule {job.schedule}: batch {n}: {reason}") from error
             if world.size > 1:
-                waits.receive = max(0.0, perf_counter() - start - busy() - updating)
+                waits.receive = max(0.0, perf_counter() - begin - busy() - other)
             if n == steady - 1:
-                start, busy_before, updating = perf_counter(), busy(), 0.0
-        seconds = perf_counter() - start
-        waiting = seconds - (busy() - busy_before) - updating if world.size > 1 else 0.0
+                start, waited = perf_counter(), waits.receive
         return Outcome(
             digests={block: digest(self._blocks[block - 1]) for block in owned},
             effective_parameters=count(mine.values()),
             affiliated_parameters=0,
-            seconds=seconds,
+            seconds=perf_counter() - start,
             batches=plan.batches - steady,
-            receive_wait=max(0.0, waiting),
+            receive_wait=waits.receive - waited,
             send_wait=0.0,
         )
 
@@ -143,6 +143,7 @@ class Pipeline:
         job, last = self._job, len(self._stages) - 1
         group = dist.new_group(backend=job.backend) if job.backend == "nccl" else dist.group.WORLD
         assert isinstance(group, dist.ProcessGroup)
+        self._group = group
         size = job.config.train.batch_size // job.config.train.microbatches
         stages = [
             _Stage(
@@ -208,10 +209,10 @@ class Pipeline:
                     activation = job.batches.test_inputs(e).to(job.device)
                 elif stage - 1 not in mine:
                     activation = torch.empty_like(self._example(stage - 1, job.batches.test_size(e)))
-                    dist.recv(activation, self._ranks[stage - 1])
+                    dist.recv(activation, self._ranks[stage - 1], group=self._group)
                 activation = module(activation)
                 if stage < last and stage + 1 not in mine:
-                    dist.send(activation, self._ranks[stage + 1])
+                    dist.send(activation, self._ranks[stage + 1], group=self._group)
                 elif stage == last:
                     tally.add(activation.argmax(-1).unsqueeze(0), job.batches.test_labels(e).to(job.device))
         for stage, module in mine.items():
