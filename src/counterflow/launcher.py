@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import time
 import traceback
 from datetime import datetime
 from pathlib import Path
@@ -20,6 +21,9 @@ from counterflow.transport import ChannelError, connect, rendezvous
 
 USAGE_ERROR = 2
 RUN_ERROR = 1
+
+_FIRST_SPEAKS = 10.0
+"""Seconds."""
 
 
 def launch(config: TrainConfig) -> None:
@@ -71,6 +75,9 @@ def abort(error: RunError | ChannelError) -> NoReturn:
 def _refuse(error: ValueError) -> NoReturn:
     if os.environ.get("LOCAL_RANK", "0") == "0":
         print(f"error: {error}", file=sys.stderr)
+    else:
+        # Torchrun kills all processes once one has ended: the first process of the node has to speak before that.
+        time.sleep(_FIRST_SPEAKS)
     _exit(USAGE_ERROR)
 
 
