@@ -35,7 +35,7 @@ def run(job: Job, column: Column, world: World, observer: Observer, waits: Waits
     steady = min(job.topology.blocks, job.plan.batches // 2)
     start, before = perf_counter(), Waits()
     for action in execute(rank_program(blocks, job.plan), stations, world.rank):
-        if action.op is Op.LEARN and action.block == blocks[-1] and action.n == steady - 1:
+        if action.op in (Op.LEARN, Op.BACKWARD) and action.block == blocks[-1] and action.n == steady - 1:
             start, before = perf_counter(), replace(waits)
     seconds = perf_counter() - start
     rules = [station.rule for station in stations.values()]

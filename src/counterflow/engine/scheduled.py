@@ -98,7 +98,11 @@ class Pipeline:
         steady = min(len(self._stages), plan.batches // 2)
         begin = start = perf_counter()
         other, waited = 0.0, 0.0  # updates, and evaluations as a whole, are no waiting
-        batches = prefetch((job.batches.inputs(n), job.batches.labels(n)) for n in range(plan.batches))
+        bottom, top, nothing = 0 in mine, len(self._stages) - 1 in mine, torch.empty(0)
+        batches = prefetch(
+            (job.batches.inputs(n) if bottom else nothing, job.batches.labels(n) if top else nothing)
+            for n in range(plan.batches)
+        )
         for n, (inputs, labels) in enumerate(batches):
             try:
                 loss, output = step(n, inputs.to(job.device), labels.to(job.device))

@@ -46,7 +46,17 @@ def _write(buffer: Tensor, frame: Frame, header: bytes, tensors: Payload) -> Non
         view.copy_(tensor, non_blocking=True)
 
 
-class HostMedium:
+class _Gloo:
+    """What both media in host memory share."""
+
+    def complete(self, work: dist.Work, timeout: float) -> None:
+        work.wait(timedelta(seconds=timeout))
+
+    def header(self, buffer: Tensor) -> bytes:
+        return _host_header(buffer)
+
+
+class HostMedium(_Gloo):
     """CPU tensors over gloo."""
 
     def buffer(self, nbytes: int) -> Tensor:
@@ -58,17 +68,11 @@ class HostMedium:
     def send(self, buffer: Tensor, written: object, rank: int, group: dist.ProcessGroup) -> dist.Work:
         return _work(dist.isend(buffer, rank, group=group))
 
-    def complete(self, work: dist.Work, timeout: float) -> None:
-        work.wait(timedelta(seconds=timeout))
-
-    def header(self, buffer: Tensor) -> bytes:
-        return _host_header(buffer)
-
     def read(self, buffer: Tensor, frame: Frame) -> Payload:
         return frame.views(buffer)
 
 
-class StagedMedium:
+class StagedMedium(_Gloo):
     """CUDA tensors over gloo, which moves no device memory: staged through pinned host memory."""
 
     def __init__(self, device: torch.device) -> None:
@@ -87,12 +91,6 @@ class StagedMedium:
         assert written is not None
         written.synchronize()
         return _work(dist.isend(buffer, rank, group=group))
-
-    def complete(self, work: dist.Work, timeout: float) -> None:
-        work.wait(timedelta(seconds=timeout))
-
-    def header(self, buffer: Tensor) -> bytes:
-        return _host_header(buffer)
 
     def read(self, buffer: Tensor, frame: Frame) -> Payload:
         with torch.cuda.stream(self._stream):
