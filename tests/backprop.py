@@ -19,5 +19,5 @@ def accuracy_of_backprop(job: Job) -> float:
         optimizer.step(n)
     network.eval()
     with torch.no_grad():
-        predictions = [network(job.batches.test_inputs(e)).argmax(-1) for e in range(job.batches.test_batches)]
-    return float((torch.cat(predictions) == job.batches.all_test_labels()).float().mean())
+        predictions = [network(job.batches.evaluation_inputs(e)).argmax(-1) for e in job.batches.test]
+    return float((torch.cat(predictions) == job.batches.labels_of(job.batches.test)).float().mean())

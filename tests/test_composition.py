@@ -33,7 +33,7 @@ def test_defaults_are_those_of_the_contract() -> None:
     assert (config.seed, config.blocks, config.device) == (1, 4, "auto")
     assert config.algorithm == BLLConfig()
     assert config.model == MLPConfig()
-    assert config.data == DataConfig(name="digits")
+    assert config.data == DataConfig(name="digits", validation=0.1)
     assert config.optimizer == AdamWConfig()
     assert config.engine == EngineConfig()
     assert config.engine.lag == 2

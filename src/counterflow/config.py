@@ -175,25 +175,39 @@ class VGGConfig(ModelConfig):
 @dataclass(kw_only=True)
 class ResNetConfig(ModelConfig):
     name: str = "resnet18"
+    stages: list[int] = field(default_factory=lambda: [2, 2, 2, 2])
+    """Residual blocks of every stage; each stage after the first halves the pixels and doubles the channels."""
+    width: int = 64
+    """Channels of the first stage (a quarter of its outputs where the blocks are bottlenecks)."""
+    stride: int = 1
+    """Stride of the stem's convolution."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _one_of("model.name", self.name, (type(self).name,))
+        if not self.stages or min(self.stages) < 1:
+            raise ValueError(f"model.stages={self.stages}: must be a list of positive numbers")
+        _at_least("model.width", self.width, 1)
+        _at_least("model.stride", self.stride, 1)
 
 
 @dataclass(kw_only=True)
 class ResNet50Config(ResNetConfig):
     name: str = "resnet50"
+    stages: list[int] = field(default_factory=lambda: [3, 4, 6, 3])
 
 
 @dataclass(kw_only=True)
 class ResNet20Config(ResNetConfig):
     name: str = "resnet20"
+    stages: list[int] = field(default_factory=lambda: [3, 3, 3])
+    width: int = 16
 
 
 @dataclass(kw_only=True)
-class ResNet32Config(ResNetConfig):
+class ResNet32Config(ResNet20Config):
     name: str = "resnet32"
+    stages: list[int] = field(default_factory=lambda: [5, 5, 5])
 
 
 @dataclass(kw_only=True)
@@ -248,6 +262,11 @@ class DataConfig:
     root: str = "data"
     """Folder that holds the data set."""
     download: bool = False
+    validation: float = 0.0
+    """Share of the training data that is held out of training, the same samples in every run: evaluations before the
+    end are on these, so that test data is looked at once."""
+    limit: int | None = None
+    """Train on so many of the remaining samples, the same ones in every run; all if not set."""
     augment: bool = False
     """Random crops of a padded image, and horizontal flips, deterministic in (seed, epoch, index)."""
     padding: int = 2
@@ -257,6 +276,9 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         _one_of("data.name", self.name, DATA)
+        _fraction("data.validation", self.validation)
+        if self.limit is not None:
+            _at_least("data.limit", self.limit, 1)
         _at_least("data.padding", self.padding, 0)
 
 
@@ -345,7 +367,10 @@ class LoopConfig:
     steps: int | None = None
     """Stop after so many batches, whatever ``epochs`` says."""
     evaluate_every: int = 0
-    """Evaluate on the test data after every so many batches; 0 is only at the end."""
+    """Evaluate after every so many batches, on held out data (``data.validation``) or, if there is none, on the test
+    data; 0 is only at the end."""
+    test: bool = True
+    """Evaluate on the test data after the last batch. Runs that choose between settings say no."""
     log_every: int = 10
     """Report losses and accuracies every so many batches."""
 
@@ -392,6 +417,8 @@ class TrainConfig:
         _at_least("blocks", self.blocks, 1)
         _one_of("schedule", self.schedule, SCHEDULES)
         _one_of("device", self.device, ("auto", "cpu", "cuda"))
+        if not self.train.test and not self.data.validation:
+            raise ValueError("train.test=false: needs data.validation greater than 0, or nothing would be evaluated")
         cut = getattr(self.model, "cut", None)
         if isinstance(cut, list) and len(cut) != self.blocks:
             raise ValueError(f"model.cut={cut}: must name one layer count for each of blocks={self.blocks}")

@@ -1,6 +1,6 @@
 """A whole run as one rank sees it: the engine, what it reports, and the summary at the end."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -43,7 +43,7 @@ def train(job: Job, world: World, directory: RunDirectory | None) -> dict[str, A
 
     console = Console(quiet=not config.run.display)
     console.print(_setting(job, counts), soft_wrap=True)
-    tests: list[Row] = []
+    evaluations: dict[str, Row] = {}
     with ExitStack() as stack:
         stack.enter_context(directory)
         display = stack.enter_context(Display(console, plan.batches, config.train.batch_size, system.owners))
@@ -51,19 +51,19 @@ def train(job: Job, world: World, directory: RunDirectory | None) -> dict[str, A
         def sink(row: Row) -> None:
             directory.write(row)
             display.show(row)
-            if row.event == "test":
-                tests.append(row)
+            if row.event != "train":
+                evaluations[row.event] = row
 
         collector = Collector(world.size, job.topology.blocks, fetch, system.objective, sink)
         outcome = system.run(world, reporter, waits)
         outcomes = world.gather((outcome, reporter.posted), "outcomes")
         collector.finish([posted for _, posted in outcomes], world.watch.timeout)
-        summary = _summary(job, counts, [outcome for outcome, _ in outcomes], tests[-1])
+        summary = _summary(job, counts, [outcome for outcome, _ in outcomes], evaluations)
         directory.summarise(summary)
     world.gather(None, "the end")
     console.print(display.table())
     console.print(
-        f"test accuracy {summary['test_accuracy']:.4f}  {summary['samples_per_second']:,.0f} samples/s  "
+        f"{_accuracies(summary)}  {summary['samples_per_second']:,.0f} samples/s  "
         f"fingerprint {summary['fingerprint'][:16]}  {directory.path / 'summary.json'}",
         soft_wrap=True,
     )
@@ -81,9 +81,16 @@ def _setting(job: Job, counts: Sequence[int]) -> str:
     )
 
 
-def _summary(job: Job, counts: Sequence[int], outcomes: Sequence[Outcome], test: Row) -> dict[str, Any]:
+def _accuracies(summary: Mapping[str, Any]) -> str:
+    named = ((split, summary[f"{split}_accuracy"]) for split in ("validation", "test"))
+    return "  ".join(f"{split} accuracy {accuracy:.4f}" for split, accuracy in named if accuracy is not None)
+
+
+def _summary(
+    job: Job, counts: Sequence[int], outcomes: Sequence[Outcome], evaluations: Mapping[str, Row]
+) -> dict[str, Any]:
     config = job.config
-    accuracies = test.column("accuracy")
+    accuracies = {split: row.column("accuracy") for split, row in evaluations.items()}
     digests = {block: digest for outcome in outcomes for block, digest in outcome.digests.items()}
     return {
         "algorithm": config.algorithm.name,
@@ -93,12 +100,14 @@ def _summary(job: Job, counts: Sequence[int], outcomes: Sequence[Outcome], test:
         "ranks": job.topology.ranks,
         "seed": config.seed,
         "steps": job.plan.batches,
-        "test_accuracy": accuracies[-1],
-        "block_accuracy": accuracies,
+        "test_accuracy": accuracies["test"][-1] if "test" in accuracies else None,
+        "block_accuracy": accuracies.get("test"),
+        "validation_accuracy": accuracies["validation"][-1] if "validation" in accuracies else None,
+        "validation_block_accuracy": accuracies.get("validation"),
         "samples_per_second": min(o.batches * config.train.batch_size / o.seconds for o in outcomes),
         "wait_fraction": [o.receive_wait / o.seconds for o in outcomes],
         "send_wait_fraction": [o.send_wait / o.seconds for o in outcomes],
-        "seconds": test.seconds,
+        "seconds": max(row.seconds for row in evaluations.values()),
         "fingerprint": fingerprint(digests[block] for block in sorted(digests)),
         "effective_parameters": sum(o.effective_parameters for o in outcomes),
         "affiliated_parameters": sum(o.affiliated_parameters for o in outcomes),

@@ -43,13 +43,13 @@ class Seen:
     """What was reported, by block and batch."""
 
     metrics: dict[tuple[int, int], dict[str, Tensor]] = field(default_factory=dict)
-    accuracies: dict[tuple[int, int], float | None] = field(default_factory=dict)
+    accuracies: dict[tuple[int, int, str], float | None] = field(default_factory=dict)
 
     def learnt(self, block: int, n: int, metrics: dict[str, Tensor]) -> None:
         self.metrics[block, n] = {name: value.clone() for name, value in metrics.items()}
 
-    def evaluated(self, block: int, n: int, accuracy: float | None) -> None:
-        self.accuracies[block, n] = accuracy
+    def evaluated(self, block: int, n: int, split: str, accuracy: float | None) -> None:
+        self.accuracies[block, n, split] = accuracy
 
 
 @dataclass
@@ -128,18 +128,19 @@ def slides(job: Job, c: Column) -> Seen:
         optimizer.zero_grad()
         if n in EVALUATIONS:
             for i in range(1, N + 1):
-                seen.evaluated(i, n, accuracy(job, c, i))
+                for split in ("validation", "test") if n == EVALUATIONS[-1] else ("validation",):
+                    seen.evaluated(i, n, split, accuracy(job, c, i, split))
     return seen
 
 
 @torch.no_grad()
-def accuracy(job: Job, c: Column, i: int) -> float:
-    """Of component ``i``'s own prediction on all test data."""
+def accuracy(job: Job, c: Column, i: int, split: str) -> float:
+    """Of component ``i``'s own prediction on all data of ``split``."""
+    part = job.batches.test if split == "test" else job.batches.validation
     hits = sum(
-        int((c.own(job.batches.test_inputs(e), i) == job.batches.test_labels(e)).sum())
-        for e in range(job.batches.test_batches)
+        int((c.own(job.batches.evaluation_inputs(e), i) == job.batches.evaluation_labels(e)).sum()) for e in part
     )
-    return hits / len(job.batches.all_test_labels())
+    return hits / len(job.batches.labels_of(part))
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -153,7 +154,7 @@ def test_equals_the_loop_of_the_slides_to_the_bit(model: str) -> None:
     assert seen.metrics == expected.metrics
     assert len(seen.metrics) == N * STEPS
     assert seen.accuracies == expected.accuracies
-    assert len(seen.accuracies) == N * len(EVALUATIONS)
+    assert len(seen.accuracies) == N * (len(EVALUATIONS) + 1)
     for k, rule in enumerate(rules, 1):
         copies = (loop.f[k - 1], loop.g[k - 1], loop.b[k - 1], loop.h[k - 1])
         for name, ours, value in zip("fgbh", parts(rule), copies, strict=True):
@@ -172,7 +173,7 @@ def test_learning_moves_every_parameter_and_the_components_differ() -> None:
         for name, module, was in zip("fgbh", parts(rule), old, strict=True):
             for value, start in zip(module.parameters(), was.parameters(), strict=True):
                 assert not torch.equal(value, start), f"{name}_{k + 1}"
-    assert len({seen.accuracies[k, STEPS - 1] for k in range(1, N + 1)}) > 1
+    assert len({seen.accuracies[k, STEPS - 1, "test"] for k in range(1, N + 1)}) > 1
 
 
 def test_the_reported_accuracy_is_the_one_through_the_top_bridge(pool: Pool) -> None:
@@ -181,8 +182,8 @@ def test_the_reported_accuracy_is_the_one_through_the_top_bridge(pool: Pool) -> 
     c = column(rules)
     for ranks in (1, 3):
         summary = summary_of(pool, ranks, "algorithm=al", *MODELS["mlp"])
-        assert summary["test_accuracy"] == accuracy(job, c, N)
-        assert summary["block_accuracy"] == [accuracy(job, c, i) for i in range(1, N + 1)]
+        assert summary["test_accuracy"] == accuracy(job, c, N, "test")
+        assert summary["block_accuracy"] == [accuracy(job, c, i, "test") for i in range(1, N + 1)]
 
 
 def test_it_learns_digits_from_the_bottom(pool: Pool) -> None:
@@ -218,11 +219,11 @@ def garbage(module: nn.Module) -> None:
 def test_prediction_needs_the_effective_parameters_and_no_others() -> None:
     job, algorithm = prepared(*MODELS["mlp"])
     rules, seen = trained(job, algorithm)
-    x = torch.cat([job.batches.test_inputs(e) for e in range(job.batches.test_batches)])
+    x = torch.cat([job.batches.evaluation_inputs(e) for e in job.batches.test])
     predicted = rows(rules, x)
-    y = job.batches.all_test_labels()
+    y = job.batches.labels_of(job.batches.test)
     assert [float((row == y).double().mean()) for row in predicted] == pytest.approx(
-        [seen.accuracies[k, STEPS - 1] for k in range(1, N + 1)]
+        [seen.accuracies[k, STEPS - 1, "test"] for k in range(1, N + 1)]
     )
 
     for k, rule in enumerate(rules, 1):  # g_1..g_N and b_1..b_{N-1}

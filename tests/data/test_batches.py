@@ -62,14 +62,28 @@ def test_augmented_inputs(dataset):
 @pytest.mark.parametrize("batch_size", [1, 3, 4, 5, 10, 30])
 def test_test_batches_are_the_test_split_in_order(dataset, batch_size):
     feed = batches(dataset, batch_size=batch_size, augment=True)
-    assert feed.test_batches == {1: 10, 3: 4, 4: 3, 5: 2, 10: 1, 30: 1}[batch_size]
-    parts = [feed.test_inputs(e) for e in range(feed.test_batches)]
-    assert [len(part) for part in parts] == [feed.test_size(e) for e in range(feed.test_batches)]
+    assert len(feed.test) == {1: 10, 3: 4, 4: 3, 5: 2, 10: 1, 30: 1}[batch_size]
+    parts = [feed.evaluation_inputs(e) for e in feed.test]
+    assert [len(part) for part in parts] == [feed.evaluation_size(e) for e in feed.test]
     assert torch.equal(torch.cat(parts), normalised(dataset, dataset.test.inputs))
-    assert torch.equal(feed.all_test_labels(), dataset.test.labels)
-    assert torch.equal(torch.cat([feed.test_labels(e) for e in range(feed.test_batches)]), dataset.test.labels)
+    assert torch.equal(feed.labels_of(feed.test), dataset.test.labels)
+    assert torch.equal(torch.cat([feed.evaluation_labels(e) for e in feed.test]), dataset.test.labels)
     with pytest.raises(AssertionError):
-        feed.test_inputs(feed.test_batches)
+        feed.evaluation_inputs(feed.test.stop)
+
+
+@pytest.mark.parametrize("batch_size", [3, 4])
+def test_validation_batches_come_before_those_of_test(dataset, batch_size):
+    held_out = dataset.hold_out(0.37, None)
+    feed = Batches(held_out, DataConfig(name="digits"), Order(len(held_out.train), batch_size, 1))
+    assert held_out.validation is not None
+    assert len(held_out.validation) % batch_size  # a last batch of its own
+    assert [*feed.validation, *feed.test] == list(range(feed.test.stop))
+    for part, split in ((feed.validation, held_out.validation), (feed.test, held_out.test)):
+        inputs = torch.cat([feed.evaluation_inputs(e) for e in part])
+        assert torch.equal(inputs, normalised(held_out, split.inputs))
+        assert torch.equal(feed.labels_of(part), split.labels)
+        assert sum(feed.evaluation_size(e) for e in part) == len(split)
 
 
 def test_bits_do_not_depend_on_the_order_of_calls(dataset):
@@ -108,10 +122,13 @@ def test_tokens_and_their_labels(sequences):
 
 def test_test_batches_of_tokens(sequences):
     feed = batches(sequences)
-    assert [feed.test_size(e) for e in range(feed.test_batches)] == [4, 4, 2]
-    for parts, whole in ((feed.test_inputs, sequences.test.inputs), (feed.test_labels, sequences.test.labels)):
-        assert torch.equal(torch.cat([parts(e) for e in range(feed.test_batches)]), whole)
-    assert torch.equal(feed.all_test_labels(), sequences.test.labels)
+    assert [feed.evaluation_size(e) for e in feed.test] == [4, 4, 2]
+    for parts, whole in (
+        (feed.evaluation_inputs, sequences.test.inputs),
+        (feed.evaluation_labels, sequences.test.labels),
+    ):
+        assert torch.equal(torch.cat([parts(e) for e in feed.test]), whole)
+    assert torch.equal(feed.labels_of(feed.test), sequences.test.labels)
 
 
 def test_sequences_are_not_augmented(sequences):

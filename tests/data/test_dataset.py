@@ -100,3 +100,41 @@ KINDS = r"must be images, uint8 \[M, C, H, W\], or sequences, int64 \[M, T\]"
 def test_split_refuses_what_does_not_fit(inputs, labels, message):
     with pytest.raises(ValueError, match=message):
         Split(inputs, labels)
+
+
+def numbered(size: int) -> Split:
+    return Split(torch.arange(size, dtype=torch.uint8)[:, None, None, None], torch.zeros(size, dtype=torch.int64))
+
+
+def test_what_is_held_out_is_no_part_of_training_and_always_the_same():
+    dataset = Dataset(numbered(50), numbered(3), classes=1)
+    held_out = dataset.hold_out(0.3, None)
+    torch.manual_seed(7)
+    again = dataset.hold_out(0.3, 20)
+    assert held_out.validation is not None
+    assert again.validation is not None
+    parts = [held_out.validation.inputs.flatten().tolist(), held_out.train.inputs.flatten().tolist()]
+    assert [len(part) for part in parts] == [15, 35]
+    assert sorted(parts[0] + parts[1]) == list(range(50))
+    assert again.validation.inputs.flatten().tolist() == parts[0]
+    assert again.train.inputs.flatten().tolist() == parts[1][:20]
+    assert torch.equal(again.test.inputs, dataset.test.inputs)
+
+
+def test_nothing_held_out_leaves_the_data_as_it_is():
+    dataset = Dataset(numbered(5), numbered(3), classes=1)
+    assert dataset.hold_out(0.0, None) is dataset
+    assert len(dataset.hold_out(0.0, 4).train) == 4
+
+
+@pytest.mark.parametrize(
+    ("share", "limit", "message"),
+    [
+        (0.01, None, r"data\.validation=0\.01: of 10 training samples, this leaves none on one side"),
+        (0.99, None, r"data\.validation=0\.99: of 10"),
+        (0.2, 9, r"data\.limit=9: must be at most 8"),
+    ],
+)
+def test_a_split_that_leaves_nothing_is_refused(share, limit, message):
+    with pytest.raises(ValueError, match=message):
+        Dataset(numbered(10), numbered(3), classes=1).hold_out(share, limit)

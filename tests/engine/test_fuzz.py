@@ -21,6 +21,7 @@ class Shape:
     steps: int
     batch_size: int
     evaluate_every: int
+    validation: float
     refresh: int
     delays: float
     seed: int
@@ -40,6 +41,7 @@ class Shape:
             f"train.steps={self.steps}",
             f"train.batch_size={self.batch_size}",
             f"train.evaluate_every={self.evaluate_every}",
+            f"data.validation={self.validation}",
             f"algorithm.feedback.refresh={self.refresh}",
         )
 
@@ -54,8 +56,9 @@ def shapes(draw: st.DrawFn) -> Shape:
         depth=draw(st.integers(1, 4)),
         room=draw(st.integers(0, 2)),
         steps=draw(st.integers(1, 10)),
-        batch_size=draw(st.sampled_from([2, 100, 359, 1437])),
+        batch_size=draw(st.sampled_from([2, 100, 359, 1293])),
         evaluate_every=draw(st.integers(0, 3)) if draw(st.booleans()) else 0,
+        validation=draw(st.sampled_from([0.0, 0.1])),
         refresh=draw(st.integers(1, 3)),
         delays=draw(st.sampled_from([0.0, 0.0, 0.01])),
         seed=draw(st.integers(0, 99)),

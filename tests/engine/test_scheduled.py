@@ -60,7 +60,7 @@ class Losses:
         if metrics:
             self.losses[n] = float(metrics["loss"])
 
-    def evaluated(self, block: int, n: int, accuracy: float | None) -> None:
+    def evaluated(self, block: int, n: int, split: str, accuracy: float | None) -> None:
         pass
 
 
@@ -253,12 +253,12 @@ def test_the_accuracy_is_that_of_the_weights_in_the_end(pool: Pool) -> None:
     job.network.eval()
     with torch.no_grad():
         hits = sum(
-            int((job.network(job.batches.test_inputs(e)).argmax(1) == job.batches.test_labels(e)).sum())
-            for e in range(job.plan.test_batches)
+            int((job.network(job.batches.evaluation_inputs(e)).argmax(1) == job.batches.evaluation_labels(e)).sum())
+            for e in job.batches.test
         )
     for ranks, schedule in ((4, "1f1b"), (2, "zbv")):
         summary = summary_of(pool, ranks, "algorithm=bp", *SGD, f"schedule={schedule}")
-        assert summary["test_accuracy"] == hits / len(job.batches.all_test_labels())
+        assert summary["test_accuracy"] == hits / len(job.batches.labels_of(job.batches.test))
 
 
 @pytest.mark.parametrize("schedule", ["gpipe", "zbv"])

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from counterflow.config import ResNet20Config, ResNet32Config, ResNetConfig
-from counterflow.models.cifar_resnet import Shortcut, cifar_resnet
+from counterflow.models.resnet import Shortcut, resnet
 
 
 @pytest.mark.parametrize(
@@ -11,7 +11,7 @@ from counterflow.models.cifar_resnet import Shortcut, cifar_resnet
 )
 def test_published_size(config: ResNetConfig, blocks: int, parameters: float) -> None:
     """Table 6 of He et al. (2016); the depth counts the weighted layers."""
-    network = cifar_resnet(config, (3, 32, 32), 10)
+    network = resnet(config, (3, 32, 32), 10)
     assert len(network) == 2 + 3 * blocks
     assert sum(p.numel() for p in network.parameters()) == pytest.approx(parameters, abs=0.005e6)
     weighted = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
@@ -22,7 +22,7 @@ def test_published_size(config: ResNetConfig, blocks: int, parameters: float) ->
     ("size", "sizes"), [((32, 32), [(32, 32), (16, 16), (8, 8)]), ((9, 5), [(9, 5), (5, 3), (3, 2)])]
 )
 def test_three_stages_each_of_half_the_pixels(size: tuple[int, int], sizes: list[tuple[int, int]]) -> None:
-    network = cifar_resnet(ResNet20Config(), (1, *size), 10)
+    network = resnet(ResNet20Config(), (1, *size), 10)
     activation = torch.randn(2, 1, *size)
     shapes = [tuple((activation := layer(activation)).shape[1:]) for layer in network]
     low, middle, high = ((channels, *s) for channels, s in zip((16, 32, 64), sizes, strict=True))
@@ -39,7 +39,7 @@ def test_shortcut_is_every_second_pixel_and_then_zeros() -> None:
 
 
 def test_a_block_that_halves_by_hand() -> None:
-    block = cifar_resnet(ResNet20Config(), (3, 8, 8), 10).eval()[4]
+    block = resnet(ResNet20Config(), (3, 8, 8), 10).eval()[4]
     x = torch.randn(2, 16, 8, 8)
     hidden = block.bn1(nn.functional.conv2d(x, block.conv1.weight, stride=2, padding=1)).clamp(min=0)
     residual = block.bn2(nn.functional.conv2d(hidden, block.conv2.weight, padding=1))
@@ -49,6 +49,6 @@ def test_a_block_that_halves_by_hand() -> None:
 
 def test_convolutions_are_initialised_for_relu() -> None:
     """He et al. (2015), fan out."""
-    for module in cifar_resnet(ResNet20Config(), (3, 8, 8), 10).modules():
+    for module in resnet(ResNet20Config(), (3, 8, 8), 10).modules():
         if isinstance(module, nn.Conv2d) and module.weight.numel() > 1000:
             assert module.weight.std().item() == pytest.approx((2 / (module.out_channels * 9)) ** 0.5, rel=0.1)

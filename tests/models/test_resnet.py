@@ -54,3 +54,10 @@ def test_stem_is_initialised_like_torchvisions_convolutions() -> None:
     assert weight.shape == (64, 16, 3, 3)
     assert weight.std().item() == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.05)  # kaiming, fan out, normal
     assert weight.abs().max() > 3 * weight.std()
+
+
+def test_a_narrow_short_network_with_a_strided_stem() -> None:
+    network = resnet(ResNetConfig(stages=[1, 3], width=4, stride=2), (1, 28, 28), 10)
+    activation = torch.randn(2, 1, 28, 28)
+    shapes = [tuple((activation := layer(activation)).shape[1:]) for layer in network]
+    assert shapes == [*[(4, 14, 14)] * 2, *[(8, 7, 7)] * 3, (10,)]

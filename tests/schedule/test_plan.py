@@ -71,3 +71,21 @@ def test_streams_of_gradients() -> None:
 def test_distance_of_blocks_1_to_4(lag: int, distances: list[int]) -> None:
     plan = Plan(10, lag)
     assert [plan.distance(block) for block in (1, 2, 3, 4)] == distances
+
+
+def test_held_out_data_stands_in_for_test_data_until_the_end() -> None:
+    plan = Plan(batches=5, lag=1, evaluate_every=2, test_batches=3, validation_batches=2)
+    assert [list(plan.evaluation(n)) for n in range(5)] == [[], [0, 1], [], [0, 1], [0, 1, 2, 3, 4]]
+    assert [plan.split_ending(e) for e in range(5)] == [None, "validation", None, None, "test"]
+
+
+def test_without_test_data_the_last_evaluation_is_like_the_others() -> None:
+    plan = Plan(batches=4, lag=1, evaluate_every=2, test_batches=0, validation_batches=2)
+    assert [list(plan.evaluation(n)) for n in range(4)] == [[], [0, 1], [], [0, 1]]
+    assert [plan.split_ending(e) for e in range(2)] == [None, "validation"]
+
+
+def test_without_held_out_data_all_evaluations_are_on_test_data() -> None:
+    plan = Plan(batches=4, lag=1, evaluate_every=2, test_batches=3)
+    assert [list(plan.evaluation(n)) for n in range(4)] == [[], [0, 1, 2], [], [0, 1, 2]]
+    assert [plan.split_ending(e) for e in range(3)] == [None, None, "test"]

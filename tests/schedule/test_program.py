@@ -6,6 +6,7 @@ An action is (block, operation, batch): ``2T3`` is block 2 that takes the target
 """
 
 from collections import Counter, defaultdict, deque
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -153,6 +154,7 @@ plans = st.builds(
     evaluate_every=st.integers(0, 7),
     test_batches=st.integers(0, 3),
     predicts_down=st.booleans(),
+    validation_batches=st.integers(0, 2),
 )
 
 
@@ -190,7 +192,7 @@ def test_contract_of_a_block(plan: Plan, block: int) -> None:
                 pytest.fail("there are no gradients in this plan")
             case Op.PREDICT:
                 assert action.n == updates - 1
-                assert len(evaluated) == len({n for n, _ in evaluated}) * plan.test_batches
+                assert len([n for n, _ in evaluated if n == action.n]) == len(plan.evaluation(action.n))
                 assert (action.n, action.e) in evaluated
                 predicted.append((action.n, action.e))
     everything = list(range(plan.batches))
@@ -198,12 +200,10 @@ def test_contract_of_a_block(plan: Plan, block: int) -> None:
     assert targets == ([] if plan.predicts_down else everything)
     assert forwards == everything
     assert updates == plan.batches
-    after = [
-        n
-        for n in everything
-        if plan.test_batches and (n == everything[-1] or (plan.evaluate_every and (n + 1) % plan.evaluate_every == 0))
-    ]
-    assert evaluated == [(n, e) for n in after for e in range(plan.test_batches)]
+    between = plan.validation_batches or plan.test_batches
+    after = [n for n in everything[:-1] if plan.evaluate_every and (n + 1) % plan.evaluate_every == 0]
+    batches = dict.fromkeys(after, between) | {everything[-1]: plan.validation_batches + plan.test_batches}
+    assert evaluated == [(n, e) for n, count in batches.items() for e in range(count)]
     assert predicted == (evaluated if plan.predicts_down else [])
 
 
@@ -212,7 +212,7 @@ def test_contract_of_a_block_with_gradients(plan: Plan, top: int, data: st.DataO
     """Forward never waits: the gradient of batch n comes back after 2 (N - k) more batches have gone up."""
     block = data.draw(st.integers(1, top))
     late = 2 * (top - block)
-    plan = Plan(plan.batches, plan.lag, plan.evaluate_every, plan.test_batches, gradients_from=top)
+    plan = replace(plan, predicts_down=False, gradients_from=top)
     forwards = updates = 0
     evaluated: list[tuple[int, int]] = []
     for action in block_program(block, plan):
@@ -241,14 +241,14 @@ def columns(draw: st.DrawFn) -> tuple[Topology, Plan]:
     blocks = draw(st.integers(1, 8))
     plan = draw(plans)
     if not plan.predicts_down and draw(st.booleans()):
-        plan = Plan(plan.batches, plan.lag, plan.evaluate_every, plan.test_batches, gradients_from=blocks)
+        plan = replace(plan, predicts_down=False, gradients_from=blocks)
     return Topology(blocks, draw(st.integers(1, blocks))), plan
 
 
 @st.composite
 def exact_columns(draw: st.DrawFn) -> tuple[Topology, Plan]:
     plan = draw(plans)
-    exact = Plan(plan.batches, 0, plan.evaluate_every, plan.test_batches, plan.predicts_down)
+    exact = replace(plan, lag=0)
     return Topology(draw(st.integers(1, 8)), 1), exact
 
 

@@ -18,5 +18,5 @@ LOADERS: dict[str, Callable[[DataConfig], Dataset]] = {
 
 
 def load(config: DataConfig) -> Dataset:
-    """The data set ``config.name``. ``ValueError`` where its files are missing or damaged."""
-    return LOADERS[config.name](config)
+    """The data set ``config.name``, split as configured. ``ValueError`` where its files are missing or damaged."""
+    return LOADERS[config.name](config).hold_out(config.validation, config.limit)

@@ -2,17 +2,18 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from counterflow.config import DataConfig
 from counterflow.data.augment import augment
-from counterflow.data.dataset import Dataset
+from counterflow.data.dataset import Dataset, Split
 from counterflow.data.order import Order
 
 
 @dataclass(frozen=True, eq=False)
 class Batches:
-    """Training batches ``n = 0, 1, ..`` and test batches ``e = 0..test_batches-1``.
+    """Training batches ``n = 0, 1, ..``, and evaluation batches ``e``: those of ``validation``, then of ``test``.
 
     Pure functions of their arguments: no bit depends on the order of calls. ``ValueError`` where sequences are to be
     augmented.
@@ -50,24 +51,40 @@ class Batches:
         return self.dataset.train.labels[self.order.indices(n)]
 
     @property
-    def test_batches(self) -> int:
-        return -(-len(self.dataset.test) // self.order.batch_size)
+    def validation(self) -> range:
+        """The evaluation batches of held out training data."""
+        return range(self._count(self.dataset.validation))
 
-    def test_inputs(self, e: int) -> Tensor:
-        """Inputs of test batch ``e``: images, normalised, float32 ``[test_size(e), C, H, W]``; or tokens."""
-        start = e * self.order.batch_size
-        return self.dataset.normalised(self.dataset.test.inputs[start : start + self.test_size(e)])
+    @property
+    def test(self) -> range:
+        """The evaluation batches of test data."""
+        first = len(self.validation)
+        return range(first, first + self._count(self.dataset.test))
 
-    def test_size(self, e: int) -> int:
-        """Samples in test batch ``e``: the batch size, or fewer in the last one."""
-        assert 0 <= e < self.test_batches
-        return min(self.order.batch_size, len(self.dataset.test) - e * self.order.batch_size)
+    def evaluation_inputs(self, e: int) -> Tensor:
+        """Inputs of evaluation batch ``e``: normalised images, float32 ``[M, C, H, W]``, or int64 ``[M, T]``."""
+        split, part = self._part(e)
+        return self.dataset.normalised(split.inputs[part])
 
-    def test_labels(self, e: int) -> Tensor:
-        """Labels of test batch ``e``, int64 ``[test_size(e)]``, or ``[test_size(e), T]``."""
-        start = e * self.order.batch_size
-        return self.dataset.test.labels[start : start + self.test_size(e)]
+    def evaluation_labels(self, e: int) -> Tensor:
+        """Labels of evaluation batch ``e``, int64 ``[M]``, or ``[M, T]``."""
+        split, part = self._part(e)
+        return split.labels[part]
 
-    def all_test_labels(self) -> Tensor:
-        """Labels of all test batches, one after the other: int64 ``[M]``, or ``[M, T]``."""
-        return self.dataset.test.labels
+    def evaluation_size(self, e: int) -> int:
+        """Samples in evaluation batch ``e``: the batch size, or fewer in the last one of a split."""
+        return len(self.evaluation_labels(e))
+
+    def labels_of(self, batches: range) -> Tensor:
+        """Labels of consecutive evaluation batches, one after the other: int64 ``[M]``, or ``[M, T]``."""
+        return torch.cat([self.evaluation_labels(e) for e in batches])
+
+    def _count(self, split: Split | None) -> int:
+        return 0 if split is None else -(-len(split) // self.order.batch_size)
+
+    def _part(self, e: int) -> tuple[Split, slice]:
+        assert 0 <= e < self.test.stop
+        held_out = self.dataset.validation
+        split = held_out if held_out is not None and e in self.validation else self.dataset.test
+        start = (e if split is held_out else e - self.test.start) * self.order.batch_size
+        return split, slice(start, start + self.order.batch_size)

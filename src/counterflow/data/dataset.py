@@ -32,6 +32,9 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def __getitem__(self, indices: Tensor) -> "Split":
+        return Split(self.inputs[indices], self.labels[indices])
+
     @property
     def sequences(self) -> bool:
         """Whether the inputs are tokens."""
@@ -44,7 +47,7 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Two splits of inputs of one kind and shape; labels, and tokens, are ``0..classes-1``.
+    """Splits of inputs of one kind and shape; labels, and tokens, are ``0..classes-1``.
 
     ``ValueError`` where they do not fit.
     """
@@ -52,6 +55,8 @@ class Dataset:
     train: Split
     test: Split
     classes: int
+    validation: Split | None = None
+    """Held out of the training data: what choices are made by, so that test data is looked at once."""
 
     def __post_init__(self) -> None:
         for name, split in (("train", self.train), ("test", self.test)):
@@ -65,6 +70,25 @@ class Dataset:
         shapes = [list(split.inputs.shape[1:]) for split in (self.test, self.train)]
         if shapes[0] != shapes[1]:
             raise ValueError(f"shape of test inputs={shapes[0]}: must be {shapes[1]}, that of the training inputs")
+
+    def hold_out(self, share: float, limit: int | None) -> "Dataset":
+        """With ``share`` of the training data held out for validation, and at most ``limit`` of the rest kept.
+
+        Which samples these are is the same for every run, whatever its seed. ``ValueError`` where nothing would be
+        left on either side, or ``limit`` is more than there is.
+        """
+        total = len(self.train)
+        held = round(share * total)
+        if share and not 0 < held < total:
+            raise ValueError(f"data.validation={share}: of {total} training samples, this leaves none on one side")
+        left = total - held
+        if limit is not None and limit > left:
+            raise ValueError(f"data.limit={limit}: must be at most {left}, what data.validation leaves for training")
+        if not held and limit is None:
+            return self
+        drawn = torch.randperm(total, generator=torch.Generator().manual_seed(0))
+        kept = drawn[held:][:limit]
+        return Dataset(self.train[kept], self.test, self.classes, self.train[drawn[:held]] if held else None)
 
     def normalised(self, inputs: Tensor) -> Tensor:
         """Images float32, with the mean 0 and the variance 1 in every channel of training; tokens as they are."""

@@ -22,15 +22,17 @@ def channel_frames(column: Column, job: Job, edge: Edge) -> Callable[[Tag], Fram
             case Kind.ACTIVATION:
                 return column.activation(edge.lower, batch)
             case Kind.TEST:
-                return column.test_activation(edge.lower, job.batches.test_size(tag.e))
+                return column.test_activation(edge.lower, job.batches.evaluation_size(tag.e))
             case Kind.PREDICTION:
-                return column.prediction(edge.lower, job.batches.test_size(tag.e))
+                return column.prediction(edge.lower, job.batches.evaluation_size(tag.e))
             case Kind.GRADIENT:
                 return column.target(edge.lower, tag.n, batch)
             case Kind.TARGET:
-                tests = job.batches.all_test_labels()
-                tail: Specs = ((tuple(tests.shape), tests.dtype),) if job.plan.evaluates_after(tag.n) else ()
-                return (*column.target(edge.lower, tag.n, batch), *tail)
+                target = column.target(edge.lower, tag.n, batch)
+                if not job.plan.evaluates_after(tag.n):
+                    return target
+                labels = job.batches.labels_of(job.plan.evaluation(tag.n))
+                return (*target, (tuple(labels.shape), labels.dtype))
 
     def frame(tag: Tag) -> Frame:
         key = specs(tag)

@@ -58,7 +58,8 @@ def prepare(config: TrainConfig, ranks: int, local_rank: int = 0, local_ranks: i
         batches=min(total, config.train.steps or total),
         lag=0 if exact else config.engine.lag,
         evaluate_every=config.train.evaluate_every,
-        test_batches=batches.test_batches,
+        test_batches=len(batches.test) if config.train.test else 0,
+        validation_batches=len(batches.validation),
         gradients_from=config.blocks if schedule == "naive" else 0,
         predicts_down=schedule == "free" and ALGORITHMS[config.algorithm.name].predicts_down,
     )

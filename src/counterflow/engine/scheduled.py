@@ -111,8 +111,7 @@ class Pipeline:
                 metrics = {} if loss is None or output is None else _metrics(loss, output, labels.to(job.device))
                 for block in owned:
                     observer.learnt(block, n, metrics if block == job.topology.blocks else {})
-                if plan.evaluates_after(n):
-                    self._evaluate(mine, n, observer)
+                self._evaluate(mine, n, observer)
                 other += perf_counter() - stepped
             except Exception as error:
                 reason = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -201,28 +200,30 @@ class Pipeline:
 
     @torch.no_grad()
     def _evaluate(self, mine: Mapping[int, nn.Module], n: int, observer: Observer) -> None:
-        """Send every test batch up through all stages, forward only."""
+        """Send every evaluation batch after batch ``n`` up through all stages, forward only."""
         job, last = self._job, len(self._stages) - 1
         tally = Tally()
         for module in mine.values():
             module.eval()
-        for e in range(job.plan.test_batches):
+        for e in job.plan.evaluation(n):
             activation = torch.empty(0)
             for stage, module in mine.items():
                 if stage == 0:
-                    activation = job.batches.test_inputs(e).to(job.device)
+                    activation = job.batches.evaluation_inputs(e).to(job.device)
                 elif stage - 1 not in mine:
-                    activation = torch.empty_like(self._example(stage - 1, job.batches.test_size(e)))
+                    activation = torch.empty_like(self._example(stage - 1, job.batches.evaluation_size(e)))
                     dist.recv(activation, self._ranks[stage - 1], group=self._group)
                 activation = module(activation)
                 if stage < last and stage + 1 not in mine:
                     dist.send(activation, self._ranks[stage + 1], group=self._group)
                 elif stage == last:
-                    tally.add(activation.argmax(-1).unsqueeze(0), job.batches.test_labels(e).to(job.device))
-        for stage, module in mine.items():
+                    tally.add(activation.argmax(-1).unsqueeze(0), job.batches.evaluation_labels(e).to(job.device))
+            split = job.plan.split_ending(e)
+            if split is not None:
+                for block in (block for stage in mine for block in self._stages[stage]):
+                    observer.evaluated(block, n, split, tally.take()[0] if block == job.topology.blocks else None)
+        for module in mine.values():
             module.train()
-            for block in self._stages[stage]:
-                observer.evaluated(block, n, tally.take()[0] if block == job.topology.blocks else None)
 
 
 def _cross_entropy(output: Tensor, labels: Tensor) -> Tensor:

@@ -41,9 +41,9 @@ def inputs(batches: Batches, plan: Plan, device: torch.device) -> Source:
     def items() -> Iterator[Item]:
         for tag in plan.activations():
             test = tag.kind is Kind.TEST
-            x = batches.test_inputs(tag.e) if test else batches.inputs(tag.n)
+            x = batches.evaluation_inputs(tag.e) if test else batches.inputs(tag.n)
             if plan.predicts_down:
-                yield tag, (x, batches.test_labels(tag.e) if test else batches.labels(tag.n))
+                yield tag, (x, batches.evaluation_labels(tag.e) if test else batches.labels(tag.n))
             else:
                 yield tag, (x,)
 
@@ -51,14 +51,14 @@ def inputs(batches: Batches, plan: Plan, device: torch.device) -> Source:
 
 
 def labels(batches: Batches, plan: Plan, device: torch.device) -> Source:
-    """What enters at the top: the labels of every training batch, and of all test batches before an evaluation."""
+    """What enters at the top: the labels of every training batch, and of all batches of the evaluation after it."""
 
     def items() -> Generator[Item]:
         for tag in plan.targets():
             if tag.kind is Kind.PREDICTION:
                 yield tag, ()
             else:
-                tests = (batches.all_test_labels(),) if plan.evaluates_after(tag.n) else ()
+                tests = (batches.labels_of(plan.evaluation(tag.n)),) if plan.evaluates_after(tag.n) else ()
                 yield tag, (batches.labels(tag.n), *tests)
 
     return Source(items(), device)

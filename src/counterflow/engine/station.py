@@ -33,7 +33,7 @@ class Observer(Protocol):
 
     def learnt(self, block: int, n: int, metrics: Metrics) -> None: ...
 
-    def evaluated(self, block: int, n: int, accuracy: float | None) -> None: ...
+    def evaluated(self, block: int, n: int, split: str, accuracy: float | None) -> None: ...
 
 
 @dataclass
@@ -73,8 +73,9 @@ class Station:
         self._in_flight: dict[int, Payload] = {}
         """Messages from below until their gradients come."""
         self._test_labels: dict[int, Tensor] = {}
-        """Of all test data by training batch; where predictions come down, the bottom's of each test batch by ``e``."""
-        self._test_size = 0
+        """Of a whole evaluation by training batch; where predictions come down, the bottom's of each batch by ``e``."""
+        self._judged = 0
+        """Samples of the current evaluation so far."""
         self._own: dict[int, Tensor] = {}
         """This block's part in the prediction of each test batch, until the rest of it comes down."""
         self._tally = Tally()
@@ -144,13 +145,16 @@ class Station:
             self._own[e] = own
             return
         if own is not None:
-            labels = self._test_labels[n][e * self._test_size :][:size]
-            self._test_size = max(self._test_size, size)  # all test batches but the last have one size
+            labels = self._test_labels[n][self._judged :][:size]
+            self._judged += size
             self._tally.add(own.unsqueeze(0), labels)
-        if e == self._plan.test_batches - 1:
-            self._test_labels.pop(n, None)
+        split = self._plan.split_ending(e)
+        if split is not None:
             accuracies = self._tally.take()
-            self._observer.evaluated(self.block, n, accuracies[0] if accuracies else None)
+            self._observer.evaluated(self.block, n, split, accuracies[0] if accuracies else None)
+        if e == self._plan.evaluation(n)[-1]:
+            self._test_labels.pop(n, None)
+            self._judged = 0
 
     @torch.no_grad()
     def predict(self, n: int, e: int) -> None:
@@ -164,9 +168,10 @@ class Station:
             self._send(self.ports.down, tag, below)
             return
         self._tally.add(below[0], self._test_labels.pop(e))
-        if e == self._plan.test_batches - 1:
+        split = self._plan.split_ending(e)
+        if split is not None:
             for block, accuracy in enumerate(self._tally.take(), self.block):
-                self._observer.evaluated(block, n, accuracy)
+                self._observer.evaluated(block, n, split, accuracy)
 
     def close(self) -> None:
         ports = self.ports

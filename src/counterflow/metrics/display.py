@@ -54,7 +54,7 @@ class Display:
             if not self._console.is_terminal:
                 accuracies = " ".join(_figure(value) for value in row.column("accuracy"))
                 self._console.print(
-                    f"batch {row.n + 1}/{self._batches}: test accuracy of blocks, bottom to top: {accuracies}",
+                    f"batch {row.n + 1}/{self._batches}: {row.event} accuracy of blocks, bottom to top: {accuracies}",
                     soft_wrap=True,
                 )
         if self._console.is_terminal:
@@ -62,7 +62,14 @@ class Display:
 
     def table(self) -> Table:
         table = Table(box=None, pad_edge=False)
-        for name in ("block", "rank", "loss", "accuracy", "test accuracy", "waits"):
+        for name in (
+            "block",
+            "rank",
+            "loss",
+            "accuracy",
+            f"{self._test.event if self._test else 'test'} accuracy",
+            "waits",
+        ):
             table.add_column(name, justify="right")
         if self._train is None:
             return table

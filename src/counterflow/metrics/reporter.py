@@ -27,8 +27,8 @@ class Reporter:
         if n % self._every == 0 or n == self._last:
             self._report("train", block, n, {name: float(value) for name, value in metrics.items()})
 
-    def evaluated(self, block: int, n: int, accuracy: float | None) -> None:
-        self._report("test", block, n, {} if accuracy is None else {"accuracy": accuracy})
+    def evaluated(self, block: int, n: int, split: str, accuracy: float | None) -> None:
+        self._report(split, block, n, {} if accuracy is None else {"accuracy": accuracy})
 
     def _report(self, event: str, block: int, n: int, figures: Mapping[str, float]) -> None:
         seconds = perf_counter() - self._start

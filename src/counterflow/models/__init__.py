@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from counterflow.config import ModelConfig
-from counterflow.models.cifar_resnet import cifar_resnet
 from counterflow.models.cnn import cnn
 from counterflow.models.custom import custom
 from counterflow.models.mlp import mlp
@@ -24,8 +23,8 @@ _IMAGES: dict[str, _Builder] = {
     "vgg": vgg,
     "resnet18": resnet,
     "resnet50": resnet,
-    "resnet20": cifar_resnet,
-    "resnet32": cifar_resnet,
+    "resnet20": resnet,
+    "resnet32": resnet,
 }
 _SEQUENCES: dict[str, _Builder] = {"transformer": transformer}
 _ANY: dict[str, _Builder] = {"custom": custom}

@@ -1,26 +1,57 @@
-"""Residual networks of torchvision, with the stem for small images."""
+"""Residual networks with the stem for small images, from the blocks of torchvision."""
 
-from itertools import chain
-
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from counterflow.config import ResNetConfig
 
 
-def resnet(config: ResNetConfig, input_shape: tuple[int, ...], classes: int) -> nn.Sequential:
-    """torchvision's network named ``config.name`` as layers: stem, every residual block, output ``[B, classes]``.
+class Shortcut(nn.Module):
+    """Every second pixel, and channels of zeros up to ``channels``: ``[B, C, H, W]`` to ``[B, channels, H/2, W/2]``.
 
-    As in He et al. (2016), section 4.2, small images enter through a 3x3 convolution of stride 1 without pooling.
-    torchvision's ReLUs work in place, but only on results of the same layer, never on its input.
+    Option A of He et al. (2016): no parameters. Odd sides are rounded up, as by a convolution of stride 2.
     """
-    from torchvision.models import get_model  # seconds of import, for every process that needs no ResNet
 
-    network = get_model(config.name, weights=None, num_classes=classes)
-    convolution = nn.Conv2d(input_shape[0], network.conv1.out_channels, 3, padding=1, bias=False)
-    # torchvision's own initialisation of convolutions, which the new one missed.
-    nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
-    return nn.Sequential(
-        nn.Sequential(convolution, network.bn1, network.relu),
-        *chain(network.layer1, network.layer2, network.layer3, network.layer4),
-        nn.Sequential(network.avgpool, nn.Flatten(), network.fc),
-    )
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 0, self.channels - x.shape[1]))
+
+
+def _projection(inputs: int, outputs: int, stride: int) -> nn.Module:
+    """Option B of He et al. (2016)."""
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+
+def resnet(config: ResNetConfig, input_shape: tuple[int, ...], classes: int) -> nn.Sequential:
+    """He et al. (2016) as layers: stem, every residual block, output ``[B, classes]``.
+
+    As in their section 4.2, small images enter through a 3x3 convolution without pooling; every stage after the first
+    halves the pixels and doubles the channels. ``resnet50`` has bottleneck blocks; ``resnet20`` and ``resnet32`` have
+    shortcuts without parameters. torchvision's ReLUs work in place, but only on results of the same layer, never on
+    its input.
+    """
+    from torchvision.models.resnet import BasicBlock, Bottleneck  # seconds of import, for those who need no ResNet
+
+    kind = Bottleneck if config.name == "resnet50" else BasicBlock
+    parameterless = config.name in ("resnet20", "resnet32")
+    channels = config.width
+    stem = nn.Conv2d(input_shape[0], channels, 3, config.stride, padding=1, bias=False)
+    network = nn.Sequential(nn.Sequential(stem, nn.BatchNorm2d(channels), nn.ReLU(inplace=True)))
+    for stage, blocks in enumerate(config.stages):
+        planes = config.width * 2**stage
+        outputs = planes * kind.expansion
+        for block in range(blocks):
+            stride = 2 if stage > 0 and block == 0 else 1
+            shortcut: nn.Module | None = None
+            if stride > 1 or channels != outputs:
+                shortcut = Shortcut(outputs) if parameterless else _projection(channels, outputs, stride)
+            network.append(kind(channels, planes, stride, shortcut))
+            channels = outputs
+    network.append(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes)))
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):  # torchvision's initialisation, and He et al.'s (2015)
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    return network

@@ -11,8 +11,9 @@ from counterflow.topology import Stream
 class Plan:
     """The course of a run of ``batches`` training batches.
 
-    ``lag`` is per hop; 0 is the locked, sequential algorithm (`engine.lag=exact`). After every ``evaluate_every``
-    batches (0: only after the last) come ``test_batches`` batches of test data.
+    ``lag`` is per hop; 0 is the locked, sequential algorithm (`engine.lag=exact`). After the last batch come
+    ``validation_batches`` batches of held out training data and then ``test_batches`` of test data; after every
+    ``evaluate_every`` batches before it (0: never) the former alone, or the latter if nothing is held out.
 
     What comes down depends on the rule: targets while training, which a lag lets leave early; or, with
     ``predicts_down``, nothing while training, so that there is nothing to lag, and predictions of every test batch;
@@ -26,6 +27,7 @@ class Plan:
     test_batches: int = 0
     predicts_down: bool = False
     gradients_from: int = 0
+    validation_batches: int = 0
 
     def __post_init__(self) -> None:
         assert not (self.predicts_down and self.gradients_from)
@@ -38,17 +40,28 @@ class Plan:
     def targets_down(self) -> bool:
         return not (self.predicts_down or self.gradients_from)
 
+    def evaluation(self, n: int) -> range:
+        """The evaluation batches ``e`` that follow batch ``n``."""
+        if n == self.batches - 1:
+            return range(self.validation_batches + self.test_batches)
+        if self.evaluate_every > 0 and (n + 1) % self.evaluate_every == 0:
+            return range(self.validation_batches or self.test_batches)
+        return range(0)
+
     def evaluates_after(self, n: int) -> bool:
-        if not self.test_batches:
-            return False
-        return n == self.batches - 1 or (self.evaluate_every > 0 and (n + 1) % self.evaluate_every == 0)
+        return len(self.evaluation(n)) > 0
+
+    def split_ending(self, e: int) -> str | None:
+        """The split whose last evaluation batch is ``e``, if any."""
+        if e == self.validation_batches + self.test_batches - 1:
+            return "test" if self.test_batches else "validation"
+        return "validation" if e == self.validation_batches - 1 else None
 
     def activations(self) -> Iterator[Tag]:
         """What enters at the bottom, and every activation edge carries, in order."""
         for n in range(self.batches):
             yield Tag(Kind.ACTIVATION, n)
-            if self.evaluates_after(n):
-                yield from (Tag(Kind.TEST, n, e) for e in range(self.test_batches))
+            yield from (Tag(Kind.TEST, n, e) for e in self.evaluation(n))
 
     def targets(self) -> Iterator[Tag]:
         """What every target edge carries, in order; targets also enter at the top."""
@@ -57,8 +70,8 @@ class Plan:
                 yield Tag(Kind.TARGET, n)
             elif self.gradients_from:
                 yield Tag(Kind.GRADIENT, n)
-            elif self.evaluates_after(n):
-                yield from (Tag(Kind.PREDICTION, n, e) for e in range(self.test_batches))
+            else:
+                yield from (Tag(Kind.PREDICTION, n, e) for e in self.evaluation(n))
 
     def messages(self, stream: Stream) -> Iterator[Tag]:
         return self.activations() if stream is Stream.ACTIVATION else self.targets()

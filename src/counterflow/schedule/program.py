@@ -108,15 +108,14 @@ def rank_program(blocks: range, plan: Plan) -> Iterator[Action]:
         else:
             for block in blocks:
                 yield from _batch(block, n, plan)
-        if plan.evaluates_after(n):
-            yield from _evaluation(blocks, n, plan)
+        yield from _evaluation(blocks, n, plan)
 
 
 def _evaluation(blocks: range, n: int, plan: Plan) -> Iterator[Action]:
-    for e in range(plan.test_batches):
+    for e in plan.evaluation(n):
         yield from (Action(Op.EVALUATE, block, n, e) for block in blocks)
     if plan.predicts_down:
-        for e in range(plan.test_batches):
+        for e in plan.evaluation(n):
             yield from (Action(Op.PREDICT, block, n, e) for block in reversed(blocks))
 
 
@@ -138,7 +137,6 @@ def _naive_program(blocks: range, plan: Plan) -> Iterator[Action]:
             back = n - 2 * (top - block)
             if 0 <= back <= last:
                 yield Action(Op.BACKWARD, block, back)
-        if n < last and plan.evaluates_after(n):
+        if n < last:
             yield from _evaluation(blocks, n, plan)
-    if plan.evaluates_after(last):
-        yield from _evaluation(blocks, last, plan)
+    yield from _evaluation(blocks, last, plan)
