@@ -338,6 +338,13 @@ class EngineConfig:
     threads: Any = "auto"
     """Intra-op threads of every process; ``auto`` is cores / blocks, at least 1."""
     backend: str = "auto"
+    precision: str = "fp32"
+    """``bf16`` computes under autocast, with parameters and messages in float32; ``auto`` does so where the processor
+    has units for it (CUDA from compute capability 8, AMX)."""
+    channels_last: bool = False
+    """Images with channels innermost, in memory and in messages: faster convolutions, and other bits."""
+    compile: bool = False
+    """Compile every block with torch.compile, which takes its time before the first batch."""
     timeout: float = 300.0
     """Seconds that any single wait may last before the run ends."""
 
@@ -354,6 +361,7 @@ class EngineConfig:
         if self.threads != "auto" and not (type(self.threads) is int and self.threads >= 1):
             raise ValueError(f"engine.threads={self.threads}: allowed are auto and whole numbers of at least 1")
         _one_of("engine.backend", self.backend, ("auto", "gloo", "nccl"))
+        _one_of("engine.precision", self.precision, ("fp32", "bf16", "auto"))
         if not 0 < self.timeout <= 1e6:  # what every clock and timer below can hold
             raise ValueError(f"engine.timeout={self.timeout}: must be greater than 0 and at most 1000000")
 
@@ -387,11 +395,17 @@ class LoopConfig:
 @dataclass(kw_only=True)
 class RunConfig:
     dir: str | None = None
-    """Run directory; by default a new one under ``runs/``, named by rank 0."""
+    """Run directory; by default a new one under ``runs/``, named by rank 0. Of a sweep, the folder with all of its
+    runs; by default ``runs/EXPERIMENT-SCALE``."""
+    experiment: str | None = None
+    """Name of the preset under ``conf/experiment``; each sets it itself."""
     display: bool = True
     """The live display on rank 0."""
+    activations: int = 0
+    """Save what every block puts out for so many test samples after the last batch, in ``activations.npz``."""
 
 
+SCALES = ("smoke", "cpu", "full")
 PIPELINES = ("gpipe", "1f1b", "interleaved1f1b", "zbv")
 SCHEDULES = ("auto", "free", *PIPELINES, "naive")
 
@@ -400,6 +414,8 @@ SCHEDULES = ("auto", "free", *PIPELINES, "naive")
 class TrainConfig:
     seed: int = 1
     blocks: int = 4
+    scale: str = "full"
+    """Which of the values an experiment's preset names: ``smoke`` for a minute, ``cpu`` for an hour, ``full``."""
     device: str = "auto"
     schedule: str = "auto"
     """How ranks take turns: ``free`` for local rules; for end-to-end references a pipeline schedule of torch. ``auto``
@@ -415,6 +431,9 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _at_least("seed", self.seed, 0)
         _at_least("blocks", self.blocks, 1)
+        _one_of("scale", self.scale, SCALES)
+        if self.scale != "full" and self.run.experiment is None:
+            raise ValueError(f"scale={self.scale}: has no effect without experiment=NAME, whose values it chooses")
         _one_of("schedule", self.schedule, SCHEDULES)
         _one_of("device", self.device, ("auto", "cpu", "cuda"))
         if not self.train.test and not self.data.validation:

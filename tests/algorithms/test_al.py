@@ -45,6 +45,9 @@ class Seen:
     metrics: dict[tuple[int, int], dict[str, Tensor]] = field(default_factory=dict)
     accuracies: dict[tuple[int, int, str], float | None] = field(default_factory=dict)
 
+    def wants(self, n: int) -> bool:
+        return True
+
     def learnt(self, block: int, n: int, metrics: dict[str, Tensor]) -> None:
         self.metrics[block, n] = {name: value.clone() for name, value in metrics.items()}
 
@@ -96,14 +99,16 @@ def trained(job: Job, algorithm: Algorithm) -> tuple[list[ALRule], Seen]:
     rules: dict[int, ALRule] = {}
     seen = Seen()
 
-    class Keeping:
-        def rule(self, block: int) -> nn.Module:
-            rule = algorithm.rule(block)
-            assert isinstance(rule, ALRule)
-            rules[block] = rule
-            return rule
+    make = algorithm.rule
 
-    run(job, Keeping(), connect(None, 0, 1, timeout=30), seen, Waits())  # type: ignore[arg-type]
+    def keep(block: int) -> ALRule:
+        rule = make(block)
+        assert isinstance(rule, ALRule)
+        rules[block] = rule
+        return rule
+
+    algorithm.rule = keep  # type: ignore[method-assign]
+    run(job, algorithm, connect(None, 0, 1, timeout=30), seen, Waits())
     return [rules[k] for k in range(1, N + 1)], seen
 
 

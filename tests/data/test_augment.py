@@ -14,7 +14,7 @@ def augmented(indices, *, images=IMAGES, seed=1, epoch=0, padding=2, flip=True):
 
 def naive(index, *, images, padding, flip):
     """One image, pixel by pixel."""
-    top, left, mirrored = (int(table[index]) for table in _tables(1, 0, SIZE, padding))
+    top, left, mirrored = (int(table[index]) for table in _tables(1, 0, SIZE, padding, torch.device("cpu")))
     image, result = images[index], torch.zeros_like(images[index])
     channels, height, width = image.shape
     for c in range(channels):

@@ -28,6 +28,9 @@ class Errors:
     def __init__(self) -> None:
         self.errors: dict[tuple[int, int], float] = {}
 
+    def wants(self, n: int) -> bool:
+        return True
+
     def learnt(self, block: int, n: int, metrics: dict[str, Tensor]) -> None:
         if "update_error" in metrics:
             self.errors[block, n] = float(metrics["update_error"])

@@ -56,6 +56,9 @@ class Losses:
     def __init__(self) -> None:
         self.losses: dict[int, float] = {}
 
+    def wants(self, n: int) -> bool:
+        return True
+
     def learnt(self, block: int, n: int, metrics: dict[str, Tensor]) -> None:
         if metrics:
             self.losses[n] = float(metrics["loss"])

@@ -81,7 +81,8 @@ class LocalRule(nn.Module, ABC):
     @property
     @abstractmethod
     def effective(self) -> Sequence[nn.Module]:
-        """The modules without which the network does not predict; all others only help to learn."""
+        """The modules without which the network does not predict, the forward block first; all others only help to
+        learn."""
 
 
 class Column(ABC):

@@ -15,23 +15,25 @@ def augment(images: Tensor, indices: Tensor, *, seed: int, epoch: int, size: int
     What happens to an image depends on (seed, epoch) and its index among the ``size`` training images, int64 ``[B]``,
     never on its batch.
     """
-    top, left, mirrored = (table[indices, None] for table in _tables(seed, epoch, size, padding))
+    device = images.device
+    top, left, mirrored = (table[indices, None] for table in _tables(seed, epoch, size, padding, device))
     channels, height, width = images.shape[1:]
-    rows = top + torch.arange(height)
-    columns = left + torch.arange(width)
+    rows = top + torch.arange(height, device=device)
+    columns = left + torch.arange(width, device=device)
     if flip:
         columns = columns.flip(1).where(mirrored, columns)
     return F.pad(images, (padding,) * 4)[
-        torch.arange(len(images))[:, None, None, None],
-        torch.arange(channels)[:, None, None],
+        torch.arange(len(images), device=device)[:, None, None, None],
+        torch.arange(channels, device=device)[:, None, None],
         rows[:, None, :, None],
         columns[:, None, None, :],
     ]
 
 
 @lru_cache(maxsize=1)
-def _tables(seed: int, epoch: int, size: int, padding: int) -> tuple[Tensor, Tensor, Tensor]:
+def _tables(seed: int, epoch: int, size: int, padding: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Top row and left column of the crop, int64 in ``0..2 * padding``, and whether to flip; ``[size]`` each."""
     generator = torch.Generator().manual_seed(derive(seed, "augment", epoch))
     top, left = torch.randint(2 * padding + 1, (2, size), generator=generator)
-    return top, left, torch.randint(2, (size,), generator=generator).bool()
+    mirrored = torch.randint(2, (size,), generator=generator).bool()
+    return top.to(device), left.to(device), mirrored.to(device)

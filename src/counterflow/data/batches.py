@@ -1,6 +1,7 @@
 """What enters the network: inputs at the bottom, labels at the top."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -8,7 +9,7 @@ from torch import Tensor
 from counterflow.config import DataConfig
 from counterflow.data.augment import augment
 from counterflow.data.dataset import Dataset, Split
-from counterflow.data.order import Order
+from counterflow.data.order import CPU, Order
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,18 +23,31 @@ class Batches:
     dataset: Dataset
     config: DataConfig
     order: Order
+    device: torch.device = CPU
+    """Where batches are prepared, if the data fits there."""
+    _placed: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         assert self.order.size == len(self.dataset.train)
         if self.config.augment and self.dataset.train.sequences:
             raise ValueError(f"data.augment=true: is for images, allowed for data={self.config.name} is false")
 
+    @cached_property
+    def resident(self) -> bool:
+        """Whether the data lies on a GPU as a whole, as it does if it takes less than half of the free memory."""
+        if self.device.type != "cuda":
+            return False
+        splits = [self.dataset.train, self.dataset.test]
+        free, _ = torch.cuda.mem_get_info(self.device)
+        return sum(split.inputs.nbytes for split in splits) < free / 2
+
     def inputs(self, n: int) -> Tensor:
         """Inputs of training batch ``n``: images, normalised and, if configured, augmented, float32 ``[B, C, H, W]``;
         or tokens, int64 ``[B, T]``.
         """
-        indices = self.order.indices(n)
-        inputs = self.dataset.train.inputs[indices]
+        inputs = self._place(self.dataset.train.inputs)
+        indices = self.order.indices(n, inputs.device)
+        inputs = inputs[indices]
         if self.config.augment:
             inputs = augment(
                 inputs,
@@ -48,7 +62,8 @@ class Batches:
 
     def labels(self, n: int) -> Tensor:
         """Labels of training batch ``n``, int64 ``[B]``, or ``[B, T]`` of sequences."""
-        return self.dataset.train.labels[self.order.indices(n)]
+        labels = self._place(self.dataset.train.labels)
+        return labels[self.order.indices(n, labels.device)]
 
     @property
     def validation(self) -> range:
@@ -64,7 +79,7 @@ class Batches:
     def evaluation_inputs(self, e: int) -> Tensor:
         """Inputs of evaluation batch ``e``: normalised images, float32 ``[M, C, H, W]``, or int64 ``[M, T]``."""
         split, part = self._part(e)
-        return self.dataset.normalised(split.inputs[part])
+        return self.dataset.normalised(self._place(split.inputs)[part])
 
     def evaluation_labels(self, e: int) -> Tensor:
         """Labels of evaluation batch ``e``, int64 ``[M]``, or ``[M, T]``."""
@@ -78,6 +93,14 @@ class Batches:
     def labels_of(self, batches: range) -> Tensor:
         """Labels of consecutive evaluation batches, one after the other: int64 ``[M]``, or ``[M, T]``."""
         return torch.cat([self.evaluation_labels(e) for e in batches])
+
+    def _place(self, tensor: Tensor) -> Tensor:
+        """The same on the device, where it stays, if the data is resident: only what this process uses is moved."""
+        if not self.resident:
+            return tensor
+        if id(tensor) not in self._placed:
+            self._placed[id(tensor)] = tensor.to(self.device)
+        return self._placed[id(tensor)]
 
     def _count(self, split: Split | None) -> int:
         return 0 if split is None else -(-len(split) // self.order.batch_size)

@@ -94,7 +94,7 @@ class Dataset:
         """Images float32, with the mean 0 and the variance 1 in every channel of training; tokens as they are."""
         if self.train.sequences:
             return inputs
-        mean, std = self.moments
+        mean, std = (moment.to(inputs.device, non_blocking=True) for moment in self.moments)
         return (inputs.float() - mean[:, None, None]) / std[:, None, None]
 
     @cached_property

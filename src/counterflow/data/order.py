@@ -8,6 +8,8 @@ from torch import Tensor
 
 from counterflow.seeding import derive
 
+CPU = torch.device("cpu")
+
 
 @dataclass(frozen=True)
 class Order:
@@ -35,13 +37,13 @@ class Order:
         assert n >= 0
         return n // self.steps_per_epoch
 
-    def indices(self, n: int) -> Tensor:
+    def indices(self, n: int, device: torch.device = CPU) -> Tensor:
         """The training data of batch ``n``, int64 ``[batch_size]``."""
         start = n % self.steps_per_epoch * self.batch_size
-        return _permutation(self.size, self.seed, self.epoch(n))[start : start + self.batch_size].clone()
+        return _permutation(self.size, self.seed, self.epoch(n), device)[start : start + self.batch_size].clone()
 
 
 # Two, because one process may hold both ends of the network, and these reach the next epoch at different times.
 @lru_cache(maxsize=2)
-def _permutation(size: int, seed: int, epoch: int) -> Tensor:
-    return torch.randperm(size, generator=torch.Generator().manual_seed(derive(seed, "order", epoch)))
+def _permutation(size: int, seed: int, epoch: int, device: torch.device) -> Tensor:
+    return torch.randperm(size, generator=torch.Generator().manual_seed(derive(seed, "order", epoch))).to(device)

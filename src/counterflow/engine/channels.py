@@ -16,6 +16,7 @@ def channel_frames(column: Column, job: Job, edge: Edge) -> Callable[[Tag], Fram
     """The layout of every message of ``edge``, agreed on by both ends without a word: a function of its tag."""
     batch = job.config.train.batch_size
     frames: dict[Specs, Frame] = {}
+    packed = job.numerics.packed_shape
 
     def specs(tag: Tag) -> Specs:
         match tag.kind:
@@ -37,7 +38,7 @@ def channel_frames(column: Column, job: Job, edge: Edge) -> Callable[[Tag], Fram
     def frame(tag: Tag) -> Frame:
         key = specs(tag)
         if key not in frames:
-            frames[key] = Frame(tuple(TensorSpec(shape, dtype) for shape, dtype in key))
+            frames[key] = Frame(tuple(TensorSpec(packed(shape), dtype) for shape, dtype in key))
         return frames[key]
 
     return frame
@@ -58,7 +59,7 @@ class Channels:
         return Ports(
             below=self._receiver(Edge(Stream.ACTIVATION, block - 1))
             if block > 1
-            else source.inputs(job.batches, job.plan, job.device),
+            else source.inputs(job.batches, job.plan, job.numerics),
             up=self._sender(Edge(Stream.ACTIVATION, block)) if block < top else None,
             above=self._receiver(Edge(Stream.TARGET, block))
             if block < top

@@ -3,11 +3,17 @@
 from dataclasses import replace
 from time import perf_counter
 
+import torch
+
 from counterflow.algorithms import Column
+from counterflow.algorithms.rule import LocalRule
+from counterflow.engine import cost as costs
 from counterflow.engine.channels import Channels
+from counterflow.engine.cost import Cost
 from counterflow.engine.execute import execute
 from counterflow.engine.job import Job
 from counterflow.engine.outcome import Outcome, count
+from counterflow.engine.specimens import Specimens
 from counterflow.engine.station import Observer, Station, Waits
 from counterflow.metrics.fingerprint import digest
 from counterflow.schedule import Op, rank_program
@@ -19,16 +25,22 @@ def run(job: Job, column: Column, world: World, observer: Observer, waits: Waits
     blocks = job.topology.blocks_of(world.rank)
     world.open_edges(job.topology, job.backend, job.device)
     channels = Channels(job, column, world)
+    rules = {block: column.rule(block) for block in blocks}
+    cost = sum((_cost(job, column, block, rule) for block, rule in rules.items()), Cost(0, 0, 0))
+    for rule in rules.values():
+        job.numerics.place(rule, rule.effective)
+    specimens = {block: Specimens(job.config.run.activations, job.plan) for block in blocks}
     stations = {
         block: Station(
             block,
-            column.rule(block).to(job.device),
+            rules[block],
             channels.ports(block),
             job.plan,
             job.config.seed,
-            job.device,
+            job.numerics,
             observer,
             waits,
+            specimens[block],
         )
         for block in blocks
     }
@@ -38,17 +50,28 @@ def run(job: Job, column: Column, world: World, observer: Observer, waits: Waits
         if action.op in (Op.LEARN, Op.BACKWARD) and action.block == blocks[-1] and action.n == steady - 1:
             start, before = perf_counter(), replace(waits)
     seconds = perf_counter() - start
-    rules = [station.rule for station in stations.values()]
-    effective = sum(count(rule.effective) for rule in rules)
+    effective = sum(count(rule.effective) for rule in rules.values())
     outcome = Outcome(
-        digests={block: digest(station.rule) for block, station in stations.items()},
+        digests={block: digest(rule) for block, rule in rules.items()},
         effective_parameters=effective,
-        affiliated_parameters=count(rules) - effective,
+        affiliated_parameters=count(rules.values()) - effective,
         seconds=seconds,
         batches=job.plan.batches - steady,
         receive_wait=waits.receive - before.receive,
         send_wait=waits.send - before.send,
+        cost=cost,
+        activations={block: kept for block, of in specimens.items() if (kept := of.take()) is not None},
     )
     for station in stations.values():
         station.close()
     return outcome
+
+
+def _cost(job: Job, column: Column, block: int, rule: LocalRule) -> Cost:
+    inputs = job.example if block == 1 else None
+    if job.plan.gradients_from:
+        (activation, _), *_ = column.activation(max(1, block - 1), costs.SAMPLES)
+        return costs.backprop(
+            rule.effective[0], torch.randn(activation) if inputs is None else inputs[: costs.SAMPLES], block == 1
+        )
+    return costs.local(column, block, rule, inputs, job)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from counterflow import models
 from counterflow.algorithms import ALGORITHMS, REFERENCES, Task
@@ -11,6 +11,7 @@ from counterflow.config import PIPELINES, TrainConfig
 from counterflow.data import load
 from counterflow.data.batches import Batches
 from counterflow.data.order import Order
+from counterflow.engine.numerics import Numerics
 from counterflow.engine.threads import intra_op_threads
 from counterflow.models.partition import layer_counts, output_shapes
 from counterflow.schedule import Plan
@@ -31,7 +32,13 @@ class Job:
     counts: list[int] | None
     """Layers of every block; None if they are to be measured."""
     device: torch.device
+    numerics: Numerics
     backend: str
+
+    @property
+    def example(self) -> Tensor:
+        """The first batch of inputs, on the CPU."""
+        return self.batches.inputs(0).cpu()
 
 
 def prepare(config: TrainConfig, ranks: int, local_rank: int = 0, local_ranks: int = 1) -> Job:
@@ -52,7 +59,7 @@ def prepare(config: TrainConfig, ranks: int, local_rank: int = 0, local_ranks: i
         )
     dataset = load(config.data)
     order = Order(len(dataset.train), config.train.batch_size, config.seed)
-    batches = Batches(dataset, config.data, order)
+    batches = Batches(dataset, config.data, order, device)
     total = config.train.epochs * order.steps_per_epoch
     plan = Plan(
         batches=min(total, config.train.steps or total),
@@ -66,7 +73,7 @@ def prepare(config: TrainConfig, ranks: int, local_rank: int = 0, local_ranks: i
     train = dataset.train
     task = Task(tuple(train.inputs.shape[1:]), dataset.classes, tuple(train.labels.shape[1:]))
     network = models.build(config.model, task.input_shape, task.classes, config.seed)
-    example = batches.inputs(0)
+    example = batches.inputs(0).cpu()
     found, wanted = output_shapes([network], example)[0], (*task.label_shape, task.classes)
     if found != wanted:
         raise ValueError(
@@ -75,7 +82,19 @@ def prepare(config: TrainConfig, ranks: int, local_rank: int = 0, local_ranks: i
         )
     cut = config.model.cut
     counts = None if cut == "measured" else layer_counts(network, config.blocks, cut, example)
-    return Job(config, topology, schedule, batches, plan, network, task, counts, device, backend)
+    return Job(
+        config,
+        topology,
+        schedule,
+        batches,
+        plan,
+        network,
+        task,
+        counts,
+        device,
+        Numerics.of(config.engine, device),
+        backend,
+    )
 
 
 def _schedule(config: TrainConfig, ranks: int) -> str:

@@ -3,7 +3,9 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
+
+from counterflow.engine.cost import Cost
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,9 @@ class Outcome:
     """Seconds of these that it waited for a message."""
     send_wait: float
     """Seconds of these that it waited for room to send."""
+    cost: Cost
+    activations: dict[int, Tensor]
+    """What each of its blocks puts out for some test samples, ``[M, d]``, if wanted."""
 
 
 def count(modules: Iterable[nn.Module]) -> int:

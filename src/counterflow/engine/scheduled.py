@@ -17,10 +17,14 @@ from torch.distributed import pipelining
 
 from counterflow.algorithms.optimizer import BlockOptimizer
 from counterflow.data.prefetch import prefetch
+from counterflow.engine import cost as costs
+from counterflow.engine.cost import Cost
 from counterflow.engine.execute import RunError
 from counterflow.engine.job import Job
+from counterflow.engine.numerics import Numerics
 from counterflow.engine.outcome import Outcome, count
 from counterflow.engine.randomness import seed_forward
+from counterflow.engine.specimens import Specimens
 from counterflow.engine.station import Observer, Waits
 from counterflow.engine.tally import Tally
 from counterflow.metrics.fingerprint import digest
@@ -63,6 +67,27 @@ class _Stage(pipelining.PipelineStage):
         self.busy += perf_counter() - start
 
 
+class _Blocks(nn.Sequential):
+    """The blocks of a stage. Its messages are contiguous float32, whatever it computes with."""
+
+    def __init__(self, blocks: Sequence[nn.Module], numerics: Numerics) -> None:
+        super().__init__(*blocks)
+        self._numerics = numerics
+
+    def outputs(self, activation: Tensor) -> Iterator[Tensor]:
+        """Of every block, bottom to top."""
+        if self._numerics.channels_last and activation.ndim == 4:
+            activation = activation.contiguous(memory_format=torch.channels_last)
+        for block in self:
+            with self._numerics.autocast():
+                activation = block(activation)
+            yield activation
+
+    def forward(self, activation: Tensor) -> Tensor:
+        *_, output = self.outputs(activation)
+        return output.float().contiguous()
+
+
 class Pipeline:
     """The blocks of a run as stages, and who owns them."""
 
@@ -86,32 +111,40 @@ class Pipeline:
         """Train this rank's stages to the end. Raises `RunError`, after which the process should end."""
         job, plan = self._job, self._job.plan
         mine = {
-            stage: nn.Sequential(*(self._blocks[block - 1] for block in blocks)).to(job.device)
+            stage: _Blocks([self._blocks[block - 1] for block in blocks], job.numerics)
             for stage, (blocks, rank) in enumerate(zip(self._stages, self._ranks, strict=True))
             if rank == world.rank
         }
+        owned = [block for stage in mine for block in self._stages[stage]]
+        cost = sum((self._cost(block) for block in owned), Cost(0, 0, 0))
+        specimens = {block: Specimens(job.config.run.activations, plan) for block in owned}
+        for module in mine.values():
+            job.numerics.place(module, module)
         optimizer = BlockOptimizer(
             [p for module in mine.values() for p in module.parameters()], job.config.optimizer, plan.batches
         )
-        owned = [block for stage in mine for block in self._stages[stage]]
         busy, step = self._pipelined(mine, world) if world.size > 1 else self._alone(mine[0])
         steady = min(len(self._stages), plan.batches // 2)
         begin = start = perf_counter()
         other, waited = 0.0, 0.0  # updates, and evaluations as a whole, are no waiting
         bottom, top, nothing = 0 in mine, len(self._stages) - 1 in mine, torch.empty(0)
-        batches = prefetch(
+        items = (
             (job.batches.inputs(n) if bottom else nothing, job.batches.labels(n) if top else nothing)
             for n in range(plan.batches)
         )
+        batches = items if job.batches.resident else prefetch(items)
         for n, (inputs, labels) in enumerate(batches):
             try:
                 loss, output = step(n, inputs.to(job.device), labels.to(job.device))
                 stepped = perf_counter()
                 optimizer.step(n)
                 metrics = {} if loss is None or output is None else _metrics(loss, output, labels.to(job.device))
+                # On a GPU, to look at a number is to wait for it.
+                if metrics and (job.device.type == "cpu" or observer.wants(n)) and not math.isfinite(metrics["loss"]):
+                    raise FloatingPointError(f"the loss is {float(metrics['loss'])}")
                 for block in owned:
                     observer.learnt(block, n, metrics if block == job.topology.blocks else {})
-                self._evaluate(mine, n, observer)
+                self._evaluate(mine, n, observer, specimens)
                 other += perf_counter() - stepped
             except Exception as error:
                 reason = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -128,7 +161,14 @@ class Pipeline:
             batches=plan.batches - steady,
             receive_wait=waits.receive - waited,
             send_wait=0.0,
+            cost=cost,
+            activations={block: kept for block, of in specimens.items() if (kept := of.take()) is not None},
         )
+
+    def _cost(self, block: int) -> Cost:
+        bottom = block == 1
+        source = self._job.example[: costs.SAMPLES] if bottom else torch.randn(costs.SAMPLES, *self._shapes[block - 2])
+        return costs.backprop(self._blocks[block - 1], source, bottom)
 
     def _alone(self, network: nn.Module) -> tuple[Callable[[], float], Step]:
         job = self._job
@@ -199,21 +239,25 @@ class Pipeline:
         return torch.empty(size, *self._shapes[self._stages[stage][-1] - 1], device=job.device, requires_grad=True)
 
     @torch.no_grad()
-    def _evaluate(self, mine: Mapping[int, nn.Module], n: int, observer: Observer) -> None:
+    def _evaluate(
+        self, mine: Mapping[int, "_Blocks"], n: int, observer: Observer, specimens: Mapping[int, Specimens]
+    ) -> None:
         """Send every evaluation batch after batch ``n`` up through all stages, forward only."""
         job, last = self._job, len(self._stages) - 1
         tally = Tally()
-        for module in mine.values():
-            module.eval()
+        for blocks in mine.values():
+            blocks.eval()
         for e in job.plan.evaluation(n):
             activation = torch.empty(0)
-            for stage, module in mine.items():
+            for stage, blocks in mine.items():
                 if stage == 0:
                     activation = job.batches.evaluation_inputs(e).to(job.device)
                 elif stage - 1 not in mine:
                     activation = torch.empty_like(self._example(stage - 1, job.batches.evaluation_size(e)))
                     dist.recv(activation, self._ranks[stage - 1], group=self._group)
-                activation = module(activation)
+                for block, output in zip(self._stages[stage], blocks.outputs(activation), strict=True):
+                    specimens[block].offer(n, e, output)
+                    activation = output.float().contiguous()
                 if stage < last and stage + 1 not in mine:
                     dist.send(activation, self._ranks[stage + 1], group=self._group)
                 elif stage == last:
@@ -222,8 +266,8 @@ class Pipeline:
             if split is not None:
                 for block in (block for stage in mine for block in self._stages[stage]):
                     observer.evaluated(block, n, split, tally.take()[0] if block == job.topology.blocks else None)
-        for module in mine.values():
-            module.train()
+        for blocks in mine.values():
+            blocks.train()
 
 
 def _cross_entropy(output: Tensor, labels: Tensor) -> Tensor:
@@ -232,6 +276,4 @@ def _cross_entropy(output: Tensor, labels: Tensor) -> Tensor:
 
 
 def _metrics(loss: Tensor, output: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    if not math.isfinite(float(loss)):
-        raise FloatingPointError(f"the loss is {float(loss)}")
     return {"loss": loss, "accuracy": (output.argmax(-1) == labels).float().mean()}

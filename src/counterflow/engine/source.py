@@ -1,11 +1,12 @@
 """What enters the column from outside, as channels: inputs at the bottom, labels at the top."""
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 
 import torch
 
 from counterflow.data.batches import Batches
 from counterflow.data.prefetch import prefetch
+from counterflow.engine.numerics import Numerics
 from counterflow.message import Kind, Tag
 from counterflow.schedule import Plan
 from counterflow.transport import Payload
@@ -32,22 +33,23 @@ class Source:
         self._items.close()
 
 
-def inputs(batches: Batches, plan: Plan, device: torch.device) -> Source:
+def inputs(batches: Batches, plan: Plan, numerics: Numerics) -> Source:
     """The network's input of every training and test batch, each prepared while the one before trains.
 
     With the labels of the batch, where these enter at the bottom too.
     """
 
-    def items() -> Iterator[Item]:
+    def items() -> Generator[Item]:
         for tag in plan.activations():
             test = tag.kind is Kind.TEST
-            x = batches.evaluation_inputs(tag.e) if test else batches.inputs(tag.n)
+            (x,) = numerics.pack((batches.evaluation_inputs(tag.e) if test else batches.inputs(tag.n),))
             if plan.predicts_down:
                 yield tag, (x, batches.evaluation_labels(tag.e) if test else batches.labels(tag.n))
             else:
                 yield tag, (x,)
 
-    return Source(prefetch(items()), device)
+    # Data that lies on a GPU is prepared there, in the order of its stream: a thread would only be in the way.
+    return Source(items() if batches.resident else prefetch(items()), numerics.device)
 
 
 def labels(batches: Batches, plan: Plan, device: torch.device) -> Source:

@@ -1,6 +1,8 @@
 """A block pair at its four ports: what each action of its program does."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Protocol
@@ -9,7 +11,9 @@ import torch
 from torch import Tensor
 
 from counterflow.algorithms.rule import LocalRule, Metrics, Target
+from counterflow.engine.numerics import Numerics
 from counterflow.engine.randomness import seed_forward
+from counterflow.engine.specimens import Specimens
 from counterflow.engine.tally import Tally
 from counterflow.message import Kind, Tag
 from counterflow.schedule import Plan
@@ -30,6 +34,10 @@ class Ports:
 
 class Observer(Protocol):
     """Who is told what happened in which block."""
+
+    def wants(self, n: int) -> bool:
+        """Whether the figures of batch ``n`` will be read."""
+        ...
 
     def learnt(self, block: int, n: int, metrics: Metrics) -> None: ...
 
@@ -54,9 +62,10 @@ class Station:
         ports: Ports,
         plan: Plan,
         seed: int,
-        device: torch.device,
+        numerics: Numerics,
         observer: Observer,
         waits: Waits,
+        specimens: Specimens,
     ) -> None:
         """``waits`` is shared by the blocks of a process."""
         self.block = block
@@ -65,8 +74,9 @@ class Station:
         self.waits = waits
         self._plan = plan
         self._seed = seed
-        self._device = device
+        self._numerics = numerics
         self._observer = observer
+        self._specimens = specimens
         self._targets: dict[int, Target] = {}
         self._learnt: Target = ()
         self._input: Payload = ()
@@ -99,8 +109,9 @@ class Station:
         self._input = self._receive(self.ports.below, tag)
         if self._plan.gradients_from:
             self._in_flight[n] = tuple(tensor.clone() for tensor in self._input)
-        seed_forward(self._device, self._seed, self.block, n)
-        activation = self.rule.ascend(self._input)
+        seed_forward(self._numerics.device, self._seed, self.block, n)
+        with self._numerics.autocast():
+            activation = self.rule.ascend(self._input)
         if self.ports.up is not None:
             self._send(self.ports.up, tag, activation)
         if self._plan.gradients_from:
@@ -112,8 +123,9 @@ class Station:
         if self.ports.up is None and self._plan.evaluates_after(n):  # what enters at the top are labels
             *labels, self._test_labels[n] = gradient
             gradient = tuple(labels)
-        seed_forward(self._device, self._seed, self.block, n)
-        below, metrics = self.rule.backward(n, self._in_flight.pop(n), gradient)
+        seed_forward(self._numerics.device, self._seed, self.block, n)
+        with self._numerics.autocast():
+            below, metrics = self.rule.backward(n, self._in_flight.pop(n), gradient)
         self.ports.above.release()
         if self.ports.down is not None:
             self._send(self.ports.down, tag, below)
@@ -121,7 +133,8 @@ class Station:
 
     def learn(self, n: int) -> None:
         self._learnt = self._targets.pop(n, ())
-        metrics = self.rule.learn(n, self._input, self._learnt)
+        with self._numerics.autocast():
+            metrics = self.rule.learn(n, self._input, self._learnt)
         self._input = ()
         self.ports.below.release()
         self._report(n, metrics)
@@ -134,9 +147,9 @@ class Station:
             *inputs, self._test_labels[e] = message
             message = tuple(inputs)
         size = len(message[0])
-        self.rule.eval()
-        activation, own = self.rule.predict(message, self._learnt)
-        self.rule.train()
+        with self._predicting():
+            activation, own = self.rule.predict(message, self._learnt)
+        self._specimens.offer(n, e, activation[0])
         if self.ports.up is not None:
             self._send(self.ports.up, tag, activation)
         self.ports.below.release()
@@ -160,9 +173,8 @@ class Station:
     def predict(self, n: int, e: int) -> None:
         tag = Tag(Kind.PREDICTION, n, e)
         message = self._receive(self.ports.above, tag)
-        self.rule.eval()
-        below = self.rule.decode(self._own.pop(e), message)
-        self.rule.train()
+        with self._predicting():
+            below = self.rule.decode(self._own.pop(e), message)
         self.ports.above.release()
         if self.ports.down is not None:
             self._send(self.ports.down, tag, below)
@@ -179,21 +191,29 @@ class Station:
             if channel is not None:
                 channel.close()
 
+    @contextmanager
+    def _predicting(self) -> Iterator[None]:
+        self.rule.eval()
+        with self._numerics.autocast():
+            yield
+        self.rule.train()
+
     def _report(self, n: int, metrics: Metrics) -> None:
-        loss = float(metrics["loss"]) if "loss" in metrics else 0.0
-        if not math.isfinite(loss):
-            raise FloatingPointError(f"the loss is {loss}")
+        # On a GPU, to look at a number is to wait for it: the loss is looked at when somebody reads it anyway.
+        if "loss" in metrics and (self._numerics.device.type == "cpu" or self._observer.wants(n)):
+            loss = float(metrics["loss"])
+            if not math.isfinite(loss):
+                raise FloatingPointError(f"the loss is {loss}")
         self._observer.learnt(self.block, n, metrics)
 
     def _receive(self, channel: Receiver, tag: Tag) -> Payload:
         start = perf_counter()
         message = channel.receive(tag)
         self.waits.receive += perf_counter() - start
-        return message
+        return self._numerics.unpack(message)
 
     def _send(self, channel: Sender, tag: Tag, tensors: Payload) -> None:
-        # One memory layout on both sides, local or remote: kernels round differently with another one.
-        message = tuple(tensor.contiguous() for tensor in tensors)
+        message = self._numerics.pack(tensors)
         start = perf_counter()
         channel.send(tag, message)
         self.waits.send += perf_counter() - start

@@ -37,7 +37,7 @@ def cut(job: Job, world: World) -> list[int]:
     """Layers of every block. Measured costs differ from rank to rank and run to run: rank 0's count."""
     if job.counts is not None:
         return job.counts
-    example, wanted = job.batches.inputs(0), job.config.model.cut
+    example, wanted = job.example, job.config.model.cut
     mine = layer_counts(job.network, job.topology.blocks, wanted, example) if world.rank == 0 else None
     counts = world.gather(mine, "the measured cut")[0]
     assert isinstance(counts, list)
@@ -46,7 +46,7 @@ def cut(job: Job, world: World) -> list[int]:
 
 def build(job: Job, counts: Sequence[int]) -> System:
     """The system that ``algorithm=`` and ``schedule=`` name, over blocks of ``counts`` layers."""
-    config, example = job.config, job.batches.inputs(0)
+    config, example = job.config, job.example
     name = config.algorithm.name
     if name in REFERENCES:
         REFERENCES[name].transform(job.network, config.seed)

@@ -23,8 +23,11 @@ class Reporter:
         self._post = post
         self._start = perf_counter()
 
+    def wants(self, n: int) -> bool:
+        return n % self._every == 0 or n == self._last
+
     def learnt(self, block: int, n: int, metrics: Mapping[str, Tensor]) -> None:
-        if n % self._every == 0 or n == self._last:
+        if self.wants(n):
             self._report("train", block, n, {name: float(value) for name, value in metrics.items()})
 
     def evaluated(self, block: int, n: int, split: str, accuracy: float | None) -> None:

@@ -1,0 +1,84 @@
+"""What learning costs in arithmetic: FLOPs as torch counts them (matrix products and convolutions only)."""
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from counterflow.algorithms.rule import Column, LocalRule, Payload, Shape, Target, Task
+from counterflow.engine.job import Job
+
+SAMPLES = 2
+"""Samples of a counted batch: batch norm cannot train on one value a channel."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """FLOPs per sample."""
+
+    forward: float
+    """Of the network, forward."""
+    backprop: float
+    """Of forward and backward passes of the network, as backprop trains it."""
+    learning: float
+    """Of training as it is done here, with all that only helps to learn."""
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(self.forward + other.forward, self.backprop + other.backprop, self.learning + other.learning)
+
+
+def backprop(block: nn.Module, example: Tensor, bottom: bool) -> Cost:
+    """Of a block in an end-to-end network. ``example`` is a batch of `SAMPLES` inputs; at the ``bottom`` of the network
+    they need no gradient."""
+    block = copy.deepcopy(block).train()
+    source = example.detach().requires_grad_(not bottom and example.is_floating_point())
+    with torch.random.fork_rng(devices=[]), FlopCounterMode(display=False) as counter:
+        output = block(source)
+        forward = counter.get_total_flops()
+        if output.requires_grad:
+            torch.autograd.backward(output.sum())
+    total = counter.get_total_flops()
+    return Cost(forward / SAMPLES, total / SAMPLES, total / SAMPLES)
+
+
+def local(column: Column, block: int, rule: LocalRule, inputs: Tensor | None, job: Job) -> Cost:
+    """Of ``rule``, the block pair ``block`` of ``column``; ``inputs`` are those of some samples for the bottom block."""
+    few, more = (_learning(column, block, rule, inputs, job, samples) for samples in (SAMPLES, 2 * SAMPLES))
+    each = (more - few) / SAMPLES
+    once = few - SAMPLES * each  # what a batch costs whatever its size: code books
+    source = _message(column, block, inputs, job.task, SAMPLES)[0]
+    plain = backprop(rule.effective[0], source, bottom=inputs is not None)
+    return Cost(plain.forward, plain.backprop, each + once / job.config.train.batch_size)
+
+
+def _learning(column: Column, block: int, rule: LocalRule, inputs: Tensor | None, job: Job, samples: int) -> float:
+    """FLOPs of `LocalRule.ascend` and `LocalRule.learn` on a batch of ``samples``."""
+    rule = copy.deepcopy(rule).train()
+    message = _message(column, block, inputs, job.task, samples)
+    with torch.random.fork_rng(devices=[]), FlopCounterMode(display=False) as counter:
+        target: Target = ()
+        if job.plan.targets_down:
+            *above, _ = column.target(block, 0, samples)
+            target = rule.read(0, (*_example(above), _labels(job.task, samples)))
+        rule.ascend(message)
+        rule.learn(0, message, target)
+    return float(counter.get_total_flops())
+
+
+def _message(column: Column, block: int, inputs: Tensor | None, task: Task, samples: int) -> Payload:
+    if inputs is None:
+        return _example(column.activation(block - 1, samples))
+    return inputs[:samples], _labels(task, samples)
+
+
+def _labels(task: Task, samples: int) -> Tensor:
+    return torch.zeros(samples, *task.label_shape, dtype=torch.int64)
+
+
+def _example(specs: Iterable[tuple[Shape, torch.dtype]]) -> Payload:
+    return tuple(
+        torch.randn(shape) if dtype.is_floating_point else torch.zeros(shape, dtype=dtype) for shape, dtype in specs
+    )
