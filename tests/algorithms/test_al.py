@@ -51,8 +51,8 @@ class Seen:
     def learnt(self, block: int, n: int, metrics: dict[str, Tensor]) -> None:
         self.metrics[block, n] = {name: value.clone() for name, value in metrics.items()}
 
-    def evaluated(self, block: int, n: int, split: str, accuracy: float | None) -> None:
-        self.accuracies[block, n, split] = accuracy
+    def evaluated(self, block: int, n: int, split: str, figures: dict[str, float]) -> None:
+        self.accuracies[block, n, split] = figures.get("accuracy")
 
 
 @dataclass
@@ -134,7 +134,7 @@ def slides(job: Job, c: Column) -> Seen:
         if n in EVALUATIONS:
             for i in range(1, N + 1):
                 for split in ("validation", "test") if n == EVALUATIONS[-1] else ("validation",):
-                    seen.evaluated(i, n, split, accuracy(job, c, i, split))
+                    seen.evaluated(i, n, split, {"accuracy": accuracy(job, c, i, split)})
     return seen
 
 

@@ -44,7 +44,7 @@ class Losses:
     def learnt(self, block: int, n: int, metrics: dict[str, Tensor]) -> None:
         self.losses[block, n] = metrics["loss"].clone()
 
-    def evaluated(self, block: int, n: int, split: str, accuracy: float) -> None:
+    def evaluated(self, block: int, n: int, split: str, figures: dict[str, float]) -> None:
         pass
 
 

@@ -35,7 +35,7 @@ class Errors:
         if "update_error" in metrics:
             self.errors[block, n] = float(metrics["update_error"])
 
-    def evaluated(self, block: int, n: int, split: str, accuracy: float | None) -> None:
+    def evaluated(self, block: int, n: int, split: str, figures: dict[str, float]) -> None:
         pass
 
 

@@ -63,7 +63,7 @@ class Losses:
         if metrics:
             self.losses[n] = float(metrics["loss"])
 
-    def evaluated(self, block: int, n: int, split: str, accuracy: float | None) -> None:
+    def evaluated(self, block: int, n: int, split: str, figures: dict[str, float]) -> None:
         pass
 
 

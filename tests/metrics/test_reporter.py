@@ -44,7 +44,7 @@ def test_every_evaluation_is_reported() -> None:
     posts = Posts()
     reporter = Reporter(0, 100, 1000, lambda: 0.0, posts)
     for n in (7, 8, 9):
-        reporter.evaluated(2, n, "test", 0.75)
+        reporter.evaluated(2, n, "test", {"accuracy": 0.75})
     assert [(r.event, r.n, r.block, r.figures) for r in posts.records] == [
         ("test", n, 2, {"accuracy": 0.75}) for n in (7, 8, 9)
     ]
@@ -52,7 +52,7 @@ def test_every_evaluation_is_reported() -> None:
 
 def test_a_block_without_a_prediction_of_its_own_has_no_accuracy() -> None:
     posts = Posts()
-    Reporter(0, 100, 1000, lambda: 0.0, posts).evaluated(2, 7, "validation", None)
+    Reporter(0, 100, 1000, lambda: 0.0, posts).evaluated(2, 7, "validation", {})
     assert [(r.event, r.n, r.block, r.figures) for r in posts.records] == [("validation", 7, 2, {})]
 
 

@@ -45,7 +45,7 @@ def backprop(block: nn.Module, example: Tensor, bottom: bool) -> Cost:
 
 
 def local(column: Column, block: int, rule: LocalRule, inputs: Tensor | None, job: Job) -> Cost:
-    """Of ``rule``, the block pair ``block`` of ``column``; ``inputs`` are those of some samples for the bottom block."""
+    """Of ``rule``, the block pair ``block`` of ``column``; the bottom one gets ``inputs`` of some samples."""
     few, more = (_learning(column, block, rule, inputs, job, samples) for samples in (SAMPLES, 2 * SAMPLES))
     each = (more - few) / SAMPLES
     once = few - SAMPLES * each  # what a batch costs whatever its size: code books

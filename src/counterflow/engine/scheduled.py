@@ -265,7 +265,7 @@ class Pipeline:
             split = job.plan.split_ending(e)
             if split is not None:
                 for block in (block for stage in mine for block in self._stages[stage]):
-                    observer.evaluated(block, n, split, tally.take()[0] if block == job.topology.blocks else None)
+                    observer.evaluated(block, n, split, tally.take()[0] if block == job.topology.blocks else {})
         for blocks in mine.values():
             blocks.train()
 

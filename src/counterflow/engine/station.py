@@ -1,7 +1,7 @@
 """A block pair at its four ports: what each action of its program does."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
@@ -41,7 +41,7 @@ class Observer(Protocol):
 
     def learnt(self, block: int, n: int, metrics: Metrics) -> None: ...
 
-    def evaluated(self, block: int, n: int, split: str, accuracy: float | None) -> None: ...
+    def evaluated(self, block: int, n: int, split: str, figures: Mapping[str, float]) -> None: ...
 
 
 @dataclass
@@ -163,8 +163,8 @@ class Station:
             self._tally.add(own.unsqueeze(0), labels)
         split = self._plan.split_ending(e)
         if split is not None:
-            accuracies = self._tally.take()
-            self._observer.evaluated(self.block, n, split, accuracies[0] if accuracies else None)
+            rows = self._tally.take()
+            self._observer.evaluated(self.block, n, split, rows[0] if rows else {})
         if e == self._plan.evaluation(n)[-1]:
             self._test_labels.pop(n, None)
             self._judged = 0
@@ -182,8 +182,8 @@ class Station:
         self._tally.add(below[0], self._test_labels.pop(e))
         split = self._plan.split_ending(e)
         if split is not None:
-            for block, accuracy in enumerate(self._tally.take(), self.block):
-                self._observer.evaluated(block, n, split, accuracy)
+            for block, figures in enumerate(self._tally.take(), self.block):
+                self._observer.evaluated(block, n, split, figures)
 
     def close(self) -> None:
         ports = self.ports

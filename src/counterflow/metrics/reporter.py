@@ -30,8 +30,8 @@ class Reporter:
         if self.wants(n):
             self._report("train", block, n, {name: float(value) for name, value in metrics.items()})
 
-    def evaluated(self, block: int, n: int, split: str, accuracy: float | None) -> None:
-        self._report(split, block, n, {} if accuracy is None else {"accuracy": accuracy})
+    def evaluated(self, block: int, n: int, split: str, figures: Mapping[str, float]) -> None:
+        self._report(split, block, n, figures)
 
     def _report(self, event: str, block: int, n: int, figures: Mapping[str, float]) -> None:
         seconds = perf_counter() - self._start
