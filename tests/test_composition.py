@@ -8,13 +8,15 @@ import pytest
 from omegaconf import OmegaConf
 
 from counterflow.algorithms.bll import BLLConfig
-from counterflow.composition import configure
+from counterflow.composition import configure, job_name
 from counterflow.config import AdamWConfig, DataConfig, EngineConfig, FeedbackConfig, LoopConfig, MLPConfig, TrainConfig
 from processes import CONF
 
 GROUPS = sorted(folder for folder in CONF.iterdir() if folder.is_dir())
 CHOICES = [(group.name, path.stem) for group in GROUPS for path in sorted(group.glob("*.yaml"))]
 EXPERIMENTS = [name for group, name in CHOICES if group == "experiment"]
+# Groups that set values of others, and hold no part of the configuration themselves.
+VALUES = ("experiment", "scale")
 # What a choice cannot do without.
 NEEDS = {("model", "custom"): ["model.target=package.module.factory"]}
 
@@ -47,7 +49,7 @@ def test_the_groups_are_those_of_the_contract() -> None:
         assert (group, name) in CHOICES
 
 
-@pytest.mark.parametrize(("group", "name"), [choice for choice in CHOICES if choice[0] != "experiment"])
+@pytest.mark.parametrize(("group", "name"), [choice for choice in CHOICES if choice[0] not in VALUES])
 def test_every_choice_composes(group: str, name: str) -> None:
     config = configure(CONF, [f"{group}={name}", *NEEDS.get((group, name), [])])
     assert getattr(config, group).name == OmegaConf.load(CONF / group / f"{name}.yaml").name
@@ -102,6 +104,8 @@ def test_a_relative_folder_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
         ("+train.new=1", f"train.new: no such key, allowed are {keys(LoopConfig)}"),
         ("++algorithm.feedback.new=1", f"algorithm.feedback.new: no such key, allowed are {keys(FeedbackConfig)}"),
         ("model=lstm", f"model=lstm: allowed are {choices('model')}"),
+        ("scale=huge", "scale=huge: allowed are cpu, full, smoke"),
+        ("scale=cpu", "scale=cpu: has no effect without experiment=NAME, whose values it chooses"),
         ("optimizer=rprop", f"optimizer=rprop: allowed are {choices('optimizer')}"),
         ("experiment=none_such", f"experiment=none_such: allowed are {choices('experiment')}"),
     ],
@@ -161,3 +165,26 @@ def test_what_cannot_be_read_is_refused_in_one_line(override: str) -> None:
 def test_what_makes_no_sense_is_refused_in_one_line(override: str, named: list[str]) -> None:
     message = refusal(override)
     assert [name for name in named if name not in message] == []
+
+
+@pytest.mark.parametrize(("scale", "steps"), [("smoke", 10), ("cpu", None), ("full", None)])
+def test_a_preset_names_a_value_for_every_scale(scale: str, steps: int | None) -> None:
+    assert configure(CONF, ["experiment=table1", f"scale={scale}", "hydra.mode=RUN"]).train.steps == steps
+
+
+@pytest.mark.parametrize("values", ["1", "1,2,3,4"])
+def test_a_value_for_every_scale_is_needed(values: str) -> None:
+    assert "by_scale: needs 3 values, for smoke, cpu, full" in refusal(f"train.steps=${{by_scale:{values}}}")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        (["seed=1", "algorithm=bll"], "algorithm=bll,seed=1"),
+        (["algorithm=bll", "seed=1", "experiment=table1", "scale=cpu", "data.root=/a/b"], "algorithm=bll,seed=1"),
+        (["run.dir=there", "run.display=false", "hydra.verbose=true", "engine.threads=1"], "default"),
+        (["model.target=a/b", "+x=1", "model.stages=[1,2]"], "+x=1,model.stages=[1,2],model.target=a_b"),
+    ],
+)
+def test_jobs_are_named_by_what_tells_them_apart(overrides: list[str], name: str) -> None:
+    assert job_name(overrides) == name

@@ -39,7 +39,7 @@ def test_the_default_run_learns_the_digits_on_four_processes(tmp_path: Path) -> 
     assert "engine.threads=auto" in done.stdout
     rows = [json.loads(line) for line in (tmp_path / "here" / "metrics.jsonl").read_text().splitlines()]
     assert [row["n"] for row in rows] == sorted(row["n"] for row in rows)
-    assert {"train", "test"} == {row["event"] for row in rows}
+    assert {"train", "validation", "test"} == {row["event"] for row in rows}
     assert all(len(row["accuracy"]) == 4 for row in rows)
     names = {path.name.split(".")[0] for path in (tmp_path / "here").iterdir()}
     assert names == {"config", "metrics", "summary", "events"}
@@ -51,7 +51,11 @@ def test_one_process_without_a_launcher_makes_a_run_folder(tmp_path: Path) -> No
     assert done.stderr == ""
     (folder,) = (tmp_path / "runs").iterdir()
     assert folder.name.startswith("bll-mlp-digits-")
-    assert json.loads((folder / "summary.json").read_text())["steps"] == 3
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["steps"] == 3
+    assert (summary["experiment"], summary["scale"]) == (None, "full")
+    for key in ("config_hash", "group_hash", "hardware", "python_version", "torch_version", "torchvision_version"):
+        assert isinstance(summary[key], str)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +64,7 @@ def test_one_process_without_a_launcher_makes_a_run_folder(tmp_path: Path) -> No
         ("nonsense=1", "error: nonsense: no such key, allowed are seed, blocks, "),
         ("model=nonsense", "error: model=nonsense: allowed are al_cnn, al_mlp, al_vgg, cnn, custom, mlp, "),
         ("blocks=6", "error: blocks=6: must be at most 5, "),
-        ("train.batch_size=1438", "error: train.batch_size=1438: must be at most 1437, "),
+        ("train.batch_size=1294", "error: train.batch_size=1294: must be at most 1293, "),
         ("data=fashion_mnist", "error: data.root=data: train-images-idx3-ubyte[.gz] is missing; "),
         ("engine.target_depth=1", "error: engine.target_depth=1: must be at least engine.lag=2, "),
         ("engine.backend=nccl", "error: engine.backend=nccl: needs device=cuda"),

@@ -14,8 +14,29 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from counterflow.algorithms import ALGORITHMS, REFERENCES
-from counterflow.config import TrainConfig, register
+from counterflow.config import SCALES, TrainConfig, register
 
+_NAMELESS = ("hydra.", "run.")
+_SAME_WHATEVER = ("experiment", "scale", "data.root", "data.download", "engine.threads")
+"""Overrides that do not tell the runs of one sweep apart, or belong to the machine."""
+
+
+def _by_scale(*values: Any, _root_: DictConfig) -> Any:
+    """``${by_scale:smoke,cpu,full}``: a value for every scale, side by side in one preset."""
+    if len(values) != len(SCALES):
+        raise ValueError(f"by_scale: needs {len(SCALES)} values, for {', '.join(SCALES)}, and has {len(values)}")
+    if _root_.scale not in SCALES:
+        raise ValueError(f"scale={_root_.scale}: allowed are {', '.join(SCALES)}")
+    return values[SCALES.index(_root_.scale)]
+
+
+def _sweep_dir(*, _root_: DictConfig) -> str:
+    """``${sweep_dir:}``: the folder of a sweep's runs, which ``run.dir`` names."""
+    return str(_root_.run.dir or f"runs/{_root_.run.experiment or 'multirun'}-{_root_.scale}")
+
+
+OmegaConf.register_new_resolver("by_scale", _by_scale, replace=True)
+OmegaConf.register_new_resolver("sweep_dir", _sweep_dir, replace=True)
 register([system.Config for system in ALGORITHMS.values()] + [system.Config for system in REFERENCES.values()])
 
 
@@ -40,6 +61,16 @@ def command_line(conf: Path, task: Callable[[DictConfig], None]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hydra then raises what it would print on many lines, on every rank
     with _one_line():
         hydra.main(version_base="1.3", config_path=str(conf.resolve()), config_name="train")(task)()
+
+
+def job_name(overrides: Sequence[str]) -> str:
+    """The folder of one job of a sweep: what it overrides, in whatever order that was said."""
+    named = []
+    for override in overrides:
+        key = override.split("=")[0].lstrip("+~")
+        if not key.startswith(_NAMELESS) and key not in _SAME_WHATEVER:
+            named.append(override.replace("/", "_"))
+    return ",".join(sorted(named)) or "default"
 
 
 @contextmanager

@@ -1,19 +1,24 @@
 """A whole run as one rank sees it: the engine, what it reports, and the summary at the end."""
 
+import platform
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 
+from counterflow.engine.cost import Cost
 from counterflow.engine.job import Job
 from counterflow.engine.outcome import Outcome
 from counterflow.engine.station import Waits
 from counterflow.engine.system import build, cut
+from counterflow.metrics import provenance
 from counterflow.metrics.collector import Collector
 from counterflow.metrics.display import Display
-from counterflow.metrics.files import RunDirectory, git_commit
+from counterflow.metrics.files import RunDirectory
 from counterflow.metrics.fingerprint import fingerprint
 from counterflow.metrics.record import Record, Row
 from counterflow.metrics.reporter import Reporter
@@ -59,6 +64,8 @@ def train(job: Job, world: World, directory: RunDirectory | None) -> dict[str, A
         outcomes = world.gather((outcome, reporter.posted), "outcomes")
         collector.finish([posted for _, posted in outcomes], world.watch.timeout)
         summary = _summary(job, counts, [outcome for outcome, _ in outcomes], evaluations)
+        if config.run.activations:
+            _save_activations(directory.path, job, [outcome for outcome, _ in outcomes])
         directory.summarise(summary)
     world.gather(None, "the end")
     console.print(display.table())
@@ -90,7 +97,11 @@ def _summary(
     job: Job, counts: Sequence[int], outcomes: Sequence[Outcome], evaluations: Mapping[str, Row]
 ) -> dict[str, Any]:
     config = job.config
-    accuracies = {split: row.column("accuracy") for split, row in evaluations.items()}
+    figures = {
+        (split, name): row.column(name)
+        for split, row in evaluations.items()
+        for name in ("accuracy", *(["sequence_accuracy"] if job.task.label_shape else []))
+    }
     digests = {block: digest for outcome in outcomes for block, digest in outcome.digests.items()}
     return {
         "algorithm": config.algorithm.name,
@@ -100,10 +111,12 @@ def _summary(
         "ranks": job.topology.ranks,
         "seed": config.seed,
         "steps": job.plan.batches,
-        "test_accuracy": accuracies["test"][-1] if "test" in accuracies else None,
-        "block_accuracy": accuracies.get("test"),
-        "validation_accuracy": accuracies["validation"][-1] if "validation" in accuracies else None,
-        "validation_block_accuracy": accuracies.get("validation"),
+        "test_accuracy": _top(figures.get(("test", "accuracy"))),
+        "block_accuracy": figures.get(("test", "accuracy")),
+        "validation_accuracy": _top(figures.get(("validation", "accuracy"))),
+        "validation_block_accuracy": figures.get(("validation", "accuracy")),
+        "test_sequence_accuracy": _top(figures.get(("test", "sequence_accuracy"))),
+        "block_sequence_accuracy": figures.get(("test", "sequence_accuracy")),
         "samples_per_second": min(o.batches * config.train.batch_size / o.seconds for o in outcomes),
         "wait_fraction": [o.receive_wait / o.seconds for o in outcomes],
         "send_wait_fraction": [o.send_wait / o.seconds for o in outcomes],
@@ -111,12 +124,39 @@ def _summary(
         "fingerprint": fingerprint(digests[block] for block in sorted(digests)),
         "effective_parameters": sum(o.effective_parameters for o in outcomes),
         "affiliated_parameters": sum(o.affiliated_parameters for o in outcomes),
+        "flops": _flops(outcomes),
         "schedule": job.schedule,
         "lag": config.engine.lag,
         "cut": list(counts),
         "threads": torch.get_num_threads(),
         "device": job.device.type,
+        "precision": "bf16" if job.numerics.bf16 else "fp32",
         "backend": job.backend,
+        "experiment": config.run.experiment,
+        "scale": config.scale,
+        "config_hash": provenance.config_hash(config),
+        "group_hash": provenance.group_hash(config),
+        "hardware": provenance.hardware(job.device),
+        "python_version": platform.python_version(),
         "torch_version": str(torch.__version__),
-        "git_commit": git_commit(),
+        "torchvision_version": provenance.torchvision_version(),
+        "git_commit": provenance.git_commit(),
     }
+
+
+def _top(blocks: Sequence[float | None] | None) -> float | None:
+    return None if blocks is None else blocks[-1]
+
+
+def _flops(outcomes: Sequence[Outcome]) -> dict[str, float]:
+    """Per sample: of the network forward, of training it by backprop, and what learning here takes beyond that."""
+    cost = sum((outcome.cost for outcome in outcomes), Cost(0, 0, 0))
+    return {"network": cost.forward, "training": cost.backprop, "extra": cost.learning - cost.backprop}
+
+
+def _save_activations(folder: Path, job: Job, outcomes: Sequence[Outcome]) -> None:
+    """``block_1`` .. ``block_N``, ``[M, d]``, bottom to top, and ``labels``."""
+    arrays: dict[str, Any] = {"labels": job.batches.labels_of(job.batches.test)[: job.config.run.activations].numpy()}
+    for outcome in outcomes:
+        arrays |= {f"block_{block}": values.numpy() for block, values in outcome.activations.items()}
+    np.savez(folder / "activations.npz", **arrays)

@@ -8,7 +8,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from counterflow.composition import configure
 from counterflow.config import TrainConfig
-from counterflow.metrics.files import RunDirectory, git_commit
+from counterflow.metrics.files import Found, InUseError, RunDirectory, find
 from counterflow.metrics.record import Record, Row
 from processes import CONF
 
@@ -94,21 +94,61 @@ def test_a_folder_that_holds_a_run_is_refused_and_left_alone(tmp_path: Path, con
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+def test_an_interrupted_run_is_begun_anew_and_what_is_not_its_own_stays(tmp_path: Path, config: TrainConfig) -> None:
+    with RunDirectory(tmp_path, config) as directory:
+        directory.write(row(0))
+    (tmp_path / "notes.txt").write_text("mine")
+    assert find(tmp_path, config) is Found.INTERRUPTED
+    with RunDirectory(tmp_path, config, redo=True) as directory:
+        directory.write(row(4))
+    (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(line)["n"] == 4
+    assert len(list(tmp_path.glob("events.*"))) == 1
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_a_run_in_the_making_is_left_to_who_makes_it(tmp_path: Path, config: TrainConfig) -> None:
+    with RunDirectory(tmp_path, config) as directory:
+        directory.write(row(0))
+        assert find(tmp_path, config) is Found.RUNNING
+        with pytest.raises(InUseError, match=re.escape(f"run.dir={tmp_path}: another process came first")):
+            RunDirectory(tmp_path, config, redo=True)
+        directory.write(row(4))
+        directory.summarise({})
+    assert find(tmp_path, config) is Found.FINISHED
+    with pytest.raises(InUseError):
+        RunDirectory(tmp_path, config, redo=True)
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_nothing_is_found_where_no_run_is(tmp_path: Path, config: TrainConfig) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    assert find(tmp_path, config) is Found.NOTHING
+    assert find(tmp_path / "none", config) is Found.NOTHING
+    (tmp_path / "metrics.jsonl").touch()
+    assert find(tmp_path, config) is Found.NOTHING, "a process that ended before it wrote anything"
+
+
+def test_a_run_of_another_configuration_is_refused_by_what_differs(tmp_path: Path, config: TrainConfig) -> None:
+    with RunDirectory(tmp_path, config) as directory:
+        directory.summarise({})
+    other = configure(CONF, ["model=cnn", "model.cut=[1,2,3,1]", "algorithm.feedback.lr_scale=0.5", "engine.depth=7"])
+    with pytest.raises(ValueError) as error:  # noqa: PT011  # the whole message is compared
+        find(tmp_path, other)
+    assert str(error.value) == f"run.dir={tmp_path}: holds a run of another configuration: seed=17 there, 1 here"
+
+
+@pytest.mark.parametrize("content", [None, "a: [", "just text"])
+def test_a_run_without_a_configuration_is_refused(tmp_path: Path, config: TrainConfig, content: str | None) -> None:
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    if content is not None:
+        (tmp_path / "config.yaml").write_text(content)
+    with pytest.raises(ValueError, match=rf"^{re.escape(f'run.dir={tmp_path}: holds a run ')}[^\n]+$"):
+        find(tmp_path, config)
+
+
 def test_a_path_that_cannot_be_a_folder_is_refused(tmp_path: Path, config: TrainConfig) -> None:
     (tmp_path / "file").write_text("mine")
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(ValueError, match=f"^{re.escape(f'run.dir={path}: ')}[^\n]+$"):
             RunDirectory(path, config)
-
-
-def test_the_commit_is_that_of_the_source_wherever_one_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    found = git_commit()
-    assert found is None or re.fullmatch(r"[0-9a-f]{40}(-dirty)?", found)
-    if (CONF.parent / ".git").exists():
-        assert found is not None
-
-
-def test_without_git_there_is_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert git_commit() is None
