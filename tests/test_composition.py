@@ -172,6 +172,12 @@ def test_a_preset_names_a_value_for_every_scale(scale: str, steps: int | None) -
     assert configure(CONF, ["experiment=table1", f"scale={scale}", "hydra.mode=RUN"]).train.steps == steps
 
 
+@pytest.mark.parametrize(("algorithm", "steps"), [("bp", 3), ("bll", 7)])
+def test_a_value_for_an_algorithm_and_one_for_the_others(algorithm: str, steps: int) -> None:
+    overrides = [f"algorithm={algorithm}", "train.steps=${by_algorithm:{bp:3,others:7}}"]
+    assert configure(CONF, overrides).train.steps == steps
+
+
 @pytest.mark.parametrize("values", ["1", "1,2,3,4"])
 def test_a_value_for_every_scale_is_needed(values: str) -> None:
     assert "by_scale: needs 3 values, for smoke, cpu, full" in refusal(f"train.steps=${{by_scale:{values}}}")

@@ -20,6 +20,8 @@ from processes import CONF
 
 PRESETS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 TABLES = {"table1", "table1_resnet50", "table1_cifar10"}
+CHOICES = {"heads"}
+"""Presets that choose between settings, on held out data."""
 
 
 @cache
@@ -56,7 +58,7 @@ def test_every_run_of_every_preset_makes_sense(preset: str, scale: str) -> None:
     for job in jobs(preset, scale):
         config = of(preset, scale, *job)
         assert (config.run.experiment, config.scale) == (preset, scale)
-        assert config.train.test, "a reported run has a test accuracy"
+        assert config.train.test == (preset not in CHOICES), "what is reported is tested, what chooses never sees it"
         once = not config.train.evaluate_every or config.data.validation > 0
         assert once, "test data would be looked at more than once"
         names.append(job_name(job))
@@ -72,7 +74,7 @@ def test_smokes_need_no_download_and_one_seed(preset: str) -> None:
         assert config.seed == 1
 
 
-@pytest.mark.parametrize("preset", sorted(set(PRESETS) - {"fashion_mnist"}))
+@pytest.mark.parametrize("preset", sorted(set(PRESETS) - {"fashion_mnist"} - CHOICES))
 def test_results_have_seeds(preset: str) -> None:
     assert sweep(preset, "full")["seed"] == ["1", "2", "3"]
 
@@ -83,7 +85,7 @@ def test_table_1_gives_every_rule_the_same_budget(preset: str, scale: str) -> No
     params = sweep(preset, scale)
     assert params["algorithm"] == ["bp", "fa", "predsim", "al", "bll"]
     configs = [of(preset, scale, f"algorithm={algorithm}", "seed=1") for algorithm in params["algorithm"]]
-    parts = [(c.model, c.data, c.optimizer, c.train, c.engine, c.blocks) for c in configs]
+    parts = [(c.model, c.data, replace(c.optimizer, lr=0), c.train, c.engine, c.blocks) for c in configs]
     assert all(part == parts[0] for part in parts)
 
 
@@ -136,6 +138,6 @@ def test_every_smoke_runs(preset: str, tmp_path: Path) -> None:
         launch(replace(config, run=replace(config.run, dir=str(path), display=False)))
         summary = json.loads((path / "summary.json").read_text())
         assert (summary["experiment"], summary["scale"], summary["steps"]) == (preset, "smoke", 10)
-        assert 0 <= summary["test_accuracy"] <= 1
-        assert summary["validation_accuracy"] is not None
+        assert (summary["test_accuracy"] is None) == (preset in CHOICES)
+        assert 0 <= summary["validation_accuracy"] <= 1
         _done.add(config_hash(config))

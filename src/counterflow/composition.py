@@ -1,7 +1,7 @@
 """From a folder of YAML files and overrides to a checked configuration."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -30,11 +30,17 @@ def _by_scale(*values: Any, _root_: DictConfig) -> Any:
     return values[SCALES.index(_root_.scale)]
 
 
+def _by_algorithm(choices: Mapping[str, Any], *, _root_: DictConfig) -> Any:
+    """``${by_algorithm:{bp:1,others:2}}``: what was chosen on held out data for each algorithm, in one preset."""
+    return choices.get(_root_.algorithm.name, choices["others"])
+
+
 def _sweep_dir(*, _root_: DictConfig) -> str:
     """``${sweep_dir:}``: the folder of a sweep's runs, which ``run.dir`` names."""
     return str(_root_.run.dir or f"runs/{_root_.run.experiment or 'multirun'}-{_root_.scale}")
 
 
+OmegaConf.register_new_resolver("by_algorithm", _by_algorithm, replace=True)
 OmegaConf.register_new_resolver("by_scale", _by_scale, replace=True)
 OmegaConf.register_new_resolver("sweep_dir", _sweep_dir, replace=True)
 register([system.Config for system in ALGORITHMS.values()] + [system.Config for system in REFERENCES.values()])

@@ -215,7 +215,7 @@ def test_categories_that_do_not_divide_the_latent_are_refused() -> None:
     with pytest.raises(ValueError, match=r"^algorithm\.latent\.categories=3: must divide 4\b.*$"):
         build(vectors, LatentConfig(family="categorical", categories=3))
     with pytest.raises(ValueError, match=r"^algorithm\.latent\.categories=5: must divide 12\b.*$"):
-        build(maps, LatentConfig(family="categorical", categories=5, dim=16))
+        build(maps, LatentConfig(family="categorical", categories=5, convolutions=0, dim=16))
     # The option belongs to the categorical family alone, and the output layer is no latent of that family.
     build(vectors, LatentConfig(family="bernoulli", categories=3))
     build(vectors, LatentConfig(family="categorical", categories=2))

@@ -9,7 +9,8 @@ from counterflow.models.head import LatentHead
 
 
 def head(shape: tuple[int, ...], multiple: int = 1, **latent: int) -> LatentHead:
-    return LatentHead(shape, LatentConfig(**latent), multiple)  # type: ignore[arg-type]
+    """A pooled head unless ``latent`` says otherwise."""
+    return LatentHead(shape, LatentConfig(**{"convolutions": 0, **latent}), multiple)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
