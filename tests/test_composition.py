@@ -174,7 +174,7 @@ def test_a_preset_names_a_value_for_every_scale(scale: str, steps: int | None) -
 
 @pytest.mark.parametrize(("algorithm", "steps"), [("bp", 3), ("bll", 7)])
 def test_a_value_for_an_algorithm_and_one_for_the_others(algorithm: str, steps: int) -> None:
-    overrides = [f"algorithm={algorithm}", "train.steps=${by_algorithm:{bp:3,others:7}}"]
+    overrides = [f"algorithm={algorithm}", "train.steps='${by_algorithm:{bp:3,others:7}}'"]
     assert configure(CONF, overrides).train.steps == steps
 
 
