@@ -172,3 +172,9 @@ def test_without_an_experiment_published_numbers_are_those_of_the_full_size(make
     """``scale=full`` is the default, and chooses nothing where no preset has values to choose."""
     options = {"model.name": "resnet18", "data.name": "fashion_mnist", "scale": "full", "run.experiment": None}
     assert "published for the full-size network [%]" in table(only(make_run("1", options=options))).header
+
+
+def test_whole_sequences_have_a_column_where_there_are_some(make_run: MakeRun) -> None:
+    paths = [make_run(str(seed), seed=seed, summary={"test_sequence_accuracy": 0.5 + seed / 10}) for seed in (1, 2)]
+    assert cells(only(*paths))[0]["sequences right [%]"] == "65.00 ± 7.07"
+    assert "sequences right [%]" not in cells(only(make_run("other")))[0]

@@ -33,6 +33,7 @@ TEST = Accuracy("test", lambda summary: summary.test_accuracy, lambda summary: s
 VALIDATION = Accuracy(
     "validation", lambda summary: summary.validation_accuracy, lambda summary: summary.validation_block_accuracy
 )
+SEQUENCES = Accuracy("test sequence", lambda summary: summary.test_sequence_accuracy, lambda _: ())
 
 
 def measured(groups: Sequence[Group]) -> Accuracy:

@@ -69,6 +69,8 @@ class Summary:
     """Between 0 and 1, as all accuracies here."""
     block_accuracy: Sequence[float | None]
     """On test data, bottom to top."""
+    test_sequence_accuracy: float | None
+    """Share of test sequences that are right at every position; None of other data."""
     validation_accuracy: float | None
     validation_block_accuracy: Sequence[float | None]
     layers: int | None
@@ -150,7 +152,7 @@ def _summary(path: Path) -> Summary:
         fields[key] = None if content.get(key) is None else _of_kind(path, key, content[key], kind)
     if "test_accuracy" not in content:
         raise ValueError(f"{path}: test_accuracy is missing")
-    for key in ("test_accuracy", "validation_accuracy"):
+    for key in ("test_accuracy", "test_sequence_accuracy", "validation_accuracy"):
         fields[key] = _accuracy(path, key, content.get(key))
     for key in ("block_accuracy", "validation_block_accuracy"):
         fields[key] = tuple(_accuracy(path, key, value) for value in _list(path, key, content.get(key)))

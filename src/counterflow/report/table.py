@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import mean
 
-from counterflow.report.accuracy import TEST, VALIDATION, Accuracy
+from counterflow.report.accuracy import SEQUENCES, TEST, VALIDATION, Accuracy
 from counterflow.report.comparison import Comparison
 from counterflow.report.group import BASELINE, Group, differences, show
 from counterflow.report.published import PUBLISHED
@@ -38,6 +38,7 @@ def table(comparison: Comparison) -> Table:
         "options": _options(groups),
         "processes": _processes(groups),
         "test accuracy [%]": [_test(group) for group in groups],
+        "sequences right [%]": [_spread(group, SEQUENCES) for group in groups],
         "validation accuracy [%]": [_spread(group, VALIDATION) for group in groups],
         "seeds": [str(len(group.runs)) for group in groups],
         "test gap to BP [points]": [_gap(comparison, group, TEST) for group in groups],
