@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from counterflow.composition import configure
+from counterflow.config import TrainConfig
 from counterflow.engine.execute import RunError
-from counterflow.launcher import launch
+from counterflow.launcher import Sweep, launch
 from processes import CONF
 from test_launch import PROGRAM, ROOT, errors, start, torchrun
 
@@ -166,3 +167,29 @@ def test_runs_leave_each_other_alone(fingerprint) -> None:  # type: ignore[no-un
     gc.collect()
     assert threading.enumerate() == threads
     assert len(os.listdir("/proc/self/fd")) == handles
+
+
+def test_a_stage_begins_no_run_that_would_outlast_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Runs of 40 s in a stage of 100: two end within it, and the third would not."""
+    clock = [0.0]
+
+    def run(config: TrainConfig, redo: bool) -> None:
+        clock[0] += 40.0
+
+    monkeypatch.setattr("counterflow.launcher.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("counterflow.launcher.launch", run)
+    sweep = Sweep(ends=100.0)
+    for name in "abc":
+        sweep._launch(configure(CONF, []), tmp_path / name)
+    assert (sweep.ran, sweep.remaining, sweep.status) == (2, 1, 75)
+
+
+def test_stages_of_several_experiments(tmp_path: Path) -> None:
+    done = start(STAGES, "--minutes", "0", "--", "experiment=fig3b,heads", "scale=smoke", cwd=tmp_path)
+    assert done.returncode == 75
+    lines = done.stdout.splitlines()
+    assert [line for line in lines if line.startswith("sweep")] == [
+        "sweep of 2 runs: 0 ran, 0 skipped, 0 failed, 2 remain",
+        "sweep of 4 runs: 0 ran, 0 skipped, 0 failed, 4 remain",
+    ]
+    assert len([line for line in lines if line.endswith(": remains")]) == 6

@@ -55,7 +55,9 @@ class Sweep:
     """The runs of one command, one after the other in this process: none is the end of the others."""
 
     ends: float = math.inf
-    """No run begins after this time of the monotonic clock."""
+    """A time of the monotonic clock. No run begins that would not end before, were it as long as the longest so far."""
+    longest: float = 0.0
+    """Seconds."""
     ran: int = 0
     skipped: int = 0
     failed: int = 0
@@ -96,12 +98,14 @@ class Sweep:
             self._skip(f"{path}: has finished")
         elif found is Found.RUNNING:
             self._skip(f"{path}: another process is at it")
-        elif time.monotonic() >= self.ends:
+        elif time.monotonic() + self.longest >= self.ends:
             print(f"{path}: remains", flush=True)
             self.remaining += 1
         else:
             print(f"{path}: {'was interrupted, begins anew' if found is Found.INTERRUPTED else 'begins'}", flush=True)
+            start = time.monotonic()
             launch(config, redo=True)
+            self.longest = max(self.longest, time.monotonic() - start)
             self.ran += 1
 
     def _skip(self, reason: object) -> None:
@@ -135,7 +139,7 @@ class SweepGuard(Callback):
 def main(conf: Path, seconds: float = math.inf) -> None:
     """Configure from the command line, and launch; ends the process with status 0 only if every run finished.
 
-    After ``seconds`` no run of a sweep begins any more; the status is then `REMAINS`.
+    No run of a sweep begins that might not end within ``seconds``; the status is `REMAINS` if some are left.
 
     A wrong configuration is one line from the first process of each node, as all of them find the same. What ends a
     run is one line from every rank that noticed, and the traceback where it was not foreseen.

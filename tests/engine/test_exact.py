@@ -25,6 +25,7 @@ MODELS = {
         "model=cnn",
         "model.channels=[4,4,6,6]",
         "model.strides=[1,2,1,1]",
+        "algorithm.latent.convolutions=0",
         "algorithm.latent.dim=40",
     ),
 }

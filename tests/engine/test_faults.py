@@ -20,6 +20,8 @@ from runs import SMALL, train_rank
 
 RANKS = 4
 BATCH = 5
+COUNTED = 2
+"""Times that a rule learns before the first batch, on copies, for its FLOPs to be counted."""
 GONE_WITHIN = 10.0
 MESSAGE = r"(activation of batch|target of batch|test batch \d+ after batch) \d+"
 
@@ -57,15 +59,15 @@ def _nan(method: Callable[..., Any], call: int) -> Callable[..., Any]:
 def _inject(where: str, fault: Callable[..., None]) -> None:
     match where:
         case "forward":
-            BLLRule.ascend = _at(BLLRule.ascend, BATCH, fault)  # type: ignore[method-assign]
+            BLLRule.ascend = _at(BLLRule.ascend, COUNTED + BATCH, fault)  # type: ignore[method-assign]
         case "loss":
-            BLLRule.learn = _at(BLLRule.learn, BATCH, fault)  # type: ignore[method-assign]
+            BLLRule.learn = _at(BLLRule.learn, COUNTED + BATCH, fault)  # type: ignore[method-assign]
         case "send":
             dist.isend = _at(dist.isend, BATCH, fault)
         case "receive":
             dist.irecv = _at(dist.irecv, BATCH + 3, fault)  # some are posted ahead
         case "nan":
-            BLLRule.learn = _nan(BLLRule.learn, BATCH)  # type: ignore[method-assign]
+            BLLRule.learn = _nan(BLLRule.learn, COUNTED + BATCH)  # type: ignore[method-assign]
 
 
 def faulty_rank(rank: int, size: int, store_path: str, culprit: int, where: str, fault: Callable[..., None]) -> None:

@@ -18,8 +18,8 @@ _NAME = "report.md"
 _READING = """\
 Accuracies are mean ± sample standard deviation over seeds. Gaps are to backprop on the same network, data and number of
 batches, of the same experiment and scale. Of parameters, the effective ones predict and the affiliated ones only help
-to learn. Extra FLOPs are those of heads, feedback and bridges, as a share of what backprop needs to train the network.
-Speeds are compared on equal machines only."""
+to learn. Extra FLOPs are what training takes beyond backprop of the same network, as a share of that: heads, feedback
+and bridges, less the gradients that never leave a block. Speeds are compared on equal machines only."""
 
 
 @dataclass(frozen=True)
