@@ -27,7 +27,7 @@ def head(shape: tuple[int, ...], multiple: int = 1, **latent: int) -> LatentHead
         ((3, 8, 8), {"convolutions": 1, "width": 5}, (5 * 4 * 4,)),
         ((3, 7, 5), {"convolutions": 2, "width": 5}, (5 * 2 * 2,)),
         ((3, 8, 8), {"convolutions": 2, "width": 5, "dim": 19}, (5,)),
-        ((3, 1, 1), {"convolutions": 3, "width": 5}, (5,)),
+        ((3, 1, 1), {"convolutions": 3, "width": 5}, (3,)),
     ],
 )
 def test_shapes(shape: tuple[int, ...], latent: dict[str, int], expected: tuple[int, ...]) -> None:
@@ -47,7 +47,7 @@ def test_maps_are_pooled_no_further_than_to_the_bound(channels: int, height: int
     assert module(torch.randn(2, channels, height, width)).shape == (2, module.dim)
 
 
-@pytest.mark.parametrize(("pixels", "expected"), [(28, [14, 7, 4, 2, 1, 1]), (9, [5, 3, 2, 1, 1, 1])])
+@pytest.mark.parametrize(("pixels", "expected"), [(28, [14, 7, 4, 2, 1]), (9, [5, 3, 2, 1])])
 def test_each_convolution_halves_the_pixels(pixels: int, expected: list[int]) -> None:
     for count, side in enumerate(expected, 1):
         module = head((2, pixels, 2 * pixels), convolutions=count, width=3, dim=10**6)
@@ -56,6 +56,13 @@ def test_each_convolution_halves_the_pixels(pixels: int, expected: list[int]) ->
         assert module.dim == 3 * side * side
     kinds = [type(m) for m in module.convolutions]
     assert kinds == [nn.Conv2d, nn.BatchNorm2d, nn.ReLU] * len(expected)
+
+
+def test_convolutions_end_at_one_pixel() -> None:
+    """torch 2.15's bfloat16 convolutions of one pixel have a gradient that differs from call to call."""
+    module = head((2, 5, 3), convolutions=9, width=7)
+    assert len(module.convolutions) == 3 * 3  # 3 x 2, 2 x 1, 1 x 1
+    assert module(torch.randn(2, 2, 5, 3)).shape == (2, 7)
 
 
 @pytest.mark.parametrize("shape", [(6,), (5, 6), (3, 4, 4)])

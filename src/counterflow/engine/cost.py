@@ -44,20 +44,24 @@ def backprop(block: nn.Module, example: Tensor, bottom: bool) -> Cost:
     return Cost(forward / SAMPLES, total / SAMPLES, total / SAMPLES)
 
 
-def local(column: Column, block: int, rule: LocalRule, inputs: Tensor | None, job: Job) -> Cost:
-    """Of ``rule``, the block pair ``block`` of ``column``; the bottom one gets ``inputs`` of some samples."""
-    few, more = (_learning(column, block, rule, inputs, job, samples) for samples in (SAMPLES, 2 * SAMPLES))
+def inputs(job: Job) -> Tensor:
+    """What enters the bottom block: `SAMPLES` times the same sample, as the first batch may be smaller."""
+    return _repeated(job, SAMPLES)
+
+
+def local(column: Column, block: int, rule: LocalRule, job: Job) -> Cost:
+    """Of ``rule``, the block pair ``block`` of ``column``."""
+    few, more = (_learning(column, block, rule, job, samples) for samples in (SAMPLES, 2 * SAMPLES))
     each = (more - few) / SAMPLES
     once = few - SAMPLES * each  # what a batch costs whatever its size: code books
-    source = _message(column, block, inputs, job.task, SAMPLES)[0]
-    plain = backprop(rule.effective[0], source, bottom=inputs is not None)
+    plain = backprop(rule.effective[0], _message(column, block, job, SAMPLES)[0], bottom=block == 1)
     return Cost(plain.forward, plain.backprop, each + once / job.config.train.batch_size)
 
 
-def _learning(column: Column, block: int, rule: LocalRule, inputs: Tensor | None, job: Job, samples: int) -> float:
+def _learning(column: Column, block: int, rule: LocalRule, job: Job, samples: int) -> float:
     """FLOPs of `LocalRule.ascend` and `LocalRule.learn` on a batch of ``samples``."""
     rule = copy.deepcopy(rule).train()
-    message = _message(column, block, inputs, job.task, samples)
+    message = _message(column, block, job, samples)
     with torch.random.fork_rng(devices=[]), FlopCounterMode(display=False) as counter:
         target: Target = ()
         if job.plan.targets_down:
@@ -68,10 +72,15 @@ def _learning(column: Column, block: int, rule: LocalRule, inputs: Tensor | None
     return float(counter.get_total_flops())
 
 
-def _message(column: Column, block: int, inputs: Tensor | None, task: Task, samples: int) -> Payload:
-    if inputs is None:
+def _message(column: Column, block: int, job: Job, samples: int) -> Payload:
+    if block > 1:
         return _example(column.activation(block - 1, samples))
-    return inputs[:samples], _labels(task, samples)
+    return _repeated(job, samples), _labels(job.task, samples)
+
+
+def _repeated(job: Job, samples: int) -> Tensor:
+    first = job.example[:1]
+    return first.repeat(samples, *[1] * (first.ndim - 1))
 
 
 def _labels(task: Task, samples: int) -> Tensor:

@@ -68,10 +68,9 @@ def run(job: Job, column: Column, world: World, observer: Observer, waits: Waits
 
 
 def _cost(job: Job, column: Column, block: int, rule: LocalRule) -> Cost:
-    inputs = job.example if block == 1 else None
-    if job.plan.gradients_from:
-        (activation, _), *_ = column.activation(max(1, block - 1), costs.SAMPLES)
-        return costs.backprop(
-            rule.effective[0], torch.randn(activation) if inputs is None else inputs[: costs.SAMPLES], block == 1
-        )
-    return costs.local(column, block, rule, inputs, job)
+    if not job.plan.gradients_from:
+        return costs.local(column, block, rule, job)
+    if block == 1:
+        return costs.backprop(rule.effective[0], costs.inputs(job), bottom=True)
+    (shape, _), *_ = column.activation(block - 1, costs.SAMPLES)
+    return costs.backprop(rule.effective[0], torch.randn(shape), bottom=False)

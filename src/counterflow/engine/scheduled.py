@@ -167,7 +167,7 @@ class Pipeline:
 
     def _cost(self, block: int) -> Cost:
         bottom = block == 1
-        source = self._job.example[: costs.SAMPLES] if bottom else torch.randn(costs.SAMPLES, *self._shapes[block - 2])
+        source = costs.inputs(self._job) if bottom else torch.randn(costs.SAMPLES, *self._shapes[block - 2])
         return costs.backprop(self._blocks[block - 1], source, bottom)
 
     def _alone(self, network: nn.Module) -> tuple[Callable[[], float], Step]:

@@ -15,7 +15,7 @@ def pooling(shape: tuple[int, int, int], most: int) -> tuple[nn.Module, int]:
 
 
 class LatentHead(nn.Module):
-    """Optional strided 3x3 convolutions, then average pooling to at most ``dim`` dimensions, then a layer norm.
+    """Strided 3x3 convolutions, until a map is one pixel, then average pooling to at most ``dim`` dimensions, then a layer norm.
 
     Feature maps ``[B, C, H, W]`` become ``[B, d]``; vectors ``[B, d]`` and sequences ``[B, T, d]`` keep their shape.
     ``multiple`` makes ``d`` divisible by it.
@@ -28,6 +28,8 @@ class LatentHead(nn.Module):
         if len(shape) == 3:
             channels, height, width = shape
             for _ in range(config.convolutions):
+                if max(height, width) == 1:  # nothing is left to look at; and torch 2.15's bfloat16 gradient is garbage
+                    break
                 self.convolutions.extend(
                     [
                         nn.Conv2d(channels, config.width, 3, stride=2, padding=1, bias=False),
