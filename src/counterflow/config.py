@@ -41,8 +41,8 @@ class LatentConfig:
     categories: int = 8
     """Size of one categorical variable; the latent is a vector of several (``family=categorical`` only)."""
     convolutions: int = 3
-    """Strided 3x3 convolutions before the pooling of feature maps, fewer where these are one pixel before; 0 is a pooled
-    head without parameters."""
+    """Strided 3x3 convolutions before the pooling of feature maps, fewer where a map is one pixel before; 0 is a
+    pooled head without parameters."""
     width: int = 64
     """Channels of these convolutions."""
     dim: int = 512

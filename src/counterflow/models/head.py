@@ -15,7 +15,7 @@ def pooling(shape: tuple[int, int, int], most: int) -> tuple[nn.Module, int]:
 
 
 class LatentHead(nn.Module):
-    """Strided 3x3 convolutions, until a map is one pixel, then average pooling to at most ``dim`` dimensions, then a layer norm.
+    """Strided 3x3 convolutions until a map is one pixel, average pooling to at most ``dim`` dimensions, and layer norm.
 
     Feature maps ``[B, C, H, W]`` become ``[B, d]``; vectors ``[B, d]`` and sequences ``[B, T, d]`` keep their shape.
     ``multiple`` makes ``d`` divisible by it.
