@@ -141,3 +141,17 @@ def test_every_smoke_runs(preset: str, tmp_path: Path) -> None:
         assert (summary["test_accuracy"] is None) == (preset in CHOICES)
         assert 0 <= summary["validation_accuracy"] <= 1
         _done.add(config_hash(config))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("algorithm", ["bp", "fa", "predsim", "al", "bll"])
+@pytest.mark.parametrize("preset", [*sorted(TABLES), "fig3a"])
+def test_full_scale_runs_two_batches_on_a_cpu(preset: str, algorithm: str, tmp_path: Path) -> None:
+    """The network and the numerics of the full size; of the data, digits stand in for what has to be downloaded."""
+    few = ("data.name=digits", "data.limit=64", "train.steps=2", "train.batch_size=8", "device=cpu", "seed=1")
+    config = of(preset, "full", *few, f"algorithm={algorithm}", f"run.dir={tmp_path}", "run.display=false")
+    assert config.engine.precision == "bf16"
+    launch(config)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["steps"], summary["precision"], summary["scale"]) == (2, "bf16", "full")
