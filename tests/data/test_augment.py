@@ -65,7 +65,7 @@ def test_without_padding_an_image_is_mirrored_or_not():
 
 
 def test_every_offset_occurs_about_equally_often_and_independently():
-    top, left, mirrored = _tables(1, 0, 50_000, 2)
+    top, left, mirrored = _tables(1, 0, 50_000, 2, torch.device("cpu"))
     cells = torch.bincount((top * 5 + left) * 2 + mirrored, minlength=50)
     assert len(cells) == 50
     assert bool(((cells > 850) & (cells < 1150)).all())  # 1000 expected, deviation 31
