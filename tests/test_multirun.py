@@ -115,6 +115,26 @@ def test_an_interrupt_ends_the_whole_sweep(tmp_path: Path) -> None:
     assert rest == ""
 
 
+def test_an_interrupt_that_gets_lost_ends_the_process_too(tmp_path: Path) -> None:
+    """As it did once, in a run that went on: Python drops what is raised in a destructor."""
+    program = """
+import time
+from counterflow.launcher import end_when_interrupted
+end_when_interrupted()
+print("ready", flush=True)
+while True:
+    try:
+        time.sleep(60)
+    except KeyboardInterrupt:
+        pass
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) == 128 + signal.SIGINT
+
+
 @pytest.mark.parametrize("sweep", [("experiment=table1", "scale=smoke"), ("-m", "seed=1,2")])
 def test_a_sweep_under_torchrun_is_refused_before_anything_is_written(tmp_path: Path, sweep: tuple[str, ...]) -> None:
     done = torchrun(2, *sweep, cwd=tmp_path)

@@ -5,6 +5,7 @@ import math
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from contextlib import nullcontext
@@ -33,6 +34,10 @@ REMAINS = 75
 
 _FIRST_SPEAKS = 10.0
 """Seconds."""
+
+_INTERRUPTED = 128 + signal.SIGINT
+_UNWINDS_WITHIN = 5.0
+"""Seconds from an interrupt to the end of the process."""
 
 
 def launch(config: TrainConfig, redo: bool = False) -> None:
@@ -144,6 +149,7 @@ def main(conf: Path, seconds: float = math.inf) -> None:
     A wrong configuration is one line from the first process of each node, as all of them find the same. What ends a
     run is one line from every rank that noticed, and the traceback where it was not foreseen.
     """
+    end_when_interrupted()
     sweep = Sweep(time.monotonic() + seconds)
 
     def task(composed: DictConfig) -> None:
@@ -157,7 +163,7 @@ def main(conf: Path, seconds: float = math.inf) -> None:
         except (RunError, ChannelError) as error:
             abort(error)
         except KeyboardInterrupt:
-            _exit(128 + signal.SIGINT)
+            _exit(_INTERRUPTED)
         except Exception:
             traceback.print_exc()
             _exit(RUN_ERROR)
@@ -167,10 +173,25 @@ def main(conf: Path, seconds: float = math.inf) -> None:
     except ValueError as error:
         _refuse(error)
     except KeyboardInterrupt:  # between two runs of a sweep
-        _exit(128 + signal.SIGINT)
+        _exit(_INTERRUPTED)
     if sweep.jobs:
         print(sweep)
         _exit(sweep.status)
+
+
+def end_when_interrupted() -> None:
+    """Let SIGINT end this process: by a KeyboardInterrupt, which leaves the terminal as it was, and after some seconds
+    or at the second time whatever became of it. Python loses an exception that is raised in a destructor or a callback.
+    """
+
+    def interrupt(*_: object) -> None:
+        signal.signal(signal.SIGINT, lambda *_: _exit(_INTERRUPTED))
+        watch = threading.Timer(_UNWINDS_WITHIN, _exit, [_INTERRUPTED])
+        watch.daemon = True
+        watch.start()
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
 
 
 def abort(error: RunError | ChannelError) -> NoReturn:

@@ -70,6 +70,7 @@ def _label(figure: Figure, axis: Axes, points: Sequence[tuple[float, float]], te
                 ha="left" if dx > 0 else "right",
                 va="center",
                 fontsize=9,
+                bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
             )
             box = note.get_window_extent()
             hidden = sum(box.overlaps(other) for other in (*taken, *dots[:i], *dots[i + 1 :]))
