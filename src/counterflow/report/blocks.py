@@ -8,7 +8,7 @@ from matplotlib.ticker import MaxNLocator
 
 from counterflow.report.accuracy import Accuracy, measured
 from counterflow.report.group import BASELINE, Group, labels, series
-from counterflow.report.style import canvas, colour, legend, looks
+from counterflow.report.style import canvas, colour, legend, looks, percent
 
 _HEIGHT = 4.2
 
@@ -48,7 +48,7 @@ def block_accuracies(groups: Sequence[Group]) -> Figure:
         errors = [e.error for _, e in points]
         axis.errorbar([k for k, _ in points], [e.mean for _, e in points], errors, label=name, capsize=3, **look)
     axis.set_xlabel("block (1 is next to the inputs)")
-    axis.set_ylabel(f"{accuracy.name} accuracy of the block alone [%]")
+    percent(axis, f"{accuracy.name} accuracy of the block alone [%]")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     legend(figure, axis)
     return figure
@@ -126,4 +126,4 @@ def _against(
         points.sort(key=lambda point: point[0])
         errors = [e.error for _, e in points]
         axis.errorbar([n for n, _ in points], [e.mean for _, e in points], errors, label=name, capsize=3, **look)
-    axis.set_ylabel(accuracy.axis)
+    percent(axis, accuracy.axis)

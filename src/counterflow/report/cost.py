@@ -11,7 +11,7 @@ from matplotlib.transforms import Bbox
 from counterflow.report.accuracy import measured
 from counterflow.report.blocks import draw_plain
 from counterflow.report.group import BASELINE, Group, labels
-from counterflow.report.style import canvas, colour, legend
+from counterflow.report.style import canvas, colour, legend, percent
 
 _OFFSETS = [(dx, dy) for dy, dx in product((0, 11, -11, 22, -22, 33, -33, 44, -44), (7, -7))]
 """Where a label may stand, in points from its dot: right or left of it, then above, then below, then further away."""
@@ -47,7 +47,7 @@ def accuracy_by_cost(groups: Sequence[Group]) -> Figure:
         )
         points.append((extra, estimate.mean))
     axis.set_xlabel("extra FLOPs of training a sample [% of backprop's]")
-    axis.set_ylabel(accuracy.axis)
+    percent(axis, accuracy.axis)
     axis.margins(x=0.12, y=0.15)
     legend(figure, axis)
     _label(figure, axis, points, texts)

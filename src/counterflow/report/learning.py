@@ -8,7 +8,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from counterflow.report.curve import Curve, curves
 from counterflow.report.group import Group, labels
-from counterflow.report.style import canvas, legend, line_of, looks, shade
+from counterflow.report.style import canvas, legend, line_of, looks, percent, shade
 
 _HEIGHT = 3.0
 
@@ -42,7 +42,7 @@ def learning_curves(groups: Sequence[Group]) -> Figure:
         axis.remove()
     for axis in axes[: 1 + len(local)]:
         axis.set_xlabel("batch")
-        axis.set_ylabel("validation accuracy [%]")
+        percent(axis, "validation accuracy [%]")
     if local:
         axes[0].set_title("whole network", loc="left")
     legend(figure, axes[0])

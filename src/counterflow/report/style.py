@@ -92,3 +92,9 @@ def legend(figure: Figure, axes: Axes) -> None:
 def line_of(look: Mapping[str, Any]) -> Mapping[str, Any]:
     """``look`` without its marker."""
     return {key: value for key, value in look.items() if key != "marker"}
+
+
+def percent(axis: Axes, name: str) -> None:
+    """Label the y axis, and end it where accuracies do."""
+    axis.set_ylabel(name)
+    axis.set_ylim(top=min(axis.get_ylim()[1], 100.5))
