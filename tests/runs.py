@@ -2,16 +2,21 @@
 
 import random
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
+from counterflow.checkpoint import Archive, Shelf
 from counterflow.composition import configure
 from counterflow.engine.job import prepare
+from counterflow.engine.session import Session
+from counterflow.engine.station import Waits
 from counterflow.message import Tag
-from counterflow.metrics.files import RunDirectory
+from counterflow.origin import open_run
 from counterflow.train import train
 from counterflow.transport import Payload, World, connect
 from processes import CONF, Pool
@@ -24,6 +29,7 @@ SMALL = (
     "engine.threads=1",
     "engine.timeout=30",
     "run.display=false",
+    "checkpoint.every=0",
 )
 
 
@@ -61,6 +67,12 @@ def delay(world: World, most: float, seed: int) -> None:
     world.receiver = lambda edge, *a: Delayed(receiver(edge, *a), most, hash((seed, edge.source, 1)))  # type: ignore[method-assign]
 
 
+def unrecorded(world: World, observer: Any) -> Session:
+    """Of a run that leaves nothing on the disk."""
+    archive = Archive(Shelf(Path("/nowhere")), None, torch.device("cpu"), lambda saved: None, 30)
+    return Session(world, observer, Waits(), archive)
+
+
 def train_rank(
     rank: int, size: int, store_path: str, overrides: list[str], most: float, seed: int, folder: Path | None = None
 ) -> Any:
@@ -70,8 +82,9 @@ def train_rank(
     world = connect(store, rank, size, timeout=config.engine.timeout)
     if most:
         delay(world, most, seed)
-    directory = RunDirectory(Path(config.run.dir or ""), config) if rank == 0 else None
-    summary = train(job, world, directory)
+    origin = open_run(job, Path(config.run.dir or ""), lambda text: None) if rank == 0 else None
+    with origin.directory if origin is not None else nullcontext():
+        summary = train(job, world, origin)
     world.close()
     return summary
 

@@ -368,6 +368,22 @@ class EngineConfig:
 
 
 @dataclass(kw_only=True)
+class CheckpointConfig:
+    every: int = 0
+    """Write a checkpoint after every so many batches, and at the end; 0 is never."""
+    keep: int = 2
+    """So many of them, the newest ones."""
+    grace: float = 25.0
+    """Seconds from SIGTERM or SIGINT to the end of the process, whatever became of the checkpoint."""
+
+    def __post_init__(self) -> None:
+        _at_least("checkpoint.every", self.every, 0)
+        _at_least("checkpoint.keep", self.keep, 1)
+        if not 0 < self.grace <= 1e6:
+            raise ValueError(f"checkpoint.grace={self.grace}: must be greater than 0 and at most 1000000")
+
+
+@dataclass(kw_only=True)
 class LoopConfig:
     epochs: int = 1
     batch_size: int = 32
@@ -398,6 +414,9 @@ class RunConfig:
     dir: str | None = None
     """Run directory; by default a new one under ``runs/``, named by rank 0. Of a sweep, the folder with all of its
     runs; by default ``runs/EXPERIMENT-SCALE``."""
+    resume: str = "auto"
+    """``auto`` goes on from the newest whole checkpoint of the run directory; ``never`` refuses a directory that holds
+    a run; else the folder of a checkpoint, or of the run that wrote it, that a new run goes on from."""
     experiment: str | None = None
     """Name of the preset under ``conf/experiment``; each sets it itself."""
     display: bool = True
@@ -427,6 +446,7 @@ class TrainConfig:
     optimizer: OptimizerConfig = MISSING
     engine: EngineConfig = field(default_factory=EngineConfig)
     train: LoopConfig = field(default_factory=LoopConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:

@@ -5,7 +5,6 @@ import math
 import os
 import signal
 import sys
-import threading
 import time
 import traceback
 from contextlib import nullcontext
@@ -23,8 +22,11 @@ from counterflow.composition import check, command_line, job_name
 from counterflow.config import TrainConfig
 from counterflow.engine.execute import RunError
 from counterflow.engine.job import prepare
-from counterflow.metrics.files import Found, InUseError, RunDirectory, find
-from counterflow.train import train
+from counterflow.engine.session import StoppedError
+from counterflow.metrics.files import Found, InUseError, find
+from counterflow.origin import open_run
+from counterflow.signals import Signals, end
+from counterflow.train import train, warn
 from counterflow.transport import ChannelError, connect, rendezvous
 
 USAGE_ERROR = 2
@@ -35,24 +37,34 @@ REMAINS = 75
 _FIRST_SPEAKS = 10.0
 """Seconds."""
 
-_INTERRUPTED = 128 + signal.SIGINT
-_UNWINDS_WITHIN = 5.0
-"""Seconds from an interrupt to the end of the process."""
 
-
-def launch(config: TrainConfig, redo: bool = False) -> None:
+def launch(config: TrainConfig, signals: Signals | None = None) -> None:
     """Train on the processes that the environment names. Raises ``ValueError`` before any process group exists.
 
-    ``redo`` is `RunDirectory`'s.
+    ``signals`` end the run after a checkpoint, by a `StoppedError`, if it writes any.
     """
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     job = prepare(config, ranks, int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-    timeout = config.engine.timeout
-    directory = RunDirectory(_run_path(config), config, redo) if int(os.environ.get("RANK", "0")) == 0 else None
-    with directory or nullcontext():
-        world = connect(*rendezvous(timeout), timeout=timeout)
-        train(job, world, directory)
-        world.close()
+    timeout, grace = config.engine.timeout, config.checkpoint.grace
+    origin = open_run(job, _run_path(config), warn) if int(os.environ.get("RANK", "0")) == 0 else None
+
+    def halting(number: int) -> None:
+        if signals is not None:
+            message = f"error: no checkpoint within checkpoint.grace={grace:g} s of {signal.Signals(number).name}"
+            signals.expire(number, grace, message)
+
+    with origin.directory if origin is not None else nullcontext():
+        world = connect(*rendezvous(timeout), timeout=timeout, on_halt=halting)
+
+        def stop(number: int) -> None:
+            if not world.halt.possible:
+                end(number)
+            halting(number)
+            world.request_halt(number)
+
+        with signals.handled_by(stop) if signals is not None and config.checkpoint.every else nullcontext():
+            train(job, world, origin)
+            world.close()
 
 
 @dataclass
@@ -67,6 +79,7 @@ class Sweep:
     skipped: int = 0
     failed: int = 0
     remaining: int = 0
+    signals: Signals | None = None
 
     @property
     def jobs(self) -> int:
@@ -89,6 +102,8 @@ class Sweep:
             self._skip(error)
         except ValueError as error:
             self._fail(name, error)
+        except StoppedError:
+            raise
         except (RunError, ChannelError) as error:
             _explain(error)
             self._fail(name, error)
@@ -107,9 +122,9 @@ class Sweep:
             print(f"{path}: remains", flush=True)
             self.remaining += 1
         else:
-            print(f"{path}: {'was interrupted, begins anew' if found is Found.INTERRUPTED else 'begins'}", flush=True)
+            print(f"{path}: {'was interrupted' if found is Found.INTERRUPTED else 'begins'}", flush=True)
             start = time.monotonic()
-            launch(config, redo=True)
+            launch(config, self.signals)
             self.longest = max(self.longest, time.monotonic() - start)
             self.ran += 1
 
@@ -149,21 +164,24 @@ def main(conf: Path, seconds: float = math.inf) -> None:
     A wrong configuration is one line from the first process of each node, as all of them find the same. What ends a
     run is one line from every rank that noticed, and the traceback where it was not foreseen.
     """
-    end_when_interrupted()
-    sweep = Sweep(time.monotonic() + seconds)
+    signals = Signals()
+    sweep = Sweep(time.monotonic() + seconds, signals=signals)
 
     def task(composed: DictConfig) -> None:
         try:
             if HydraConfig.get().mode is RunMode.MULTIRUN:
                 sweep.job(composed)
             else:
-                launch(check(composed))
+                launch(check(composed), signals)
+        except StoppedError as stop:
+            if os.environ.get("RANK", "0") == "0":
+                name = signal.Signals(stop.signal).name
+                warn(f"{name}: stopped after batch {stop.batches - 1}, with a checkpoint; run.resume=auto goes on")
+            _exit(128 + stop.signal)
         except ValueError as error:
             _refuse(error)
         except (RunError, ChannelError) as error:
             abort(error)
-        except KeyboardInterrupt:
-            _exit(_INTERRUPTED)
         except Exception:
             traceback.print_exc()
             _exit(RUN_ERROR)
@@ -172,26 +190,9 @@ def main(conf: Path, seconds: float = math.inf) -> None:
         command_line(conf, task)
     except ValueError as error:
         _refuse(error)
-    except KeyboardInterrupt:  # between two runs of a sweep
-        _exit(_INTERRUPTED)
     if sweep.jobs:
         print(sweep)
         _exit(sweep.status)
-
-
-def end_when_interrupted() -> None:
-    """Let SIGINT end this process: by a KeyboardInterrupt, which leaves the terminal as it was, and after some seconds
-    or at the second time whatever became of it. Python loses an exception that is raised in a destructor or a callback.
-    """
-
-    def interrupt(*_: object) -> None:
-        signal.signal(signal.SIGINT, lambda *_: _exit(_INTERRUPTED))
-        watch = threading.Timer(_UNWINDS_WITHIN, _exit, [_INTERRUPTED])
-        watch.daemon = True
-        watch.start()
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGINT, interrupt)
 
 
 def abort(error: RunError | ChannelError) -> NoReturn:
@@ -225,5 +226,18 @@ def _exit(status: int) -> NoReturn:
 
 
 def _run_path(config: TrainConfig) -> Path:
-    name = f"{config.algorithm.name}-{config.model.name}-{config.data.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    name = f"{config.algorithm.name}-{config.model.name}-{config.data.name}-{_began():%Y%m%d-%H%M%S}"
     return Path(config.run.dir or Path("runs") / name)
+
+
+def _began() -> datetime:
+    """When this process began; under torchrun, when torchrun did: what it restarts goes on in the same folder."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        try:
+            ticks = int(Path(f"/proc/{os.getppid()}/stat").read_text().rpartition(")")[2].split()[19])
+            lines = Path("/proc/stat").read_text().splitlines()
+            boot = next(int(line.split()[1]) for line in lines if line.startswith("btime"))
+            return datetime.fromtimestamp(boot + ticks / os.sysconf("SC_CLK_TCK"))
+        except (OSError, StopIteration):  # not Linux
+            pass
+    return datetime.now()

@@ -1,8 +1,11 @@
 """A whole run as one rank sees it: the engine, what it reports, and the summary at the end."""
 
 import platform
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +13,11 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from counterflow.checkpoint import Archive, Ledger, Saved, Shelf
 from counterflow.engine.cost import Cost
 from counterflow.engine.job import Job
 from counterflow.engine.outcome import Outcome
+from counterflow.engine.session import Session, StoppedError
 from counterflow.engine.station import Waits
 from counterflow.engine.system import build, cut
 from counterflow.metrics import provenance
@@ -22,51 +27,90 @@ from counterflow.metrics.files import RunDirectory
 from counterflow.metrics.fingerprint import fingerprint
 from counterflow.metrics.record import Record, Row
 from counterflow.metrics.reporter import Reporter
+from counterflow.metrics.rows import Rows
+from counterflow.origin import CHECKPOINTS, Origin, identity, versions
 from counterflow.transport import World
 
 
-def train(job: Job, world: World, directory: RunDirectory | None) -> dict[str, Any] | None:
-    """Run ``job``; returns the summary on rank 0, which alone has a ``directory``, and None elsewhere."""
+@dataclass(frozen=True)
+class _Beginning:
+    """Where all ranks begin, as the first one of them found it."""
+
+    cut: list[int]
+    path: Path
+    checkpoint: Path | None
+    batches: int
+    seconds: float
+
+
+def train(job: Job, world: World, origin: Origin | None) -> dict[str, Any] | None:
+    """Run ``job``; returns the summary on rank 0, which alone has an ``origin``, and None elsewhere.
+
+    Raises `StoppedError` on all ranks where a signal ended the run early, once its checkpoint is whole.
+    """
+    mine = _beginning(job, origin) if origin is not None else None
+    begin = world.gather(mine, "where to begin")[0]
+    assert isinstance(begin, _Beginning)
+    job = replace(job, plan=replace(job.plan, start=begin.batches))
     config, plan = job.config, job.plan
-    counts = cut(job, world)
-    system = build(job, counts)
+    system = build(job, begin.cut)
     waits = Waits()
 
-    def post(i: int, record: Record) -> None:
-        world.post(f"{world.rank}/{i}", record.to_json())
+    def report(item: Record | Saved) -> None:
+        world.post(item.to_json())
 
-    def fetch(rank: int, i: int) -> Record | None:
-        text = world.collect(f"{rank}/{i}")
-        return None if text is None else Record.from_json(text)
-
-    reporter = Reporter(world.rank, config.train.log_every, plan.batches, lambda: waits.receive, post)
-    if directory is None:
-        outcome = system.run(world, reporter, waits)
-        world.gather((outcome, reporter.posted), "outcomes")
+    reporter = Reporter(
+        world.rank, config.train.log_every, plan.batches, lambda: waits.receive, report, before=begin.seconds
+    )
+    shelf = Shelf(begin.path / CHECKPOINTS)
+    archive = Archive(shelf, begin.checkpoint, job.device, report, world.watch.timeout)
+    session = Session(world, reporter, waits, archive)
+    if origin is None:
+        try:
+            outcome = system.run(session)
+        except StoppedError:
+            world.gather(world.posted, "the last checkpoint")
+            world.gather(None, "the end")
+            raise
+        archive.finish()
+        world.gather((outcome, world.posted), "outcomes")
         world.gather(None, "the end")  # rank 0 may still read from a store that ends with this process
         return None
 
+    directory = origin.directory
     console = Console(quiet=not config.run.display)
-    console.print(_setting(job, counts), soft_wrap=True)
+    console.print(_setting(job, begin.cut), soft_wrap=True)
     evaluations: dict[str, Row] = {}
     with ExitStack() as stack:
         stack.enter_context(directory)
-        display = stack.enter_context(Display(console, plan.batches, config.train.batch_size, system.owners))
+        display = Display(console, plan.batches, config.train.batch_size, system.owners, (begin.batches, begin.seconds))
+        stack.enter_context(display)
+        sink = partial(_sink, directory, display, evaluations)
+        rows = Rows(job.topology.blocks, system.objective, sink, begin.batches)
+        ledger = Ledger(shelf, config.checkpoint.keep, plan.batches, identity(job), begin.cut, versions(job), warn)
 
-        def sink(row: Row) -> None:
-            directory.write(row)
-            display.show(row)
-            if row.event != "train":
-                evaluations[row.event] = row
+        def deliver(item: Record | Saved) -> None:
+            if isinstance(item, Record):
+                rows.add(item)
+            else:
+                directory.sync()  # what a checkpoint comes after is on the disk when it counts
+                ledger.add(item)
 
-        collector = Collector(world.size, job.topology.blocks, fetch, system.objective, sink)
-        outcome = system.run(world, reporter, waits)
-        outcomes = world.gather((outcome, reporter.posted), "outcomes")
+        collector = Collector[Record | Saved](world.size, partial(_fetch, world), deliver)
+        try:
+            outcome = system.run(session)
+        except StoppedError:
+            collector.finish(world.gather(world.posted, "the last checkpoint"), world.watch.timeout)
+            world.gather(None, "the end")
+            raise
+        archive.finish()
+        outcomes = world.gather((outcome, world.posted), "outcomes")
         collector.finish([posted for _, posted in outcomes], world.watch.timeout)
-        summary = _summary(job, counts, [outcome for outcome, _ in outcomes], evaluations)
+        summary = _summary(job, begin, [outcome for outcome, _ in outcomes], evaluations)
         if config.run.activations:
             _save_activations(directory.path, job, [outcome for outcome, _ in outcomes])
         directory.summarise(summary)
+        ledger.finish()
     world.gather(None, "the end")
     console.print(display.table())
     console.print(
@@ -75,6 +119,38 @@ def train(job: Job, world: World, directory: RunDirectory | None) -> dict[str, A
         soft_wrap=True,
     )
     return summary
+
+
+def _beginning(job: Job, origin: Origin) -> _Beginning:
+    return _Beginning(
+        origin.cut or cut(job),
+        origin.directory.path.resolve(),
+        origin.checkpoint.resolve() if origin.checkpoint is not None else None,
+        origin.batches,
+        origin.directory.seconds,
+    )
+
+
+def _fetch(world: World, rank: int, i: int) -> Record | Saved | None:
+    text = world.collect(rank, i)
+    if text is None:
+        return None
+    return Saved.from_json(text) if '"sha256"' in text else Record.from_json(text)
+
+
+def _sink(directory: RunDirectory, display: Display, evaluations: dict[str, Row], row: Row) -> None:
+    try:
+        directory.write(row)
+    except OSError as error:
+        warn(f"{directory.path}: the metrics of batch {row.n} are not written ({error.strerror}); training goes on")
+    display.show(row)
+    if row.event != "train":
+        evaluations[row.event] = row
+
+
+def warn(text: str) -> None:
+    """A line for whoever watches; no reason to end."""
+    print(f"note: {text}", file=sys.stderr, flush=True)
 
 
 def _setting(job: Job, counts: Sequence[int]) -> str:
@@ -94,7 +170,7 @@ def _accuracies(summary: Mapping[str, Any]) -> str:
 
 
 def _summary(
-    job: Job, counts: Sequence[int], outcomes: Sequence[Outcome], evaluations: Mapping[str, Row]
+    job: Job, begin: _Beginning, outcomes: Sequence[Outcome], evaluations: Mapping[str, Row]
 ) -> dict[str, Any]:
     config = job.config
     figures = {
@@ -120,6 +196,7 @@ def _summary(
         "samples_per_second": min(o.batches * config.train.batch_size / o.seconds for o in outcomes),
         "wait_fraction": [o.receive_wait / o.seconds for o in outcomes],
         "send_wait_fraction": [o.send_wait / o.seconds for o in outcomes],
+        "resumed_after": begin.batches or None,
         "seconds": max(row.seconds for row in evaluations.values()),
         "fingerprint": fingerprint(digests[block] for block in sorted(digests)),
         "effective_parameters": sum(o.effective_parameters for o in outcomes),
@@ -127,7 +204,7 @@ def _summary(
         "flops": _flops(outcomes),
         "schedule": job.schedule,
         "lag": config.engine.lag,
-        "cut": list(counts),
+        "cut": begin.cut,
         "threads": torch.get_num_threads(),
         "device": job.device.type,
         "precision": "bf16" if job.numerics.bf16 else "fp32",

@@ -13,11 +13,10 @@ from counterflow.algorithms.bll import BLLRule
 from counterflow.composition import configure
 from counterflow.engine.free import run
 from counterflow.engine.job import Job, prepare
-from counterflow.engine.station import Waits
 from counterflow.models.partition import output_shapes, partition
 from counterflow.transport import connect
 from processes import CONF
-from runs import SMALL
+from runs import SMALL, unrecorded
 
 MODELS = {
     "mlp": (),
@@ -134,7 +133,7 @@ def test_equals_the_loop_of_the_paper_to_the_bit(model: str) -> None:
 
     algorithm.rule = keep  # type: ignore[assignment, method-assign]
 
-    run(job, algorithm, connect(None, 0, 1, timeout=30), observer, Waits())
+    run(job, algorithm, unrecorded(connect(None, 0, 1, timeout=30), observer))
     expected = figure_2(job, blocks, feedback)
 
     assert [[observer.losses[k, n] for k in range(1, 5)] for n in range(STEPS)] == expected
@@ -161,7 +160,7 @@ def test_learning_moves_every_parameter() -> None:
 
     algorithm.rule = keep  # type: ignore[assignment, method-assign]
 
-    run(job, algorithm, connect(None, 0, 1, timeout=30), Losses(), Waits())
+    run(job, algorithm, unrecorded(connect(None, 0, 1, timeout=30), Losses()))
     for k, rule in trained.items():
         old = dict(before[k].named_parameters())
         assert all(not torch.equal(value, old[name]) for name, value in rule.named_parameters())

@@ -10,12 +10,11 @@ from torch import Tensor
 
 from counterflow.composition import configure
 from counterflow.engine.job import Job, prepare
-from counterflow.engine.station import Waits
 from counterflow.engine.system import build
 from counterflow.models.partition import partition
 from counterflow.transport import connect
 from processes import CONF, Pool
-from runs import SMALL, summary_of
+from runs import SMALL, summary_of, unrecorded
 
 NAIVE = ("algorithm=bp", "schedule=naive")
 PLAIN = ("optimizer=sgd", "optimizer.lr=0.1", "optimizer.momentum=0", "optimizer.schedule=constant", "model.width=16")
@@ -46,7 +45,7 @@ def prepared(blocks: int = 4) -> Job:
 def run(job: Job) -> Errors:
     observer = Errors()
     assert job.counts is not None
-    build(job, job.counts).run(connect(None, 0, 1, timeout=30), observer, Waits())  # type: ignore[arg-type]
+    build(job, job.counts).run(unrecorded(connect(None, 0, 1, timeout=30), observer))
     return observer
 
 

@@ -26,13 +26,12 @@ from counterflow.composition import configure
 from counterflow.engine import scheduled
 from counterflow.engine.execute import RunError
 from counterflow.engine.job import Job, prepare
-from counterflow.engine.station import Waits
 from counterflow.engine.system import build, cut
 from counterflow.launcher import abort
 from counterflow.models.alignment import align
 from counterflow.transport import ChannelError, connect
 from processes import CONF, Ended, Pool, run_fresh
-from runs import SMALL, summary_of, train_rank
+from runs import SMALL, summary_of, train_rank, unrecorded
 
 STEPS = 20
 WIDTH = ("model.width=32", f"train.steps={STEPS}", "train.evaluate_every=0")
@@ -72,10 +71,10 @@ def rank_weights(rank: int, size: int, store_path: str, overrides: list[str]) ->
     config = configure(CONF, overrides)
     job = prepare(config, size)
     world = connect(dist.FileStore(store_path, size) if size > 1 else None, rank, size, timeout=config.engine.timeout)
-    counts = cut(job, world)
+    counts = cut(job)
     system = build(job, counts)
     losses = Losses()
-    system.run(world, losses, Waits())
+    system.run(unrecorded(world, losses))
     world.gather(None, "the end")
     world.close()
     ends = list(accumulate(counts))

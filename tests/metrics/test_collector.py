@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from counterflow.metrics.collector import Collector
 from counterflow.metrics.record import Record, Row
+from counterflow.metrics.rows import Rows
 
 # Blocks of every rank, bottom to top.
 PLACEMENTS = [[[1, 2, 3, 4]], [[1, 2], [3, 4]], [[1], [2, 3], [4]], [[1], [2], [3], [4]]]
@@ -33,8 +34,8 @@ def total_loss(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 def collect(
     placement: list[list[int]], fetch: Callable[[int, int], Record | None], sink: Callable[[Row], None]
-) -> Collector:
-    return Collector(len(placement), 4, fetch, total_loss, sink)
+) -> Collector[Record]:
+    return Collector(len(placement), fetch, Rows(4, total_loss, sink).add)
 
 
 @settings(deadline=None, max_examples=25)

@@ -6,7 +6,9 @@ from hypothesis import strategies as st
 
 from counterflow.message import Kind, Tag
 from counterflow.schedule import Plan
-from counterflow.topology import Stream
+from counterflow.topology import Edge, Stream
+
+UP, DOWN = Edge(Stream.ACTIVATION, 1), Edge(Stream.TARGET, 1)
 
 
 @pytest.mark.parametrize(
@@ -35,7 +37,7 @@ def test_an_evaluation_after_every_so_many_batches_and_the_last(batches: int, ev
 
 def test_streams_by_hand() -> None:
     plan = Plan(batches=3, lag=2, evaluate_every=2, test_batches=2)
-    assert list(plan.messages(Stream.ACTIVATION)) == [
+    assert list(plan.messages(UP)) == [
         Tag(Kind.ACTIVATION, 0),
         Tag(Kind.ACTIVATION, 1),
         Tag(Kind.TEST, 1, 0),
@@ -44,15 +46,15 @@ def test_streams_by_hand() -> None:
         Tag(Kind.TEST, 2, 0),
         Tag(Kind.TEST, 2, 1),
     ]
-    assert list(plan.messages(Stream.TARGET)) == [Tag(Kind.TARGET, 0), Tag(Kind.TARGET, 1), Tag(Kind.TARGET, 2)]
+    assert list(plan.messages(DOWN)) == [Tag(Kind.TARGET, 0), Tag(Kind.TARGET, 1), Tag(Kind.TARGET, 2)]
 
 
 def test_streams_of_a_rule_that_predicts_at_the_bottom() -> None:
     """Nothing comes down while training; predictions of every test batch do."""
     plan = Plan(batches=3, lag=2, evaluate_every=2, test_batches=2, predicts_down=True)
     up = Plan(batches=3, lag=2, evaluate_every=2, test_batches=2)
-    assert list(plan.messages(Stream.ACTIVATION)) == list(up.messages(Stream.ACTIVATION))
-    assert list(plan.messages(Stream.TARGET)) == [
+    assert list(plan.messages(UP)) == list(up.messages(UP))
+    assert list(plan.messages(DOWN)) == [
         Tag(Kind.PREDICTION, 1, 0),
         Tag(Kind.PREDICTION, 1, 1),
         Tag(Kind.PREDICTION, 2, 0),
@@ -63,7 +65,7 @@ def test_streams_of_a_rule_that_predicts_at_the_bottom() -> None:
 
 def test_streams_of_gradients() -> None:
     plan = Plan(batches=3, lag=2, evaluate_every=2, test_batches=2, gradients_from=4)
-    assert list(plan.messages(Stream.TARGET)) == [Tag(Kind.GRADIENT, 0), Tag(Kind.GRADIENT, 1), Tag(Kind.GRADIENT, 2)]
+    assert list(plan.messages(DOWN)) == [Tag(Kind.GRADIENT, 0), Tag(Kind.GRADIENT, 1), Tag(Kind.GRADIENT, 2)]
     assert [plan.distance(block) for block in (1, 2, 3)] == [0, 0, 0]
 
 

@@ -312,11 +312,11 @@ def test_an_edge_carries_what_the_plan_says(column: tuple[Topology, Plan]) -> No
                 if end:
                     messages[end[0]].append(end[1])
     for edge in topology.edges():
-        assert list(plan.messages(edge.stream)) == sent[edge] == taken[edge]
+        assert list(plan.messages(edge)) == sent[edge] == taken[edge]
         assert max(Counter(sent[edge]).values(), default=1) == 1
     # the ends of the column: what enters there is the same
-    assert taken[Edge(Stream.ACTIVATION, 0)] == list(plan.messages(Stream.ACTIVATION))
-    assert taken[Edge(Stream.TARGET, topology.blocks)] == list(plan.messages(Stream.TARGET))
+    assert taken[Edge(Stream.ACTIVATION, 0)] == list(plan.activations())
+    assert taken[Edge(Stream.TARGET, topology.blocks)] == list(plan.targets(topology.blocks))
 
 
 @settings(max_examples=30)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,12 +23,16 @@ def rate(config: OptimizerConfig, n: int, batches: int) -> float:
             return warm
 
 
-class BlockOptimizer:
-    """Updates one set of parameters; `step` takes the batch index, so nothing but torch's own state is kept."""
+class BlockOptimizer(nn.Module):
+    """Updates one set of parameters; `step` takes the batch index, so nothing but torch's own state is kept.
+
+    A module without parameters of its own, so that the ``state_dict`` of a rule holds its optimizers too.
+    """
 
     def __init__(
         self, parameters: Iterable[nn.Parameter], config: OptimizerConfig, batches: int, scale: float = 1.0
     ) -> None:
+        super().__init__()
         self._config = config
         self._batches = batches
         self._lr = config.lr * scale
@@ -39,6 +44,12 @@ class BlockOptimizer:
             group["lr"] = self._lr * rate(self._config, n, self._batches)
         self.torch.step()
         self.torch.zero_grad(set_to_none=True)
+
+    def get_extra_state(self) -> dict[str, Any]:
+        return self.torch.state_dict()
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        self.torch.load_state_dict(state)
 
 
 def _build(parameters: list[nn.Parameter], config: OptimizerConfig) -> torch.optim.Optimizer:

@@ -36,6 +36,9 @@ class LocalRule(nn.Module, ABC):
     The engine calls, in this order: `read` once for every batch's target message, some batches early; `emit` at once
     afterwards; and then, batch by batch, `ascend` and `learn`. Where no targets come down, it calls neither `read` nor
     `emit`, and the target is empty.
+
+    What a rule keeps from batch to batch is parameters, buffers, and optimizers (`BlockOptimizer`) among its
+    attributes: all that is in its ``state_dict``, and so in checkpoints.
     """
 
     def read(self, n: int, message: Payload) -> Target:
@@ -77,6 +80,15 @@ class LocalRule(nn.Module, ABC):
         one for the block below. The bottom's holds one tensor: the labels as every block predicts them, ``[N, B]``.
         """
         raise AssertionError("this rule predicts where it is")
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from ``state``, the ``state_dict`` of such a rule. ``RuntimeError`` if it is another one's."""
+        for prefix, module in self.named_modules():
+            for name in [name for name, buffer in module._buffers.items() if buffer is None]:
+                key = f"{prefix}.{name}" if prefix else name
+                if key in state:  # a buffer that comes with the first message
+                    module.register_buffer(name, state[key].clone())
+        self.load_state_dict(state)
 
     @property
     @abstractmethod

@@ -63,7 +63,7 @@ class Channels:
             up=self._sender(Edge(Stream.ACTIVATION, block)) if block < top else None,
             above=self._receiver(Edge(Stream.TARGET, block))
             if block < top
-            else source.labels(job.batches, job.plan, job.device),
+            else source.labels(job.batches, job.plan, top, job.device),
             down=self._sender(Edge(Stream.TARGET, block - 1)) if block > 1 else None,
         )
 
@@ -81,4 +81,4 @@ class Channels:
         engine, plan = self._job.config.engine, self._job.plan
         depth = engine.depth if edge.stream is Stream.ACTIVATION else engine.target_depth or plan.lag
         frames = channel_frames(self._column, self._job, edge)
-        return self._world.receiver(edge, frames, depth, plan.messages(edge.stream))
+        return self._world.receiver(edge, frames, depth, plan.messages(edge))

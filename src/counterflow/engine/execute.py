@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 
+from counterflow.checkpoint import Archive
 from counterflow.engine.station import Station
 from counterflow.schedule import Action, Op
 from counterflow.transport import ChannelError
@@ -11,8 +12,10 @@ class RunError(Exception):
     """A block that cannot go on; the text names rank, block and batch, and the cause is chained."""
 
 
-def execute(program: Iterable[Action], stations: Mapping[int, Station], rank: int) -> Iterable[Action]:
-    """Run ``program``, and yield every action once it is done.
+def execute(
+    program: Iterable[Action], stations: Mapping[int, Station], archive: Archive, rank: int
+) -> Iterable[Action]:
+    """Run ``program``, and yield every action once it is done; checkpoints go to ``archive``.
 
     Raises `ChannelError` where a channel ended the run and `RunError` where a block did.
     """
@@ -32,6 +35,10 @@ def execute(program: Iterable[Action], stations: Mapping[int, Station], rank: in
                     station.backward(action.n)
                 case Op.PREDICT:
                     station.predict(action.n, action.e)
+                case Op.RESEND:
+                    station.resend(action.n)
+                case Op.SAVE:
+                    archive.save(action.block, action.n + 1, station.state(action.n))
         except ChannelError:
             raise
         except Exception as error:

@@ -13,15 +13,19 @@ from counterflow.engine.cost import Cost
 from counterflow.engine.execute import execute
 from counterflow.engine.job import Job
 from counterflow.engine.outcome import Outcome, count
+from counterflow.engine.session import Session, check_halt, restore
 from counterflow.engine.specimens import Specimens
-from counterflow.engine.station import Observer, Station, Waits
+from counterflow.engine.station import Station, Waits
 from counterflow.metrics.fingerprint import digest
 from counterflow.schedule import Op, rank_program
-from counterflow.transport import World
 
 
-def run(job: Job, column: Column, world: World, observer: Observer, waits: Waits) -> Outcome:
-    """Train this rank's blocks to the end. Raises `ChannelError` or `RunError`, after which the process should end."""
+def run(job: Job, column: Column, session: Session) -> Outcome:
+    """Train this rank's blocks to the end.
+
+    Raises `ChannelError` or `RunError`, after which the process should end, and `StoppedError`.
+    """
+    world, waits = session.world, session.waits
     blocks = job.topology.blocks_of(world.rank)
     world.open_edges(job.topology, job.backend, job.device)
     channels = Channels(job, column, world)
@@ -38,17 +42,22 @@ def run(job: Job, column: Column, world: World, observer: Observer, waits: Waits
             job.plan,
             job.config.seed,
             job.numerics,
-            observer,
+            session.observer,
             waits,
             specimens[block],
         )
         for block in blocks
     }
-    steady = min(job.topology.blocks, job.plan.batches // 2)
+    for block, station in stations.items():
+        restore(session, block, station.restore)
+    world.halt.begin(job.plan.start)
+    steady = job.plan.steady(job.topology.blocks)
     start, before = perf_counter(), Waits()
-    for action in execute(rank_program(blocks, job.plan), stations, world.rank):
+    program = rank_program(blocks, job.plan, world.halt.after)
+    for action in execute(program, stations, session.archive, world.rank):
         if action.op in (Op.LEARN, Op.BACKWARD) and action.block == blocks[-1] and action.n == steady - 1:
             start, before = perf_counter(), replace(waits)
+    check_halt(session, job.plan.batches)
     seconds = perf_counter() - start
     effective = sum(count(rule.effective) for rule in rules.values())
     outcome = Outcome(

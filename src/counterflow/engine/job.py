@@ -68,6 +68,7 @@ def prepare(config: TrainConfig, ranks: int, local_rank: int = 0, local_ranks: i
         test_batches=len(batches.test) if config.train.test else 0,
         validation_batches=len(batches.validation),
         gradients_from=config.blocks if schedule == "naive" else 0,
+        checkpoint_every=config.checkpoint.every,
         predicts_down=schedule == "free" and ALGORITHMS[config.algorithm.name].predicts_down,
     )
     train = dataset.train

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.distributed import pipelining
 
 from counterflow.algorithms.optimizer import BlockOptimizer
+from counterflow.checkpoint import BlockState
 from counterflow.data.prefetch import prefetch
 from counterflow.engine import cost as costs
 from counterflow.engine.cost import Cost
@@ -24,11 +25,12 @@ from counterflow.engine.job import Job
 from counterflow.engine.numerics import Numerics
 from counterflow.engine.outcome import Outcome, count
 from counterflow.engine.randomness import seed_forward
+from counterflow.engine.session import Session, check_halt, restore
 from counterflow.engine.specimens import Specimens
-from counterflow.engine.station import Observer, Waits
+from counterflow.engine.station import Observer
 from counterflow.engine.tally import Tally
 from counterflow.metrics.fingerprint import digest
-from counterflow.transport import World
+from counterflow.transport import ChannelError, World
 
 Step = Callable[[int, Tensor, Tensor], tuple[Tensor | None, Tensor | None]]
 """Gradients of batch n from inputs and labels; loss and output on the process of the last stage, None elsewhere."""
@@ -88,6 +90,18 @@ class _Blocks(nn.Sequential):
         return output.float().contiguous()
 
 
+class _Trained(nn.Module):
+    """A block and its optimizer: what a checkpoint has of it."""
+
+    def __init__(self, block: nn.Module, job: Job) -> None:
+        super().__init__()
+        self.block = block
+        self.optimizer = BlockOptimizer(block.parameters(), job.config.optimizer, job.plan.batches)
+
+    def restore(self, state: BlockState) -> None:
+        self.load_state_dict(state.rule)
+
+
 class Pipeline:
     """The blocks of a run as stages, and who owns them."""
 
@@ -107,8 +121,12 @@ class Pipeline:
         self.owners = [rank for stage, rank in zip(self._stages, self._ranks, strict=True) for _ in stage]
         """The rank of each block, bottom to top."""
 
-    def run(self, world: World, observer: Observer, waits: Waits) -> Outcome:
-        """Train this rank's stages to the end. Raises `RunError`, after which the process should end."""
+    def run(self, session: Session) -> Outcome:
+        """Train this rank's stages to the end.
+
+        Raises `RunError`, after which the process should end, and `StoppedError`.
+        """
+        world, observer, waits = session.world, session.observer, session.waits
         job, plan = self._job, self._job.plan
         mine = {
             stage: _Blocks([self._blocks[block - 1] for block in blocks], job.numerics)
@@ -120,24 +138,26 @@ class Pipeline:
         specimens = {block: Specimens(job.config.run.activations, plan) for block in owned}
         for module in mine.values():
             job.numerics.place(module, module)
-        optimizer = BlockOptimizer(
-            [p for module in mine.values() for p in module.parameters()], job.config.optimizer, plan.batches
-        )
+        trained = {block: _Trained(self._blocks[block - 1], job) for block in owned}
+        for block, pair in trained.items():
+            restore(session, block, pair.restore)
+        world.halt.begin(plan.start)
         busy, step = self._pipelined(mine, world) if world.size > 1 else self._alone(mine[0])
-        steady = min(len(self._stages), plan.batches // 2)
+        steady = plan.steady(len(self._stages))
         begin = start = perf_counter()
         other, waited = 0.0, 0.0  # updates, and evaluations as a whole, are no waiting
         bottom, top, nothing = 0 in mine, len(self._stages) - 1 in mine, torch.empty(0)
         items = (
             (job.batches.inputs(n) if bottom else nothing, job.batches.labels(n) if top else nothing)
-            for n in range(plan.batches)
+            for n in range(plan.start, plan.batches)
         )
         batches = items if job.batches.resident else prefetch(items)
-        for n, (inputs, labels) in enumerate(batches):
+        for n, (inputs, labels) in enumerate(batches, plan.start):
             try:
                 loss, output = step(n, inputs.to(job.device), labels.to(job.device))
                 stepped = perf_counter()
-                optimizer.step(n)
+                for pair in trained.values():
+                    pair.optimizer.step(n)
                 metrics = {} if loss is None or output is None else _metrics(loss, output, labels.to(job.device))
                 # On a GPU, to look at a number is to wait for it.
                 if metrics and (job.device.type == "cpu" or observer.wants(n)) and not math.isfinite(metrics["loss"]):
@@ -145,7 +165,13 @@ class Pipeline:
                 for block in owned:
                     observer.learnt(block, n, metrics if block == job.topology.blocks else {})
                 self._evaluate(mine, n, observer, specimens)
+                halts = n < plan.batches - 1 and world.halt.after(n)
+                if halts or plan.saves_after(n):
+                    for block, pair in trained.items():
+                        session.archive.save(block, n + 1, BlockState(pair.state_dict()))
                 other += perf_counter() - stepped
+            except ChannelError:
+                raise
             except Exception as error:
                 reason = f"{type(error).__name__}: {error}".splitlines()[0]
                 raise RunError(f"rank {world.rank}: schedule {job.schedule}: batch {n}: {reason}") from error
@@ -153,6 +179,9 @@ class Pipeline:
                 waits.receive = max(0.0, perf_counter() - begin - busy() - other)
             if n == steady - 1:
                 start, waited = perf_counter(), waits.receive
+            if halts:
+                break
+        check_halt(session, plan.batches)
         return Outcome(
             digests={block: digest(self._blocks[block - 1]) for block in owned},
             effective_parameters=count(mine.values()),

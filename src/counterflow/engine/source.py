@@ -52,11 +52,11 @@ def inputs(batches: Batches, plan: Plan, numerics: Numerics) -> Source:
     return Source(items() if batches.resident else prefetch(items()), numerics.device)
 
 
-def labels(batches: Batches, plan: Plan, device: torch.device) -> Source:
-    """What enters at the top: the labels of every training batch, and of all batches of the evaluation after it."""
+def labels(batches: Batches, plan: Plan, top: int, device: torch.device) -> Source:
+    """What enters block ``top``: the labels of every training batch, and of all batches of the evaluation after it."""
 
     def items() -> Generator[Item]:
-        for tag in plan.targets():
+        for tag in plan.targets(top):
             if tag.kind is Kind.PREDICTION:
                 yield tag, ()
             else:

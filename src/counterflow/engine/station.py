@@ -1,9 +1,10 @@
 """A block pair at its four ports: what each action of its program does."""
 
 import math
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Protocol
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from counterflow.algorithms.rule import LocalRule, Metrics, Target
+from counterflow.checkpoint import BlockState
 from counterflow.engine.numerics import Numerics
 from counterflow.engine.randomness import seed_forward
 from counterflow.engine.specimens import Specimens
@@ -89,6 +91,8 @@ class Station:
         self._own: dict[int, Tensor] = {}
         """This block's part in the prediction of each test batch, until the rest of it comes down."""
         self._tally = Tally()
+        self._sent: deque[tuple[int, Payload]] = deque(maxlen=plan.under_way)
+        """The last messages to the block below, which may not have taken them."""
 
     def target(self, n: int) -> None:
         tag = Tag(Kind.TARGET, n)
@@ -102,7 +106,7 @@ class Station:
             self._test_labels[n] = last
         self._targets[n] = self.rule.read(n, message)
         if self.ports.down is not None:
-            self._send(self.ports.down, tag, (*self.rule.emit(n, self._targets[n]), *tests))
+            self._send_down(tag, (*self.rule.emit(n, self._targets[n]), *tests))
 
     def forward(self, n: int) -> None:
         tag = Tag(Kind.ACTIVATION, n)
@@ -128,7 +132,7 @@ class Station:
             below, metrics = self.rule.backward(n, self._in_flight.pop(n), gradient)
         self.ports.above.release()
         if self.ports.down is not None:
-            self._send(self.ports.down, tag, below)
+            self._send_down(tag, below)
         self._report(n, metrics)
 
     def learn(self, n: int) -> None:
@@ -185,6 +189,30 @@ class Station:
             for block, figures in enumerate(self._tally.take(), self.block):
                 self._observer.evaluated(block, n, split, figures)
 
+    def state(self, n: int) -> BlockState:
+        """After batch ``n``. Its tensors are those that the block goes on with: to be copied before it does."""
+        taken = replace(self._plan, start=n + 1).taken(self.block - 1) if n + 1 < self._plan.batches else n + 1
+        return BlockState(
+            self.rule.state_dict(),
+            self._targets,
+            self._test_labels,
+            self._in_flight,
+            {batch: message for batch, message in self._sent if batch >= taken},
+        )
+
+    def restore(self, state: BlockState) -> None:
+        """Go on from ``state``; what was under way to the block below is sent by `resend`."""
+        self.rule.restore(state.rule)
+        self._targets = dict(state.targets)
+        self._test_labels = dict(state.labels)
+        self._in_flight = dict(state.in_flight)
+        self._sent.extend(state.sent.items())
+
+    def resend(self, n: int) -> None:
+        assert self.ports.down is not None, "nothing is below the bottom block"
+        kind = Kind.GRADIENT if self._plan.gradients_from else Kind.TARGET
+        self._transmit(self.ports.down, Tag(kind, n), dict(self._sent)[n])
+
     def close(self) -> None:
         ports = self.ports
         for channel in (ports.up, ports.down, ports.below, ports.above):
@@ -213,7 +241,15 @@ class Station:
         return self._numerics.unpack(message)
 
     def _send(self, channel: Sender, tag: Tag, tensors: Payload) -> None:
+        self._transmit(channel, tag, self._numerics.pack(tensors))
+
+    def _send_down(self, tag: Tag, tensors: Payload) -> None:
+        assert self.ports.down is not None
         message = self._numerics.pack(tensors)
+        self._sent.append((tag.n, message))
+        self._transmit(self.ports.down, tag, message)
+
+    def _transmit(self, channel: Sender, tag: Tag, message: Payload) -> None:
         start = perf_counter()
         channel.send(tag, message)
         self.waits.send += perf_counter() - start

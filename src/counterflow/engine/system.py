@@ -15,9 +15,8 @@ from counterflow.engine import free
 from counterflow.engine.job import Job
 from counterflow.engine.outcome import Outcome
 from counterflow.engine.randomness import seed_forward
-from counterflow.engine.station import Observer, Waits
+from counterflow.engine.session import Session
 from counterflow.models.partition import layer_counts, output_shapes, partition
-from counterflow.transport import World
 
 Figures = Sequence[Mapping[str, float]]
 """What all blocks reported about one batch, bottom to top."""
@@ -25,7 +24,7 @@ Figures = Sequence[Mapping[str, float]]
 
 @dataclass(frozen=True)
 class System:
-    run: Callable[[World, Observer, Waits], Outcome]
+    run: Callable[[Session], Outcome]
     """This rank's part of the run, to its end."""
     objective: Callable[[Figures], Mapping[str, float]]
     """The figures of the whole system from those of its blocks."""
@@ -33,15 +32,9 @@ class System:
     """The rank of each block, bottom to top."""
 
 
-def cut(job: Job, world: World) -> list[int]:
-    """Layers of every block. Measured costs differ from rank to rank and run to run: rank 0's count."""
-    if job.counts is not None:
-        return job.counts
-    example, wanted = job.example, job.config.model.cut
-    mine = layer_counts(job.network, job.topology.blocks, wanted, example) if world.rank == 0 else None
-    counts = world.gather(mine, "the measured cut")[0]
-    assert isinstance(counts, list)
-    return counts
+def cut(job: Job) -> list[int]:
+    """Layers of every block. Measured costs differ from rank to rank and run to run: one rank's count."""
+    return job.counts or layer_counts(job.network, job.topology.blocks, job.config.model.cut, job.example)
 
 
 def build(job: Job, counts: Sequence[int]) -> System:

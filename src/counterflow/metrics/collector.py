@@ -1,36 +1,26 @@
-"""Rank 0's thread that gathers the records of all ranks into rows, while every rank goes on training."""
+"""Rank 0's thread that gathers what all ranks report, while every rank goes on training."""
 
 import threading
 import time
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
 
-from counterflow.metrics.record import Record, Row
+Item = TypeVar("Item")
 
 _INTERVAL = 0.2
 """Seconds between looks; a display needs no more, and every look costs a core that trains."""
 
 
-class Collector:
-    """Calls ``sink`` with every row, in the order of batches, on one thread.
+class Collector(Generic[Item]):
+    """Calls ``deliver`` with every item, those of one rank in their order, on one thread.
 
-    ``fetch(rank, i)`` is record i of a rank, or None while it is not there.
+    ``fetch(rank, i)`` is item i of a rank, or None while it is not there.
     """
 
-    def __init__(
-        self,
-        ranks: int,
-        blocks: int,
-        fetch: Callable[[int, int], Record | None],
-        objective: Callable[[Sequence[Mapping[str, float]]], Mapping[str, float]],
-        sink: Callable[[Row], None],
-    ) -> None:
-        self._blocks = blocks
+    def __init__(self, ranks: int, fetch: Callable[[int, int], Item | None], deliver: Callable[[Item], None]) -> None:
         self._fetch = fetch
-        self._objective = objective
-        self._sink = sink
+        self._deliver = deliver
         self._next = [0] * ranks
-        self._partial: dict[tuple[int, str], list[Record]] = defaultdict(list)
         self._expected: Sequence[int] | None = None
         self._deadline = 0.0
         self._error: Exception | None = None
@@ -39,7 +29,7 @@ class Collector:
         self._thread.start()
 
     def finish(self, counts: Sequence[int], timeout: float) -> None:
-        """Wait until all ``counts`` records of every rank are in; raises what went wrong on the thread."""
+        """Wait until all ``counts`` items of every rank are in; raises what went wrong on the thread."""
         self._deadline = time.monotonic() + timeout
         self._expected = counts
         self._wake.set()
@@ -63,15 +53,6 @@ class Collector:
 
     def _look(self) -> None:
         for rank in range(len(self._next)):
-            while (record := self._fetch(rank, self._next[rank])) is not None:
+            while (item := self._fetch(rank, self._next[rank])) is not None:
                 self._next[rank] += 1
-                self._add(record)
-
-    def _add(self, record: Record) -> None:
-        key = (record.n, record.event)
-        self._partial[key].append(record)
-        if len(self._partial[key]) < self._blocks:
-            return
-        records = sorted(self._partial.pop(key), key=lambda r: r.block)
-        system = self._objective([r.figures for r in records]) if record.event == "train" else {}
-        self._sink(Row(record.event, record.n, records, system))
+                self._deliver(item)

@@ -14,15 +14,23 @@ from counterflow.metrics.record import Row
 class Display:
     """A progress bar and a table of all blocks; without a terminal, a line per evaluation and the table at the end."""
 
-    def __init__(self, console: Console, batches: int, batch_size: int, ranks: Sequence[int]) -> None:
-        """``ranks`` says who owns each block, bottom to top."""
+    def __init__(
+        self,
+        console: Console,
+        batches: int,
+        batch_size: int,
+        ranks: Sequence[int],
+        before: tuple[int, float] = (0, 0.0),
+    ) -> None:
+        """``ranks`` says who owns each block, bottom to top; ``before``, the batches and seconds that the run had when
+        it was interrupted."""
         self._console = console
         self._batches = batches
         self._batch_size = batch_size
         self._ranks = ranks
         self._train: Row | None = None
         self._test: Row | None = None
-        self._before = (0, 0.0)
+        self._before = before
         self._progress = Progress(
             TextColumn("batch"),
             MofNCompleteColumn(),
@@ -30,7 +38,7 @@ class Display:
             TimeRemainingColumn(),
             TextColumn("{task.description}"),
         )
-        self._task = self._progress.add_task("", total=batches)
+        self._task = self._progress.add_task("", total=batches, completed=before[0])
         self._live = Live(console=console, refresh_per_second=4, transient=True)
 
     def __enter__(self) -> "Display":

@@ -2,11 +2,12 @@
 
 import fcntl
 import json
+import os
 from collections.abc import Mapping
 from enum import Enum, auto
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import IO, Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -38,53 +39,97 @@ class InUseError(ValueError):
 class RunDirectory:
     """Writes ``config.yaml``, ``metrics.jsonl``, TensorBoard events and ``summary.json``, which is the last.
 
-    ``ValueError`` where ``path`` already holds a run; with ``redo`` an interrupted one is begun anew, and
-    `InUseError` is raised where another process writes it, or finished it meanwhile.
+    Keeps the directory to this process. ``ValueError`` where it cannot be made, `InUseError` where another process
+    writes it, or finished the run meanwhile.
     """
 
-    def __init__(self, path: Path, config: TrainConfig, redo: bool = False) -> None:
-        if not redo and any((path / name).exists() for name in ("metrics.jsonl", "summary.json")):
-            raise ValueError(f"run.dir={path}: already holds a run, choose another one or remove it")
+    def __init__(self, path: Path) -> None:
         try:
             path.mkdir(parents=True, exist_ok=True)
+            self._metrics = (path / "metrics.jsonl").open("a+b", buffering=0)
         except OSError as error:
-            raise ValueError(f"run.dir={path}: must be a folder that can be made ({error.strerror})") from error
+            raise ValueError(f"run.dir={path}: must be a folder that can be written ({error.strerror})") from error
         self.path = path
-        self._metrics = (path / "metrics.jsonl").open("a", buffering=1)
+        self.seconds = 0.0
+        """That the run had taken when it was interrupted."""
+        self._unwritten = b""
+        self._events: SummaryWriter | None = None
         if not _lock(self._metrics) or (path / "summary.json").exists():
             self._metrics.close()
             raise InUseError(f"run.dir={path}: another process came first")
-        self._metrics.truncate(0)
-        for leftover in path.glob("events.out.tfevents.*"):
-            leftover.unlink()
-        _write_whole(path / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)))
-        self._events = SummaryWriter(str(path))
+
+    def begin(self, config: TrainConfig, batches: int) -> None:
+        """Go on after so many batches: what was written about later ones is written again. ``ValueError`` where the
+        directory cannot be written."""
+        try:
+            self._keep(batches)
+            if batches == 0:
+                for leftover in self.path.glob("events.out.tfevents.*"):
+                    leftover.unlink()
+            _write_whole(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)))
+            self._events = SummaryWriter(str(self.path), purge_step=batches or None)
+        except OSError as error:
+            raise ValueError(f"run.dir={self.path}: must be a folder that can be written ({error.strerror})") from error
+
+    def _keep(self, batches: int) -> None:
+        """Cut the metrics before the first row of a later batch, or the first one that was not written to its end."""
+        self._metrics.seek(0)
+        end = 0
+        for line in self._metrics.readlines():
+            row = _row(line)
+            if row is None or row["n"] >= batches:
+                break
+            end += len(line)
+            self.seconds = max(self.seconds, row["seconds"])
+        self._metrics.truncate(end)
 
     def __enter__(self) -> "RunDirectory":
         return self
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
         self._metrics.close()
-        self._events.close()
+        if self._events is not None:
+            self._events.close()
 
     def write(self, row: Row) -> None:
-        self._metrics.write(row.to_json() + "\n")
+        """Raises ``OSError``, after which the row waits to be written with the next one."""
+        self._unwritten += row.to_json().encode() + b"\n"
+        while self._unwritten:
+            self._unwritten = self._unwritten[self._metrics.write(self._unwritten) :]
+        assert self._events is not None, "the directory was begun"
         for name, value in row.system.items():
             self._events.add_scalar(f"{row.event}/{name}", value, row.n)
         for record in row.records:
             for name, value in record.figures.items():
                 self._events.add_scalar(f"{row.event}/{name}/block{record.block}", value, row.n)
 
+    def sync(self) -> None:
+        """Wait until the disk has the metrics. Raises ``OSError``."""
+        os.fsync(self._metrics.fileno())
+
     def summarise(self, summary: Mapping[str, Any]) -> None:
-        """The mark of a finished run."""
+        """The mark of a finished run. ``OSError`` where not all of it could be written."""
+        while self._unwritten:
+            self._unwritten = self._unwritten[self._metrics.write(self._unwritten) :]
         _write_whole(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line) if line.endswith(b"\n") else None
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("n"), int) and "seconds" in row else None
 
 
 def find(path: Path, config: TrainConfig) -> Found:
     """What is left of an earlier run of ``config``. ``ValueError`` of one line where ``path`` holds another's."""
     metrics = path / "metrics.jsonl"
     if metrics.exists():
-        with metrics.open() as file:
+        with metrics.open("rb") as file:
             if not _lock(file):
                 return Found.RUNNING
     # Empty metrics alone are of a process that did not come further, or begins just now.
@@ -98,12 +143,14 @@ def find(path: Path, config: TrainConfig) -> Found:
     if not isinstance(there, dict):
         raise ValueError(f"run.dir={path}: holds a run whose config.yaml is none")
     if config_hash(there) != config_hash(config):
-        raise ValueError(f"run.dir={path}: holds a run of another configuration: {_difference(there, config)}")
+        raise ValueError(
+            f"run.dir={path}: holds a run of another configuration: {difference(settings(there), settings(config))}"
+        )
     return Found.FINISHED if (path / "summary.json").exists() else Found.INTERRUPTED
 
 
-def _difference(there: Mapping[Any, Any], config: TrainConfig) -> str:
-    old, new = settings(there), settings(config)
+def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """The keys in which two configurations differ, with both values."""
     keys = [key for key in {**new, **old} if old.get(key, ...) != new.get(key, ...)]
     named = [f"{key}={old.get(key, 'unknown')} there, {new.get(key, 'unknown')} here" for key in keys[:_SHOWN]]
     return "; ".join(named + ["and more"] * (len(keys) > _SHOWN))
@@ -116,7 +163,7 @@ def _write_whole(path: Path, text: str) -> None:
     part.replace(path)
 
 
-def _lock(file: TextIO) -> bool:
+def _lock(file: IO[bytes]) -> bool:
     """Keep ``file`` to this process until it is closed; False where another one has it.
 
     Taken back by the system when a process dies, however it dies.

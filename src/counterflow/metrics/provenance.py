@@ -17,6 +17,7 @@ from counterflow.config import TrainConfig
 
 _WITHOUT_EFFECT = (
     "run.",
+    "checkpoint.",
     "scale",
     "engine.depth",
     "engine.target_depth",

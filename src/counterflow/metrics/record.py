@@ -16,9 +16,9 @@ class Record:
     rank: int
     figures: Mapping[str, float]
     seconds: float
-    """Since this rank began."""
+    """Since this rank began, and before that in the run that it goes on with."""
     waited: float
-    """Share of these seconds that the rank waited for a message."""
+    """Share of the time since this rank began that it waited for a message."""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))

@@ -12,15 +12,22 @@ class Reporter:
     """Reports every ``every`` batches, and the last one; numbers leave the device only then."""
 
     def __init__(
-        self, rank: int, every: int, batches: int, waited: Callable[[], float], post: Callable[[int, Record], None]
+        self,
+        rank: int,
+        every: int,
+        batches: int,
+        waited: Callable[[], float],
+        post: Callable[[Record], None],
+        before: float = 0.0,
     ) -> None:
-        """``waited`` gives the seconds that this rank has waited so far; ``post`` takes records and their index."""
-        self.posted = 0
+        """``waited`` gives the seconds that this rank has waited so far; ``before`` are those that the run had taken
+        when it was interrupted."""
         self._rank = rank
         self._every = every
         self._last = batches - 1
         self._waited = waited
         self._post = post
+        self._before = before
         self._start = perf_counter()
 
     def wants(self, n: int) -> bool:
@@ -36,5 +43,4 @@ class Reporter:
     def _report(self, event: str, block: int, n: int, figures: Mapping[str, float]) -> None:
         seconds = perf_counter() - self._start
         waited = self._waited() / max(seconds, 1e-9)
-        self._post(self.posted, Record(event, n, block, self._rank, figures, seconds, waited))
-        self.posted += 1
+        self._post(Record(event, n, block, self._rank, figures, self._before + seconds, waited))

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from counterflow.message import Kind, Tag
-from counterflow.topology import Stream
+from counterflow.topology import Edge, Stream
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,9 @@ class Plan:
     ``predicts_down``, nothing while training, so that there is nothing to lag, and predictions of every test batch;
     or the gradients of all activations, from the top block ``gradients_from`` (0: none), which an activation has to
     reach first.
+
+    Every block writes a checkpoint after every ``checkpoint_every`` batches, and after the last one (0: never). A run
+    that goes on from one begins with batch ``start``.
     """
 
     batches: int
@@ -28,9 +31,12 @@ class Plan:
     predicts_down: bool = False
     gradients_from: int = 0
     validation_batches: int = 0
+    checkpoint_every: int = 0
+    start: int = 0
 
     def __post_init__(self) -> None:
         assert not (self.predicts_down and self.gradients_from)
+        assert 0 <= self.start < self.batches
 
     def distance(self, block: int) -> int:
         """``D_k``: how many batches before its activation a target leaves block ``block`` for the one below."""
@@ -39,6 +45,28 @@ class Plan:
     @property
     def targets_down(self) -> bool:
         return not (self.predicts_down or self.gradients_from)
+
+    def taken(self, block: int) -> int:
+        """How many training batches' messages from above ``block`` had taken before batch ``start``.
+
+        Those that the block above had sent beyond are the state of the channel between the two.
+        """
+        if self.targets_down:
+            return min(self.start + self.distance(block), self.batches) if self.start else 0
+        return max(0, self.start - 2 * (self.gradients_from - block)) if self.gradients_from else self.start
+
+    @property
+    def under_way(self) -> int:
+        """Messages from above, at most, that a block has not taken when the block above has finished the same batch."""
+        return 2 if self.gradients_from else self.lag if self.targets_down else 0
+
+    def steady(self, blocks: int) -> int:
+        """The first batch for which a column of ``blocks`` is filled, if the run is long enough."""
+        return self.start + min(blocks, (self.batches - self.start) // 2)
+
+    def saves_after(self, n: int) -> bool:
+        """Whether a checkpoint follows batch ``n``."""
+        return self.checkpoint_every > 0 and (n == self.batches - 1 or (n + 1) % self.checkpoint_every == 0)
 
     def evaluation(self, n: int) -> range:
         """The evaluation batches ``e`` that follow batch ``n``."""
@@ -59,13 +87,13 @@ class Plan:
 
     def activations(self) -> Iterator[Tag]:
         """What enters at the bottom, and every activation edge carries, in order."""
-        for n in range(self.batches):
+        for n in range(self.start, self.batches):
             yield Tag(Kind.ACTIVATION, n)
             yield from (Tag(Kind.TEST, n, e) for e in self.evaluation(n))
 
-    def targets(self) -> Iterator[Tag]:
-        """What every target edge carries, in order; targets also enter at the top."""
-        for n in range(self.batches):
+    def targets(self, block: int) -> Iterator[Tag]:
+        """What ``block`` takes from above, in order; into the top block it enters from outside."""
+        for n in range(self.taken(block), self.batches):
             if self.targets_down:
                 yield Tag(Kind.TARGET, n)
             elif self.gradients_from:
@@ -73,5 +101,6 @@ class Plan:
             else:
                 yield from (Tag(Kind.PREDICTION, n, e) for e in self.evaluation(n))
 
-    def messages(self, stream: Stream) -> Iterator[Tag]:
-        return self.activations() if stream is Stream.ACTIVATION else self.targets()
+    def messages(self, edge: Edge) -> Iterator[Tag]:
+        """What ``edge`` carries, in order."""
+        return self.activations() if edge.stream is Stream.ACTIVATION else self.targets(edge.destination)

@@ -9,7 +9,7 @@ number of processes. As a timetable (3 blocks, lag 1; T = take target and emit t
            prologue | fill           | steady: nobody waits
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 
@@ -31,6 +31,10 @@ class Op(Enum):
     """Take the predictions of a test batch from above and send them down (``plan.predicts_down`` only)."""
     BACKWARD = "B"
     """Take a gradient from above, send its successor down, and update (``plan.gradients_from`` only)."""
+    SAVE = "S"
+    """Write a checkpoint of the block and of what it has sent down beyond the batch; no message."""
+    RESEND = "R"
+    """Send once more down what was under way to the block below when the checkpoint was written."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ class Action:
                 return Tag(Kind.PREDICTION, self.n, self.e)
             case Op.BACKWARD:
                 return Tag(Kind.GRADIENT, self.n)
-            case Op.LEARN:
+            case Op.LEARN | Op.SAVE | Op.RESEND:
                 return None
 
     @property
@@ -66,8 +70,12 @@ class Action:
 
 
 def _prologue(block: int, plan: Plan) -> Iterator[Action]:
-    for n in range(min(plan.distance(block), plan.batches)):
-        yield Action(Op.TARGET, block, n)
+    if plan.start == 0:
+        for n in range(min(plan.distance(block), plan.batches)):
+            yield Action(Op.TARGET, block, n)
+    elif block > 1:
+        for n in range(plan.taken(block - 1), plan.taken(block)):
+            yield Action(Op.RESEND, block, n)
 
 
 def _batch(block: int, n: int, plan: Plan) -> Iterator[Action]:
@@ -91,24 +99,41 @@ def block_program(block: int, plan: Plan) -> Iterator[Action]:
     return rank_program(range(block, block + 1), plan)
 
 
-def rank_program(blocks: range, plan: Plan) -> Iterator[Action]:
+def _never(n: int) -> bool:
+    return False
+
+
+def rank_program(blocks: range, plan: Plan, halts_after: Callable[[int], bool] = _never) -> Iterator[Action]:
     """The programs of consecutive blocks, merged into one order in which none of them waits for another one of them.
 
     Ascending order within a batch works because the target that block k needs at batch n left block k+1 at batch
     n - lag. With ``plan.lag == 0`` targets come down first, and all blocks must be on one process.
+
+    ``halts_after`` is asked after every batch but the last; the program ends there, with a checkpoint, if it says so.
     """
-    if plan.gradients_from:
-        yield from _naive_program(blocks, plan)
-        return
     for block in reversed(blocks):
         yield from _prologue(block, plan)
-    for n in range(plan.batches):
-        if plan.lag == 0 and plan.targets_down:
-            yield from _exact_batch(blocks, n)
-        else:
-            for block in blocks:
-                yield from _batch(block, n, plan)
+    last = plan.batches - 1
+    for n in range(plan.start, plan.batches):
+        yield from _turn(blocks, n, plan)
+        if n == last and plan.gradients_from:
+            yield from _drain(blocks, plan)
         yield from _evaluation(blocks, n, plan)
+        halts = n < last and halts_after(n)
+        if halts or plan.saves_after(n):
+            yield from (Action(Op.SAVE, block, n) for block in blocks)
+        if halts:
+            return
+
+
+def _turn(blocks: range, n: int, plan: Plan) -> Iterator[Action]:
+    if plan.gradients_from:
+        yield from _naive_batch(blocks, n, plan)
+    elif plan.lag == 0 and plan.targets_down:
+        yield from _exact_batch(blocks, n)
+    else:
+        for block in blocks:
+            yield from _batch(block, n, plan)
 
 
 def _evaluation(blocks: range, n: int, plan: Plan) -> Iterator[Action]:
@@ -119,7 +144,7 @@ def _evaluation(blocks: range, n: int, plan: Plan) -> Iterator[Action]:
             yield from (Action(Op.PREDICT, block, n, e) for block in reversed(blocks))
 
 
-def _naive_program(blocks: range, plan: Plan) -> Iterator[Action]:
+def _naive_batch(blocks: range, n: int, plan: Plan) -> Iterator[Action]:
     """Backprop with a pipeline "added directly": nobody waits for a gradient, so each one comes back late.
 
     Block k takes the gradient of batch n after it has sent batch n + 2 (N - k) up: so long is the way to the top and
@@ -129,14 +154,18 @@ def _naive_program(blocks: range, plan: Plan) -> Iterator[Action]:
         block 2 |    F0 | F1    | F2 B0 | F3 B1 | ..            two batches in flight
         block 1 | F0 F1 | F2    | F3    | F4 B0 | ..            four
     """
-    top, last = plan.gradients_from, plan.batches - 1
-    for n in range(plan.batches + 2 * (top - blocks[0])):
-        if n <= last:
-            yield from (Action(Op.FORWARD, block, n) for block in blocks)
-        for block in blocks:
-            back = n - 2 * (top - block)
-            if 0 <= back <= last:
-                yield Action(Op.BACKWARD, block, back)
-        if n < last:
-            yield from _evaluation(blocks, n, plan)
-    yield from _evaluation(blocks, last, plan)
+    yield from (Action(Op.FORWARD, block, n) for block in blocks)
+    yield from _backward(blocks, n, plan)
+
+
+def _drain(blocks: range, plan: Plan) -> Iterator[Action]:
+    """The gradients that come after the last batch has gone up."""
+    for n in range(plan.batches, plan.batches + 2 * (plan.gradients_from - blocks[0])):
+        yield from _backward(blocks, n, plan)
+
+
+def _backward(blocks: range, n: int, plan: Plan) -> Iterator[Action]:
+    for block in blocks:
+        back = n - 2 * (plan.gradients_from - block)
+        if 0 <= back < plan.batches:
+            yield Action(Op.BACKWARD, block, back)

@@ -24,6 +24,8 @@ class Durations:
     evaluate: float = 1.0
     predict: float = 0.0
     backward: float = 2.0
+    save: float = 0.0
+    resend: float = 0.0
     latency: float = 0.0
 
     def of(self, op: Op) -> float:
@@ -106,8 +108,10 @@ def simulate(
     spans: list[list[Span]] = [[] for _ in programs]
 
     def edges(action: Action) -> tuple[_Channel | None, _Channel | None]:
-        if action.op is Op.LEARN:
+        if action.op in (Op.LEARN, Op.SAVE):
             return None, None
+        if action.op is Op.RESEND:
+            return None, channels[Edge(Stream.TARGET, action.block - 1)]
         below, above = Edge(action.stream, action.block - 1), Edge(action.stream, action.block)
         taken, sent = (above, below) if action.stream is Stream.TARGET else (below, above)
         return channels.get(taken), channels.get(sent)

@@ -53,6 +53,9 @@ class Watch:
         self._condition = threading.Condition()
         self._failure: ChannelError | None = None
         self._lost: int | None = None
+        self._waiting: tuple[str, float] | None = None
+        self.explain: Callable[[], str] = lambda: ""
+        """What else there is to say about a wait that ran out; may take seconds."""
 
     def __enter__(self) -> None:
         self._condition.acquire()
@@ -74,6 +77,7 @@ class Watch:
     def wait(self, ready: Callable[[], object], what: str) -> float:
         """Wait until ``ready()``, called under the lock; ``what`` says what for. Returns the seconds waited."""
         start = time.perf_counter()
+        self._waiting = what, start
         with self._condition:
             self._condition.wait_for(
                 lambda: self._failure is not None or self._lost is not None or ready(), self.timeout
@@ -82,6 +86,16 @@ class Watch:
                 raise self._failure
             if self._lost is not None:
                 raise ChannelError(f"{what}: lost rank {self._lost}")
-            if not ready():
-                raise ChannelError(f"{what}: nothing for {self.timeout:g} s (engine.timeout)")
+            came = ready()
+        if not came:
+            raise ChannelError(f"{what}: nothing for {self.timeout:g} s (engine.timeout){self.explain()}")
+        self._waiting = None
         return time.perf_counter() - start
+
+    def state(self) -> str:
+        """What the process waits for now."""
+        waiting = self._waiting
+        if waiting is None:
+            return "computes"
+        what, since = waiting
+        return f"waits since {time.perf_counter() - since:.1f} s: {what}"

@@ -94,6 +94,7 @@ class RemoteSender(_End):
         super().__init__(wire, 2, self._run)
         self._outbox: queue.SimpleQueue[tuple[Tag, Tensor, torch.cuda.Event | None] | None] = queue.SimpleQueue()
         self._pending = 0
+        self._last: Tag | str = "nothing"
         self._thread.start()
 
     def send(self, tag: Tag, tensors: Payload) -> None:
@@ -111,6 +112,7 @@ class RemoteSender(_End):
         whole = buffer[: frame.nbytes]
         written = wire.medium.write(whole, frame, pack_header(tag, frame.payload_nbytes), tensors)
         self._outbox.put((tag, buffer, written))
+        self._last = tag
 
     def _run(self) -> None:
         wire = self.wire
@@ -124,6 +126,9 @@ class RemoteSender(_End):
             with wire.watch:
                 self._free.append(buffer)
                 self._pending -= 1
+
+    def state(self) -> str:
+        return f"{self.wire.edge} to rank {self.wire.peer}: {self._last} was sent last, {self._pending} under way"
 
     def close(self) -> None:
         wire = self.wire
@@ -145,6 +150,7 @@ class RemoteReceiver(_End):
         self._arrived: deque[tuple[Tag, Tensor, Payload]] = deque()
         self._held: deque[Tensor] = deque()
         self._under_way = 0
+        self._last: Tag | str = "nothing"
         while self._free and self._post():
             pass
         self._thread.start()
@@ -192,11 +198,18 @@ class RemoteReceiver(_End):
         if found != tag:
             raise wire.error(tag, f"{found} is next")
         self._held.append(buffer)
+        self._last = tag
         return payload
 
     def release(self) -> None:
         self._free.append(self._held.popleft())
         self._post()
+
+    def state(self) -> str:
+        return (
+            f"{self.wire.edge} from rank {self.wire.peer}: {self._last} was taken last, "
+            f"{len(self._arrived)} more here, {self._under_way} awaited"
+        )
 
     def close(self) -> None:
         wire = self.wire

@@ -15,8 +15,11 @@ from torch.distributed.rendezvous import rendezvous as env_rendezvous
 
 from counterflow.message import Tag
 from counterflow.topology import Edge, Topology
+from counterflow.transport.attempt import join
+from counterflow.transport.attendant import Attendant
 from counterflow.transport.channel import ChannelError, Watch
 from counterflow.transport.frame import Frame
+from counterflow.transport.halt import Halt
 from counterflow.transport.medium import HostMedium, Medium, medium
 from counterflow.transport.remote import RemoteReceiver, RemoteSender, Wire
 
@@ -38,16 +41,43 @@ def rendezvous(timeout: float) -> tuple[Store | None, int, int]:
 class World:
     """The processes of a run as one of them sees them; a single process needs no process group at all."""
 
-    def __init__(self, store: Store | None, rank: int, size: int, watch: Watch) -> None:
+    def __init__(
+        self,
+        store: Store | None,
+        rank: int,
+        size: int,
+        watch: Watch,
+        on_halt: Callable[[int], None] = lambda signal: None,
+    ) -> None:
         self.rank = rank
         self.size = size
         self.watch = watch
         self._store = store
+        self.halt = Halt(rank, watch, on_halt)
+        self.posted = 0
+        """Notes that this rank has left so far."""
+        self._posting = threading.Lock()
         self._notes: dict[str, str] = {}
         self._groups: dict[Edge, tuple[dist.ProcessGroup, int]] = {}
         """This rank's edges to other processes: the group of each, and who is at the other end."""
         self._medium: Medium = HostMedium()
         self._lifelines: list[threading.Thread] = []
+        self._channels: list[RemoteSender | RemoteReceiver] = []
+        self._attendant: Attendant | None = None
+        if store is not None and size > 1:
+            self._attendant = Attendant(store, rank, size, self.halt, self.state)
+            watch.explain = self._attendant.inquire
+
+    def request_halt(self, signal: int) -> None:
+        """Have all ranks stop after one and the same batch, because of ``signal``; returns at once."""
+        if self._attendant is None:
+            self.halt.decide(self.halt.ask(signal))
+        else:
+            self._attendant.request(signal)
+
+    def state(self) -> str:
+        """What this rank waits for, and a line for each of its channels to other ranks."""
+        return "\n  ".join([self.watch.state(), *(channel.state() for channel in self._channels)])
 
     def open_edges(self, topology: Topology, backend: str, device: torch.device) -> None:
         """Create the process groups of all edges between processes, in the same order everywhere, and warm them up."""
@@ -79,10 +109,14 @@ class World:
             self.watch.lose(peer)
 
     def sender(self, edge: Edge, frames: Callable[[Tag], Frame]) -> RemoteSender:
-        return RemoteSender(self._wire(edge, frames))
+        sender = RemoteSender(self._wire(edge, frames))
+        self._channels.append(sender)
+        return sender
 
     def receiver(self, edge: Edge, frames: Callable[[Tag], Frame], depth: int, tags: Iterator[Tag]) -> RemoteReceiver:
-        return RemoteReceiver(self._wire(edge, frames), depth, tags)
+        receiver = RemoteReceiver(self._wire(edge, frames), depth, tags)
+        self._channels.append(receiver)
+        return receiver
 
     def _wire(self, edge: Edge, frames: Callable[[Tag], Frame]) -> Wire:
         group, peer = self._groups[edge]
@@ -96,18 +130,23 @@ class World:
         try:
             dist.all_gather_object(values, value)
         except RuntimeError as error:
-            raise ChannelError(f"rank {self.rank}: lost a rank while all gather {purpose}") from error
+            explanation = self.watch.explain() if "imed out" in str(error) else ""
+            raise ChannelError(f"rank {self.rank}: lost a rank while all gather {purpose}{explanation}") from error
         return values
 
-    def post(self, key: str, text: str) -> None:
-        """Leave a note for rank 0; does not wait for anybody."""
-        if self._store is None:
-            self._notes[key] = text
-        else:
-            self._store.set(key, text)
+    def post(self, text: str) -> None:
+        """Leave a note for rank 0, on whatever thread; does not wait for anybody."""
+        with self._posting:
+            key = f"note/{self.rank}/{self.posted}"
+            if self._store is None:
+                self._notes[key] = text
+            else:
+                self._store.set(key, text)
+            self.posted += 1
 
-    def collect(self, key: str) -> str | None:
-        """Take the note under ``key`` if it is there."""
+    def collect(self, rank: int, i: int) -> str | None:
+        """Take note ``i`` of ``rank`` if it is there."""
+        key = f"note/{rank}/{i}"
         if self._store is None:
             return self._notes.pop(key, None)
         if not self._store.check([key]):
@@ -117,6 +156,8 @@ class World:
         return text
 
     def close(self) -> None:
+        if self._attendant is not None:
+            self._attendant.close()
         if self.size > 1:
             for peer in {peer for _, peer in self._groups.values()}:
                 dist.send(torch.empty(1), peer, tag=_LIFELINE)
@@ -125,14 +166,25 @@ class World:
             dist.destroy_process_group()
 
 
-def connect(store: Store | None, rank: int, size: int, *, timeout: float) -> World:
-    """Join the processes that meet in ``store``; every wait in this world lasts ``timeout`` seconds at most."""
+def connect(
+    store: Store | None,
+    rank: int,
+    size: int,
+    *,
+    timeout: float,
+    on_halt: Callable[[int], None] = lambda signal: None,
+) -> World:
+    """Join the processes that meet in ``store``; every wait in this world lasts ``timeout`` seconds at most.
+
+    ``on_halt`` hears of the signal because of which the run is to stop, on whatever thread.
+    """
     watch = Watch(timeout)
     if store is None or size == 1:
-        return World(None, rank, size, watch)
+        return World(None, rank, size, watch, on_halt)
     limit = timedelta(seconds=timeout)
     try:
+        store = join(store, rank, size, timeout)
         dist.init_process_group("gloo", store=PrefixStore("gloo", store), rank=rank, world_size=size, timeout=limit)
     except RuntimeError as error:
         raise ChannelError(f"rank {rank}: the {size} ranks did not meet within {timeout:g} s: {error}") from error
-    return World(PrefixStore("notes", store), rank, size, watch)
+    return World(PrefixStore("notes", store), rank, size, watch, on_halt)

@@ -1,0 +1,87 @@
+"""Where the states of a process's blocks come from and go to."""
+
+import queue
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from counterflow.checkpoint.files import sha256, write_whole
+from counterflow.checkpoint.manifest import block_file
+from counterflow.checkpoint.saved import Saved
+from counterflow.checkpoint.shelf import Shelf
+from counterflow.checkpoint.state import BlockState
+
+
+class Archive:
+    """Writes on a thread, while the blocks train on: a state is copied once, and a second copy of the same block waits
+    until the one before it is on the disk."""
+
+    def __init__(
+        self, shelf: Shelf, origin: Path | None, device: torch.device, report: Callable[[Saved], None], timeout: float
+    ) -> None:
+        """``origin`` is the folder of the checkpoint that the run goes on from; ``report`` hears of every file;
+        ``timeout`` bounds, in seconds, every wait for the disk."""
+        self._shelf = shelf
+        self._origin = origin
+        self._device = device
+        self._report = report
+        self._timeout = timeout
+        self._queue: queue.SimpleQueue[tuple[int, int, BlockState]] = queue.SimpleQueue()
+        self._writing: dict[int, threading.Event] = {}
+        self._thread: threading.Thread | None = None
+
+    def restore(self, block: int) -> BlockState | None:
+        """The state that ``block`` goes on from; None at the beginning of a run.
+
+        Nothing that a file says is executed. Raises ``ValueError`` for one that cannot be read.
+        """
+        if self._origin is None:
+            return None
+        path = block_file(self._origin, block)
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+            return BlockState(**content).to(self._device)
+        except FileNotFoundError:
+            raise ValueError(f"{path}: is not there; run.dir has to be a folder that all nodes share") from None
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise ValueError(f"{path}: cannot be read ({reason})") from error
+
+    def save(self, block: int, batches: int, state: BlockState) -> None:
+        """Copy ``state`` of ``block`` after ``batches`` batches, and have it written. ``TimeoutError`` if the file
+        before it is still not there."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="archive", daemon=True)
+            self._thread.start()
+        self._wait(block)
+        self._writing[block] = threading.Event()
+        self._queue.put((block, batches, state.copy()))
+
+    def finish(self) -> None:
+        """Wait until every file is written and reported."""
+        for block in self._writing:
+            self._wait(block)
+
+    def _wait(self, block: int) -> None:
+        writing = self._writing.get(block)
+        if writing is not None and not writing.wait(self._timeout):
+            raise TimeoutError(f"checkpoint of block {block}: not on the disk within {self._timeout:g} s")
+
+    def _run(self) -> None:
+        while True:
+            block, batches, state = self._queue.get()
+            self._report(self._write(block, batches, state))
+            self._writing[block].set()
+
+    def _write(self, block: int, batches: int, state: BlockState) -> Saved:
+        folder = self._shelf.folder(batches)
+        path = block_file(folder, block)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_whole(path, lambda file: torch.save(state.plain(), file))
+            return Saved(batches, block, path.stat().st_size, sha256(path))
+        except (OSError, RuntimeError) as error:  # torch says what the disk said as a RuntimeError
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            return Saved(batches, block, 0, "", reason)

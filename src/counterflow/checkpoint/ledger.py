@@ -1,0 +1,61 @@
+"""The first process's account of what all processes have written."""
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from counterflow.checkpoint.manifest import Manifest
+from counterflow.checkpoint.saved import Saved
+from counterflow.checkpoint.shelf import Shelf
+
+
+class Ledger:
+    """Completes a checkpoint once every block of it is on the disk, and removes those that are not kept."""
+
+    def __init__(
+        self,
+        shelf: Shelf,
+        keep: int,
+        last: int,
+        identity: Mapping[str, Any],
+        cut: Sequence[int],
+        versions: Mapping[str, str],
+        tell: Callable[[str], None],
+    ) -> None:
+        """``last`` is how many batches the run has; ``tell`` hears of checkpoints that could not be written."""
+        self._shelf = shelf
+        self._keep = keep
+        self._last = last
+        self._identity = identity
+        self._cut = cut
+        self._versions = versions
+        self._tell = tell
+        self._saved: dict[int, dict[int, Saved]] = defaultdict(dict)
+
+    def add(self, saved: Saved) -> None:
+        blocks = self._saved[saved.batches]
+        blocks[saved.block] = saved
+        if len(blocks) < len(self._cut):
+            return
+        del self._saved[saved.batches]
+        failures = sorted({f"block {b.block}: {b.error}" for b in blocks.values() if b.error})
+        try:
+            if failures:
+                raise OSError(f"{failures[0]}{' and others' if failures[1:] else ''}")
+            self._complete(saved.batches, blocks)
+        except OSError as error:
+            self._tell(
+                f"no checkpoint after batch {saved.batches - 1}: {error.strerror or error}; training goes on, and so "
+                "does the last whole checkpoint"
+            )
+
+    def _complete(self, batches: int, blocks: Mapping[int, Saved]) -> None:
+        files = [{"nbytes": blocks[b].nbytes, "sha256": blocks[b].sha256} for b in sorted(blocks)]
+        Manifest(batches, self._identity, self._cut, files, self._versions).write(self._shelf.folder(batches))
+        # Nothing goes on from the last one, and until the run has finished something may have to.
+        if batches < self._last:
+            self._shelf.prune(self._keep)
+
+    def finish(self) -> None:
+        """The run has finished."""
+        self._shelf.prune(self._keep)

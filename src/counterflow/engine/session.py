@@ -1,0 +1,46 @@
+"""What a rank's part of a run is in touch with."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from counterflow.checkpoint import Archive, BlockState
+from counterflow.engine.execute import RunError
+from counterflow.engine.station import Observer, Waits
+from counterflow.transport import World
+
+
+@dataclass(frozen=True)
+class Session:
+    world: World
+    observer: Observer
+    waits: Waits
+    archive: Archive
+
+
+class StoppedError(Exception):
+    """Because of a signal, all ranks ended after the same batch, each with a checkpoint of its blocks."""
+
+    def __init__(self, batches: int, signal: int) -> None:
+        super().__init__(batches, signal)
+        self.batches = batches
+        """Training batches so far."""
+        self.signal = signal
+
+
+def restore(session: Session, block: int, load: Callable[[BlockState], object]) -> None:
+    """Have ``load`` take the state that ``block`` goes on from, if there is one. Raises `RunError`."""
+    try:
+        state = session.archive.restore(block)
+        if state is not None:
+            load(state)
+    except (ValueError, RuntimeError) as error:  # torch's, for a state that does not fit
+        raise RunError(f"rank {session.world.rank}: block {block}: {str(error).splitlines()[0]}") from error
+
+
+def check_halt(session: Session, batches: int) -> None:
+    """Called after the last action of a run of ``batches`` batches: raises `StoppedError` if it was halted, once all
+    is written."""
+    halt = session.world.halt
+    if halt.last is not None and halt.last < batches - 1:
+        session.archive.finish()
+        raise StoppedError(halt.last + 1, halt.signal or 0)

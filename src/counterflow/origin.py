@@ -1,0 +1,133 @@
+"""Where a run begins: in which folder, and there anew or from a checkpoint."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from counterflow.checkpoint import Manifest, Shelf
+from counterflow.checkpoint.manifest import NAME, DamagedError
+from counterflow.checkpoint.shelf import load
+from counterflow.config import PIPELINES
+from counterflow.engine.job import Job
+from counterflow.metrics import provenance
+from counterflow.metrics.files import Found, InUseError, RunDirectory, difference, find
+
+CHECKPOINTS = "checkpoints"
+"""In a run directory."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    directory: RunDirectory
+    checkpoint: Path | None
+    """The folder of the checkpoint that the run goes on from; None if it begins anew."""
+    batches: int
+    """Training batches before."""
+    cut: list[int] | None
+    """Layers of every block before."""
+
+
+def open_run(job: Job, path: Path, tell: Callable[[str], None]) -> Origin:
+    """Make or open the run directory ``path``, as ``run.resume`` says; ``tell`` hears what was found.
+
+    Raises ``ValueError`` where it holds another run or a finished one, or where a checkpoint is of another
+    configuration; `InUseError` where another process writes it.
+    """
+    found = find(path, job.config)
+    if found is Found.RUNNING:
+        raise InUseError(f"run.dir={path}: another process writes it")
+    if found is Found.FINISHED:
+        raise ValueError(f"run.dir={path}: already holds a finished run, choose another one or remove it")
+    resume = job.config.run.resume
+    if found is Found.INTERRUPTED and resume == "never":
+        raise ValueError(f"run.dir={path}: already holds a run, which run.resume=auto would go on with")
+    begin = None if resume in ("auto", "never") else _named(resume, path, job, tell)
+    directory = RunDirectory(path)
+    shelf = Shelf(path / CHECKPOINTS)
+    try:
+        if resume != "never" and (own := shelf.newest(job.plan.batches, tell)) is not None:
+            begin = _checked(own, job, tell)
+        batches = begin[1].batches if begin is not None else 0
+        directory.begin(job.config, batches)
+        shelf.forget_after(batches)
+    except BaseException:
+        directory.close()
+        raise
+    if begin is None:
+        if found is Found.INTERRUPTED:
+            tell(f"{path}: was interrupted before its first checkpoint, begins anew")
+        return Origin(directory, None, 0, None)
+    folder, manifest = begin
+    tell(f"{path}: goes on after batch {batches - 1} from {folder}")
+    return Origin(directory, folder, batches, list(manifest.cut))
+
+
+def _named(resume: str, path: Path, job: Job, tell: Callable[[str], None]) -> tuple[Path, Manifest]:
+    """The checkpoint that ``run.resume=PATH`` names."""
+    folder = Path(resume)
+    if folder.resolve().is_relative_to(path.resolve()):
+        raise ValueError(f"run.resume={resume}: is in run.dir={path}, allowed there are auto, never")
+    found = None
+    if (folder / NAME).exists():
+        try:
+            found = folder, load(folder)
+        except DamagedError as error:
+            raise ValueError(f"run.resume={resume}: is no whole checkpoint ({error})") from error
+    elif (folder / CHECKPOINTS).is_dir():
+        found = Shelf(folder / CHECKPOINTS).newest(job.plan.batches, tell)
+    if found is None:
+        raise ValueError(
+            f"run.resume={resume}: allowed are auto, never, the folder of a checkpoint or of a run that has one"
+        )
+    return _checked(found, job, tell)
+
+
+def _checked(found: tuple[Path, Manifest], job: Job, tell: Callable[[str], None]) -> tuple[Path, Manifest]:
+    """``found``. ``ValueError`` where ``job`` would not end with the bits of the run that wrote it."""
+    folder, manifest = found
+    here = json.loads(json.dumps(identity(job)))
+    if manifest.identity != here:
+        raise ValueError(f"run.resume: {folder} is of another configuration: {difference(manifest.identity, here)}")
+    if manifest.batches >= job.plan.batches:
+        raise ValueError(f"run.resume: {folder} is of the end of a run, nothing is left of {job.plan.batches} batches")
+    for name, now in versions(job).items():
+        before = manifest.versions.get(name)
+        if before != now:
+            tell(f"{folder} was computed with {name} {before}, here is {now}: numbers may be rounded otherwise")
+    return found
+
+
+def identity(job: Job) -> Mapping[str, Any]:
+    """What the result of ``job`` is a function of, by the key that sets it: as it is used where it can be ``auto``."""
+    used: dict[str, Any] = {
+        "engine.threads": torch.get_num_threads(),
+        "engine.precision": "bf16" if job.numerics.bf16 else "fp32",
+        "device": job.device.type,
+        "schedule": job.schedule,
+        "data.root": _digest(job),
+    }
+    if job.schedule in PIPELINES:  # gradients of micro-batches add up differently on one process and on several
+        used["ranks"] = job.topology.ranks
+    return {**provenance.settings(job.config), **used}
+
+
+def _digest(job: Job) -> str:
+    """Of the labels in their order, which tells one data set from another in no time."""
+    train = job.batches.dataset.train
+    sha = hashlib.sha256(f"{list(train.inputs.shape)}".encode())
+    sha.update(train.labels.cpu().contiguous().numpy().tobytes())
+    return sha.hexdigest()[:16]
+
+
+def versions(job: Job) -> Mapping[str, str]:
+    return {
+        "counterflow": version("counterflow"),
+        "torch": str(torch.__version__),
+        "hardware": provenance.hardware(job.device),
+    }
