@@ -20,13 +20,14 @@ from omegaconf import DictConfig
 
 from counterflow.composition import check, command_line, job_name
 from counterflow.config import TrainConfig
+from counterflow.desk import warn
 from counterflow.engine.execute import RunError
 from counterflow.engine.job import prepare
 from counterflow.engine.session import StoppedError
 from counterflow.metrics.files import Found, InUseError, find
 from counterflow.origin import open_run
 from counterflow.signals import Signals, end
-from counterflow.train import train, warn
+from counterflow.train import train
 from counterflow.transport import ChannelError, connect, rendezvous
 
 USAGE_ERROR = 2

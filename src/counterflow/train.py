@@ -1,11 +1,9 @@
 """A whole run as one rank sees it: the engine, what it reports, and the summary at the end."""
 
 import platform
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,8 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from counterflow.checkpoint import Archive, Ledger, Saved, Shelf
+from counterflow.checkpoint import Archive, Saved, Shelf
+from counterflow.desk import Desk
 from counterflow.engine.cost import Cost
 from counterflow.engine.job import Job
 from counterflow.engine.outcome import Outcome
@@ -21,14 +20,10 @@ from counterflow.engine.session import Session, StoppedError
 from counterflow.engine.station import Waits
 from counterflow.engine.system import build, cut
 from counterflow.metrics import provenance
-from counterflow.metrics.collector import Collector
-from counterflow.metrics.display import Display
-from counterflow.metrics.files import RunDirectory
 from counterflow.metrics.fingerprint import fingerprint
 from counterflow.metrics.record import Record, Row
 from counterflow.metrics.reporter import Reporter
-from counterflow.metrics.rows import Rows
-from counterflow.origin import CHECKPOINTS, Origin, identity, versions
+from counterflow.origin import CHECKPOINTS, Origin
 from counterflow.transport import World
 
 
@@ -65,59 +60,39 @@ def train(job: Job, world: World, origin: Origin | None) -> dict[str, Any] | Non
     shelf = Shelf(begin.path / CHECKPOINTS)
     archive = Archive(shelf, begin.checkpoint, job.device, report, world.watch.timeout)
     session = Session(world, reporter, waits, archive)
-    if origin is None:
-        try:
-            outcome = system.run(session)
-        except StoppedError:
-            world.gather(world.posted, "the last checkpoint")
-            world.gather(None, "the end")
-            raise
-        archive.finish()
-        world.gather((outcome, world.posted), "outcomes")
-        world.gather(None, "the end")  # rank 0 may still read from a store that ends with this process
-        return None
-
-    directory = origin.directory
     console = Console(quiet=not config.run.display)
-    console.print(_setting(job, begin.cut), soft_wrap=True)
-    evaluations: dict[str, Row] = {}
     with ExitStack() as stack:
-        stack.enter_context(directory)
-        display = Display(console, plan.batches, config.train.batch_size, system.owners, (begin.batches, begin.seconds))
-        stack.enter_context(display)
-        sink = partial(_sink, directory, display, evaluations)
-        rows = Rows(job.topology.blocks, system.objective, sink, begin.batches)
-        ledger = Ledger(shelf, config.checkpoint.keep, plan.batches, identity(job), begin.cut, versions(job), warn)
-
-        def deliver(item: Record | Saved) -> None:
-            if isinstance(item, Record):
-                rows.add(item)
-            else:
-                directory.sync()  # what a checkpoint comes after is on the disk when it counts
-                ledger.add(item)
-
-        collector = Collector[Record | Saved](world.size, partial(_fetch, world), deliver)
+        stack.enter_context(archive)
+        desk = None
+        if origin is not None:
+            console.print(_setting(job, begin.cut), soft_wrap=True)
+            desk = Desk(job, origin, shelf, begin.cut, system.owners, system.objective, world, console)
+            stack.enter_context(desk)
         try:
             outcome = system.run(session)
         except StoppedError:
-            collector.finish(world.gather(world.posted, "the last checkpoint"), world.watch.timeout)
+            posted = world.gather(world.posted, "the last checkpoint")
+            if desk is not None:
+                desk.finish(posted)
             world.gather(None, "the end")
             raise
         archive.finish()
         outcomes = world.gather((outcome, world.posted), "outcomes")
-        collector.finish([posted for _, posted in outcomes], world.watch.timeout)
-        summary = _summary(job, begin, [outcome for outcome, _ in outcomes], evaluations)
-        if config.run.activations:
-            _save_activations(directory.path, job, [outcome for outcome, _ in outcomes])
-        directory.summarise(summary)
-        ledger.finish()
-    world.gather(None, "the end")
-    console.print(display.table())
-    console.print(
-        f"{_accuracies(summary)}  {summary['samples_per_second']:,.0f} samples/s  "
-        f"fingerprint {summary['fingerprint'][:16]}  {directory.path / 'summary.json'}",
-        soft_wrap=True,
-    )
+        summary = None
+        if desk is not None:
+            desk.finish([posted for _, posted in outcomes])
+            summary = _summary(job, begin, [outcome for outcome, _ in outcomes], desk.evaluations)
+            if config.run.activations:
+                _save_activations(begin.path, job, [outcome for outcome, _ in outcomes])
+            desk.summarise(summary)
+    world.gather(None, "the end")  # rank 0 may still read from a store that ends with another process
+    if origin is not None and desk is not None and summary is not None:
+        console.print(desk.table())
+        console.print(
+            f"{_accuracies(summary)}  {summary['samples_per_second']:,.0f} samples/s  "
+            f"fingerprint {summary['fingerprint'][:16]}  {origin.directory.path / 'summary.json'}",
+            soft_wrap=True,
+        )
     return summary
 
 
@@ -129,28 +104,6 @@ def _beginning(job: Job, origin: Origin) -> _Beginning:
         origin.batches,
         origin.directory.seconds,
     )
-
-
-def _fetch(world: World, rank: int, i: int) -> Record | Saved | None:
-    text = world.collect(rank, i)
-    if text is None:
-        return None
-    return Saved.from_json(text) if '"sha256"' in text else Record.from_json(text)
-
-
-def _sink(directory: RunDirectory, display: Display, evaluations: dict[str, Row], row: Row) -> None:
-    try:
-        directory.write(row)
-    except OSError as error:
-        warn(f"{directory.path}: the metrics of batch {row.n} are not written ({error.strerror}); training goes on")
-    display.show(row)
-    if row.event != "train":
-        evaluations[row.event] = row
-
-
-def warn(text: str) -> None:
-    """A line for whoever watches; no reason to end."""
-    print(f"note: {text}", file=sys.stderr, flush=True)
 
 
 def _setting(job: Job, counts: Sequence[int]) -> str:

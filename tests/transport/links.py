@@ -65,11 +65,11 @@ def joined(rank: int, size: int, store_path: str, waits: float = 20.0) -> Iterat
     world.close()
 
 
-def until(world: World, key: str) -> None:
-    """Wait for another rank's `World.post` of ``key``; only one rank may wait for it."""
+def until(world: World, rank: int, i: int = 0) -> None:
+    """Wait for note ``i`` of ``rank``; only one rank may wait for it."""
     end = time.monotonic() + 30
-    while world.collect(key) is None:
-        assert time.monotonic() < end, f"nobody posts {key}"
+    while world.collect(rank, i) is None:
+        assert time.monotonic() < end, f"rank {rank} posts no note {i}"
         time.sleep(0.01)
 
 

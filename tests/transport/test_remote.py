@@ -317,12 +317,12 @@ def drain(rank: int, size: int, store_path: str, depth: int, count: int, limit: 
             closing.start()
             closing.join(limit)
             waited = closing.is_alive()
-            world.post("closing", "")
+            world.post("closing")
             closing.join(20)
             assert not closing.is_alive()
         else:
             receiver = world.receiver(UP, rows, depth, batches(count))
-            until(world, "closing")
+            until(world, 0)
             for tag in batches(count):
                 time.sleep(0.03)
                 assert same_bits(receiver.receive(tag), filled(ROWS, tag.n)), tag
@@ -346,7 +346,7 @@ def late(rank: int, size: int, store_path: str) -> bool:
         waited = False
         if rank == 0:
             sender = world.sender(UP, rows)
-            until(world, "closing")
+            until(world, 1)
             for tag in batches(2):
                 sender.send(tag, filled(ROWS, tag.n))
             sender.close()
@@ -356,7 +356,7 @@ def late(rank: int, size: int, store_path: str) -> bool:
             closing.start()
             closing.join(0.3)
             waited = closing.is_alive()
-            world.post("closing", "")
+            world.post("closing")
             closing.join(20)
             assert not closing.is_alive()
             take(receiver, rows, batches(2))

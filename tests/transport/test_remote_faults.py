@@ -368,7 +368,7 @@ def middle(rank: int, size: int, store_path: str, waits_in: str) -> None:
         time.sleep(1.0)
         die()
     if rank == 2:
-        until(world, "told")
+        until(world, 1)
         bye()
     world.receiver(UP, rows, 2, batches(10))
     if waits_in == "send":
@@ -382,7 +382,7 @@ def middle(rank: int, size: int, store_path: str, waits_in: str) -> None:
     else:
         receiver = world.receiver(Edge(Stream.TARGET, 2), rows, 2, batches(10))
         tell("wait", receiver.close if waits_in == "close" else lambda: receiver.receive(FIRST))
-    world.post("told", "")
+    world.post("told")
     bye()
 
 

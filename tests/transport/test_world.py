@@ -26,12 +26,13 @@ def test_one_process_needs_no_group(alone: World) -> None:
 
 
 def test_notes_of_one_process(alone: World) -> None:
-    assert alone.collect("0/0") is None
-    alone.post("0/0", "first")
-    alone.post("0/1", "second")
-    assert alone.collect("0/0") == "first"
-    assert alone.collect("0/0") is None  # taken once
-    assert alone.collect("0/1") == "second"
+    assert alone.collect(0, 0) is None
+    alone.post("first")
+    alone.post("second")
+    assert alone.posted == 2
+    assert alone.collect(0, 0) == "first"
+    assert alone.collect(0, 0) is None  # taken once
+    assert alone.collect(0, 1) == "second"
 
 
 def test_rendezvous_without_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,15 +58,15 @@ def notes(rank: int, size: int, store_path: str) -> list[str | None]:
     with joined(rank, size, store_path) as world:
         if rank:
             for i in range(3):
-                world.post(f"{rank}/{i}", f"note {i} of {rank}, größer")
+                world.post(f"note {i} of {rank}, größer")
             world.gather(None, "posted")
             return []
-        found = [world.collect("nobody/0")]
+        found = [world.collect(9, 0)]
         world.gather(None, "posted")
         for r in (2, 1):
             for i in range(3):
-                found.append(world.collect(f"{r}/{i}"))
-        found.append(world.collect("1/0"))  # it has been taken
+                found.append(world.collect(r, i))
+        found.append(world.collect(1, 0))  # it has been taken
         return found
 
 
@@ -78,11 +79,11 @@ def nobody_waits(rank: int, size: int, store_path: str) -> None:
     """A note waits for no reader: rank 1 posts before rank 0 looks at anything."""
     with joined(rank, size, store_path) as world:
         if rank == 1:
-            world.post("1/0", "early")
-            world.post("ready", "")
+            world.post("early")
+            world.post("ready")
         else:
-            until(world, "ready")
-            assert world.collect("1/0") == "early"
+            until(world, 1, 1)
+            assert world.collect(1, 0) == "early"
 
 
 def test_posting_does_not_wait(pool: Pool) -> None:

@@ -28,7 +28,7 @@ class Archive:
         self._device = device
         self._report = report
         self._timeout = timeout
-        self._queue: queue.SimpleQueue[tuple[int, int, BlockState]] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[int, int, BlockState] | None] = queue.SimpleQueue()
         self._writing: dict[int, threading.Event] = {}
         self._thread: threading.Thread | None = None
 
@@ -64,14 +64,21 @@ class Archive:
         for block in self._writing:
             self._wait(block)
 
+    def __enter__(self) -> "Archive":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Write no more. Returns at once."""
+        self._queue.put(None)
+
     def _wait(self, block: int) -> None:
         writing = self._writing.get(block)
         if writing is not None and not writing.wait(self._timeout):
             raise TimeoutError(f"checkpoint of block {block}: not on the disk within {self._timeout:g} s")
 
     def _run(self) -> None:
-        while True:
-            block, batches, state = self._queue.get()
+        while (item := self._queue.get()) is not None:
+            block, batches, state = item
             self._report(self._write(block, batches, state))
             self._writing[block].set()
 

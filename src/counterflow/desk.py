@@ -1,0 +1,101 @@
+"""What the first process does with what all processes report: files, display, checkpoints that count."""
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+
+from counterflow.checkpoint import Ledger, Saved, Shelf
+from counterflow.engine.job import Job
+from counterflow.engine.system import Figures
+from counterflow.metrics.collector import Collector
+from counterflow.metrics.display import Display
+from counterflow.metrics.record import Record, Row
+from counterflow.metrics.rows import Rows
+from counterflow.origin import Origin, identity, versions
+from counterflow.transport import World
+
+
+class Desk:
+    """Open from the beginning of a run to its end."""
+
+    def __init__(
+        self,
+        job: Job,
+        origin: Origin,
+        shelf: Shelf,
+        cut: Sequence[int],
+        owners: Sequence[int],
+        objective: Callable[[Figures], Mapping[str, float]],
+        world: World,
+        console: Console,
+    ) -> None:
+        """``owners`` are the ranks of all blocks, bottom to top, ``objective`` makes a row's figures of theirs."""
+        plan, config = job.plan, job.config
+        self.evaluations: dict[str, Row] = {}
+        """The last one of every split."""
+        self._directory = origin.directory
+        self._world = world
+        self._display = Display(
+            console, plan.batches, config.train.batch_size, owners, (plan.start, origin.directory.seconds)
+        )
+        self._rows = Rows(job.topology.blocks, objective, self._sink, plan.start)
+        self._ledger = Ledger(
+            shelf, config.checkpoint.keep, plan.batches, identity(job), list(cut), versions(job), warn
+        )
+        self._stack = ExitStack()
+
+    def __enter__(self) -> "Desk":
+        self._stack.enter_context(self._directory)
+        self._stack.enter_context(self._display)
+        self._collector = Collector[Record | Saved](self._world.size, self._fetch, self._deliver)
+        return self
+
+    def __exit__(self, *raised: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self._stack.close()
+
+    def finish(self, posted: Sequence[int]) -> None:
+        """Wait until all that the ranks have ``posted`` is dealt with; raises what went wrong with it."""
+        self._collector.finish(posted, self._world.watch.timeout)
+
+    def summarise(self, summary: Mapping[str, Any]) -> None:
+        """The run has finished."""
+        self._directory.summarise(summary)
+        self._ledger.finish()
+
+    def table(self) -> object:
+        """All blocks, to be printed."""
+        return self._display.table()
+
+    def _fetch(self, rank: int, i: int) -> Record | Saved | None:
+        text = self._world.collect(rank, i)
+        if text is None:
+            return None
+        return Saved.from_json(text) if '"sha256"' in text else Record.from_json(text)
+
+    def _deliver(self, item: Record | Saved) -> None:
+        if isinstance(item, Record):
+            self._rows.add(item)
+            return
+        try:
+            self._directory.sync()  # when a checkpoint counts, the disk has what was reported before it
+        except OSError as error:
+            warn(f"{self._directory.path}: the metrics may be lost if the machine fails ({error.strerror})")
+        self._ledger.add(item)
+
+    def _sink(self, row: Row) -> None:
+        try:
+            self._directory.write(row)
+        except OSError as error:
+            warn(f"{self._directory.path}: no room for the metrics of batch {row.n} yet ({error.strerror})")
+        self._display.show(row)
+        if row.event != "train":
+            self.evaluations[row.event] = row
+
+
+def warn(text: str) -> None:
+    """A line for whoever watches; no reason to end."""
+    print(f"note: {text}", file=sys.stderr, flush=True)
