@@ -16,8 +16,8 @@ from typing import Any
 
 CONF = Path(__file__).parent.parent / "conf"
 
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(
+context = multiprocessing.get_context("forkserver")
+context.set_forkserver_preload(
     [
         "counterflow.launcher",
         "counterflow.engine.scheduled",
@@ -46,8 +46,8 @@ class Pool:
     def run(self, ranks: int, task: Callable[..., Any], *args: Any, timeout: float = 60) -> list[Any]:
         """``task(rank, ranks, store_path, *args)`` in every process; what each returned, in rank order."""
         while len(self._workers) < ranks:
-            ours, theirs = _context.Pipe()
-            process = _context.Process(target=_serve, args=(len(self._workers), theirs), daemon=True)
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(len(self._workers), theirs), daemon=True)
             process.start()
             self._workers.append((process, ours))
         store_path = str(Path(mkdtemp(prefix="counterflow-store-")) / "store")
@@ -98,7 +98,7 @@ def run_fresh(ranks: int, task: Callable[..., Any], *args: Any, timeout: float) 
     """``task(rank, ranks, store_path, *args)`` in fresh processes; how each ended. Fails if one is still there."""
     folder = Path(mkdtemp(prefix="counterflow-fresh-"))
     processes = [
-        _context.Process(
+        context.Process(
             target=_redirected, args=(task, str(folder / str(rank)), (rank, ranks, str(folder / "store"), *args))
         )
         for rank in range(ranks)
