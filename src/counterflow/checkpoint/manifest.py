@@ -53,7 +53,7 @@ def read(folder: Path) -> Manifest:
         raise DamagedError(f"{NAME}: {error.strerror}") from error
     try:
         content = json.loads(text) if len(text) <= _MOST_BYTES else None
-    except ValueError:
+    except (ValueError, RecursionError):
         content = None
     if not isinstance(content, dict):
         raise DamagedError(f"{NAME} is damaged")
