@@ -154,6 +154,6 @@ def test_a_rank_that_stays_frozen_ends_the_run_with_a_report(tmp_path: Path) -> 
     for rank in (0, 2, 3):
         assert f"rank {rank}: waits since " in report
     assert "nothing for 3 s (engine.timeout)" in report
-    for end in ("activation edge 1->2 to rank 1: ", "activation edge 2->3 from rank 1: ", "target edge 4->3 to rank 2: "):
+    for end in ("activation edge 1->2 to rank 1", "activation edge 2->3 from rank 1", "target edge 4->3 to rank 2"):
         assert end in report
     assert "rank 1: does not answer" in report

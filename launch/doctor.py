@@ -1,0 +1,12 @@
+"""Check a machine before a run: ``python launch/doctor.py`` on two processes of its own, or on those of the real job::
+
+torchrun --standalone --local-addr=127.0.0.1 --nproc_per_node=4 launch/doctor.py [--run-dir DIR] [--quick]
+"""
+
+import sys
+from pathlib import Path
+
+from counterflow.doctor.command import main
+
+if __name__ == "__main__":
+    main(Path(__file__), sys.argv[1:])
