@@ -89,6 +89,8 @@ def _one_line() -> Iterator[None]:
         raise ValueError(f"{group}={choice}: allowed are {', '.join(options)}") from error
     except OverrideParseException as error:
         raise ValueError(f"{error.override}: {error.message.splitlines()[0]}") from error
+    except TypeError as error:  # hydra's own, where a list or a number stands for the name of a choice
+        raise ValueError(f"a choice must be a name: {error}") from error
     except (HydraException, OmegaConfBaseException) as error:
         cause = error.__cause__
         if isinstance(cause, ConfigKeyError | ConfigAttributeError) and is_dataclass(cause.object_type):

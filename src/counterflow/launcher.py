@@ -29,6 +29,7 @@ from counterflow.origin import open_run
 from counterflow.signals import Signals, end
 from counterflow.train import train
 from counterflow.transport import ChannelError, connect, rendezvous
+from counterflow.transport.interface import interfaces
 
 USAGE_ERROR = 2
 RUN_ERROR = 1
@@ -46,6 +47,8 @@ def launch(config: TrainConfig, signals: Signals | None = None) -> None:
     """
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     job = prepare(config, ranks, int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    if ranks > 1:
+        interfaces(os.environ)  # what is wrong with them leaves no folder behind
     timeout, grace = config.engine.timeout, config.checkpoint.grace
     origin = open_run(job, _run_path(config), warn) if int(os.environ.get("RANK", "0")) == 0 else None
 
@@ -183,8 +186,11 @@ def main(conf: Path, seconds: float = math.inf) -> None:
             _refuse(error)
         except (RunError, ChannelError) as error:
             abort(error)
-        except Exception:
-            traceback.print_exc()
+        except Exception as error:
+            if _out_of_memory(error):
+                print(f"error: {type(error).__name__}: {error}".splitlines()[0], file=sys.stderr)
+            else:
+                traceback.print_exc()
             _exit(RUN_ERROR)
 
     try:
@@ -206,13 +212,19 @@ def abort(error: RunError | ChannelError) -> NoReturn:
 def _explain(error: RunError | ChannelError) -> None:
     """The traceback of what was not foreseen."""
     cause = error.__cause__
-    if isinstance(error, RunError) and cause is not None and not isinstance(cause, FloatingPointError):
+    foreseen = cause is None or isinstance(cause, FloatingPointError | ValueError) or _out_of_memory(cause)
+    if isinstance(error, RunError) and not foreseen:
         traceback.print_exception(cause)
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """Torch raises a plain RuntimeError for the memory of the CPU."""
+    return isinstance(error, MemoryError) or "can't allocate memory" in str(error)
 
 
 def _refuse(error: ValueError | str) -> NoReturn:
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)  # one line, whatever was typed
     else:
         # Torchrun kills all processes once one has ended: the first process of the node has to speak before that.
         time.sleep(_FIRST_SPEAKS)

@@ -16,11 +16,10 @@ from counterflow.composition import configure
 from counterflow.config import AdamWConfig, OptimizerConfig, SGDConfig
 from counterflow.engine.free import run
 from counterflow.engine.job import Job, prepare
-from counterflow.engine.station import Waits
 from counterflow.models.partition import output_shapes, partition
 from counterflow.transport import connect
 from processes import CONF, Pool
-from runs import SMALL, summary_of
+from runs import SMALL, summary_of, unrecorded
 from systems import CASES, CLASSES, labels, specs
 
 N = 4
@@ -108,7 +107,7 @@ def trained(job: Job, algorithm: Algorithm) -> tuple[list[ALRule], Seen]:
         return rule
 
     algorithm.rule = keep  # type: ignore[method-assign]
-    run(job, algorithm, connect(None, 0, 1, timeout=30), seen, Waits())
+    run(job, algorithm, unrecorded(connect(None, 0, 1, timeout=30), seen))
     return [rules[k] for k in range(1, N + 1)], seen
 
 
@@ -411,5 +410,5 @@ def test_labels_become_one_hot_codes_at_the_bottom_only() -> None:
 
 @pytest.mark.parametrize(("key", "value"), [("dim", 0), ("pool", 0)])
 def test_wrong_options_are_refused(key: str, value: int) -> None:
-    with pytest.raises(ValueError, match=rf"^algorithm\.{key}=0: must be at least 1$"):
+    with pytest.raises(ValueError, match=rf"^algorithm\.{key}=0: must be at least 1 and at most 1048576$"):
         ALConfig(**{key: value})

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from counterflow.algorithms.optimizer import BlockOptimizer
 from counterflow.algorithms.rule import Algorithm, LocalRule, Metrics, Payload, Shape, Specs, Target
 from counterflow.config import AlgorithmConfig, OptimizerConfig
+from counterflow.config.limits import size
 from counterflow.models.head import pooling
 
 
@@ -33,8 +34,7 @@ class ALConfig(AlgorithmConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         for key, value in (("dim", self.dim), ("pool", self.pool)):
-            if value < 1:
-                raise ValueError(f"algorithm.{key}={value}: must be at least 1")
+            size(f"algorithm.{key}", value, 1)
 
 
 class ALRule(LocalRule):

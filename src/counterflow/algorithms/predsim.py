@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from counterflow.algorithms.optimizer import BlockOptimizer
 from counterflow.algorithms.rule import Algorithm, LocalRule, Metrics, Payload, Shape, Target
 from counterflow.config import AlgorithmConfig, OptimizerConfig
+from counterflow.config.limits import size
 from counterflow.models.head import pooling
 
 
@@ -25,8 +26,7 @@ class PredSimConfig(AlgorithmConfig):
         super().__post_init__()
         if not 0 <= self.beta <= 1:
             raise ValueError(f"algorithm.beta={self.beta}: must be between 0 and 1")
-        if self.dim < 1:
-            raise ValueError(f"algorithm.dim={self.dim}: must be at least 1")
+        size("algorithm.dim", self.dim, 1)
 
 
 def similarity(x: Tensor) -> Tensor:

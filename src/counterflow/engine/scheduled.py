@@ -31,6 +31,7 @@ from counterflow.engine.station import Observer
 from counterflow.engine.tally import Tally
 from counterflow.metrics.fingerprint import digest
 from counterflow.transport import ChannelError, World
+from counterflow.transport.channel import gloo_reason
 
 Step = Callable[[int, Tensor, Tensor], tuple[Tensor | None, Tensor | None]]
 """Gradients of batch n from inputs and labels; loss and output on the process of the last stage, None elsewhere."""
@@ -173,6 +174,9 @@ class Pipeline:
             except ChannelError:
                 raise
             except Exception as error:
+                if "gloo/transport" in str(error):
+                    text = f"rank {world.rank}: schedule {job.schedule}: batch {n}: lost a rank ({gloo_reason(error)})"
+                    raise ChannelError(text) from error
                 reason = f"{type(error).__name__}: {error}".splitlines()[0]
                 raise RunError(f"rank {world.rank}: schedule {job.schedule}: batch {n}: {reason}") from error
             if world.size > 1:

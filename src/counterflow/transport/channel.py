@@ -1,5 +1,6 @@
 """What a channel promises, whatever carries it."""
 
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -17,6 +18,11 @@ class ChannelError(Exception):
 
     The text names rank, edge and batch.
     """
+
+
+def gloo_reason(error: Exception) -> str:
+    """What happened, of an error of gloo, which puts its source file before it and advice behind it."""
+    return " ".join(re.sub(r"^\[\S+\] ", "", str(error).strip()).split(". ")[0].splitlines())
 
 
 class Sender(Protocol):

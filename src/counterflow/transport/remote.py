@@ -6,7 +6,6 @@ leaves when a posted receive takes it, and the next but one `send` waits until t
 """
 
 import queue
-import re
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from counterflow.message import MessageError, Tag, check_header, pack_header
 from counterflow.topology import Edge
-from counterflow.transport.channel import ChannelError, Payload, Watch
+from counterflow.transport.channel import ChannelError, Payload, Watch, gloo_reason
 from counterflow.transport.frame import Frame
 from counterflow.transport.medium import Medium
 
@@ -55,9 +54,7 @@ class Wire:
             raise self.lost(tag, error) from error
 
     def lost(self, tag: Tag, error: RuntimeError) -> ChannelError:
-        # Gloo puts its source file before what happened, and advice behind it.
-        reason = re.sub(r"^\[\S+\] ", "", str(error).strip()).split(". ")[0].splitlines()
-        return self.error(tag, f"lost rank {self.peer} ({' '.join(reason)})")
+        return self.error(tag, f"lost rank {self.peer} ({gloo_reason(error)})")
 
 
 class _End:

@@ -1,7 +1,6 @@
 """The processes of a run: rendezvous, a process group for every directed edge, and what ranks tell each other outside
 the two streams (sizes before the start, summaries after the end, progress for the display)."""
 
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,13 +10,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store
-from torch.distributed.rendezvous import rendezvous as env_rendezvous
 
 from counterflow.message import Tag
 from counterflow.topology import Edge, Topology
 from counterflow.transport.attempt import join
 from counterflow.transport.attendant import Attendant
-from counterflow.transport.channel import ChannelError, Watch
+from counterflow.transport.channel import ChannelError, Watch, gloo_reason
 from counterflow.transport.frame import Frame
 from counterflow.transport.halt import Halt
 from counterflow.transport.medium import HostMedium, Medium, medium
@@ -28,14 +26,6 @@ _LIFELINE = 1
 
 _GRACE = 1.0
 """Seconds in which an edge may notice the loss as well, and name the batch."""
-
-
-def rendezvous(timeout: float) -> tuple[Store | None, int, int]:
-    """The store, rank and number of processes that the launcher's environment names; no store for a single process."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return None, 0, 1
-    store, rank, size = next(env_rendezvous("env://", timeout=timedelta(seconds=timeout)))
-    return store, rank, size
 
 
 class World:
@@ -85,12 +75,15 @@ class World:
         timeout = timedelta(seconds=self.watch.timeout)
         for edge in topology.crossing():
             ends = [topology.rank_of(edge.source), topology.rank_of(edge.destination)]
-            group = dist.new_group(ends, backend=backend, timeout=timeout)
-            if isinstance(group, dist.ProcessGroup):  # this rank is one of the two ends
-                (peer,) = set(ends) - {self.rank}
-                self._groups[edge] = group, peer
-                # The first operation of a group connects its sockets or builds its communicator.
-                dist.all_reduce(torch.zeros(1, device=device if backend == "nccl" else "cpu"), group=group)
+            try:
+                group = dist.new_group(ends, backend=backend, timeout=timeout)
+                if isinstance(group, dist.ProcessGroup):  # this rank is one of the two ends
+                    (peer,) = set(ends) - {self.rank}
+                    self._groups[edge] = group, peer
+                    # The first operation of a group connects its sockets or builds its communicator.
+                    dist.all_reduce(torch.zeros(1, device=device if backend == "nccl" else "cpu"), group=group)
+            except RuntimeError as error:
+                raise ChannelError(f"rank {self.rank}: {edge}: was not opened ({gloo_reason(error)})") from error
 
         for peer in {peer for _, peer in self._groups.values()}:
             thread = threading.Thread(target=self._look_after, args=(peer,), name=f"rank {peer}", daemon=True)

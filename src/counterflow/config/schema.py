@@ -1,0 +1,262 @@
+"""The configuration schema. Every option is checked here, before any process group exists.
+
+The YAML files under ``conf/`` only choose values; names, types and limits are these dataclasses. Errors are
+``ValueError`` of one line: the key, the value, and what is allowed.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+from counterflow.config.algorithm import AlgorithmConfig
+from counterflow.config.limits import at_least, fraction, one_of, rate, size
+from counterflow.config.model import (
+    CNNConfig,
+    CustomConfig,
+    MLPConfig,
+    ModelConfig,
+    ResNet20Config,
+    ResNet32Config,
+    ResNet50Config,
+    ResNetConfig,
+    TransformerConfig,
+    VGGConfig,
+)
+
+DATA = ("digits", "fashion_mnist", "mnist", "cifar10", "cifar100", "reverse", "image_folder")
+
+
+@dataclass(kw_only=True)
+class DataConfig:
+    name: str = MISSING
+    root: str = "data"
+    """Folder that holds the data set."""
+    download: bool = False
+    validation: float = 0.0
+    """Share of the training data that is held out of training, the same samples in every run: evaluations before the
+    end are on these, so that test data is looked at once."""
+    limit: int | None = None
+    """Train on so many of the remaining samples, the same ones in every run; all if not set."""
+    augment: bool = False
+    """Random crops of a padded image, and horizontal flips, deterministic in (seed, epoch, index)."""
+    padding: int = 2
+    """Pixels of zero padding before a crop (``augment=true`` only)."""
+    flip: bool = True
+    """Horizontal flips (``augment=true`` only)."""
+
+    def __post_init__(self) -> None:
+        one_of("data.name", self.name, DATA)
+        fraction("data.validation", self.validation)
+        if self.limit is not None:
+            at_least("data.limit", self.limit, 1)
+        size("data.padding", self.padding, 0)
+
+
+@dataclass(kw_only=True)
+class OptimizerConfig:
+    name: str = MISSING
+    lr: float = 1e-3
+    weight_decay: float = 0.0
+    schedule: str = "cosine"
+    """Learning rate as a function of the batch index: ``constant``, ``cosine`` or ``linear`` (both fall to 0)."""
+    warmup: int = 0
+    """Batches of linear warm-up."""
+
+    def __post_init__(self) -> None:
+        one_of("optimizer.name", self.name, (type(self).name,))
+        rate("optimizer.lr", self.lr)
+        rate("optimizer.weight_decay", self.weight_decay)
+        one_of("optimizer.schedule", self.schedule, ("constant", "cosine", "linear"))
+        at_least("optimizer.warmup", self.warmup, 0)
+
+
+@dataclass(kw_only=True)
+class SGDConfig(OptimizerConfig):
+    name: str = "sgd"
+    lr: float = 0.1
+    momentum: float = 0.9
+    nesterov: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        fraction("optimizer.momentum", self.momentum)
+        if self.nesterov and not self.momentum:
+            raise ValueError("optimizer.nesterov=true: needs optimizer.momentum greater than 0")
+
+
+@dataclass(kw_only=True)
+class AdamWConfig(OptimizerConfig):
+    name: str = "adamw"
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.betas) != 2:
+            raise ValueError(f"optimizer.betas={self.betas}: must be two numbers")
+        for beta in self.betas:
+            fraction("optimizer.betas", beta)
+
+
+@dataclass(kw_only=True)
+class EngineConfig:
+    lag: Any = 2
+    """How many batches earlier a target message leaves, per hop; ``exact`` is the locked algorithm on one process."""
+    depth: int = 2
+    """Activation messages that a receiver accepts ahead of the block that takes them."""
+    target_depth: int | None = None
+    """The same for target messages; by default ``lag``, and never less."""
+    threads: Any = "auto"
+    """Intra-op threads of every process; ``auto`` is cores / blocks, at least 1."""
+    backend: str = "auto"
+    precision: str = "fp32"
+    """``bf16`` computes under autocast, with parameters and messages in float32; ``auto`` does so where the processor
+    has units for it (CUDA from compute capability 8, AMX)."""
+    channels_last: bool = False
+    """Images with channels innermost, in memory and in messages: faster convolutions, and other bits."""
+    compile: bool = False
+    """Compile every block with torch.compile, which takes its time before the first batch."""
+    timeout: float = 300.0
+    """Seconds that any single wait may last before the run ends."""
+
+    def __post_init__(self) -> None:
+        if self.lag != "exact" and not (type(self.lag) is int and self.lag >= 1):
+            raise ValueError(f"engine.lag={self.lag}: allowed are exact and whole numbers of at least 1")
+        size("engine.depth", self.depth, 1)
+        room = 1 if self.lag == "exact" else self.lag
+        if self.target_depth is not None and self.target_depth < room:
+            raise ValueError(
+                f"engine.target_depth={self.target_depth}: must be at least engine.lag={room}, "
+                "or the prologue and a full activation channel block each other"
+            )
+        if self.threads != "auto" and not (type(self.threads) is int and self.threads >= 1):
+            raise ValueError(f"engine.threads={self.threads}: allowed are auto and whole numbers of at least 1")
+        one_of("engine.backend", self.backend, ("auto", "gloo", "nccl"))
+        one_of("engine.precision", self.precision, ("fp32", "bf16", "auto"))
+        if not 0 < self.timeout <= 1e6:  # what every clock and timer below can hold
+            raise ValueError(f"engine.timeout={self.timeout}: must be greater than 0 and at most 1000000")
+
+
+@dataclass(kw_only=True)
+class CheckpointConfig:
+    every: int = 0
+    """Write a checkpoint after every so many batches, and at the end; 0 is never."""
+    keep: int = 2
+    """So many of them, the newest ones."""
+    grace: float = 25.0
+    """Seconds from SIGTERM or SIGINT to the end of the process, whatever became of the checkpoint."""
+
+    def __post_init__(self) -> None:
+        at_least("checkpoint.every", self.every, 0)
+        at_least("checkpoint.keep", self.keep, 1)
+        if not 0 < self.grace <= 1e6:
+            raise ValueError(f"checkpoint.grace={self.grace}: must be greater than 0 and at most 1000000")
+
+
+@dataclass(kw_only=True)
+class LoopConfig:
+    epochs: int = 1
+    batch_size: int = 32
+    microbatches: int = 4
+    """Parts of a batch that a pipeline schedule sends one after the other (end-to-end references only)."""
+    steps: int | None = None
+    """Stop after so many batches, whatever ``epochs`` says."""
+    evaluate_every: int = 0
+    """Evaluate after every so many batches, on held out data (``data.validation``) or, if there is none, on the test
+    data; 0 is only at the end."""
+    test: bool = True
+    """Evaluate on the test data after the last batch. Runs that choose between settings say no."""
+    log_every: int = 10
+    """Report losses and accuracies every so many batches."""
+
+    def __post_init__(self) -> None:
+        at_least("train.epochs", self.epochs, 1)
+        at_least("train.batch_size", self.batch_size, 1)
+        at_least("train.microbatches", self.microbatches, 1)
+        if self.steps is not None:
+            at_least("train.steps", self.steps, 1)
+        at_least("train.evaluate_every", self.evaluate_every, 0)
+        at_least("train.log_every", self.log_every, 1)
+
+
+@dataclass(kw_only=True)
+class RunConfig:
+    dir: str | None = None
+    """Run directory; by default a new one under ``runs/``, named by rank 0. Of a sweep, the folder with all of its
+    runs; by default ``runs/EXPERIMENT-SCALE``."""
+    resume: str = "auto"
+    """``auto`` goes on from the newest whole checkpoint of the run directory; ``never`` refuses a directory that holds
+    a run; else the folder of a checkpoint, or of the run that wrote it, that a new run goes on from."""
+    experiment: str | None = None
+    """Name of the preset under ``conf/experiment``; each sets it itself."""
+    display: bool = True
+    """The live display on rank 0."""
+    activations: int = 0
+    """Save what every block puts out for so many test samples after the last batch, in ``activations.npz``."""
+
+    def __post_init__(self) -> None:
+        at_least("run.activations", self.activations, 0)
+
+
+SCALES = ("smoke", "cpu", "full")
+PIPELINES = ("gpipe", "1f1b", "interleaved1f1b", "zbv")
+SCHEDULES = ("auto", "free", *PIPELINES, "naive")
+
+
+@dataclass(kw_only=True)
+class TrainConfig:
+    seed: int = 1
+    blocks: int = 4
+    scale: str = "full"
+    """Which of the values an experiment's preset names: ``smoke`` for a minute, ``cpu`` for an hour, ``full``."""
+    device: str = "auto"
+    schedule: str = "auto"
+    """How ranks take turns: ``free`` for local rules; for end-to-end references a pipeline schedule of torch. ``auto``
+    is the first for the ones, ``1f1b`` for the others."""
+    algorithm: AlgorithmConfig = MISSING
+    model: ModelConfig = MISSING
+    data: DataConfig = MISSING
+    optimizer: OptimizerConfig = MISSING
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    train: LoopConfig = field(default_factory=LoopConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        at_least("seed", self.seed, 0)
+        size("blocks", self.blocks, 1)
+        one_of("scale", self.scale, SCALES)
+        if self.scale != "full" and self.run.experiment is None:
+            raise ValueError(f"scale={self.scale}: has no effect without experiment=NAME, whose values it chooses")
+        one_of("schedule", self.schedule, SCHEDULES)
+        one_of("device", self.device, ("auto", "cpu", "cuda"))
+        if not self.train.test and not self.data.validation:
+            raise ValueError("train.test=false: needs data.validation greater than 0, or nothing would be evaluated")
+        cut = getattr(self.model, "cut", None)
+        if isinstance(cut, list) and len(cut) != self.blocks:
+            raise ValueError(f"model.cut={cut}: must name one layer count for each of blocks={self.blocks}")
+
+
+def register(algorithms: Iterable[type[AlgorithmConfig]]) -> None:
+    """Put the schemas where the YAML files find them by name."""
+    store = ConfigStore.instance()
+    store.store(name="schema", node=TrainConfig)
+    for algorithm in algorithms:
+        store.store(group="algorithm", name=f"{algorithm.name}_schema", node=algorithm)
+    for group, name, node in (
+        ("model", "mlp_schema", MLPConfig),
+        ("model", "cnn_schema", CNNConfig),
+        ("model", "vgg_schema", VGGConfig),
+        ("model", "resnet18_schema", ResNetConfig),
+        ("model", "resnet50_schema", ResNet50Config),
+        ("model", "resnet20_schema", ResNet20Config),
+        ("model", "resnet32_schema", ResNet32Config),
+        ("model", "transformer_schema", TransformerConfig),
+        ("model", "custom_schema", CustomConfig),
+        ("data", "data_schema", DataConfig),
+        ("optimizer", "sgd_schema", SGDConfig),
+        ("optimizer", "adamw_schema", AdamWConfig),
+    ):
+        store.store(group=group, name=name, node=node)
