@@ -2,9 +2,9 @@
 
     python launch/stages.py --minutes 9 -- experiment=table1,table1_resnet50,table1_cifar10 scale=full data.root=DIR
 
-Runs the jobs one after the other, and begins none that would outlast the stage, were it as long as the longest so far.
-While some remain, the status is 75, and the same command goes on where it ended. A job that is killed is done again
-from its start: a stage has to be long enough for the longest.
+Runs the jobs one after the other. When the time is over, the one that is under way writes a checkpoint; with
+checkpoint.every=0, none begins that would outlast the stage, were it as long as the longest so far. While some remain,
+the status is 75, and the same command goes on where it ended.
 """
 
 import argparse

@@ -182,8 +182,22 @@ def test_a_stage_begins_no_run_that_would_outlast_it(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("counterflow.launcher.launch", run)
     sweep = Sweep(ends=100.0)
     for name in "abc":
-        sweep._launch(configure(CONF, []), tmp_path / name)
+        sweep._launch(configure(CONF, ["checkpoint.every=0"]), tmp_path / name)
     assert (sweep.ran, sweep.remaining, sweep.status) == (2, 1, 75)
+
+
+def test_a_stage_that_ends_leaves_a_checkpoint(tmp_path: Path) -> None:
+    options = ("seed=1,2", "train.epochs=100000", "checkpoint.every=50", "run.display=false", "run.dir=here")
+    for _ in range(2):
+        done = start(STAGES, "--minutes", "0.15", "--", *options, cwd=tmp_path)
+        assert done.returncode == 75, done.stderr
+        assert done.stdout.splitlines()[1:] == [
+            "here/seed=1,train.epochs=100000: remains",
+            "here/seed=2,train.epochs=100000: remains",
+            "sweep of 2 runs: 0 ran, 0 skipped, 0 failed, 2 remain",
+        ]
+    (line,) = done.stderr.splitlines()
+    assert "goes on after batch" in line
 
 
 def test_stages_of_several_experiments(tmp_path: Path) -> None:

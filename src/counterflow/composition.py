@@ -16,7 +16,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from counterflow.algorithms import ALGORITHMS, REFERENCES
 from counterflow.config import SCALES, TrainConfig, register
 
-_NAMELESS = ("hydra.", "run.")
+_NAMELESS = ("hydra.", "run.", "checkpoint.")
 _SAME_WHATEVER = ("experiment", "scale", "data.root", "data.download", "engine.threads")
 """Overrides that do not tell the runs of one sweep apart, or belong to the machine."""
 

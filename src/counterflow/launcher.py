@@ -5,9 +5,11 @@ import math
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -26,7 +28,7 @@ from counterflow.engine.job import prepare
 from counterflow.engine.session import StoppedError
 from counterflow.metrics.files import Found, InUseError, find
 from counterflow.origin import open_run
-from counterflow.signals import Signals, end
+from counterflow.signals import Signals
 from counterflow.train import train
 from counterflow.transport import ChannelError, connect, rendezvous
 from counterflow.transport.interface import interfaces
@@ -37,6 +39,9 @@ REMAINS = 75
 """The status that says "try again later": runs of a sweep are left for the next stage."""
 
 _FIRST_SPEAKS = 10.0
+"""Seconds."""
+
+_ASKS_EVERY = 0.1
 """Seconds."""
 
 
@@ -60,11 +65,11 @@ def launch(config: TrainConfig, signals: Signals | None = None) -> None:
     with origin.directory if origin is not None else nullcontext():
         world = connect(*rendezvous(timeout), timeout=timeout, on_halt=halting)
 
-        def stop(number: int) -> None:
-            if not world.halt.possible:
-                end(number)
-            halting(number)
-            world.request_halt(number)
+        def stop(number: int) -> bool:
+            if world.halt.possible:
+                halting(number)
+                world.request_halt(number)
+            return world.halt.possible
 
         with signals.handled_by(stop) if signals is not None and config.checkpoint.every else nullcontext():
             train(job, world, origin)
@@ -76,7 +81,8 @@ class Sweep:
     """The runs of one command, one after the other in this process: none is the end of the others."""
 
     ends: float = math.inf
-    """A time of the monotonic clock. No run begins that would not end before, were it as long as the longest so far."""
+    """A time of the monotonic clock, at which the run that is under way stops after a checkpoint. If it writes none, it
+    does not begin unless it would end before, were it as long as the longest so far."""
     longest: float = 0.0
     """Seconds."""
     ran: int = 0
@@ -107,7 +113,9 @@ class Sweep:
         except ValueError as error:
             self._fail(name, error)
         except StoppedError:
-            raise
+            if time.monotonic() < self.ends:
+                raise
+            self._remain(path)
         except (RunError, ChannelError) as error:
             _explain(error)
             self._fail(name, error)
@@ -122,15 +130,37 @@ class Sweep:
             self._skip(f"{path}: has finished")
         elif found is Found.RUNNING:
             self._skip(f"{path}: another process is at it")
-        elif time.monotonic() + self.longest >= self.ends:
-            print(f"{path}: remains", flush=True)
-            self.remaining += 1
+        elif time.monotonic() + (0.0 if config.checkpoint.every else self.longest) >= self.ends:
+            self._remain(path)
         else:
             print(f"{path}: {'was interrupted' if found is Found.INTERRUPTED else 'begins'}", flush=True)
             start = time.monotonic()
-            launch(config, self.signals)
+            with self._ending():
+                launch(config, self.signals)
             self.longest = max(self.longest, time.monotonic() - start)
             self.ran += 1
+
+    @contextmanager
+    def _ending(self) -> Iterator[None]:
+        """Within it, a run that trains is asked to stop when it is time."""
+        ended = threading.Event()
+
+        def ask() -> None:
+            assert self.signals is not None
+            ended.wait(self.ends - time.monotonic())
+            while not ended.is_set() and not self.signals.request(signal.SIGTERM):
+                ended.wait(_ASKS_EVERY)
+
+        if self.signals is not None and self.ends < math.inf:
+            threading.Thread(target=ask, name="end of the stage", daemon=True).start()
+        try:
+            yield
+        finally:
+            ended.set()
+
+    def _remain(self, what: object) -> None:
+        print(f"{what}: remains", flush=True)
+        self.remaining += 1
 
     def _skip(self, reason: object) -> None:
         print(f"{reason}, skipped", flush=True)
@@ -163,7 +193,7 @@ class SweepGuard(Callback):
 def main(conf: Path, seconds: float = math.inf) -> None:
     """Configure from the command line, and launch; ends the process with status 0 only if every run finished.
 
-    No run of a sweep begins that might not end within ``seconds``; the status is `REMAINS` if some are left.
+    A sweep ends after ``seconds``; the status is `REMAINS` if some of it is left.
 
     A wrong configuration is one line from the first process of each node, as all of them find the same. What ends a
     run is one line from every rank that noticed, and the traceback where it was not foreseen.

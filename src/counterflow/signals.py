@@ -17,7 +17,7 @@ class Signals:
     and Python loses an exception that is raised in a destructor. Must be made on the main thread."""
 
     def __init__(self) -> None:
-        self._orderly: Callable[[int], None] | None = None
+        self._orderly: Callable[[int], bool] | None = None
         self._expiry: threading.Timer | None = None
         self._lock = threading.Lock()
         here, there = os.pipe()
@@ -28,13 +28,18 @@ class Signals:
         threading.Thread(target=self._run, args=(here,), name="signals", daemon=True).start()
 
     @contextmanager
-    def handled_by(self, orderly: Callable[[int], None]) -> Iterator[None]:
-        """Within it, the first signal is given to ``orderly``, which returns at once."""
+    def handled_by(self, orderly: Callable[[int], bool]) -> Iterator[None]:
+        """Within it, the first signal is given to ``orderly``, which returns at once whether it sees to the end."""
         self._orderly = orderly
         try:
             yield
         finally:
             self._orderly = None
+
+    def request(self, number: int) -> bool:
+        """Ask for the end in good order that signal ``number`` would be; whether somebody sees to it."""
+        orderly = self._orderly
+        return orderly is not None and orderly(number)
 
     def expire(self, number: int, seconds: float, message: str) -> None:
         """End after so many seconds with ``message``, as signal ``number`` would; the first call counts."""
@@ -47,10 +52,9 @@ class Signals:
     def _run(self, pipe: int) -> None:
         while True:
             (number,) = os.read(pipe, 1)
-            orderly, self._orderly = self._orderly, None
-            if orderly is None:
+            if not self.request(number):
                 end(number)
-            orderly(number)
+            self._orderly = None
 
 
 def end(number: int, message: str = "") -> NoReturn:
