@@ -1,5 +1,7 @@
 """When bounded channels block each other: never in a column that the configuration allows, and told when they do."""
 
+from dataclasses import replace
+
 import pytest
 
 from counterflow.composition import configure
@@ -24,7 +26,10 @@ def past_the_fill(blocks: int, lag: int, predicts_down: bool = False) -> Plan:
 def check_all_columns(blocks: int, ranks: int) -> None:
     for lag in (1, 2, 3, 4):
         for depth in (1, 2, 3, 4, 5):
-            assert reaches_the_end(Topology(blocks, ranks), past_the_fill(blocks, lag), depth, lag), (lag, depth)
+            plan = past_the_fill(blocks, lag)
+            for start in (0, 1, lag * blocks, plan.batches - 1):
+                rest = replace(plan, start=start)
+                assert reaches_the_end(Topology(blocks, ranks), rest, depth, lag), (lag, depth, start)
 
 
 @pytest.mark.parametrize(

@@ -155,6 +155,7 @@ plans = st.builds(
     test_batches=st.integers(0, 3),
     predicts_down=st.booleans(),
     validation_batches=st.integers(0, 2),
+    checkpoint_every=st.integers(0, 6),
 )
 
 
@@ -167,6 +168,7 @@ def test_contract_of_a_block(plan: Plan, block: int) -> None:
     forwards: list[int] = []
     evaluated: list[tuple[int, int]] = []
     predicted: list[tuple[int, int]] = []
+    saved: list[int] = []
     for action in block_program(block, plan):
         assert action.block == block
         match action.op:
@@ -195,6 +197,13 @@ def test_contract_of_a_block(plan: Plan, block: int) -> None:
                 assert len([n for n, _ in evaluated if n == action.n]) == len(plan.evaluation(action.n))
                 assert (action.n, action.e) in evaluated
                 predicted.append((action.n, action.e))
+            case Op.SAVE:
+                # after everything that batch n brings, and before anything of the next one
+                assert action.n == updates - 1
+                assert len(evaluated) == sum(len(plan.evaluation(n)) for n in range(updates))
+                saved.append(action.n)
+            case Op.RESEND:
+                pytest.fail("there is nothing to go on from")
     everything = list(range(plan.batches))
     # each once, in order, and none past the last batch
     assert targets == ([] if plan.predicts_down else everything)
@@ -205,6 +214,8 @@ def test_contract_of_a_block(plan: Plan, block: int) -> None:
     batches = dict.fromkeys(after, between) | {everything[-1]: plan.validation_batches + plan.test_batches}
     assert evaluated == [(n, e) for n, count in batches.items() for e in range(count)]
     assert predicted == (evaluated if plan.predicts_down else [])
+    every = plan.checkpoint_every
+    assert saved == ([n for n in everything if (n + 1) % every == 0 or n == everything[-1]] if every else [])
 
 
 @given(plans, st.integers(1, 8), st.data())
@@ -229,6 +240,9 @@ def test_contract_of_a_block_with_gradients(plan: Plan, top: int, data: st.DataO
                 assert action.n == forwards - 1
                 assert updates == (plan.batches if forwards == plan.batches else max(0, forwards - late))
                 evaluated.append((action.n, action.e))
+            case Op.SAVE:
+                assert action.n == forwards - 1
+                assert updates == (plan.batches if forwards == plan.batches else max(0, forwards - late))
             case _:
                 pytest.fail(f"{action} has no place here")
     assert forwards == updates == plan.batches
@@ -242,13 +256,18 @@ def columns(draw: st.DrawFn) -> tuple[Topology, Plan]:
     plan = draw(plans)
     if not plan.predicts_down and draw(st.booleans()):
         plan = replace(plan, predicts_down=False, gradients_from=blocks)
-    return Topology(blocks, draw(st.integers(1, blocks))), plan
+    return Topology(blocks, draw(st.integers(1, blocks))), begun(draw, plan)
+
+
+def begun(draw: st.DrawFn, plan: Plan) -> Plan:
+    """``plan``, or its rest after a checkpoint."""
+    return replace(plan, start=draw(st.integers(0, plan.batches - 1))) if draw(st.booleans()) else plan
 
 
 @st.composite
 def exact_columns(draw: st.DrawFn) -> tuple[Topology, Plan]:
     plan = draw(plans)
-    exact = replace(plan, lag=0)
+    exact = begun(draw, replace(plan, lag=0))
     return Topology(draw(st.integers(1, 8)), 1), exact
 
 
@@ -263,7 +282,7 @@ def test_a_rank_runs_the_programs_of_its_blocks(column: tuple[Topology, Plan]) -
             assert [action for action in merged if action.block == block] == list(block_program(block, plan))
 
 
-def taken_and_sent(action: Action) -> tuple[tuple[Edge, Tag] | None, tuple[Edge, Tag] | None]:
+def taken_and_sent(action: Action, plan: Plan) -> tuple[tuple[Edge, Tag] | None, tuple[Edge, Tag] | None]:
     """What ``action`` takes from the block above or below, and what it sends on: the ends of the column included."""
     k, n = action.block, action.n
     match action.op:
@@ -277,6 +296,9 @@ def taken_and_sent(action: Action) -> tuple[tuple[Edge, Tag] | None, tuple[Edge,
             tag, source, sink = Tag(Kind.PREDICTION, n, action.e), Edge(Stream.TARGET, k), Edge(Stream.TARGET, k - 1)
         case Op.BACKWARD:
             tag, source, sink = Tag(Kind.GRADIENT, n), Edge(Stream.TARGET, k), Edge(Stream.TARGET, k - 1)
+        case Op.RESEND:
+            kind = Kind.GRADIENT if plan.gradients_from else Kind.TARGET
+            return None, (Edge(Stream.TARGET, k - 1), Tag(kind, n))
         case _:
             return None, None
     return (source, tag), (sink, tag)
@@ -291,7 +313,7 @@ def test_a_rank_never_waits_for_itself(column: tuple[Topology, Plan]) -> None:
         inside = {Edge(stream, lower) for stream in Stream for lower in blocks[:-1]}
         queues: dict[Edge, deque[Tag]] = defaultdict(deque)
         for action in rank_program(blocks, plan):
-            taken, sent = taken_and_sent(action)
+            taken, sent = taken_and_sent(action, plan)
             if taken and taken[0] in inside:
                 edge, tag = taken
                 assert queues[edge], f"{action} takes from an empty channel"
@@ -308,7 +330,7 @@ def test_an_edge_carries_what_the_plan_says(column: tuple[Topology, Plan]) -> No
     taken: dict[Edge, list[Tag]] = defaultdict(list)
     for rank in range(topology.ranks):
         for action in rank_program(topology.blocks_of(rank), plan):
-            for messages, end in zip((taken, sent), taken_and_sent(action), strict=True):
+            for messages, end in zip((taken, sent), taken_and_sent(action, plan), strict=True):
                 if end:
                     messages[end[0]].append(end[1])
     for edge in topology.edges():
@@ -324,7 +346,7 @@ def test_an_edge_carries_what_the_plan_says(column: tuple[Topology, Plan]) -> No
 def test_exact_targets_are_not_old(column: tuple[Topology, Plan]) -> None:
     """With lag 0 the targets of batch n come down with parameters after exactly n updates, in every block."""
     topology, plan = column
-    updates: Counter[int] = Counter()
+    updates: Counter[int] = Counter(dict.fromkeys(topology.blocks_of(0), plan.start))
     for action in rank_program(topology.blocks_of(0), plan):
         match action.op:
             case Op.TARGET:
@@ -334,3 +356,39 @@ def test_exact_targets_are_not_old(column: tuple[Topology, Plan]) -> None:
             case Op.LEARN:
                 updates[action.block] += 1
     assert all(updates[block] == plan.batches for block in topology.blocks_of(0))
+
+
+@given(columns(), st.data())
+def test_the_rest_after_a_cut_is_the_rest_of_the_whole(column: tuple[Topology, Plan], data: st.DataObject) -> None:
+    """Cut anywhere, and gone on from there by any number of ranks, each block does what it would have done."""
+    topology, plan = column
+    plan = replace(plan, start=0)
+    start = data.draw(st.integers(1, plan.batches - 1)) if plan.batches > 1 else 0
+    for block in range(1, topology.blocks + 1):
+        halted = list(rank_program(range(block, block + 1), plan, lambda n: n == start - 1))
+        rest = list(block_program(block, replace(plan, start=start)))
+        again = [action for action in rest if action.op is not Op.RESEND]
+        if start:
+            assert halted[-1] == Action(Op.SAVE, block, start - 1)
+            extra = [] if plan.saves_after(start - 1) else [halted[-1]]
+            assert [a for a in [*halted, *again] if a not in extra] == list(block_program(block, plan))
+
+
+@given(columns())
+def test_what_is_sent_again_is_what_the_channel_held(column: tuple[Topology, Plan]) -> None:
+    """Everything that the block above had sent when both had finished the same batch, and that the one below had not
+    taken: never more than a sender keeps."""
+    topology, plan = column
+    whole = replace(plan, start=0)
+    for block in range(2, topology.blocks + 1):
+        sent, taken = (
+            [
+                action.n
+                for action in rank_program(range(k, k + 1), whole, lambda n: n == plan.start - 1)
+                if action.op in (Op.TARGET, Op.BACKWARD)
+            ]
+            for k in (block, block - 1)
+        )
+        again = [a.n for a in block_program(block, plan) if a.op is Op.RESEND]
+        assert again == (sent[len(taken) :] if plan.start else [])
+        assert len(again) <= plan.under_way

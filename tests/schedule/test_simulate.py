@@ -106,6 +106,8 @@ def times(
         Op.EVALUATE: durations.evaluate,
         Op.PREDICT: durations.predict,
         Op.BACKWARD: durations.backward,
+        Op.SAVE: durations.save,
+        Op.RESEND: durations.resend,
     }
     Event = tuple[str, int, int]
     after: dict[Event, list[tuple[Event, float]]] = defaultdict(list)
@@ -116,7 +118,10 @@ def times(
             start, through = ("start", rank, i), ("through", rank, i)
             after[start] += [(("through", rank, i - 1), 0.0)] if i else []
             after[through].append((start, duration[action.op]))
-            if action.op is Op.LEARN:
+            if action.op in (Op.LEARN, Op.SAVE):
+                continue
+            if action.op is Op.RESEND:
+                sends[Edge(Stream.TARGET, action.block - 1)].append(through)
                 continue
             down = action.op in (Op.TARGET, Op.PREDICT, Op.BACKWARD)
             stream = Stream.TARGET if down else Stream.ACTIVATION
@@ -142,14 +147,17 @@ def times(
 def cases(draw: st.DrawFn) -> tuple[Topology, Plan, dict[Stream, int], Durations]:
     blocks = draw(st.integers(1, 6))
     topology = Topology(blocks, draw(st.integers(1, blocks)))
+    batches = draw(st.integers(1, 12))
     plan = Plan(
-        draw(st.integers(1, 12)),
+        batches,
         draw(st.integers(1, 5)),
         draw(st.integers(0, 4)),
         draw(st.integers(0, 3)),
         **draw(st.sampled_from([{}, {"predicts_down": True}, {"gradients_from": blocks}])),
+        checkpoint_every=draw(st.integers(0, 4)),
+        start=draw(st.integers(0, batches - 1)),
     )
-    durations = Durations(*draw(st.lists(st.integers(0, 4).map(float), min_size=7, max_size=7)))
+    durations = Durations(*draw(st.lists(st.integers(0, 4).map(float), min_size=9, max_size=9)))
     return topology, plan, rooms(draw(st.integers(1, 3)), draw(st.integers(1, 6))), durations
 
 
