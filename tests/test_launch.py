@@ -94,11 +94,11 @@ def test_a_run_is_not_written_over_another(tmp_path: Path) -> None:
     assert start(PROGRAM, "train.steps=2", "run.dir=here", cwd=tmp_path).returncode == 0
     done = start(PROGRAM, "train.steps=2", "run.dir=here", cwd=tmp_path)
     assert done.returncode == 2
-    assert done.stderr == "error: run.dir=here: already holds a run, choose another one or remove it\n"
+    assert done.stderr == "error: run.dir=here: already holds a finished run, choose another one or remove it\n"
 
 
 def test_a_diverging_run_names_block_and_batch(tmp_path: Path) -> None:
-    done = torchrun(2, "optimizer=sgd", "optimizer.lr=1e30", "run.dir=here", cwd=tmp_path)
+    done = torchrun(2, "optimizer=sgd", "optimizer.lr=1e6", "optimizer.weight_decay=1e6", "run.dir=here", cwd=tmp_path)
     assert done.returncode != 0
     assert any("FloatingPointError: the loss is nan" in line and ": block " in line for line in errors(done))
     assert not (tmp_path / "here" / "summary.json").exists()

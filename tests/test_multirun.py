@@ -91,19 +91,21 @@ def test_interrupted_runs_begin_anew_and_those_of_another_configuration_are_refu
 
 def test_a_job_that_fails_is_not_the_end_of_the_others(tmp_path: Path) -> None:
     done = start(
-        PROGRAM, "-m", "optimizer=sgd", "optimizer.lr=1e30,0.1", "blocks=4,6", "train.steps=20", "run.display=false",
-        cwd=tmp_path,
+        PROGRAM, "-m", "optimizer=sgd", "optimizer.lr=1e6,0.1", "model.norm=none", "blocks=4,6", "train.steps=20",
+        "run.display=false", cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 1
     diverged, *wide = errors(done)
     assert "FloatingPointError: the loss is nan" in diverged
-    assert diverged.startswith("error: blocks=4,optimizer.lr=1e+30,optimizer=sgd,train.steps=20: rank 0: ")
+    assert diverged.startswith(
+        "error: blocks=4,model.norm=none,optimizer.lr=1000000.0,optimizer=sgd,train.steps=20: rank 0: "
+    )
     assert len(wide) == 2
     assert all("blocks=6: must be at most 5" in line for line in wide)
     assert len(done.stderr.splitlines()) == 3
     assert done.stdout.splitlines()[-1] == "sweep of 4 runs: 1 ran, 0 skipped, 3 failed"
     folder = tmp_path / "runs" / "multirun-full"
-    assert summary(folder / "blocks=4,optimizer.lr=0.1,optimizer=sgd,train.steps=20")["steps"] == 20
+    assert summary(folder / "blocks=4,model.norm=none,optimizer.lr=0.1,optimizer=sgd,train.steps=20")["steps"] == 20
 
 
 def test_an_interrupt_ends_the_whole_sweep(tmp_path: Path) -> None:
@@ -163,8 +165,8 @@ def test_runs_leave_each_other_alone(fingerprint) -> None:  # type: ignore[no-un
         fingerprint(algorithm, f"algorithm={algorithm}", "seed=1", "blocks=2")
     for algorithm in ("bp", "bll"):
         with pytest.raises(RunError):
-            fingerprint(f"{algorithm} fails", f"algorithm={algorithm}", "optimizer=sgd", "optimizer.lr=1e30",
-                        "train.steps=20")  # fmt: skip
+            fingerprint(f"{algorithm} fails", f"algorithm={algorithm}", "optimizer=sgd", "optimizer.lr=1e6",
+                        "optimizer.weight_decay=1e6", "train.steps=20")  # fmt: skip
     assert fingerprint("after", "seed=2") == alone
     gc.collect()
     assert threading.enumerate() == threads

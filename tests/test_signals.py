@@ -124,6 +124,16 @@ def test_a_checkpoint_that_cannot_be_has_its_grace_and_a_second_signal_grants_no
         assert "exitcode: 143" in Path(f"{log}.agent").read_text()
 
 
+def test_restarted_when_all_was_done_there_is_nothing_to_do(tmp_path: Path, unbroken: str) -> None:
+    """A rank was lost after the summary had been written: torchrun restarts all, and they find the run finished."""
+    run = tmp_path / "run"
+    assert Elastic.start(2, tmp_path / "log", *JOB, f"run.dir={run}").wait(LIMIT) == 0
+    job = Elastic.start(2, tmp_path / "again", *JOB, f"run.dir={run}", restarts=1)  # refused, and so restarted
+    assert job.wait(LIMIT) == 0, job.output()
+    assert job.output().splitlines()[-1] == f"note: {run}: has finished"
+    assert result(run) == (unbroken, None)
+
+
 def test_a_rank_that_is_frozen_for_a_while_changes_nothing(tmp_path: Path, unbroken: str) -> None:
     run = tmp_path / "run"
     job = Elastic.start(4, tmp_path / "log", *JOB, f"run.dir={run}")

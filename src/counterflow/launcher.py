@@ -24,10 +24,10 @@ from counterflow.composition import check, command_line, job_name
 from counterflow.config import TrainConfig
 from counterflow.desk import warn
 from counterflow.engine.execute import RunError
-from counterflow.engine.job import prepare
+from counterflow.engine.job import Job, prepare
 from counterflow.engine.session import StoppedError
 from counterflow.metrics.files import Found, InUseError, find
-from counterflow.origin import open_run
+from counterflow.origin import Origin, open_run
 from counterflow.signals import Signals
 from counterflow.train import train
 from counterflow.transport import ChannelError, connect, rendezvous
@@ -55,7 +55,7 @@ def launch(config: TrainConfig, signals: Signals | None = None) -> None:
     if ranks > 1:
         interfaces(os.environ)  # what is wrong with them leaves no folder behind
     timeout, grace = config.engine.timeout, config.checkpoint.grace
-    origin = open_run(job, _run_path(config), warn) if int(os.environ.get("RANK", "0")) == 0 else None
+    origin = _open(job) if int(os.environ.get("RANK", "0")) == 0 else None
 
     def halting(number: int) -> None:
         if signals is not None:
@@ -74,6 +74,15 @@ def launch(config: TrainConfig, signals: Signals | None = None) -> None:
         with signals.handled_by(stop) if signals is not None and config.checkpoint.every else nullcontext():
             train(job, world, origin)
             world.close()
+
+
+def _open(job: Job) -> Origin | None:
+    """Where the run begins; None if a rank was lost when all had been said, and torchrun has restarted them."""
+    path = _run_path(job.config)
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0" and find(path, job.config) is Found.FINISHED:
+        warn(f"{path}: has finished")
+        return None
+    return open_run(job, path, warn)
 
 
 @dataclass

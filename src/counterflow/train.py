@@ -41,10 +41,14 @@ class _Beginning:
 def train(job: Job, world: World, origin: Origin | None) -> dict[str, Any] | None:
     """Run ``job``; returns the summary on rank 0, which alone has an ``origin``, and None elsewhere.
 
+    Without an ``origin`` there is nothing left to do.
+
     Raises `StoppedError` on all ranks where a signal ended the run early, once its checkpoint is whole.
     """
     mine = _beginning(job, origin) if origin is not None else None
     begin = world.gather(mine, "where to begin")[0]
+    if begin is None:
+        return None
     assert isinstance(begin, _Beginning)
     job = replace(job, plan=replace(job.plan, start=begin.batches))
     config, plan = job.config, job.plan

@@ -4,6 +4,7 @@ import errno
 import json
 import resource
 import signal
+import threading
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,15 @@ def test_a_failure_is_reported_and_the_next_checkpoint_written(tmp_path: Path, m
         archive.finish()
     assert [(saved.batches, saved.error) for saved in reports] == [(4, "No space left on device"), (8, "")]
     assert block_file(Shelf(tmp_path).folder(8), 1).stat().st_size == reports[1].nbytes
+
+
+def test_its_thread_ends_with_it(tmp_path: Path) -> None:
+    """It once freed tensors while the interpreter ended, which aborts the process."""
+    with Archive(Shelf(tmp_path), None, CPU, lambda saved: None, 30) as archive:
+        archive.save(1, 4, state(1))
+        archive.finish()
+        assert "archive" in {thread.name for thread in threading.enumerate()}
+    assert "archive" not in {thread.name for thread in threading.enumerate()}
 
 
 def test_what_is_saved_is_what_was_there_when_it_was_saved(tmp_path: Path) -> None:

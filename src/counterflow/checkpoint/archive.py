@@ -68,8 +68,10 @@ class Archive:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Write no more. Returns at once."""
+        """Write no more than is being written. The interpreter must not end while the thread frees tensors."""
         self._queue.put(None)
+        if self._thread is not None:
+            self._thread.join(self._timeout)
 
     def _wait(self, block: int) -> None:
         writing = self._writing.get(block)
