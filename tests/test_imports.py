@@ -31,6 +31,7 @@ MAY_IMPORT = {
     "metrics": PLAIN | {"schedule", "data", "models"},
     "checkpoint": set[str](),
     "signals": set[str](),
+    "keeper": {"signals"},
     "composition": {"config", "algorithms"},
     "engine": PLAIN | {"schedule", "transport", "data", "models", "algorithms", "metrics", "checkpoint"},
     "origin": PLAIN | {"metrics", "checkpoint", "engine"},
@@ -38,7 +39,8 @@ MAY_IMPORT = {
     "train": PLAIN | {"transport", "metrics", "checkpoint", "engine", "origin", "desk"},
     "report": set[str](),  # reads files alone
     "doctor": {"message", "topology", "transport"},
-    "launcher": PLAIN | {"transport", "metrics", "engine", "origin", "desk", "signals", "train", "composition"},
+    "launcher": PLAIN
+    | {"transport", "metrics", "engine", "origin", "desk", "signals", "keeper", "train", "composition"},
 }
 WITHOUT_TENSORS = ("message", "topology", "seeding", "schedule", "config")
 KNOWS_PROCESSES = {"counterflow.engine.scheduled"}

@@ -44,7 +44,15 @@ class Desk:
         )
         self._rows = Rows(job.topology.blocks, objective, self._sink, plan.start)
         self._ledger = Ledger(
-            shelf, config.checkpoint.keep, plan.batches, identity(job), list(cut), versions(job), warn
+            shelf,
+            config.checkpoint.keep,
+            plan.batches,
+            identity(job),
+            list(cut),
+            versions(job),
+            warn,
+            plan.start,
+            world.complete,
         )
         self._stack = ExitStack()
 

@@ -26,12 +26,14 @@ from counterflow.desk import warn
 from counterflow.engine.execute import RunError
 from counterflow.engine.job import Job, prepare
 from counterflow.engine.session import StoppedError
+from counterflow.keeper import Life, keep
 from counterflow.metrics.files import Found, InUseError, find
 from counterflow.origin import Origin, open_run
 from counterflow.signals import Signals
 from counterflow.train import train
 from counterflow.transport import ChannelError, connect, rendezvous
 from counterflow.transport.interface import interfaces
+from counterflow.transport.mortal import connect_mortal
 
 USAGE_ERROR = 2
 RUN_ERROR = 1
@@ -45,17 +47,19 @@ _ASKS_EVERY = 0.1
 """Seconds."""
 
 
-def launch(config: TrainConfig, signals: Signals | None = None) -> None:
+def launch(config: TrainConfig, signals: Signals | None = None, life: Life | None = None) -> None:
     """Train on the processes that the environment names. Raises ``ValueError`` before any process group exists.
 
-    ``signals`` end the run after a checkpoint, by a `StoppedError`, if it writes any.
+    ``signals`` end the run after a checkpoint, by a `StoppedError`, if it writes any. ``life`` is this process's, where
+    a keeper replaces ranks that are lost.
     """
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     job = prepare(config, ranks, int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     if ranks > 1:
         interfaces(os.environ)  # what is wrong with them leaves no folder behind
     timeout, grace = config.engine.timeout, config.checkpoint.grace
-    origin = _open(job) if int(os.environ.get("RANK", "0")) == 0 else None
+    again = life is not None and life.number > 0
+    origin = _open(job, again) if int(os.environ.get("RANK", "0")) == 0 else None
 
     def halting(number: int) -> None:
         if signals is not None:
@@ -63,7 +67,22 @@ def launch(config: TrainConfig, signals: Signals | None = None) -> None:
             signals.expire(number, grace, message)
 
     with origin.directory if origin is not None else nullcontext():
-        world = connect(*rendezvous(timeout), timeout=timeout, on_halt=halting)
+        store, rank, size = rendezvous(timeout)
+        world = (
+            connect(store, rank, size, timeout=timeout, on_halt=halting)
+            if life is None or store is None
+            else connect_mortal(
+                store,
+                rank,
+                size,
+                timeout=timeout,
+                on_halt=halting,
+                life=life.number,
+                name=life.name,
+                tell=life.tell,
+                replay=config.engine.replay << 20,
+            )
+        )
 
         def stop(number: int) -> bool:
             if world.halt.possible:
@@ -76,13 +95,14 @@ def launch(config: TrainConfig, signals: Signals | None = None) -> None:
             world.close()
 
 
-def _open(job: Job) -> Origin | None:
-    """Where the run begins; None if a rank was lost when all had been said, and torchrun has restarted them."""
+def _open(job: Job, again: bool) -> Origin | None:
+    """Where the run begins, or this process ``again``; None if a rank was lost when all had been said."""
     path = _run_path(job.config)
-    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0" and find(path, job.config) is Found.FINISHED:
+    restarted = again or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+    if restarted and find(path, job.config) is Found.FINISHED:
         warn(f"{path}: has finished")
         return None
-    return open_run(job, path, warn)
+    return open_run(job, path, (lambda text: None) if again else warn, alone=not again)
 
 
 @dataclass
@@ -215,7 +235,10 @@ def main(conf: Path, seconds: float = math.inf) -> None:
             if HydraConfig.get().mode is RunMode.MULTIRUN:
                 sweep.job(composed)
             else:
-                launch(check(composed), signals)
+                config = check(composed)
+                kept = config.engine.recovery == "rank" and int(os.environ.get("WORLD_SIZE", "1")) > 1
+                life = keep(signals) if kept else None
+                launch(config, Signals() if kept else signals, life)
         except StoppedError as stop:
             if os.environ.get("RANK", "0") == "0":
                 name = signal.Signals(stop.signal).name

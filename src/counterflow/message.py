@@ -50,14 +50,22 @@ def pack_header(tag: Tag, nbytes: int) -> bytes:
     return (fields + _CHECKSUM.pack(zlib.crc32(fields))).ljust(HEADER_BYTES, b"\0")
 
 
-def check_header(header: bytes, tag: Tag, nbytes: int) -> None:
-    """Raise `MessageError` unless ``header`` announces exactly message ``tag`` with a payload of ``nbytes`` bytes."""
+def unpack_header(header: bytes) -> tuple[Tag, int]:
+    """The tag that ``header`` names, and its number of bytes. Raises `MessageError` if it is none."""
     fields = header[: _FIELDS.size]
     (checksum,) = _CHECKSUM.unpack_from(header, _FIELDS.size)
-    magic, kind, n, e, announced = _FIELDS.unpack(fields)
+    magic, kind, n, e, nbytes = _FIELDS.unpack(fields)
     if magic != MAGIC or checksum != zlib.crc32(fields) or kind not in list(Kind):
-        raise MessageError(f"corrupt header where {tag} was expected")
-    found = Tag(Kind(kind), n, e)
+        raise MessageError("corrupt header")
+    return Tag(Kind(kind), n, e), nbytes
+
+
+def check_header(header: bytes, tag: Tag, nbytes: int) -> None:
+    """Raise `MessageError` unless ``header`` announces exactly message ``tag`` with a payload of ``nbytes`` bytes."""
+    try:
+        found, announced = unpack_header(header)
+    except MessageError as error:
+        raise MessageError(f"{error} where {tag} was expected") from None
     if found != tag:
         raise MessageError(f"{found} came where {tag} was expected")
     if announced != nbytes:

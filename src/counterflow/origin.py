@@ -33,8 +33,9 @@ class Origin:
     """Layers of every block before."""
 
 
-def open_run(job: Job, path: Path, tell: Callable[[str], None]) -> Origin:
-    """Make or open the run directory ``path``, as ``run.resume`` says; ``tell`` hears what was found.
+def open_run(job: Job, path: Path, tell: Callable[[str], None], alone: bool = True) -> Origin:
+    """Make or open the run directory ``path``, as ``run.resume`` says; ``tell`` hears what was found. Unless this is
+    ``alone``, other processes of the run are at it, and write checkpoints.
 
     Raises ``ValueError`` where it holds another run or a finished one, or where a checkpoint is of another
     configuration; `InUseError` where another process writes it.
@@ -55,7 +56,8 @@ def open_run(job: Job, path: Path, tell: Callable[[str], None]) -> Origin:
             begin = _checked(own, job, tell)
         batches = begin[1].batches if begin is not None else 0
         directory.begin(job.config, batches)
-        shelf.forget_after(batches)
+        if alone:
+            shelf.forget_after(batches)
     except BaseException:
         directory.close()
         raise

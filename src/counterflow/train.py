@@ -47,9 +47,12 @@ def train(job: Job, world: World, origin: Origin | None) -> dict[str, Any] | Non
     """
     mine = _beginning(job, origin) if origin is not None else None
     begin = world.gather(mine, "where to begin")[0]
-    if begin is None:
+    if begin is None or world.over:
+        world.gather(None, "the end")
         return None
     assert isinstance(begin, _Beginning)
+    if world.life and origin is None:
+        begin = _newest(begin, job)
     job = replace(job, plan=replace(job.plan, start=begin.batches))
     config, plan = job.config, job.plan
     system = build(job, begin.cut)
@@ -98,6 +101,12 @@ def train(job: Job, world: World, origin: Origin | None) -> dict[str, Any] | Non
             soft_wrap=True,
         )
     return summary
+
+
+def _newest(begin: _Beginning, job: Job) -> _Beginning:
+    """What a rank begins with that takes the place of one that ``begin`` was meant for."""
+    found = Shelf(begin.path / CHECKPOINTS).newest(job.plan.batches, lambda text: None)
+    return begin if found is None else replace(begin, checkpoint=found[0], batches=found[1].batches)
 
 
 def _beginning(job: Job, origin: Origin) -> _Beginning:

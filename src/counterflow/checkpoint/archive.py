@@ -89,7 +89,8 @@ class Archive:
         path = block_file(folder, block)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            write_whole(path, lambda file: torch.save(state.plain(), file))
+            if not path.exists():  # or who was this rank before has written the same
+                write_whole(path, lambda file: torch.save(state.plain(), file))
             return Saved(batches, block, path.stat().st_size, sha256(path))
         except (OSError, RuntimeError) as error:  # torch says what the disk said as a RuntimeError
             reason = getattr(error, "strerror", None) or str(error).splitlines()[0]

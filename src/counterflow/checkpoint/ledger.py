@@ -21,8 +21,11 @@ class Ledger:
         cut: Sequence[int],
         versions: Mapping[str, str],
         tell: Callable[[str], None],
+        start: int = 0,
+        completed: Callable[[int], None] = lambda batches: None,
     ) -> None:
-        """``last`` is how many batches the run has; ``tell`` hears of checkpoints that could not be written."""
+        """``last`` is how many batches the run has, and ``start`` how many it had; ``tell`` hears of checkpoints that
+        could not be written, ``completed`` of those that count."""
         self._shelf = shelf
         self._keep = keep
         self._last = last
@@ -30,9 +33,13 @@ class Ledger:
         self._cut = cut
         self._versions = versions
         self._tell = tell
+        self._newest = start
+        self._completed = completed
         self._saved: dict[int, dict[int, Saved]] = defaultdict(dict)
 
     def add(self, saved: Saved) -> None:
+        if saved.batches <= self._newest:  # a rank that was replaced says it again
+            return
         blocks = self._saved[saved.batches]
         blocks[saved.block] = saved
         if len(blocks) < len(self._cut):
@@ -52,8 +59,10 @@ class Ledger:
     def _complete(self, batches: int, blocks: Mapping[int, Saved]) -> None:
         files = [{"nbytes": blocks[b].nbytes, "sha256": blocks[b].sha256} for b in sorted(blocks)]
         Manifest(batches, self._identity, self._cut, files, self._versions).write(self._shelf.folder(batches))
+        self._newest = batches
         # Nothing goes on from the last one, and until the run has finished something may have to.
         if batches < self._last:
+            self._completed(batches)
             self._shelf.prune(self._keep)
 
     def finish(self) -> None:

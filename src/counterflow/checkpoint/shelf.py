@@ -42,10 +42,10 @@ class Shelf:
         return None
 
     def forget_after(self, batches: int) -> None:
-        """Of later checkpoints, damaged ones among them, take what makes them count: they are written anew."""
+        """Remove later checkpoints, damaged ones among them: they are written anew."""
         for folder in self.folders():
             if (_batches(folder) or 0) > batches:
-                (folder / NAME).unlink(missing_ok=True)
+                _remove(folder)
 
     def prune(self, keep: int) -> None:
         """Remove all but the newest ``keep`` checkpoints that count; what does not count is removed with those before
@@ -53,9 +53,13 @@ class Shelf:
         counted = 0
         for folder in self.folders():
             if counted >= keep:
-                (folder / NAME).unlink(missing_ok=True)  # first: what is half removed must not count
-                shutil.rmtree(folder, ignore_errors=True)
+                _remove(folder)
             counted += (folder / NAME).exists()
+
+
+def _remove(folder: Path) -> None:
+    (folder / NAME).unlink(missing_ok=True)  # first: what is half removed must not count
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def load(folder: Path) -> Manifest:

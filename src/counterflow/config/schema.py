@@ -118,6 +118,12 @@ class EngineConfig:
     """Images with channels innermost, in memory and in messages: faster convolutions, and other bits."""
     compile: bool = False
     """Compile every block with torch.compile, which takes its time before the first batch."""
+    recovery: str = "all"
+    """Who begins anew when a rank is lost: ``all``, or the ``rank`` alone, to which the others then send again what it
+    needs (local rules and ``naive``; gloo)."""
+    replay: int = 256
+    """Megabytes of messages that an edge holds in memory to send again; what is more is in a file
+    (``recovery=rank`` only)."""
     timeout: float = 300.0
     """Seconds that any single wait may last before the run ends."""
 
@@ -133,6 +139,8 @@ class EngineConfig:
             )
         if self.threads != "auto" and not (type(self.threads) is int and self.threads >= 1):
             raise ValueError(f"engine.threads={self.threads}: allowed are auto and whole numbers of at least 1")
+        one_of("engine.recovery", self.recovery, ("all", "rank"))
+        size("engine.replay", self.replay, 1)
         one_of("engine.backend", self.backend, ("auto", "gloo", "nccl"))
         one_of("engine.precision", self.precision, ("fp32", "bf16", "auto"))
         if not 0 < self.timeout <= 1e6:  # what every clock and timer below can hold

@@ -50,6 +50,7 @@ def run(job: Job, column: Column, session: Session) -> Outcome:
     }
     for block, station in stations.items():
         restore(session, block, station.restore)
+    world.restarts_at(lambda batches, edge: next(replace(job.plan, start=batches).messages(edge), None))
     world.halt.begin(job.plan.start)
     steady = job.plan.steady(job.topology.blocks)
     start, before = perf_counter(), Waits()

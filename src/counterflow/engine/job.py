@@ -48,6 +48,8 @@ def prepare(config: TrainConfig, ranks: int, local_rank: int = 0, local_ranks: i
     """
     topology = Topology(config.blocks, ranks)
     schedule = _schedule(config, ranks)
+    if config.engine.recovery == "rank" and schedule in PIPELINES:
+        raise ValueError(f"engine.recovery=rank: allowed for schedule={schedule} is all, as its ranks wait in step")
     exact = config.engine.lag == "exact"
     if exact and ranks > 1 and schedule == "free":
         raise ValueError(f"engine.lag=exact: the locked algorithm runs on one process, not on ranks={ranks}")
@@ -139,6 +141,10 @@ def _device(config: TrainConfig, local_rank: int, local_ranks: int) -> tuple[tor
     if config.device == "cuda" and not found:
         raise ValueError("device=cuda: no CUDA device is available, allowed here are auto, cpu")
     backend = config.engine.backend
+    if config.engine.recovery == "rank":
+        if backend == "nccl":
+            raise ValueError("engine.backend=nccl: allowed for engine.recovery=rank are auto, gloo")
+        backend = "gloo"
     if config.device == "cpu" or not found:
         if backend == "nccl":
             raise ValueError("engine.backend=nccl: needs device=cuda, allowed for the CPU are auto, gloo")

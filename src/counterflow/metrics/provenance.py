@@ -22,6 +22,8 @@ _WITHOUT_EFFECT = (
     "engine.depth",
     "engine.target_depth",
     "engine.timeout",
+    "engine.recovery",
+    "engine.replay",
     "engine.backend",
     "train.log_every",
     "data.root",

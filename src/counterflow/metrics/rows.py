@@ -22,22 +22,25 @@ class Rows:
         sink: Callable[[Row], None],
         start: int = 0,
     ) -> None:
-        """Records of batches before ``start`` belong to rows begun before an interruption: they are dropped."""
+        """Records of batches before ``start`` belong to rows begun before an interruption: they are dropped. So is what
+        a rank reports again that was replaced."""
         self._blocks = blocks
         self._objective = objective
         self._sink = sink
-        self._start = start
-        self._partial: dict[tuple[int, int], list[Record]] = defaultdict(list)
+        self._next = (start, 0)
+        self._partial: dict[tuple[int, int], dict[int, Record]] = defaultdict(dict)
 
     def add(self, record: Record) -> None:
-        if record.n < self._start:
+        key = record.n, _ORDER.index(record.event)
+        if key < self._next:
             return
-        self._partial[record.n, _ORDER.index(record.event)].append(record)
-        while self._partial and len(self._partial[min(self._partial)]) == self._blocks:
-            self._complete(self._partial.pop(min(self._partial)))
+        self._partial[key][record.block] = record
+        while self._partial and len(self._partial[first := min(self._partial)]) == self._blocks:
+            blocks = self._partial.pop(first)
+            self._next = first[0], first[1] + 1
+            self._complete([blocks[block] for block in sorted(blocks)])
 
     def _complete(self, records: list[Record]) -> None:
-        records.sort(key=lambda r: r.block)
         event, n = records[0].event, records[0].n
         system = self._objective([r.figures for r in records]) if event == "train" else {}
         self._sink(Row(event, n, records, system))

@@ -7,7 +7,7 @@ differently. So every rank says hello with a word of its own, and is answered by
 import time
 import uuid
 
-from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.distributed_c10d import Store
 
 from counterflow.transport.channel import ChannelError
 
@@ -15,8 +15,9 @@ _PAUSE = 0.01
 """Seconds between looks."""
 
 
-def join(store: Store, rank: int, size: int, timeout: float) -> Store:
-    """The part of ``store`` that belongs to this attempt alone. `ChannelError` if not all came within ``timeout`` s."""
+def join(store: Store, rank: int, size: int, timeout: float) -> str:
+    """The prefix of all keys of ``store`` that belong to this attempt. `ChannelError` if not all came within
+    ``timeout`` s."""
     deadline = time.monotonic() + timeout
     name = uuid.uuid4().hex
     if rank == 0:
@@ -32,7 +33,7 @@ def join(store: Store, rank: int, size: int, timeout: float) -> Store:
             else:
                 time.sleep(_PAUSE)
         store.set(f"joined/{name}/{rank}", "")
-    return PrefixStore(name, store)
+    return name
 
 
 def _welcome(store: Store, name: str, size: int, deadline: float, timeout: float) -> None:

@@ -25,6 +25,8 @@ class Attendant:
         self._size = size
         self._halt = halt
         self._state = state
+        self.on_whole: Callable[[int], None] | None = None
+        """Hears after how many batches the newest whole checkpoint was taken, if anybody says so."""
         self._caught: int | None = None
         self._wake = threading.Event()
         self._closing = False
@@ -78,6 +80,7 @@ class Attendant:
 
     def _run(self) -> None:
         answered = decided = False
+        whole = b""
         try:
             while not self._closing:
                 self._wake.wait(_INTERVAL)
@@ -88,6 +91,9 @@ class Attendant:
                 if not decided and self._store.check(["halt"]):
                     self._agree(int(self._store.get("halt")))
                     decided = True
+                if self.on_whole is not None and self._store.check(["whole"]) and self._store.get("whole") != whole:
+                    whole = self._store.get("whole")
+                    self.on_whole(int(whole))
                 if not answered and self._store.check(["inquiry"]):
                     self._store.set(f"state/{self._rank}", self._state())
                     answered = True
@@ -97,9 +103,13 @@ class Attendant:
     def _agree(self, signal: int) -> None:
         self._store.set(f"begun/{self._rank}", str(self._halt.ask(signal)))
         begun = []
+        deadline = time.monotonic() + 2 * _ANSWERS_WITHIN
         for rank in range(self._size):
             while not self._store.check([f"begun/{rank}"]):
                 if self._closing:
+                    return
+                if time.monotonic() > deadline:
+                    self._halt.fail(f"rank {self._rank}: rank {rank} does not say which batch it is in")
                     return
                 time.sleep(0.02)
             begun.append(int(self._store.get(f"begun/{rank}")))

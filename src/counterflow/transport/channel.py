@@ -98,6 +98,12 @@ class Watch:
         self._waiting = None
         return time.perf_counter() - start
 
+    def rest(self, ready: Callable[[], object]) -> bool:
+        """Wait until ``ready()``, without a limit, as threads beside the program do; False if the process fails."""
+        with self._condition:
+            self._condition.wait_for(lambda: self._failure is not None or ready())
+            return self._failure is None
+
     def state(self) -> str:
         """What the process waits for now."""
         waiting = self._waiting

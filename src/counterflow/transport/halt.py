@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable
 
-from counterflow.transport.channel import Watch
+from counterflow.transport.channel import ChannelError, Watch
 
 
 class Halt:
@@ -50,6 +50,10 @@ class Halt:
         if first:
             self._on_halt(signal)
         return begun
+
+    def fail(self, why: str) -> None:
+        """Not all can be asked: the run ends as it is."""
+        self._watch.fail(ChannelError(why))
 
     def decide(self, last: int) -> None:
         """All ranks have said where they are."""

@@ -6,8 +6,10 @@ is not loopback). The store, at which the ranks meet, lives in rank 0 unless tor
 to all interfaces, but takes a socket that we have bound to MASTER_ADDR alone.
 """
 
+import fcntl
 import os
 import socket
+import struct
 import time
 from collections.abc import Mapping
 from datetime import timedelta
@@ -20,6 +22,9 @@ from counterflow.transport.channel import ChannelError
 _GLOO, _NCCL = "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"
 _LOOPBACK = ("lo", "lo0")
 """The names that Linux and BSD give it."""
+
+_SIOCGIFADDR = 0x8915
+"""Linux's question for the address of an interface."""
 
 _PAUSE = 0.1
 """Seconds between two attempts to reach the store."""
@@ -65,6 +70,16 @@ def interfaces(environment: Mapping[str, str]) -> dict[str, str]:
         return {}
     # NCCL takes names for beginnings of names, unless they are marked.
     return {_GLOO: loopback, **({} if environment.get(_NCCL) else {_NCCL: f"={loopback}"})}
+
+
+def address(environment: Mapping[str, str]) -> str:
+    """Where this process listens: at the interface that is named, else at this machine's name, as gloo does."""
+    chosen = environment.get(_GLOO, "").split(",")[0]
+    if not chosen:
+        return socket.gethostbyname(socket.gethostname())
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        request = struct.pack("256s", chosen.encode()[:15])
+        return socket.inet_ntoa(fcntl.ioctl(any_socket.fileno(), _SIOCGIFADDR, request)[20:24])
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -28,6 +28,10 @@ _GRACE = 1.0
 """Seconds in which an edge may notice the loss as well, and name the batch."""
 
 
+class Stateful(Protocol):
+    def state(self) -> str: ...
+
+
 class World:
     """The processes of a run as one of them sees them; a single process needs no process group at all."""
 
@@ -42,6 +46,8 @@ class World:
         self.rank = rank
         self.size = size
         self.watch = watch
+        self.life = 0
+        """How many processes were this rank before."""
         self._store = store
         self.halt = Halt(rank, watch, on_halt)
         self.posted = 0
@@ -52,7 +58,7 @@ class World:
         """This rank's edges to other processes: the group of each, and who is at the other end."""
         self._medium: Medium = HostMedium()
         self._lifelines: list[threading.Thread] = []
-        self._channels: list[RemoteSender | RemoteReceiver] = []
+        self._channels: list[Stateful] = []
         self._attendant: Attendant | None = None
         if store is not None and size > 1:
             self._attendant = Attendant(store, rank, size, self.halt, self.state)
@@ -148,6 +154,17 @@ class World:
         self._store.delete_key(key)
         return text
 
+    @property
+    def over(self) -> bool:
+        """Whether who was this rank before has come to the end of the run."""
+        return False
+
+    def restarts_at(self, first: Callable[[int, Edge], Tag | None]) -> None:
+        """``first(batches, edge)`` is what a rank that begins after so many batches takes first from ``edge``."""
+
+    def complete(self, batches: int) -> None:
+        """There is a whole checkpoint after so many batches."""
+
     def close(self) -> None:
         if self._attendant is not None:
             self._attendant.close()
@@ -176,7 +193,7 @@ def connect(
         return World(None, rank, size, watch, on_halt)
     limit = timedelta(seconds=timeout)
     try:
-        store = join(store, rank, size, timeout)
+        store = PrefixStore(join(store, rank, size, timeout), store)
         dist.init_process_group("gloo", store=PrefixStore("gloo", store), rank=rank, world_size=size, timeout=limit)
     except RuntimeError as error:
         raise ChannelError(f"rank {rank}: the {size} ranks did not meet within {timeout:g} s: {error}") from error
