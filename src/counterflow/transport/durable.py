@@ -6,6 +6,7 @@ message comes next, and is sent all from there on; when it, or its neighbour, ha
 What the replaced one computes anew are the same bits, so nothing but the place in the stream has to be agreed on.
 """
 
+import contextlib
 import hmac
 import socket
 import threading
@@ -114,9 +115,9 @@ class DurableSender:
     def end(self) -> None:
         with self.link.watch:
             self._closed = True
-        self._listener.close()
+        _close(self._listener)
         if self._connection is not None:
-            self._connection.close()
+            _close(self._connection)
 
     def _accept(self) -> None:
         while True:
@@ -146,7 +147,7 @@ class DurableSender:
                 self._position, self._wanted = self._replay.first, wanted
                 self._credits = credits
             if before is not None:
-                before.close()
+                _close(before)
             while given := connection.recv(4096):
                 with link.watch:
                     if self._connection is connection:
@@ -248,7 +249,7 @@ class DurableReceiver:
         with self.link.watch:
             self._closed = True
         if self._connection is not None:
-            self._connection.close()
+            _close(self._connection)
 
     def _run(self) -> None:
         link = self.link
@@ -306,3 +307,10 @@ def _fill(connection: socket.socket, view: memoryview) -> None:
         if not count:
             raise ConnectionError("closed")
         view = view[count:]
+
+
+def _close(connection: socket.socket) -> None:
+    """So that a thread that waits in it notices."""
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
+    connection.close()
