@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -31,7 +31,7 @@ from counterflow.metrics.files import Found, InUseError, find
 from counterflow.origin import Origin, open_run
 from counterflow.signals import Signals
 from counterflow.train import train
-from counterflow.transport import ChannelError, connect, rendezvous
+from counterflow.transport import ChannelError, World, connect, rendezvous
 from counterflow.transport.interface import interfaces
 from counterflow.transport.mortal import connect_mortal
 
@@ -57,7 +57,7 @@ def launch(config: TrainConfig, signals: Signals | None = None, life: Life | Non
     job = prepare(config, ranks, int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     if ranks > 1:
         interfaces(os.environ)  # what is wrong with them leaves no folder behind
-    timeout, grace = config.engine.timeout, config.checkpoint.grace
+    grace = config.checkpoint.grace
     again = life is not None and life.number > 0
     origin = _open(job, again) if int(os.environ.get("RANK", "0")) == 0 else None
 
@@ -67,22 +67,7 @@ def launch(config: TrainConfig, signals: Signals | None = None, life: Life | Non
             signals.expire(number, grace, message)
 
     with origin.directory if origin is not None else nullcontext():
-        store, rank, size = rendezvous(timeout)
-        world = (
-            connect(store, rank, size, timeout=timeout, on_halt=halting)
-            if life is None or store is None
-            else connect_mortal(
-                store,
-                rank,
-                size,
-                timeout=timeout,
-                on_halt=halting,
-                life=life.number,
-                name=life.name,
-                tell=life.tell,
-                replay=config.engine.replay << 20,
-            )
-        )
+        world = _connect(config, life, halting)
 
         def stop(number: int) -> bool:
             if world.halt.possible:
@@ -93,6 +78,24 @@ def launch(config: TrainConfig, signals: Signals | None = None, life: Life | Non
         with signals.handled_by(stop) if signals is not None and config.checkpoint.every else nullcontext():
             train(job, world, origin)
             world.close()
+
+
+def _connect(config: TrainConfig, life: Life | None, on_halt: Callable[[int], None]) -> World:
+    timeout = config.engine.timeout
+    store, rank, size = rendezvous(timeout)
+    if life is None or store is None:
+        return connect(store, rank, size, timeout=timeout, on_halt=on_halt)
+    return connect_mortal(
+        store,
+        rank,
+        size,
+        timeout=timeout,
+        on_halt=on_halt,
+        life=life.number,
+        name=life.name,
+        tell=life.tell,
+        replay=config.engine.replay << 20,
+    )
 
 
 def _open(job: Job, again: bool) -> Origin | None:
@@ -236,9 +239,12 @@ def main(conf: Path, seconds: float = math.inf) -> None:
                 sweep.job(composed)
             else:
                 config = check(composed)
-                kept = config.engine.recovery == "rank" and int(os.environ.get("WORLD_SIZE", "1")) > 1
-                life = keep(signals) if kept else None
-                launch(config, Signals() if kept else signals, life)
+                if config.engine.recovery == "rank" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+                    config = replace(config, run=replace(config.run, dir=str(_run_path(config))))  # for all lives
+                    life = keep(signals)  # which has returned in a process of its own
+                    launch(config, Signals(), life)
+                else:
+                    launch(config, signals)
         except StoppedError as stop:
             if os.environ.get("RANK", "0") == "0":
                 name = signal.Signals(stop.signal).name
