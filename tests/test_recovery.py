@@ -56,9 +56,8 @@ def kill_and_wait(
     return time.monotonic() - start, job.output()
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-def test_a_replaced_rank_ends_with_the_same_bits(tmp_path: Path, unbroken: tuple[str, float], seed: int) -> None:
-    _, output = kill_and_wait(tmp_path, RECOVER, random.Random(seed), unbroken[0])
+def test_a_replaced_rank_ends_with_the_same_bits(tmp_path: Path, unbroken: tuple[str, float]) -> None:
+    _, output = kill_and_wait(tmp_path, RECOVER, random.Random(1), unbroken[0])
     assert "was ended by SIGKILL, and begins anew while the others wait" in output
     assert "lost rank" not in output, "nobody else was restarted"
     assert output.count("note: ") == 1, output

@@ -55,7 +55,7 @@ def finish(run: Path, ranks: int, expected: str) -> object:
     return after
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGINT])
 def test_the_launcher_is_told_to_end(tmp_path: Path, unbroken: str, number: signal.Signals) -> None:
     """As Slurm and Kubernetes do, and a person at a terminal: torchrun passes it on to all ranks."""
     run = tmp_path / "run"

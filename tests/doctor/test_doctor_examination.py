@@ -104,7 +104,7 @@ def unwell(rank: int, size: int, store_path: str, dies: bool) -> None:
     os._exit(0)
 
 
-@pytest.mark.parametrize("dies", [True, False])
+@pytest.mark.parametrize("dies", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_rank_that_is_lost_or_silent(dies: bool) -> None:
     ended = run_fresh(3, unwell, dies, timeout=25)
     lines = [line for line in ended[0].stderr.splitlines() if line.startswith(("ok", "warn", "fail"))]

@@ -77,7 +77,7 @@ OPTIONS = settings(
 )
 
 
-@settings(OPTIONS, max_examples=10)
+@settings(OPTIONS, max_examples=6)
 @given(shape=shapes())
 def test_random_runs(pool: Pool, shape: Shape) -> None:
     check(pool, shape)

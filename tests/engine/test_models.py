@@ -30,7 +30,7 @@ def test_every_family_and_feedback_learns(pool: Pool, family: str, kind: str) ->
     assert min(summary["block_accuracy"]) > 0.8
 
 
-@pytest.mark.parametrize("head", [0, 1, 2])
+@pytest.mark.parametrize("head", [0, pytest.param(1, marks=pytest.mark.slow), 2])
 def test_every_latent_head_learns(pool: Pool, head: int) -> None:
     options = ("model=cnn", "model.channels=[8,16,16,16]", "model.strides=[1,1,2,1]")
     latent = (f"algorithm.latent.convolutions={head}", "algorithm.latent.width=16")
