@@ -273,7 +273,9 @@ def main(conf: Path, seconds: float = math.inf) -> None:
 def abort(error: RunError | ChannelError) -> NoReturn:
     """Say what ended the run, and end the process at once, so that its neighbours notice."""
     _explain(error)
-    print(f"error: {error}", file=sys.stderr)
+    # A report of who waits for whom has a line for each; what a block raised is one, whatever torch made of it.
+    text = str(error) if isinstance(error, ChannelError) else " ".join(str(error).split())
+    print(f"error: {text}", file=sys.stderr)
     _exit(RUN_ERROR)
 
 
