@@ -108,9 +108,7 @@ def test_a_signal_ends_all_ranks_after_a_checkpoint_here_too(tmp_path: Path, unb
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(
-    "rule", [("algorithm=al",), ("algorithm=predsim",), ("algorithm=bp", "schedule=naive"), ("engine.replay=1",)]
-)
+@pytest.mark.parametrize("rule", [("algorithm=al",), ("algorithm=predsim",), ("algorithm=bp", "schedule=naive")])
 def test_every_rule_recovers(tmp_path: Path, rule: tuple[str, ...]) -> None:
     run = tmp_path / "whole"
     job = Elastic.start(RANKS, tmp_path / "log", *JOB, *rule, f"run.dir={run}")
