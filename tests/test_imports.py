@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "data": {"config", "seeding"},
     "models": {"config", "seeding"},
     "algorithms": {"config", "seeding", "data", "models"},
-    "metrics": PLAIN | {"schedule", "data", "models"},
+    "metrics": PLAIN | {"schedule", "data", "models", "checkpoint"},
     "checkpoint": set[str](),
     "signals": set[str](),
     "keeper": {"signals"},

@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torch.utils.tensorboard import SummaryWriter
 from yaml import YAMLError
 
+from counterflow.checkpoint.files import write_whole
 from counterflow.config import TrainConfig
 from counterflow.metrics.provenance import config_hash, settings
 from counterflow.metrics.record import Row
@@ -66,7 +67,7 @@ class RunDirectory:
             if batches == 0:
                 for leftover in self.path.glob("events.out.tfevents.*"):
                     leftover.unlink()
-            _write_whole(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)))
+            write_whole(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)).encode())
             self._events = SummaryWriter(str(self.path), purge_step=batches or None)
         except OSError as error:
             raise ValueError(f"run.dir={self.path}: must be a folder that can be written ({error.strerror})") from error
@@ -97,8 +98,7 @@ class RunDirectory:
     def write(self, row: Row) -> None:
         """Raises ``OSError``, after which the row waits to be written with the next one."""
         self._unwritten += row.to_json().encode() + b"\n"
-        while self._unwritten:
-            self._unwritten = self._unwritten[self._metrics.write(self._unwritten) :]
+        self._flush()
         assert self._events is not None, "the directory was begun"
         for name, value in row.system.items():
             self._events.add_scalar(f"{row.event}/{name}", value, row.n)
@@ -112,9 +112,12 @@ class RunDirectory:
 
     def summarise(self, summary: Mapping[str, Any]) -> None:
         """The mark of a finished run. ``OSError`` where not all of it could be written."""
+        self._flush()
+        write_whole(self.path / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
+
+    def _flush(self) -> None:
         while self._unwritten:
             self._unwritten = self._unwritten[self._metrics.write(self._unwritten) :]
-        _write_whole(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
 
 
 def _row(line: bytes) -> dict[str, Any] | None:
@@ -154,13 +157,6 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     keys = [key for key in {**new, **old} if old.get(key, ...) != new.get(key, ...)]
     named = [f"{key}={old.get(key, 'unknown')} there, {new.get(key, 'unknown')} here" for key in keys[:_SHOWN]]
     return "; ".join(named + ["and more"] * (len(keys) > _SHOWN))
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """The file appears as a whole or not at all, whenever the process ends."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text)
-    part.replace(path)
 
 
 def _lock(file: IO[bytes]) -> bool:

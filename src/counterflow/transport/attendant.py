@@ -91,9 +91,10 @@ class Attendant:
                 if not decided and self._store.check(["halt"]):
                     self._agree(int(self._store.get("halt")))
                     decided = True
-                if self.on_whole is not None and self._store.check(["whole"]) and self._store.get("whole") != whole:
-                    whole = self._store.get("whole")
-                    self.on_whole(int(whole))
+                if self.on_whole is not None and self._store.check(["whole"]):
+                    before, whole = whole, self._store.get("whole")
+                    if whole != before:
+                        self.on_whole(int(whole))
                 if not answered and self._store.check(["inquiry"]):
                     self._store.set(f"state/{self._rank}", self._state())
                     answered = True

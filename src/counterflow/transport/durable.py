@@ -10,6 +10,7 @@ import contextlib
 import hmac
 import socket
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -258,7 +259,7 @@ class DurableReceiver:
                 with self._connect() as connection:
                     self._take_from(connection)
             except (OSError, ValueError):
-                threading.Event().wait(_PAUSE)
+                time.sleep(_PAUSE)
             except Exception as error:  # a thread must never die silently: whoever waits for it would hang
                 link.fail(str(error) if isinstance(error, MessageError) else repr(error))
                 return
