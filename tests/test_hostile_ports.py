@@ -317,7 +317,7 @@ def test_a_channel_allocates_what_was_agreed_and_nothing_that_is_announced(monke
 
     monkeypatch.setattr(dist, "irecv", forged)
     medium, edge = Recorded(), Edge(Stream.ACTIVATION, 1)
-    wire = Wire(edge, 1, 0, cast(dist.ProcessGroup, None), lambda tag: FRAME, medium, Watch(5.0))
+    wire = Wire(edge, 1, 0, lambda tag: FRAME, medium, Watch(5.0), cast(dist.ProcessGroup, None))
     receiver = RemoteReceiver(wire, 1, iter([TAG]))
     with pytest.raises(ChannelError, match=f"announces {LARGEST} bytes, {FRAME.payload_nbytes} were agreed"):
         receiver.receive(TAG)

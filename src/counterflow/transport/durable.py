@@ -12,17 +12,15 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import Tensor
 from torch.distributed.distributed_c10d import Store
 
 from counterflow.message import HEADER_BYTES, MessageError, Tag, check_header, pack_header, unpack_header
-from counterflow.topology import Edge
-from counterflow.transport.channel import ChannelError, Payload, Watch
-from counterflow.transport.frame import Frame
-from counterflow.transport.medium import Medium
+from counterflow.transport.channel import ChannelError, Payload
+from counterflow.transport.joint import Joint
 from counterflow.transport.replay import Replay, order
 
 _PAUSE = 0.02
@@ -35,16 +33,9 @@ _CREDIT = b"c"
 
 
 @dataclass(frozen=True)
-class Link:
+class Link(Joint):
     """What both ends of a durable edge share."""
 
-    edge: Edge
-    rank: int
-    """This process."""
-    peer: int
-    frames: Callable[[Tag], Frame]
-    medium: Medium
-    watch: Watch
     store: Store
     """Where the sender says at which address it listens."""
     token: bytes
@@ -80,11 +71,7 @@ class DurableSender:
     def send(self, tag: Tag, tensors: Payload) -> None:
         """Copy and send; returns before the message has left. Raises ``ValueError`` for tensors not agreed on."""
         link = self.link
-        frame = link.frames(tag)
-        try:
-            frame.check(tensors)
-        except ValueError as error:
-            raise ValueError(f"rank {link.rank}: {link.edge}: {tag}: {error}") from None
+        frame = link.frame(tag, tensors)
         buffer = link.medium.buffer(frame.nbytes)
         written = link.medium.write(buffer, frame, pack_header(tag, frame.payload_nbytes), tensors)
         if written is not None:
@@ -224,7 +211,7 @@ class DurableReceiver:
             self._held.append(buffer)
             self._last = tag
         if found != tag:
-            raise ChannelError(f"rank {link.rank}: {link.edge} with rank {link.peer}: {tag}: {found} is next")
+            raise link.error(tag, f"{found} is next")
         return payload
 
     def release(self) -> None:

@@ -16,32 +16,19 @@ import torch.distributed as dist
 from torch import Tensor
 
 from counterflow.message import MessageError, Tag, check_header, pack_header
-from counterflow.topology import Edge
-from counterflow.transport.channel import ChannelError, Payload, Watch, gloo_reason
-from counterflow.transport.frame import Frame
-from counterflow.transport.medium import Medium
+from counterflow.transport.channel import ChannelError, Payload, gloo_reason
+from counterflow.transport.joint import Joint
 
 _FOREVER = 1e7
 """Seconds that the thread of a channel waits."""
 
 
 @dataclass(frozen=True)
-class Wire:
-    """What both ends of a remote edge share: who they are, what crosses in which order, and what carries it."""
+class Wire(Joint):
+    """What both ends of a remote edge share."""
 
-    edge: Edge
-    rank: int
-    """This process."""
-    peer: int
-    """The process at the other end."""
     group: dist.ProcessGroup
     """Of these two alone; neither end shares it with another edge."""
-    frames: Callable[[Tag], Frame]
-    medium: Medium
-    watch: Watch
-
-    def error(self, tag: Tag, why: str) -> ChannelError:
-        return ChannelError(f"rank {self.rank}: {self.edge} with rank {self.peer}: {tag}: {why}")
 
     def complete(self, work: dist.Work, tag: Tag) -> None:
         """Wait for ``work`` as long as the peer lives; raises `ChannelError` if it is lost.
@@ -97,11 +84,7 @@ class RemoteSender(_End):
     def send(self, tag: Tag, tensors: Payload) -> None:
         """Copy and send; returns before the message has left. Raises ``ValueError`` for tensors not agreed on."""
         wire = self.wire
-        frame = wire.frames(tag)
-        try:
-            frame.check(tensors)
-        except ValueError as error:
-            raise ValueError(f"rank {wire.rank}: {wire.edge}: {tag}: {error}") from None
+        frame = wire.frame(tag, tensors)
         wire.watch.wait(lambda: self._free, f"rank {wire.rank}: {wire.edge} to rank {wire.peer}: room for {tag}")
         with wire.watch:
             buffer = self._take(frame.nbytes)

@@ -119,7 +119,7 @@ class World:
 
     def _wire(self, edge: Edge, frames: Callable[[Tag], Frame]) -> Wire:
         group, peer = self._groups[edge]
-        return Wire(edge, self.rank, peer, group, frames, self._medium, self.watch)
+        return Wire(edge, self.rank, peer, frames, self._medium, self.watch, group)
 
     def gather(self, value: Any, purpose: str) -> list[Any]:
         """Every rank's ``value`` in rank order, on every rank. A barrier: raises `ChannelError` if a rank is lost."""

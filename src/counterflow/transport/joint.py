@@ -1,0 +1,34 @@
+"""What both ends of an edge between processes share, whatever carries it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from counterflow.message import Tag
+from counterflow.topology import Edge
+from counterflow.transport.channel import ChannelError, Payload, Watch
+from counterflow.transport.frame import Frame
+from counterflow.transport.medium import Medium
+
+
+@dataclass(frozen=True)
+class Joint:
+    edge: Edge
+    rank: int
+    """This process."""
+    peer: int
+    """The process at the other end."""
+    frames: Callable[[Tag], Frame]
+    medium: Medium
+    watch: Watch
+
+    def frame(self, tag: Tag, tensors: Payload) -> Frame:
+        """The layout of message ``tag``. Raises ``ValueError`` for tensors not agreed on."""
+        frame = self.frames(tag)
+        try:
+            frame.check(tensors)
+        except ValueError as error:
+            raise ValueError(f"rank {self.rank}: {self.edge}: {tag}: {error}") from None
+        return frame
+
+    def error(self, tag: Tag, why: str) -> ChannelError:
+        return ChannelError(f"rank {self.rank}: {self.edge} with rank {self.peer}: {tag}: {why}")
