@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from counterflow.schedule import Action, DeadlockError, Durations, Op, Plan, Timetable, rank_program, simulate
-from counterflow.schedule.simulate import Span
+from counterflow.schedule import Action, DeadlockError, Durations, Op, Plan, Span, Timetable, rank_program, simulate
 from counterflow.topology import Edge, Stream, Topology
 
 
@@ -18,13 +17,13 @@ def rooms(activations: int, targets: int) -> dict[Stream, int]:
     return {Stream.ACTIVATION: activations, Stream.TARGET: targets}
 
 
-def busy(timetable: Timetable, rank: int) -> str:
+def busy(timetable: Timetable[Action], rank: int) -> str:
     """The actions of a rank that take time, as ``1F0@1-2``: what, from when, to when."""
     spans = [span for span in timetable.spans[rank] if span.action.op is not Op.TARGET]
     return " ".join(f"{span.action}@{span.start:g}-{span.end:g}" for span in spans)
 
 
-def targets(timetable: Timetable, rank: int) -> str:
+def targets(timetable: Timetable[Action], rank: int) -> str:
     return " ".join(f"{s.action}@{s.start:g}" for s in timetable.spans[rank] if s.action.op is Op.TARGET)
 
 
@@ -84,8 +83,7 @@ def test_seconds_per_batch_is_that_of_the_slowest_block() -> None:
         [
             [Span(Action(Op.LEARN, 1, n), end - 1, end) for n, end in enumerate((1, 3, 5))],
             [Span(Action(Op.LEARN, 2, n), end - 1, end) for n, end in enumerate((2, 9, 12))],
-        ],
-        Topology(2, 2),
+        ]
     )
     assert apart.seconds_per_batch(0, 2) == 5
     assert apart.makespan == 12

@@ -65,6 +65,11 @@ class Action:
                 return None
 
     @property
+    def completes(self) -> tuple[int, int] | None:
+        """The block and the batch, if the action ends with its update."""
+        return (self.block, self.n) if self.op in (Op.LEARN, Op.BACKWARD) else None
+
+    @property
     def stream(self) -> Stream:
         return Stream.ACTIVATION if self.op in (Op.FORWARD, Op.EVALUATE) else Stream.TARGET
 
