@@ -244,7 +244,10 @@ def test_killed_before_we_send() -> None:
     survivor, killed = run_fresh(2, killed_before_we_send, timeout=60)
     assert killed.status == -signal.SIGKILL
     found = told(survivor, "send")
-    assert lost(found) == "rank 0: activation edge 1->2 with rank 1: activation of batch 0: lost rank 1"
+    # the edge's own thread says so, or where the machine is busy the lifeline does, once there is no more room
+    own = "rank 0: activation edge 1->2 with rank 1: activation of batch 0: lost rank 1"
+    room = "ChannelError: rank 0: activation edge 1->2 to rank 1: room for activation of batch 2: lost rank 1"
+    assert found.text == room or lost(found) == own
     assert found.seconds < PROMPT
     # a channel that comes later fails at once as well, with its own name or with the first failure
     later = told(survivor, "receiver")

@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from counterflow.algorithms.optimizer import BlockOptimizer
 from counterflow.algorithms.rule import LocalRule, Metrics, Target
 from counterflow.checkpoint import BlockState
 from counterflow.engine.numerics import Numerics
@@ -19,6 +20,7 @@ from counterflow.engine.specimens import Specimens
 from counterflow.engine.tally import Tally
 from counterflow.message import Kind, Tag
 from counterflow.schedule import Plan
+from counterflow.trace.recorder import Recorder
 from counterflow.transport import Payload, Receiver, Sender
 
 
@@ -68,8 +70,9 @@ class Station:
         observer: Observer,
         waits: Waits,
         specimens: Specimens,
+        recorder: Recorder | None = None,
     ) -> None:
-        """``waits`` is shared by the blocks of a process."""
+        """``waits`` and ``recorder`` are shared by the blocks of a process."""
         self.block = block
         self.rule = rule
         self.ports = ports
@@ -79,6 +82,11 @@ class Station:
         self._numerics = numerics
         self._observer = observer
         self._specimens = specimens
+        self._recorder = recorder
+        if recorder is not None:
+            for module in rule.modules():
+                if isinstance(module, BlockOptimizer):
+                    module.observe = self._record
         self._targets: dict[int, Target] = {}
         self._learnt: Target = ()
         self._input: Payload = ()
@@ -106,7 +114,10 @@ class Station:
             self._test_labels[n] = last
         self._targets[n] = self.rule.read(n, message)
         if self.ports.down is not None:
-            self._send_down(tag, (*self.rule.emit(n, self._targets[n]), *tests))
+            start = perf_counter()
+            below = self.rule.emit(n, self._targets[n])
+            self._record("emit", n, start, perf_counter())
+            self._send_down(tag, (*below, *tests))
 
     def forward(self, n: int) -> None:
         tag = Tag(Kind.ACTIVATION, n)
@@ -115,7 +126,7 @@ class Station:
             self._in_flight[n] = tuple(tensor.clone() for tensor in self._input)
         seed_forward(self._numerics.device, self._seed, self.block, n)
         with self._numerics.autocast():
-            activation = self.rule.ascend(self._input)
+            activation = _apart(self.rule.ascend(self._input), self._input)
         if self.ports.up is not None:
             self._send(self.ports.up, tag, activation)
         if self._plan.gradients_from:
@@ -130,6 +141,7 @@ class Station:
         seed_forward(self._numerics.device, self._seed, self.block, n)
         with self._numerics.autocast():
             below, metrics = self.rule.backward(n, self._in_flight.pop(n), gradient)
+        below = _apart(below, gradient)
         self.ports.above.release()
         if self.ports.down is not None:
             self._send_down(tag, below)
@@ -137,8 +149,11 @@ class Station:
 
     def learn(self, n: int) -> None:
         self._learnt = self._targets.pop(n, ())
+        start = perf_counter()
         with self._numerics.autocast():
             metrics = self.rule.learn(n, self._input, self._learnt)
+        if self._recorder is not None:
+            self._recorder.rest("loss", self.block, n, start, perf_counter())
         self._input = ()
         self.ports.below.release()
         self._report(n, metrics)
@@ -153,6 +168,7 @@ class Station:
         size = len(message[0])
         with self._predicting():
             activation, own = self.rule.predict(message, self._learnt)
+        activation = _apart(activation, message)
         self._specimens.offer(n, e, activation[0])
         if self.ports.up is not None:
             self._send(self.ports.up, tag, activation)
@@ -178,7 +194,7 @@ class Station:
         tag = Tag(Kind.PREDICTION, n, e)
         message = self._receive(self.ports.above, tag)
         with self._predicting():
-            below = self.rule.decode(self._own.pop(e), message)
+            below = _apart(self.rule.decode(self._own.pop(e), message), message)
         self.ports.above.release()
         if self.ports.down is not None:
             self._send(self.ports.down, tag, below)
@@ -237,7 +253,9 @@ class Station:
     def _receive(self, channel: Receiver, tag: Tag) -> Payload:
         start = perf_counter()
         message = channel.receive(tag)
-        self.waits.receive += perf_counter() - start
+        end = perf_counter()
+        self.waits.receive += end - start
+        self._record("receive", tag.n, start, end, _part(tag))
         return self._numerics.unpack(message)
 
     def _send(self, channel: Sender, tag: Tag, tensors: Payload) -> None:
@@ -252,4 +270,21 @@ class Station:
     def _transmit(self, channel: Sender, tag: Tag, message: Payload) -> None:
         start = perf_counter()
         channel.send(tag, message)
-        self.waits.send += perf_counter() - start
+        end = perf_counter()
+        self.waits.send += end - start
+        self._record("send", tag.n, start, end, _part(tag))
+
+    def _record(self, name: str, n: int, start: float, end: float, part: int = -1) -> None:
+        if self._recorder is not None:
+            self._recorder.add(name, self.block, n, start, end, part)
+
+
+def _apart(tensors: Payload, message: Payload) -> Payload:
+    """``tensors``, of which none shares memory with ``message``: its buffer is used again before they have left."""
+    taken = {tensor.untyped_storage().data_ptr() for tensor in message}
+    return tuple(t.clone() if t.untyped_storage().data_ptr() in taken else t for t in tensors)
+
+
+def _part(tag: Tag) -> int:
+    """The test batch that a message is about; -1 if it is about a training batch."""
+    return tag.e if tag.kind in (Kind.TEST, Kind.PREDICTION) else -1

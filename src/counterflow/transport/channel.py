@@ -29,10 +29,7 @@ class Sender(Protocol):
     """The end of a FIFO that messages enter."""
 
     def send(self, tag: Tag, tensors: Payload) -> None:
-        """Hand over ``tensors``, which the caller may change afterwards only if the channel is a remote one.
-
-        Waits while the channel is full.
-        """
+        """Hand over ``tensors``, which stay as they are from then on. Waits while the channel is full."""
 
     def close(self) -> None:
         """Return when everything that was sent has left this process."""
@@ -83,8 +80,10 @@ class Watch:
     def wait(self, ready: Callable[[], object], what: str) -> float:
         """Wait until ``ready()``, called under the lock; ``what`` says what for. Returns the seconds waited."""
         start = time.perf_counter()
-        self._waiting = what, start
         with self._condition:
+            if self._failure is None and self._lost is None and ready():
+                return 0.0
+            self._waiting = what, start
             self._condition.wait_for(
                 lambda: self._failure is not None or self._lost is not None or ready(), self.timeout
             )

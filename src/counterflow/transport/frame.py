@@ -1,4 +1,6 @@
-"""How a tuple of tensors lies in one buffer: the header, then every tensor on a 64-byte boundary.
+"""How a tuple of tensors lies in one buffer: the header, then every tensor on a 64-byte boundary, large ones last.
+
+Large ones travel by themselves, because to copy one into a buffer first takes as long as to send it.
 
 A tensor in a received buffer is aligned as a fresh one is, because vectorised kernels may round differently
 elsewhere, and a run must give the same bits whether a message crossed a process or not.
@@ -15,6 +17,8 @@ from counterflow.message import HEADER_BYTES
 from counterflow.transport.channel import Payload
 
 _ALIGNMENT = 64
+_LARGE = 1 << 18
+"""Bytes from which on a copy costs more than another message."""
 
 
 @dataclass(frozen=True)
@@ -39,14 +43,27 @@ class Frame:
 
     specs: tuple[TensorSpec, ...]
     offsets: tuple[int, ...] = field(init=False)
+    large: tuple[int, ...] = field(init=False)
+    """The indices of large tensors."""
+    head: int = field(init=False)
+    """Bytes of the header with all other tensors."""
+    pieces: tuple[slice, ...] = field(init=False)
+    """What travels as a message of its own: the head, and every large tensor."""
     nbytes: int = field(init=False)
 
     def __post_init__(self) -> None:
-        offsets, end = [], HEADER_BYTES
-        for spec in self.specs:
-            offsets.append(end)
-            end += math.ceil(spec.nbytes / _ALIGNMENT) * _ALIGNMENT
+        large = [i for i, spec in enumerate(self.specs) if spec.nbytes >= _LARGE]
+        offsets, end, head = [0] * len(self.specs), HEADER_BYTES, HEADER_BYTES
+        for i in sorted(range(len(self.specs)), key=lambda i: i in large):
+            offsets[i] = end
+            end += math.ceil(self.specs[i].nbytes / _ALIGNMENT) * _ALIGNMENT
+            if i not in large:
+                head = end
+        alone = (slice(offsets[i], offsets[i] + self.specs[i].nbytes) for i in large)
         object.__setattr__(self, "offsets", tuple(offsets))
+        object.__setattr__(self, "large", tuple(large))
+        object.__setattr__(self, "head", head)
+        object.__setattr__(self, "pieces", (slice(0, head), *alone))
         object.__setattr__(self, "nbytes", end)
 
     @property
@@ -61,10 +78,12 @@ class Frame:
 
     def views(self, buffer: Tensor) -> Payload:
         """The tensors of the message in ``buffer``, without a copy."""
-        return tuple(
-            buffer[start : start + spec.nbytes].view(spec.dtype).view(spec.shape)
-            for spec, start in zip(self.specs, self.offsets, strict=True)
-        )
+        return tuple(self.view(buffer, i) for i in range(len(self.specs)))
+
+    def view(self, buffer: Tensor, i: int) -> Tensor:
+        """Tensor ``i`` of the message in ``buffer``, without a copy."""
+        spec, start = self.specs[i], self.offsets[i]
+        return buffer[start : start + spec.nbytes].view(spec.dtype).view(spec.shape)
 
 
 def _text(specs: tuple[TensorSpec, ...]) -> str:

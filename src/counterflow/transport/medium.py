@@ -1,9 +1,12 @@
 """Where a message's bytes lie and how they get between device and wire: the three ways of torch.distributed."""
 
 import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Protocol
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -12,9 +15,12 @@ from counterflow.message import HEADER_BYTES
 from counterflow.transport.channel import Payload
 from counterflow.transport.frame import Frame
 
+Loaded = tuple[Sequence[Tensor], torch.cuda.Event | None]
+"""The pieces of a message, and when they are there."""
+
 
 class Medium(Protocol):
-    """Buffers of one kind. `write` runs on the thread that computes; everything else may run on a waiting thread."""
+    """Buffers of one kind. `write` and `load` run on the thread that computes, everything else may run on another."""
 
     def buffer(self, nbytes: int) -> Tensor:
         """A uint8 buffer for messages of up to ``nbytes`` bytes."""
@@ -22,8 +28,14 @@ class Medium(Protocol):
     def write(self, buffer: Tensor, frame: Frame, header: bytes, tensors: Payload) -> torch.cuda.Event | None:
         """Copy a message into ``buffer``; the event says when it is there."""
 
-    def send(self, buffer: Tensor, written: torch.cuda.Event | None, rank: int, group: dist.ProcessGroup) -> dist.Work:
-        """Start to send ``buffer`` once it is written."""
+    def room(self, frame: Frame) -> int:
+        """Bytes of a buffer that `load` needs."""
+
+    def load(self, buffer: Tensor, frame: Frame, header: bytes, tensors: Payload) -> Loaded:
+        """Have a message ready in ``buffer``, or in ``tensors`` themselves, whose owner leaves them as they are."""
+
+    def send(self, piece: Tensor, written: torch.cuda.Event | None, rank: int, group: dist.ProcessGroup) -> dist.Work:
+        """Start to send ``piece`` of a message once it is written."""
 
     def complete(self, work: dist.Work, timeout: float) -> None:
         """Block this thread until ``work`` is done; raises ``RuntimeError`` when it fails or ``timeout`` s are over."""
@@ -39,11 +51,32 @@ def _host_header(buffer: Tensor) -> bytes:
     return bytes(buffer[:HEADER_BYTES].numpy())
 
 
-def _write(buffer: Tensor, frame: Frame, header: bytes, tensors: Payload) -> None:
+def _label(buffer: Tensor, header: bytes) -> None:
     # A staged header is copied while this process still holds the bytes: it lies in the host's memory on both sides.
-    buffer[:HEADER_BYTES].copy_(torch.frombuffer(bytearray(header), dtype=torch.uint8))
+    if buffer.is_cuda:
+        buffer[:HEADER_BYTES].copy_(torch.frombuffer(bytearray(header), dtype=torch.uint8))
+    else:
+        buffer.numpy()[:HEADER_BYTES] = np.frombuffer(header, np.uint8)
+
+
+def _write(buffer: Tensor, frame: Frame, header: bytes, tensors: Payload) -> None:
+    _label(buffer, header)
     for view, tensor in zip(frame.views(buffer), tensors, strict=True):
         view.copy_(tensor, non_blocking=True)
+
+
+class _Copying(ABC):
+    """What media share that send nothing but their buffers."""
+
+    @abstractmethod
+    def write(self, buffer: Tensor, frame: Frame, header: bytes, tensors: Payload) -> torch.cuda.Event: ...
+
+    def room(self, frame: Frame) -> int:
+        return frame.nbytes
+
+    def load(self, buffer: Tensor, frame: Frame, header: bytes, tensors: Payload) -> Loaded:
+        written = self.write(buffer, frame, header, tensors)
+        return [buffer[piece] for piece in frame.pieces], written
 
 
 class _Gloo:
@@ -65,14 +98,24 @@ class HostMedium(_Gloo):
     def write(self, buffer: Tensor, frame: Frame, header: bytes, tensors: Payload) -> None:
         _write(buffer, frame, header, tensors)
 
-    def send(self, buffer: Tensor, written: object, rank: int, group: dist.ProcessGroup) -> dist.Work:
-        return _work(dist.isend(buffer, rank, group=group))
+    def room(self, frame: Frame) -> int:
+        return frame.head
+
+    def load(self, buffer: Tensor, frame: Frame, header: bytes, tensors: Payload) -> Loaded:
+        _label(buffer, header)
+        for i, tensor in enumerate(tensors):
+            if i not in frame.large:
+                frame.view(buffer, i).copy_(tensor)
+        return [buffer[frame.pieces[0]], *(tensors[i].contiguous() for i in frame.large)], None
+
+    def send(self, piece: Tensor, written: object, rank: int, group: dist.ProcessGroup) -> dist.Work:
+        return posted(dist.isend(piece, rank, group=group))
 
     def read(self, buffer: Tensor, frame: Frame) -> Payload:
         return frame.views(buffer)
 
 
-class StagedMedium(_Gloo):
+class StagedMedium(_Copying, _Gloo):
     """CUDA tensors over gloo, which moves no device memory: staged through pinned host memory."""
 
     def __init__(self, device: torch.device) -> None:
@@ -87,10 +130,10 @@ class StagedMedium(_Gloo):
         written: torch.cuda.Event = torch.cuda.current_stream(self.device).record_event()
         return written
 
-    def send(self, buffer: Tensor, written: torch.cuda.Event | None, rank: int, group: dist.ProcessGroup) -> dist.Work:
+    def send(self, piece: Tensor, written: torch.cuda.Event | None, rank: int, group: dist.ProcessGroup) -> dist.Work:
         assert written is not None
         written.synchronize()
-        return _work(dist.isend(buffer, rank, group=group))
+        return posted(dist.isend(piece, rank, group=group))
 
     def read(self, buffer: Tensor, frame: Frame) -> Payload:
         with torch.cuda.stream(self._stream):
@@ -102,7 +145,7 @@ class StagedMedium(_Gloo):
         return tensors
 
 
-class DeviceMedium:
+class DeviceMedium(_Copying):
     """CUDA tensors over NCCL, whose ``Work.wait`` orders streams and does not block the host."""
 
     def __init__(self, device: torch.device) -> None:
@@ -117,11 +160,11 @@ class DeviceMedium:
         written: torch.cuda.Event = torch.cuda.current_stream(self.device).record_event()
         return written
 
-    def send(self, buffer: Tensor, written: torch.cuda.Event | None, rank: int, group: dist.ProcessGroup) -> dist.Work:
+    def send(self, piece: Tensor, written: torch.cuda.Event | None, rank: int, group: dist.ProcessGroup) -> dist.Work:
         assert written is not None
         with torch.cuda.stream(self._stream):
             self._stream.wait_event(written)
-            return _work(dist.isend(buffer, rank, group=group))
+            return posted(dist.isend(piece, rank, group=group))
 
     def complete(self, work: dist.Work, timeout: float) -> None:
         with torch.cuda.stream(self._stream):
@@ -148,6 +191,7 @@ def medium(backend: str, device: torch.device) -> Medium:
     return DeviceMedium(device) if backend == "nccl" else StagedMedium(device)
 
 
-def _work(work: dist.Work | None) -> dist.Work:
+def posted(work: dist.Work | None) -> dist.Work:
+    """``work`` of an operation in whose group this process is."""
     assert work is not None, "only ranks of an edge use its group"
     return work

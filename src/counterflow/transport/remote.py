@@ -11,13 +11,13 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from counterflow.message import MessageError, Tag, check_header, pack_header
 from counterflow.transport.channel import ChannelError, Payload, gloo_reason
 from counterflow.transport.joint import Joint
+from counterflow.transport.medium import Loaded, posted
 
 _FOREVER = 1e7
 """Seconds that the thread of a channel waits."""
@@ -76,36 +76,37 @@ class RemoteSender(_End):
 
     def __init__(self, wire: Wire) -> None:
         super().__init__(wire, 2, self._run)
-        self._outbox: queue.SimpleQueue[tuple[Tag, Tensor, torch.cuda.Event | None] | None] = queue.SimpleQueue()
+        self._outbox: queue.SimpleQueue[tuple[Tag, Tensor, Loaded] | None] = queue.SimpleQueue()
         self._pending = 0
         self._last: Tag | str = "nothing"
         self._thread.start()
 
     def send(self, tag: Tag, tensors: Payload) -> None:
-        """Copy and send; returns before the message has left. Raises ``ValueError`` for tensors not agreed on."""
+        """Returns before the message has left. Raises ``ValueError`` for tensors not agreed on."""
         wire = self.wire
         frame = wire.frame(tag, tensors)
         wire.watch.wait(lambda: self._free, f"rank {wire.rank}: {wire.edge} to rank {wire.peer}: room for {tag}")
         with wire.watch:
-            buffer = self._take(frame.nbytes)
+            buffer = self._take(wire.medium.room(frame))
             self._pending += 1
-        whole = buffer[: frame.nbytes]
-        written = wire.medium.write(whole, frame, pack_header(tag, frame.payload_nbytes), tensors)
-        self._outbox.put((tag, buffer, written))
+        loaded = wire.medium.load(buffer, frame, pack_header(tag, frame.payload_nbytes), tensors)
+        self._outbox.put((tag, buffer, loaded))
         self._last = tag
 
     def _run(self) -> None:
         wire = self.wire
         while (message := self._outbox.get()) is not None:
-            tag, buffer, written = message
+            tag, buffer, (pieces, written) = message
             try:
-                work = wire.medium.send(buffer[: wire.frames(tag).nbytes], written, wire.peer, wire.group)
+                works = [wire.medium.send(piece, written, wire.peer, wire.group) for piece in pieces]
             except RuntimeError as error:
                 raise wire.lost(tag, error) from error
-            wire.complete(work, tag)
+            for work in works:
+                wire.complete(work, tag)
             with wire.watch:
                 self._free.append(buffer)
                 self._pending -= 1
+            del message, pieces, works, work  # tensors that a block would otherwise hold until the next message
 
     def state(self) -> str:
         return f"{self.wire.edge} to rank {self.wire.peer}: {self._last} was sent last, {self._pending} under way"
@@ -126,7 +127,7 @@ class RemoteReceiver(_End):
     def __init__(self, wire: Wire, depth: int, tags: Iterator[Tag]) -> None:
         super().__init__(wire, depth + 1, self._run)
         self._tags = tags
-        self._posted: queue.SimpleQueue[tuple[Tag, Tensor, dist.Work] | None] = queue.SimpleQueue()
+        self._posted: queue.SimpleQueue[tuple[Tag, Tensor, list[dist.Work]] | None] = queue.SimpleQueue()
         self._arrived: deque[tuple[Tag, Tensor, Payload]] = deque()
         self._held: deque[Tensor] = deque()
         self._under_way = 0
@@ -141,23 +142,23 @@ class RemoteReceiver(_End):
         tag = next(self._tags, None)
         if tag is None:
             return False
-        nbytes = wire.frames(tag).nbytes
-        buffer = self._take(nbytes)
+        frame = wire.frames(tag)
+        buffer = self._take(frame.nbytes)
         try:
-            work = dist.irecv(buffer[:nbytes], wire.peer, group=wire.group)
+            works = [posted(dist.irecv(buffer[piece], wire.peer, group=wire.group)) for piece in frame.pieces]
         except RuntimeError as error:
             raise wire.lost(tag, error) from error
-        assert work is not None, "only ranks of an edge use its group"
         with wire.watch:
             self._under_way += 1
-        self._posted.put((tag, buffer, work))
+        self._posted.put((tag, buffer, works))
         return True
 
     def _run(self) -> None:
         wire = self.wire
         while (message := self._posted.get()) is not None:
-            tag, buffer, work = message
-            wire.complete(work, tag)
+            tag, buffer, works = message
+            for work in works:
+                wire.complete(work, tag)
             frame = wire.frames(tag)
             try:
                 check_header(wire.medium.header(buffer), tag, frame.payload_nbytes)
