@@ -32,20 +32,20 @@ REFUSED = [
     (["algorithm.feedback.lr_scale=-0.1"], "algorithm.feedback.lr_scale=-0.1: must be at least 0 and at most 1e+06"),
     (["algorithm.feedback.refresh=0"], "algorithm.feedback.refresh=0: must be at least 1"),
     # model
-    (["model.cut=layers"], "model.cut=layers: allowed are flops, parameters, measured"),
-    (["model.cut=3"], "model.cut=3: allowed are flops, parameters, measured, or a list of layer counts"),
-    (["model.cut=[]"], "model.cut=[]: allowed are flops, parameters, measured, or a list of layer counts"),
+    (["model.cut=layers"], "model.cut=layers: allowed are flops, parameters, profile"),
+    (["model.cut=3"], "model.cut=3: allowed are flops, parameters, profile, or a list of layer counts"),
+    (["model.cut=[]"], "model.cut=[]: allowed are flops, parameters, profile, or a list of layer counts"),
     (
         ["model.cut=[2,1,1,0]"],
-        "model.cut=[2, 1, 1, 0]: allowed are flops, parameters, measured, or a list of layer counts",
+        "model.cut=[2, 1, 1, 0]: allowed are flops, parameters, profile, or a list of layer counts",
     ),
     (
         ["model.cut=[2,1,1,1.5]"],
-        "model.cut=[2, 1, 1, 1.5]: allowed are flops, parameters, measured, or a list of layer counts",
+        "model.cut=[2, 1, 1, 1.5]: allowed are flops, parameters, profile, or a list of layer counts",
     ),
     (
         ["model.cut=[2,1,1,true]"],
-        "model.cut=[2, 1, 1, True]: allowed are flops, parameters, measured, or a list of layer counts",
+        "model.cut=[2, 1, 1, True]: allowed are flops, parameters, profile, or a list of layer counts",
     ),
     (["model.cut=[2,3]"], "model.cut=[2, 3]: must name one layer count for each of blocks=4"),
     (["model.cut=[2,3]", "blocks=3"], "model.cut=[2, 3]: must name one layer count for each of blocks=3"),
@@ -57,7 +57,7 @@ REFUSED = [
     (["model.dropout=1"], "model.dropout=1.0: must be at least 0 and below 1"),
     (["model.dropout=nan"], "model.dropout=nan: must be at least 0 and below 1"),
     ([CNN, "model.name=mlp"], "model.name=mlp: allowed are cnn"),
-    ([CNN, "model.cut=layers"], "model.cut=layers: allowed are flops, parameters, measured"),
+    ([CNN, "model.cut=layers"], "model.cut=layers: allowed are flops, parameters, profile"),
     ([CNN, "model.channels=[]"], "model.channels=[]: must be a list of positive numbers"),
     ([CNN, "model.channels=[8,0]"], "model.channels=[8, 0]: must be a list of positive numbers"),
     (
@@ -71,7 +71,7 @@ REFUSED = [
     ([CNN, "model.norm=layer"], "model.norm=layer: allowed are none, batch"),
     ([CNN, "model.dropout=1"], "model.dropout=1.0: must be at least 0 and below 1"),
     (["model=resnet18", "model.name=resnet50"], "model.name=resnet50: allowed are resnet18"),
-    (["model=resnet18", "model.cut=layers"], "model.cut=layers: allowed are flops, parameters, measured"),
+    (["model=resnet18", "model.cut=layers"], "model.cut=layers: allowed are flops, parameters, profile"),
     # data
     (["data.padding=-1"], "data.padding=-1: must be at least 0 and at most 1048576"),
     # optimizer
@@ -186,7 +186,7 @@ EDGES: list[dict[str, Any]] = [
         "model.strides": [1],
         "model.norm": "none",
         "model.dropout": 0.99,
-        "model.cut": "measured",
+        "model.cut": "profile",
         "optimizer": "sgd",
         "optimizer.momentum": 0.0,
         "engine.lag": "exact",

@@ -14,12 +14,12 @@ def test_resnet18_in_eight_blocks(pool: Pool) -> None:
     assert len(together["block_accuracy"]) == 8
 
 
-def test_a_measured_cut_is_one_for_all_ranks_and_can_be_repeated(pool: Pool) -> None:
-    measured = summary_of(pool, 3, "model.cut=measured")
-    assert len(measured["cut"]) == 4
-    assert sum(measured["cut"]) == 5
-    repeated = summary_of(pool, 2, f"model.cut={measured['cut']}")
-    assert repeated["fingerprint"] == measured["fingerprint"]
+def test_a_profiled_cut_is_one_for_all_ranks_and_can_be_repeated(pool: Pool) -> None:
+    profiled = summary_of(pool, 3, "model.cut=profile")
+    assert len(profiled["cut"]) == 4
+    assert sum(profiled["cut"]) == 5
+    repeated = summary_of(pool, 2, f"model.cut={profiled['cut']}")
+    assert repeated["fingerprint"] == profiled["fingerprint"]
 
 
 @pytest.mark.parametrize("family", ["gaussian", "bernoulli", "categorical"])

@@ -85,8 +85,8 @@ def test_schedules_with_a_backward_lock_too(pool: Pool, tmp_path: Path, algorith
     check(pool, tmp_path, 4, 4, 8, f"algorithm={algorithm}", f"schedule={schedule}", "model.norm=layer")
 
 
-def test_a_measured_cut_is_not_measured_again(pool: Pool, tmp_path: Path) -> None:
-    options = (*MODEL, *OFTEN, "model.cut=measured")
+def test_a_profiled_cut_is_not_measured_again(pool: Pool, tmp_path: Path) -> None:
+    options = (*MODEL, *OFTEN, "model.cut=profile")
     unbroken = summary_of(pool, 2, *options, directory=tmp_path / "run")
     interrupt(tmp_path / "run", 8)
     resumed = summary_of(pool, 1, *options, directory=tmp_path / "run")

@@ -16,7 +16,7 @@ def model(*overrides: str) -> ModelConfig:
 
 REFUSED = [
     ("vgg", "name=cnn", "name=cnn: allowed are vgg"),
-    ("vgg", "cut=layers", "cut=layers: allowed are flops, parameters, measured"),
+    ("vgg", "cut=layers", "cut=layers: allowed are flops, parameters, profile"),
     ("vgg", "channels=[]", "channels=[]: must be a list of positive numbers"),
     ("vgg", "channels=[1,0]", "channels=[1, 0]: must be a list of positive numbers"),
     ("vgg", "pools=[1,2]", "pools=[1, 2]: must be 6 positive numbers, one a convolution"),

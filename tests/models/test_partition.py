@@ -12,9 +12,19 @@ from torch import Tensor, nn
 
 from counterflow.config import CNNConfig, MLPConfig
 from counterflow.models import build
-from counterflow.models.partition import balance, layer_costs, layer_counts, output_shapes, partition
+from counterflow.models.partition import (
+    balance,
+    cheapest,
+    fastest,
+    layer_costs,
+    layer_counts,
+    layer_times,
+    output_shapes,
+    partition,
+    settle,
+)
 
-CUTS = ["parameters", "flops", "measured"]
+CUTS = ["parameters", "flops", "profile"]
 
 
 def block_costs(costs: Sequence[float], counts: Sequence[int]) -> list[float]:
@@ -63,6 +73,67 @@ def test_balance_of_200_layers() -> None:
     assert sorted(counts) == [12] * 8 + [13] * 8
 
 
+def test_cheapest_by_costs_of_whole_blocks() -> None:
+    """A block that ends with layer 2 costs 5 more: the even cut is not the best one."""
+    assert cheapest(lambda start, end: end - start + 5 * (end == 2), 4, 2) == [1, 3]
+
+
+class Clock:
+    """What blocks take: their layers, and an extra by where they end."""
+
+    def __init__(self, layers: Sequence[float], extra: dict[int, float]) -> None:
+        self.layers, self.extra = layers, extra
+        self.measured: list[tuple[int, int]] = []
+
+    def __call__(self, counts: list[int], block: int) -> float:
+        start, end = sum(counts[: block - 1]), sum(counts[:block])
+        self.measured.append((start, end))
+        return sum(self.layers[start:end]) + self.extra.get(end, 0.0)
+
+    def slowest(self, counts: list[int]) -> float:
+        return max(self(counts, block) for block in range(1, len(counts) + 1))
+
+
+def test_a_cut_settles_at_the_fastest_blocks_not_at_the_evenest_layers() -> None:
+    clock = Clock([4, 4, 4, 4, 4, 4], {3: 6.0, 2: 1.0, 6: 3.0})
+    assert balance(clock.layers, 2) == [3, 3]  # 18 | 15
+    assert settle(clock.layers, 2, clock) == [3, 3]  # any other has 4 layers and 19 at least
+    clock = Clock([4, 4, 4, 4, 4, 4], {3: 9.0, 6: 1.0})
+    assert settle(clock.layers, 2, clock) == [2, 4]  # 17, and 21 before
+    assert len(clock.measured) == len(set(clock.measured)), "a block is measured once"
+
+
+@given(st.lists(st.integers(1, 12), min_size=2, max_size=7), st.integers(1, 4), st.data())
+@settings(deadline=None, max_examples=50)
+def test_what_settles_is_never_slower_than_where_it_began(costs: list[int], blocks: int, data: st.DataObject) -> None:
+    blocks = min(blocks, len(costs))
+    extras = data.draw(st.lists(st.integers(0, 9), min_size=len(costs), max_size=len(costs)))
+    clock = Clock(costs, dict(enumerate(extras, 1)))
+    counts = settle(costs, blocks, clock)
+    assert sum(counts) == len(costs)
+    assert clock.slowest(counts) <= clock.slowest(balance(costs, blocks))
+
+
+def test_the_fastest_is_that_of_each_part_and_not_of_the_first_pass() -> None:
+    passes = iter([(0, 0), (5, 10), (1, 30), (3, 20), (2, 50), (4, 40)])
+    assert fastest(lambda: next(passes)) == [1, 10]
+    assert not list(passes), "five passes after the first"
+
+
+def test_slow_passes_are_few() -> None:
+    passes = iter([(9, 9), (10**9, 7), (10**9 + 1, 8), (0, 0)])
+    assert fastest(lambda: next(passes)) == [10**9, 7]
+    assert list(passes) == [(0, 0)]
+
+
+def test_without_gradients_of_inputs_a_layer_without_parameters_has_no_backward() -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.Tanh())
+    x = torch.randn(32, 8, 8)
+    (_, through), _, _ = layer_times(network, x)
+    (_, nothing), _, _ = layer_times(network, x, inputs=False)
+    assert nothing < through
+
+
 def test_parameters_are_counted_by_hand() -> None:
     network = nn.Sequential(nn.Linear(3, 4), nn.Sequential(nn.ReLU(), nn.Linear(4, 5, bias=False)), nn.ReLU())
     assert layer_costs(network, torch.randn(2, 3), "parameters") == [3 * 4 + 4, 4 * 5, 1]
@@ -78,9 +149,9 @@ def test_flops_are_counted_by_hand_for_one_sample() -> None:
     assert costs == [2 * (4 * 3) * 3 * (2 * 3 * 3), 1, 2 * (3 * 4 * 3) * 10]
 
 
-def test_measured_sees_the_expensive_layer() -> None:
+def test_profile_sees_the_expensive_layer() -> None:
     network = nn.Sequential(nn.Linear(4, 512), nn.Linear(512, 1024), nn.Linear(1024, 4))
-    costs = layer_costs(network, torch.randn(256, 4), "measured")
+    costs = layer_costs(network, torch.randn(256, 4), "profile")
     assert max(costs) == costs[1]
 
 
@@ -96,7 +167,7 @@ def test_tokens_and_layers_without_gradient_have_costs() -> None:
     tokens = torch.randint(4, (8, 5))
     assert layer_costs(network, tokens, "flops") == [1, 1, 2 * 5 * 4 * 3]
     assert layer_costs(network, tokens, "parameters") == [1, 1, 4 * 3 + 3]
-    assert min(layer_costs(network, tokens, "measured")) >= 1
+    assert min(layer_costs(network, tokens, "profile")) >= 1
     assert output_shapes(network, tokens) == [(5,), (5, 4), (5, 3)]
 
 
@@ -111,7 +182,7 @@ class Recorder(nn.Module):
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize(("cut", "seen"), [("flops", (1, False, True)), ("measured", (6, True, True))])
+@pytest.mark.parametrize(("cut", "seen"), [("flops", (1, False, True)), ("profile", (6, True, True))])
 def test_costs_are_taken_in_the_right_mode(cut: str, seen: tuple[int, bool, bool], training: bool) -> None:
     Recorder.seen.clear()
     network = nn.Sequential(nn.Linear(3, 3), Recorder()).train(training)
@@ -194,5 +265,5 @@ def test_more_blocks_than_layers_are_refused(cut: str | list[int]) -> None:
 
 def test_an_unknown_cut_is_refused() -> None:
     network = build(MLPConfig(), (1, 8, 8), 10, seed=1)
-    with pytest.raises(ValueError, match=r"^model\.cut=time: allowed are flops, parameters, measured, or a list"):
+    with pytest.raises(ValueError, match=r"^model\.cut=time: allowed are flops, parameters, profile, or a list"):
         partition(network, 2, "time", torch.randn(4, 1, 8, 8))

@@ -12,15 +12,13 @@ from counterflow.config.limits import LARGEST, fraction, one_of, size
 class ModelConfig:
     name: str = MISSING
     cut: Any = "flops"
-    """How layers are shared out: ``flops``, ``parameters``, ``measured``, or the number of layers of every block."""
+    """How layers are shared out: ``flops``, ``parameters``, ``profile``, or the number of layers of every block."""
 
     def __post_init__(self) -> None:
         if isinstance(self.cut, str):
-            one_of("model.cut", self.cut, ("flops", "parameters", "measured"))
+            one_of("model.cut", self.cut, ("flops", "parameters", "profile"))
         elif not (isinstance(self.cut, list) and self.cut and all(type(c) is int and c > 0 for c in self.cut)):
-            raise ValueError(
-                f"model.cut={self.cut}: allowed are flops, parameters, measured, or a list of layer counts"
-            )
+            raise ValueError(f"model.cut={self.cut}: allowed are flops, parameters, profile, or a list of layer counts")
 
 
 @dataclass(kw_only=True)

@@ -84,7 +84,7 @@ def prepare(config: TrainConfig, ranks: int, local_rank: int = 0, local_ranks: i
             f"need {list(wanted)}"
         )
     cut = config.model.cut
-    counts = None if cut == "measured" else layer_counts(network, config.blocks, cut, example)
+    counts = None if cut == "profile" else layer_counts(network, config.blocks, cut, example)
     return Job(
         config,
         topology,

@@ -14,9 +14,10 @@ from counterflow.algorithms.naive import Naive, TrueGradient
 from counterflow.engine import free
 from counterflow.engine.job import Job
 from counterflow.engine.outcome import Outcome
+from counterflow.engine.profile import profiled_cut
 from counterflow.engine.randomness import seed_forward
 from counterflow.engine.session import Session
-from counterflow.models.partition import layer_counts, output_shapes, partition
+from counterflow.models.partition import output_shapes, partition
 
 Figures = Sequence[Mapping[str, float]]
 """What all blocks reported about one batch, bottom to top."""
@@ -34,7 +35,7 @@ class System:
 
 def cut(job: Job) -> list[int]:
     """Layers of every block. Measured costs differ from rank to rank and run to run: one rank's count."""
-    return job.counts or layer_counts(job.network, job.topology.blocks, job.config.model.cut, job.example)
+    return job.counts or profiled_cut(job)
 
 
 def build(job: Job, counts: Sequence[int]) -> System:

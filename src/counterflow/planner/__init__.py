@@ -1,0 +1,1 @@
+"""Which cut of a model on which machines would be how fast: measured layers, and a simulation of the rest."""
