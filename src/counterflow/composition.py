@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -15,6 +15,8 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from counterflow.algorithms import ALGORITHMS, REFERENCES
 from counterflow.config import SCALES, TrainConfig, register
+
+Schema = TypeVar("Schema")
 
 _NAMELESS = ("hydra.", "run.", "checkpoint.")
 _SAME_WHATEVER = ("experiment", "scale", "data.root", "data.download", "engine.threads")
@@ -50,23 +52,26 @@ def configure(conf: Path, overrides: Sequence[str]) -> TrainConfig:
     """The configuration of ``conf/train.yaml`` with ``overrides``. ``ValueError`` of one line if it is wrong."""
     GlobalHydra.instance().clear()
     with _one_line(), hydra.initialize_config_dir(str(conf.resolve()), version_base="1.3"):
-        return check(hydra.compose("train", list(overrides)))
+        return check(hydra.compose("train", list(overrides)), TrainConfig)
 
 
-def check(composed: DictConfig) -> TrainConfig:
-    """The schema's objects, each of which checks itself. ``ValueError`` of one line if one refuses."""
+def check(composed: DictConfig, schema: type[Schema]) -> Schema:
+    """The objects of ``schema``, each of which checks itself. ``ValueError`` of one line if one refuses."""
     _refuse_additions(composed)
     with _one_line():
         config = OmegaConf.to_object(composed)
-    assert isinstance(config, TrainConfig)
+    assert isinstance(config, schema)
     return config
 
 
-def command_line(conf: Path, task: Callable[[DictConfig], None]) -> None:
-    """Run ``task`` under hydra's command line, with all that it offers. ``ValueError`` of one line if it is wrong."""
+def command_line(conf: Path, task: Callable[[DictConfig], None], name: str = "train") -> None:
+    """Run ``task`` under hydra's command line, with all that it offers, on ``conf/NAME.yaml``.
+
+    ``ValueError`` of one line if it is wrong.
+    """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hydra then raises what it would print on many lines, on every rank
     with _one_line():
-        hydra.main(version_base="1.3", config_path=str(conf.resolve()), config_name="train")(task)()
+        hydra.main(version_base="1.3", config_path=str(conf.resolve()), config_name=name)(task)()
 
 
 def job_name(overrides: Sequence[str]) -> str:

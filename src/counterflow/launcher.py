@@ -137,7 +137,7 @@ class Sweep:
         """One run, in a folder of its own; a line says why where there is none, or where it ended."""
         name = job_name(HydraConfig.get().overrides.task)
         try:
-            config = check(composed)
+            config = check(composed, TrainConfig)
             path = Path(HydraConfig.get().sweep.dir) / name
             self._launch(replace(config, run=replace(config.run, dir=str(path))), path)
         except InUseError as error:
@@ -238,7 +238,7 @@ def main(conf: Path, seconds: float = math.inf) -> None:
             if HydraConfig.get().mode is RunMode.MULTIRUN:
                 sweep.job(composed)
             else:
-                config = check(composed)
+                config = check(composed, TrainConfig)
                 if config.engine.recovery == "rank" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
                     config = replace(config, run=replace(config.run, dir=str(_run_path(config))))  # for all lives
                     life = keep(signals)  # which has returned in a process of its own

@@ -1,0 +1,118 @@
+"""One system under measurement, and what each rank of it found out."""
+
+import resource
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from time import process_time
+
+import torch
+import torch.nn.functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+from counterflow.algorithms import ALGORITHMS
+from counterflow.algorithms.optimizer import BlockOptimizer
+from counterflow.bench.sleeping import Sleep, SleepingColumn, sleep_in_updates
+from counterflow.bench.stopwatch import Lap, Stopwatch
+from counterflow.checkpoint import Archive, Shelf
+from counterflow.config import TrainConfig
+from counterflow.data.prefetch import prefetch
+from counterflow.engine import free
+from counterflow.engine.job import Job, prepare
+from counterflow.engine.session import Session
+from counterflow.engine.station import Waits
+from counterflow.engine.system import build, cut
+from counterflow.trace.recorder import Recorder
+from counterflow.trace.track import Track
+from counterflow.transport import World
+
+
+@dataclass(frozen=True)
+class Contender:
+    name: str
+    ranks: int
+    config: TrainConfig
+    batches: int
+    """Update batches of one measurement."""
+    warm: int
+    """The first ones of these, which are not timed: the fill, and whatever is slow once."""
+    task: "Callable[[World, Contender], Reading]"
+    """What every rank does."""
+    sleep: Sleep | None = None
+    """What blocks take, if they sleep."""
+    microbatches: int | None = None
+    """Parts that a pipeline sends one after the other; None where there is nothing to cut."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one rank found out."""
+
+    lap: Lap
+    cpu_seconds: float
+    """Of all threads of the process, from its birth on."""
+    peak_rss_bytes: int
+    peak_cuda_bytes: int | None
+    cut: Sequence[int]
+    """Layers of every block."""
+
+
+def train(world: World, contender: Contender) -> Reading:
+    """A run as ``launch/train.py`` makes it, without its reports."""
+    return _train(world, contender, None)
+
+
+def _train(world: World, contender: Contender, recorder: Recorder | None) -> Reading:
+    job = _job(contender, world.size, world.rank)
+    watch, session = _session(world, contender, recorder)
+    config, sleep = contender.config, contender.sleep
+    if sleep is not None:
+        sleep_in_updates(sleep)
+    if sleep is not None and config.algorithm.name in ALGORITHMS:
+        counts = [1] * config.blocks
+        free.run(job, SleepingColumn(config.blocks, sleep, config.optimizer, contender.batches), session)
+    else:
+        counts = world.gather(cut(job) if world.rank == 0 else None, "the cut")[0]
+        build(job, counts).run(session)
+    return _reading(watch, counts)
+
+
+def trace(world: World, contender: Contender) -> tuple[Reading, Track]:
+    """The same, with all that this rank did; all ranks are on one machine, and so on one clock."""
+    recorder = Recorder()
+    return _train(world, contender, recorder), Track.of(world.rank, recorder)
+
+
+def replicate(world: World, contender: Contender) -> Reading:
+    """DistributedDataParallel: every rank has the whole network and its share of each batch."""
+    job = _job(contender, ranks=1)
+    watch, session = _session(world, contender)
+    network = DistributedDataParallel(job.network.train())
+    optimizer = BlockOptimizer(network.parameters(), job.config.optimizer, job.plan.batches)
+    share = job.config.train.batch_size // world.size
+    mine = slice(world.rank * share, (world.rank + 1) * share)
+    items = ((job.batches.inputs(n)[mine], job.batches.labels(n)[mine]) for n in range(job.plan.batches))
+    for n, (inputs, labels) in enumerate(prefetch(items)):
+        torch.autograd.backward(F.cross_entropy(network(inputs), labels))
+        optimizer.step(n)
+        session.observer.learnt(1, n, {})
+    return _reading(watch, [len(job.network)])
+
+
+def _job(contender: Contender, ranks: int, rank: int = 0) -> Job:
+    job = prepare(contender.config, ranks, rank, ranks)
+    plan = replace(job.plan, batches=contender.batches, validation_batches=0, test_batches=0, evaluate_every=0)
+    return replace(job, plan=plan)
+
+
+def _session(world: World, contender: Contender, recorder: Recorder | None = None) -> tuple[Stopwatch, Session]:
+    waits = Waits()
+    watch = Stopwatch(waits, contender.warm, contender.batches)
+    nothing = Archive(Shelf(Path()), None, torch.device("cpu"), lambda saved: None, world.watch.timeout)
+    return watch, Session(world, watch, waits, nothing, recorder)
+
+
+def _reading(watch: Stopwatch, counts: Sequence[int]) -> Reading:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+    cuda = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+    return Reading(watch.lap(), process_time(), peak, cuda, counts)

@@ -1,0 +1,99 @@
+"""The command line of ``launch/bench.py``: suites, their tables, ``bench.json``, figures."""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from rich.console import Console
+
+from counterflow.bench.brief import Brief
+from counterflow.bench.crew import CrewError
+from counterflow.bench.options import BenchOptions
+from counterflow.bench.row import Result
+from counterflow.bench.suites import SUITES
+from counterflow.bench.table import goals, markdown, table
+from counterflow.checkpoint.files import write_whole
+from counterflow.composition import check, command_line
+from counterflow.metrics import provenance
+
+_USAGE_ERROR = 2
+_FAILED = 1
+
+
+def main(conf: Path) -> None:
+    """Ends the process with status 0 if every suite was measured, whether or not it reached its goals."""
+    chosen: list[BenchOptions] = []
+    try:
+        command_line(conf, lambda composed: chosen.append(_checked(composed)), "bench")
+        for options in chosen:  # beside hydra's application, as contenders are composed by hydra too
+            bench(options, conf)
+    except ValueError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(_USAGE_ERROR)
+    except CrewError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(_FAILED)
+
+
+def _checked(composed: DictConfig) -> BenchOptions:
+    return check(composed, BenchOptions)
+
+
+def bench(options: BenchOptions, conf: Path) -> None:
+    """Measure, and write ``bench.json``, an object for each suite, and ``bench.md``, the same as tables.
+
+    Suites that earlier calls measured stay in both.
+    """
+    out = Path(options.out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        known = _known(out / "bench.json")
+    except OSError as error:
+        raise ValueError(f"out={out}: must be a folder that can be written ({error.strerror})") from error
+    console = Console()
+    for name in options.suites:
+        start = time.monotonic()
+        with TemporaryDirectory(prefix="counterflow-bench-") as folder, console.status(name) as status:
+            tell = _teller(name, status.update)
+            result = SUITES[name].measure(Brief(options, conf, out, Path(folder), tell))
+        note = _signed(result, time.monotonic() - start)
+        known[name] = note
+        write_whole(out / "bench.json", (json.dumps(list(known.values()), indent=2) + "\n").encode())
+        write_whole(out / "bench.md", markdown(list(known.values())).encode())
+        SUITES[name].draw(note, out)
+        console.print(table(note))
+        console.print(*goals(note), sep="\n", soft_wrap=True)
+        console.print(f"{name}: {note['seconds']:.0f} s, {out / 'bench.md'}", soft_wrap=True)
+
+
+def _teller(name: str, show: Callable[[str], None]) -> Callable[[str], None]:
+    return lambda text: show(f"{name}: {text}")
+
+
+def _known(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        return {note["suite"]: note for note in json.loads(path.read_text())}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"out={path.parent}: holds a bench.json that is none") from error
+
+
+def _signed(result: Result, seconds: float) -> dict[str, Any]:
+    """With what another person needs to judge it."""
+    return {
+        **result.note(),
+        "seconds": seconds,
+        "command": " ".join(["python", "launch/bench.py", *sys.argv[1:]]),
+        "hardware": provenance.hardware(torch.device("cpu")),
+        "cores": len(os.sched_getaffinity(0)),
+        "torch_version": str(torch.__version__),
+        "git_commit": provenance.git_commit(),
+    }
