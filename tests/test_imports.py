@@ -30,21 +30,31 @@ MAY_IMPORT = {
     "algorithms": {"config", "seeding", "data", "models"},
     "metrics": PLAIN | {"schedule", "data", "models", "checkpoint"},
     "checkpoint": set[str](),
+    "trace": set[str](),
     "signals": set[str](),
     "keeper": {"signals"},
     "composition": {"config", "algorithms"},
-    "engine": PLAIN | {"schedule", "transport", "data", "models", "algorithms", "metrics", "checkpoint"},
+    "engine": PLAIN | {"schedule", "transport", "data", "models", "algorithms", "metrics", "checkpoint", "trace"},
     "origin": PLAIN | {"metrics", "checkpoint", "engine"},
     "desk": PLAIN | {"transport", "metrics", "checkpoint", "engine", "origin"},
-    "train": PLAIN | {"transport", "metrics", "checkpoint", "engine", "origin", "desk"},
+    "train": PLAIN | {"transport", "metrics", "checkpoint", "trace", "engine", "origin", "desk"},
+    "planner": {"config", "topology", "composition", "schedule", "models", "algorithms", "engine", "data"},
     "report": set[str](),  # reads files alone
     "doctor": {"message", "topology", "transport"},
+    "bench": PLAIN
+    | {"schedule", "transport", "data", "algorithms", "metrics", "checkpoint", "engine", "trace", "composition"},
     "launcher": PLAIN
     | {"transport", "metrics", "engine", "origin", "desk", "signals", "keeper", "train", "composition"},
 }
 WITHOUT_TENSORS = ("message", "topology", "seeding", "schedule", "config")
-KNOWS_PROCESSES = {"counterflow.engine.scheduled"}
-"""Beside transport: the schedules of torch.distributed.pipelining do their own communication."""
+KNOWS_PROCESSES = {
+    "counterflow.engine.scheduled",
+    "counterflow.bench.crew",
+    "counterflow.bench.raw",
+    "counterflow.bench.buffers",
+}
+"""Beside transport: the schedules of torch.distributed.pipelining do their own communication, and so does what channels
+are compared with."""
 
 MAX_LINES = 500
 MAX_LAUNCH_LINES = 80

@@ -12,13 +12,14 @@ import torch
 from rich.console import Console
 
 from counterflow.checkpoint import Archive, Saved, Shelf
-from counterflow.desk import Desk
+from counterflow.desk import Desk, warn
 from counterflow.engine.cost import Cost
 from counterflow.engine.job import Job
 from counterflow.engine.outcome import Outcome
 from counterflow.engine.session import Session, StoppedError
 from counterflow.engine.station import Waits
 from counterflow.engine.system import build, cut
+from counterflow.engine.tracing import Tracing
 from counterflow.metrics import provenance
 from counterflow.metrics.fingerprint import fingerprint
 from counterflow.metrics.record import Record, Row
@@ -66,7 +67,8 @@ def train(job: Job, world: World, origin: Origin | None) -> dict[str, Any] | Non
     )
     shelf = Shelf(begin.path / CHECKPOINTS)
     archive = Archive(shelf, begin.checkpoint, job.device, report, world.watch.timeout)
-    session = Session(world, reporter, waits, archive)
+    tracing = Tracing(world, begin.path, warn) if config.trace else None
+    session = Session(world, reporter, waits, archive, tracing.recorder if tracing is not None else None)
     console = Console(quiet=not config.run.display)
     with ExitStack() as stack:
         stack.enter_context(archive)
@@ -81,6 +83,8 @@ def train(job: Job, world: World, origin: Origin | None) -> dict[str, Any] | Non
             posted = world.gather(world.posted, "the last checkpoint")
             if desk is not None:
                 desk.finish(posted)
+            if tracing is not None:
+                tracing.finish(_title(job))
             world.gather(None, "the end")
             raise
         archive.finish()
@@ -92,6 +96,8 @@ def train(job: Job, world: World, origin: Origin | None) -> dict[str, Any] | Non
             if config.run.activations:
                 _save_activations(begin.path, job, [outcome for outcome, _ in outcomes])
             desk.summarise(summary)
+    if tracing is not None:
+        tracing.finish(_title(job))
     world.gather(None, "the end")  # rank 0 may still read from a store that ends with another process
     if origin is not None and desk is not None and summary is not None:
         console.print(desk.table())
@@ -128,6 +134,11 @@ def _setting(job: Job, counts: Sequence[int]) -> str:
         f"{config.engine.threads}), lag {config.engine.lag}, {job.device.type} over {job.backend}\n"
         f"{config.data.name}, {job.plan.batches} batches of {config.train.batch_size}"
     )
+
+
+def _title(job: Job) -> str:
+    config = job.config
+    return f"{config.algorithm.name}, schedule {job.schedule}, {config.model.name} on {config.data.name}"
 
 
 def _accuracies(summary: Mapping[str, Any]) -> str:

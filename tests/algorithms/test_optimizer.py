@@ -117,3 +117,33 @@ class RpropConfig(OptimizerConfig):
 def test_an_unknown_optimizer_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^optimizer=rprop: allowed are sgd, adamw$"):
         BlockOptimizer([start()], RpropConfig(), 10)
+
+
+def test_to_minimise_is_backward_and_a_step() -> None:
+    ours, expected = start(), start()
+    config = SGDConfig(lr=0.1, schedule="constant")
+    minimising, stepping = BlockOptimizer([ours], config, 10), BlockOptimizer([expected], config, 10)
+    for n in range(3):
+        minimising.minimise((ours**2).sum(), n)
+        expected.grad = 2 * expected.detach()
+        stepping.step(n)
+        torch.testing.assert_close(ours, expected)
+    assert ours.grad is None
+
+
+def test_a_gradient_that_comes_from_elsewhere_goes_on_backward() -> None:
+    weight = start()
+    BlockOptimizer([weight], SGDConfig(), 10).backward(3 * weight, 0, torch.tensor([1.0, -2.0], dtype=torch.float64))
+    assert weight.grad is not None
+    assert weight.grad.tolist() == [3.0, -6.0]
+
+
+def test_whoever_observes_hears_of_backward_and_update() -> None:
+    weight, heard = start(), list[tuple[str, int, float, float]]()
+    optimizer = BlockOptimizer([weight], SGDConfig(), 10)
+    optimizer.observe = lambda *span: heard.append(span)
+    optimizer.minimise(weight.sum(), 4)
+    assert [span[:2] for span in heard] == [("backward", 4), ("update", 4)]
+    times = [time for span in heard for time in span[2:]]
+    assert times == sorted(times)
+    assert "observe" not in str(optimizer.state_dict())

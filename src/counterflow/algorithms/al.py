@@ -77,8 +77,7 @@ class ALRule(LocalRule):
         self._up = None
         associated = _distance(self.bridge(s), t.detach())
         autoencoder = _distance(self.decoder(t), self._target(message[1]))
-        torch.autograd.backward(associated + autoencoder)
-        self._optimizer.step(n)
+        self._optimizer.minimise(associated + autoencoder, n)
         associated, autoencoder = associated.detach(), autoencoder.detach()
         return {"loss": associated + autoencoder, "associated": associated, "autoencoder": autoencoder}
 

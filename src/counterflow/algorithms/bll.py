@@ -93,8 +93,7 @@ class BLLRule(LocalRule):
             rho = posterior(u, codes, labels)
             logits = u @ codes.T
         loss = self._family.kl(rho, u).mean()
-        torch.autograd.backward(loss)
-        self._theta.step(n)
+        self._theta.minimise(loss, n)
         metrics = {
             "loss": loss.detach(),
             "nll": F.cross_entropy(logits, labels),
@@ -103,8 +102,7 @@ class BLLRule(LocalRule):
         if self.feedback is not None and self._phi is not None:
             below = message[1].flatten(0, -2)
             feedback_loss = F.cross_entropy(below @ self.feedback(codes).T, labels)
-            torch.autograd.backward(feedback_loss)
-            self._phi.step(n)
+            self._phi.minimise(feedback_loss, n)
             metrics["feedback_loss"] = feedback_loss.detach()
         return metrics
 

@@ -49,9 +49,9 @@ class NaiveRule(LocalRule):
         if self._top:
             loss = F.cross_entropy(a.flatten(0, -2), gradient[0].flatten())
             metrics = {"loss": loss.detach(), "accuracy": (a.argmax(-1) == gradient[0]).float().mean()}
-            torch.autograd.backward(loss)
+            self._optimizer.backward(loss, n)
         else:
-            torch.autograd.backward(a, gradient[0])
+            self._optimizer.backward(a, n, gradient[0])
         true = self._true_gradient(n, self._number)
         if true is not None:
             metrics["update_error"] = _relative_error([p.grad for p in self.block.parameters()], true)

@@ -1,11 +1,12 @@
 """Optimizers of one block, with learning rates that are functions of the batch index alone."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from time import perf_counter
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from counterflow.config import AdamWConfig, OptimizerConfig, SGDConfig
 
@@ -24,7 +25,7 @@ def rate(config: OptimizerConfig, n: int, batches: int) -> float:
 
 
 class BlockOptimizer(nn.Module):
-    """Updates one set of parameters; `step` takes the batch index, so nothing but torch's own state is kept.
+    """Updates one set of parameters; what it does takes the batch index, so nothing but torch's own state is kept.
 
     A module without parameters of its own, so that the ``state_dict`` of a rule holds its optimizers too.
     """
@@ -33,17 +34,34 @@ class BlockOptimizer(nn.Module):
         self, parameters: Iterable[nn.Parameter], config: OptimizerConfig, batches: int, scale: float = 1.0
     ) -> None:
         super().__init__()
+        self.observe: Callable[[str, int, float, float], object] | None = None
+        """Hears of every ``backward`` and ``update``: of which batch, and its start and end in ``perf_counter``."""
         self._config = config
         self._batches = batches
         self._lr = config.lr * scale
         self.torch = _build(list(parameters), config)
 
+    def minimise(self, loss: Tensor, n: int) -> None:
+        """One update with the gradient of ``loss``, and with whatever gradients stand."""
+        self.backward(loss, n)
+        self.step(n)
+
+    def backward(self, output: Tensor, n: int, gradient: Tensor | None = None) -> None:
+        """Add to the gradients that of ``output``, in which it is ``gradient``; a scalar has the gradient 1."""
+        start = perf_counter()
+        torch.autograd.backward(output, gradient)
+        if self.observe is not None:
+            self.observe("backward", n, start, perf_counter())
+
     def step(self, n: int) -> None:
         """One update with the gradients that stand, which are dropped afterwards."""
+        start = perf_counter()
         for group in self.torch.param_groups:
             group["lr"] = self._lr * rate(self._config, n, self._batches)
         self.torch.step()
         self.torch.zero_grad(set_to_none=True)
+        if self.observe is not None:
+            self.observe("update", n, start, perf_counter())
 
     def get_extra_state(self) -> dict[str, Any]:
         return self.torch.state_dict()

@@ -115,8 +115,7 @@ class PredSimRule(LocalRule):
             sim = F.mse_loss(similarity(self.branch(a)), wanted)
             loss = loss + self._beta * sim
             metrics["sim"] = sim.detach()
-        torch.autograd.backward(loss)
-        self._optimizer.step(n)
+        self._optimizer.minimise(loss, n)
         return {"loss": loss.detach(), **metrics}
 
     def predict(self, message: Payload, target: Target) -> tuple[Payload, Tensor | None]:

@@ -223,6 +223,8 @@ class TrainConfig:
     schedule: str = "auto"
     """How ranks take turns: ``free`` for local rules; for end-to-end references a pipeline schedule of torch. ``auto``
     is the first for the ones, ``1f1b`` for the others."""
+    trace: bool = False
+    """Record what every rank does when: ``trace.json`` for Perfetto and ``timeline.png`` in the run directory."""
     algorithm: AlgorithmConfig = MISSING
     model: ModelConfig = MISSING
     data: DataConfig = MISSING

@@ -1,5 +1,6 @@
 """The free engine: one rank's part of a run of local rules, in which nobody waits for a global backward pass."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 from time import perf_counter
 
@@ -17,7 +18,11 @@ from counterflow.engine.session import Session, check_halt, restore
 from counterflow.engine.specimens import Specimens
 from counterflow.engine.station import Station, Waits
 from counterflow.metrics.fingerprint import digest
-from counterflow.schedule import Op, rank_program
+from counterflow.schedule import Action, Op, rank_program
+from counterflow.trace.recorder import Recorder
+
+_SPANS = {op: op.name.lower() for op in Op} | {Op.BACKWARD: "learn", Op.SAVE: "checkpoint"}
+"""What the span of an action is called."""
 
 
 def run(job: Job, column: Column, session: Session) -> Outcome:
@@ -45,6 +50,7 @@ def run(job: Job, column: Column, session: Session) -> Outcome:
             session.observer,
             waits,
             specimens[block],
+            session.recorder,
         )
         for block in blocks
     }
@@ -55,7 +61,8 @@ def run(job: Job, column: Column, session: Session) -> Outcome:
     steady = job.plan.steady(job.topology.blocks)
     start, before = perf_counter(), Waits()
     program = rank_program(blocks, job.plan, world.halt.after)
-    for action in execute(program, stations, session.archive, world.rank):
+    actions = execute(program, stations, session.archive, world.rank)
+    for action in actions if session.recorder is None else _recorded(actions, session.recorder):
         if action.op in (Op.LEARN, Op.BACKWARD) and action.block == blocks[-1] and action.n == steady - 1:
             start, before = perf_counter(), replace(waits)
     check_halt(session, job.plan.batches)
@@ -75,6 +82,16 @@ def run(job: Job, column: Column, session: Session) -> Outcome:
     for station in stations.values():
         station.close()
     return outcome
+
+
+def _recorded(actions: Iterable[Action], recorder: Recorder) -> Iterable[Action]:
+    """``actions``, each of which is done when it comes, with a span for each."""
+    start = perf_counter()
+    for action in actions:
+        end, name = perf_counter(), _SPANS[action.op]
+        recorder.add(name, action.block, action.n, start, end, action.e if name in ("evaluate", "predict") else -1)
+        yield action
+        start = perf_counter()
 
 
 def _cost(job: Job, column: Column, block: int, rule: LocalRule) -> Cost:

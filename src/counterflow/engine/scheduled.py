@@ -30,6 +30,7 @@ from counterflow.engine.specimens import Specimens
 from counterflow.engine.station import Observer
 from counterflow.engine.tally import Tally
 from counterflow.metrics.fingerprint import digest
+from counterflow.trace.recorder import Recorder, span
 from counterflow.transport import ChannelError, World
 from counterflow.transport.channel import gloo_reason
 
@@ -50,23 +51,36 @@ class _Stage(pipelining.PipelineStage):
     """A stage that knows how long it computed: the rest of the time its rank waited."""
 
     busy = 0.0
+    lane = 0
+    recorder: Recorder | None = None
+    batch = 0
+    """The one that is trained on."""
+    _microbatch = 0
+    """The one that came last."""
 
-    def forward_one_chunk(self, *args: Any, **kwargs: Any) -> Any:
-        with self._timed():
-            return super().forward_one_chunk(*args, **kwargs)
+    def forward_one_chunk(self, fwd_chunk_id: int, *args: Any, **kwargs: Any) -> Any:
+        self._microbatch = fwd_chunk_id
+        with self._timed("forward", fwd_chunk_id):
+            return super().forward_one_chunk(fwd_chunk_id, *args, **kwargs)
 
-    def backward_one_chunk(self, *args: Any, **kwargs: Any) -> Any:
-        with self._timed():
-            return super().backward_one_chunk(*args, **kwargs)
+    def backward_one_chunk(self, bwd_chunk_id: int, *args: Any, **kwargs: Any) -> Any:
+        with self._timed("backward", bwd_chunk_id):
+            return super().backward_one_chunk(bwd_chunk_id, *args, **kwargs)
 
-    def backward_weight_one_chunk(self, *args: Any, **kwargs: Any) -> Any:
-        with self._timed():
-            return super().backward_weight_one_chunk(*args, **kwargs)
+    def backward_weight_one_chunk(self, bwd_chunk_id: int, *args: Any, **kwargs: Any) -> Any:
+        with self._timed("backward", bwd_chunk_id):
+            return super().backward_weight_one_chunk(bwd_chunk_id, *args, **kwargs)
+
+    def loss(self, output: Tensor, labels: Tensor) -> Tensor:
+        """Of the micro-batch that came last, at the top."""
+        with self._timed("loss", self._microbatch):
+            return _cross_entropy(output, labels)
 
     @contextmanager
-    def _timed(self) -> Iterator[None]:
+    def _timed(self, name: str, microbatch: int) -> Iterator[None]:
         start = perf_counter()
-        yield
+        with span(self.recorder, name, self.lane, self.batch, microbatch):
+            yield
         self.busy += perf_counter() - start
 
 
@@ -128,7 +142,7 @@ class Pipeline:
         Raises `RunError`, after which the process should end, and `StoppedError`.
         """
         world, observer, waits = session.world, session.observer, session.waits
-        job, plan = self._job, self._job.plan
+        job, plan, recorder = self._job, self._job.plan, session.recorder
         mine = {
             stage: _Blocks([self._blocks[block - 1] for block in blocks], job.numerics)
             for stage, (blocks, rank) in enumerate(zip(self._stages, self._ranks, strict=True))
@@ -143,7 +157,10 @@ class Pipeline:
         for block, pair in trained.items():
             restore(session, block, pair.restore)
         world.halt.begin(plan.start)
-        busy, step = self._pipelined(mine, world) if world.size > 1 else self._alone(mine[0])
+        busy, step = self._pipelined(mine, world, recorder) if world.size > 1 else self._alone(mine[0], recorder)
+        lanes = {block: self._lane(stage) for stage in mine for block in self._stages[stage]}
+        if recorder is not None:
+            recorder.lanes |= {self._lane(stage): _named(self._stages[stage]) for stage in mine}
         steady = plan.steady(len(self._stages))
         begin = start = perf_counter()
         other, waited = 0.0, 0.0  # updates, and evaluations as a whole, are no waiting
@@ -157,19 +174,21 @@ class Pipeline:
             try:
                 loss, output = step(n, inputs.to(job.device), labels.to(job.device))
                 stepped = perf_counter()
-                for pair in trained.values():
-                    pair.optimizer.step(n)
+                for block, pair in trained.items():
+                    with span(recorder, "update", lanes[block], n):
+                        pair.optimizer.step(n)
                 metrics = {} if loss is None or output is None else _metrics(loss, output, labels.to(job.device))
                 # On a GPU, to look at a number is to wait for it.
                 if metrics and (job.device.type == "cpu" or observer.wants(n)) and not math.isfinite(metrics["loss"]):
                     raise FloatingPointError(f"the loss is {float(metrics['loss'])}")
                 for block in owned:
                     observer.learnt(block, n, metrics if block == job.topology.blocks else {})
-                self._evaluate(mine, n, observer, specimens)
+                self._evaluate(mine, n, observer, specimens, recorder)
                 halts = n < plan.batches - 1 and world.halt.after(n)
                 if halts or plan.saves_after(n):
                     for block, pair in trained.items():
-                        session.archive.save(block, n + 1, BlockState(pair.state_dict()))
+                        with span(recorder, "checkpoint", lanes[block], n):
+                            session.archive.save(block, n + 1, BlockState(pair.state_dict()))
                 other += perf_counter() - stepped
             except ChannelError:
                 raise
@@ -203,19 +222,28 @@ class Pipeline:
         source = costs.inputs(self._job) if bottom else torch.randn(costs.SAMPLES, *self._shapes[block - 2])
         return costs.backprop(self._blocks[block - 1], source, bottom)
 
-    def _alone(self, network: nn.Module) -> tuple[Callable[[], float], Step]:
-        job = self._job
+    def _lane(self, stage: int) -> int:
+        """That of a stage among the spans of its rank: its upper block."""
+        return self._stages[stage][-1]
+
+    def _alone(self, network: nn.Module, recorder: Recorder | None) -> tuple[Callable[[], float], Step]:
+        job, lane = self._job, self._lane(0)
 
         def step(n: int, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
             seed_forward(job.device, job.config.seed, 0, n)
-            output = network(inputs)
-            loss = _cross_entropy(output, labels)
-            torch.autograd.backward(loss)
+            with span(recorder, "forward", lane, n):
+                output = network(inputs)
+            with span(recorder, "loss", lane, n):
+                loss = _cross_entropy(output, labels)
+            with span(recorder, "backward", lane, n):
+                torch.autograd.backward(loss)
             return loss.detach(), output.detach()
 
         return lambda: 0.0, step
 
-    def _pipelined(self, mine: Mapping[int, nn.Module], world: World) -> tuple[Callable[[], float], Step]:
+    def _pipelined(
+        self, mine: Mapping[int, nn.Module], world: World, recorder: Recorder | None
+    ) -> tuple[Callable[[], float], Step]:
         job, last = self._job, len(self._stages) - 1
         group = dist.new_group(backend=job.backend) if job.backend == "nccl" else dist.group.WORLD
         assert isinstance(group, dist.ProcessGroup)
@@ -233,10 +261,14 @@ class Pipeline:
             )
             for stage, module in mine.items()
         ]
+        for stage, number in zip(stages, mine, strict=True):
+            stage.lane, stage.recorder = self._lane(number), recorder
         schedule = self._schedule(stages)
 
         def step(n: int, inputs: Tensor, labels: Tensor) -> tuple[Tensor | None, Tensor | None]:
             seed_forward(job.device, job.config.seed, world.rank, n)
+            for stage in stages:
+                stage.batch = n
             losses: list[Tensor] = []
             arguments = (inputs,) if 0 in mine else ()
             if last not in mine:
@@ -251,7 +283,7 @@ class Pipeline:
         """Losses of micro-batches are means over their samples, and gradients are averaged: the mean of the batch."""
         options: dict[str, Any] = {
             "n_microbatches": self._job.config.train.microbatches,
-            "loss_fn": _cross_entropy,
+            "loss_fn": stages[-1].loss,
             "scale_grads": True,
         }
         match self._job.schedule:
@@ -273,7 +305,12 @@ class Pipeline:
 
     @torch.no_grad()
     def _evaluate(
-        self, mine: Mapping[int, "_Blocks"], n: int, observer: Observer, specimens: Mapping[int, Specimens]
+        self,
+        mine: Mapping[int, "_Blocks"],
+        n: int,
+        observer: Observer,
+        specimens: Mapping[int, Specimens],
+        recorder: Recorder | None,
     ) -> None:
         """Send every evaluation batch after batch ``n`` up through all stages, forward only."""
         job, last = self._job, len(self._stages) - 1
@@ -283,24 +320,32 @@ class Pipeline:
         for e in job.plan.evaluation(n):
             activation = torch.empty(0)
             for stage, blocks in mine.items():
-                if stage == 0:
-                    activation = job.batches.evaluation_inputs(e).to(job.device)
-                elif stage - 1 not in mine:
-                    activation = torch.empty_like(self._example(stage - 1, job.batches.evaluation_size(e)))
-                    dist.recv(activation, self._ranks[stage - 1], group=self._group)
-                for block, output in zip(self._stages[stage], blocks.outputs(activation), strict=True):
-                    specimens[block].offer(n, e, output)
-                    activation = output.float().contiguous()
-                if stage < last and stage + 1 not in mine:
-                    dist.send(activation, self._ranks[stage + 1], group=self._group)
-                elif stage == last:
-                    tally.add(activation.argmax(-1).unsqueeze(0), job.batches.evaluation_labels(e).to(job.device))
+                lane = self._lane(stage)
+                with span(recorder, "evaluate", lane, n, e):
+                    if stage == 0:
+                        activation = job.batches.evaluation_inputs(e).to(job.device)
+                    elif stage - 1 not in mine:
+                        activation = torch.empty_like(self._example(stage - 1, job.batches.evaluation_size(e)))
+                        with span(recorder, "receive", lane, n, e):
+                            dist.recv(activation, self._ranks[stage - 1], group=self._group)
+                    for block, output in zip(self._stages[stage], blocks.outputs(activation), strict=True):
+                        specimens[block].offer(n, e, output)
+                        activation = output.float().contiguous()
+                    if stage < last and stage + 1 not in mine:
+                        with span(recorder, "send", lane, n, e):
+                            dist.send(activation, self._ranks[stage + 1], group=self._group)
+                    elif stage == last:
+                        tally.add(activation.argmax(-1).unsqueeze(0), job.batches.evaluation_labels(e).to(job.device))
             split = job.plan.split_ending(e)
             if split is not None:
                 for block in (block for stage in mine for block in self._stages[stage]):
                     observer.evaluated(block, n, split, tally.take()[0] if block == job.topology.blocks else {})
         for blocks in mine.values():
             blocks.train()
+
+
+def _named(blocks: range) -> str:
+    return f"block {blocks[0]}" if len(blocks) == 1 else f"blocks {blocks[0]}-{blocks[-1]}"
 
 
 def _cross_entropy(output: Tensor, labels: Tensor) -> Tensor:

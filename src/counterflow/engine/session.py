@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from counterflow.checkpoint import Archive, BlockState
 from counterflow.engine.execute import RunError
 from counterflow.engine.station import Observer, Waits
+from counterflow.trace.recorder import Recorder
 from counterflow.transport import World
 
 
@@ -15,6 +16,8 @@ class Session:
     observer: Observer
     waits: Waits
     archive: Archive
+    recorder: Recorder | None = None
+    """Of spans, if they are wanted."""
 
 
 class StoppedError(Exception):

@@ -19,6 +19,7 @@ _WITHOUT_EFFECT = (
     "run.",
     "checkpoint.",
     "scale",
+    "trace",
     "engine.depth",
     "engine.target_depth",
     "engine.timeout",

@@ -1,0 +1,66 @@
+"""A rank's part in the trace of a run (``trace=true``)."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from counterflow.checkpoint.files import write_whole
+from counterflow.trace import chrome, track
+from counterflow.trace.clock import meet
+from counterflow.trace.recorder import Recorder
+from counterflow.trace.track import Track
+from counterflow.transport import World
+
+TRACE = "trace.json"
+"""In a run directory, for Perfetto and chrome://tracing."""
+TIMELINE = "timeline.png"
+
+
+class Tracing:
+    """From the beginning of a run to its end, on all ranks: the first one then merges what each has recorded."""
+
+    def __init__(self, world: World, folder: Path, tell: Callable[[str], None]) -> None:
+        """``folder`` is the run directory; ``tell`` hears of disks that take no more."""
+        self.recorder = Recorder()
+        self._world = world
+        self._folder = folder
+        self._tell = tell
+        stamps = meet(self._barrier, "start")
+        # Who takes another one's place finds that the others have met.
+        self._meetings = [] if world.life else [stamps]
+
+    def finish(self, title: str) -> None:
+        """Write `TRACE`, and `TIMELINE` with ``title``; returns on other ranks before that is done."""
+        world = self._world
+        self._meetings.append(meet(self._barrier, "end"))
+        failure = ""
+        try:
+            track.write(self._path(world.rank), Track.of(world.rank, self.recorder), self._meetings)
+        except OSError as error:
+            failure = f"{self._path(world.rank)}: {error.strerror}"
+        failures = [failure for failure in world.gather(failure, "spans") if failure]
+        if world.rank == 0:
+            try:
+                if not failures:
+                    self._merge(title)
+            except OSError as error:
+                failures = [f"{self._folder / TRACE}: {error.strerror}"]
+            if failures:
+                self._tell(f"no trace was written ({failures[0]})")
+            shutil.rmtree(self._path(0).parent, ignore_errors=True)
+
+    def _merge(self, title: str) -> None:
+        from counterflow.trace import timeline  # matplotlib takes its time, and only this needs it
+
+        paths = [self._path(rank) for rank in range(self._world.size)]
+        left = [track.read(path, paths[0]) for path in paths]
+        tracks = [found for found, _ in left]
+        error = max(clock.error for _, clock in left)
+        write_whole(self._folder / TRACE, lambda file: chrome.write(file, tracks, error))
+        timeline.draw([timeline.Panel(title, tracks)], self._folder / TIMELINE)
+
+    def _path(self, rank: int) -> Path:
+        return self._folder / "spans" / f"rank-{rank}"
+
+    def _barrier(self, purpose: str) -> None:
+        self._world.gather(None, purpose)

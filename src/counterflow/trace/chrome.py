@@ -1,0 +1,97 @@
+"""The Chrome trace event format, which Perfetto and chrome://tracing open: a process for each rank, a thread for each
+lane, an event for each span."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from counterflow.trace.recorder import DTYPE, NAMES, Spans
+from counterflow.trace.track import Track
+
+_CHUNK = 4096
+"""Spans at a time."""
+
+_OF_TEST_BATCHES = frozenset(("evaluate", "predict", "receive", "send"))
+"""What a part of such a span is."""
+
+
+def write(file: BinaryIO, tracks: Sequence[Track], clock_error: float) -> None:
+    """Write ``tracks``, which are on one clock; time 0 is their first span. Raises ``OSError``.
+
+    ``clock_error`` is by how many seconds times of different ranks may be wrong against each other.
+    """
+    about = {"clock": "perf_counter of rank 0", "clock_error_us": round(1e6 * clock_error, 3)}
+    file.write(b'{"displayTimeUnit": "ms", "otherData": %s, "traceEvents": [' % json.dumps(about).encode())
+    zero = min((float(track.spans["start"][0]) for track in tracks if len(track.spans)), default=0.0)
+    comma = b"\n"
+    for track in tracks:
+        for lines in _lines(track, zero):
+            file.write(comma + ",\n".join(lines).encode())
+            comma = b",\n"
+    file.write(b"\n]}\n")
+
+
+def _lines(track: Track, zero: float) -> Iterator[list[str]]:
+    """Some events at a time, each on a line of its own."""
+    names = [
+        ("process_name", 0, {"name": f"rank {track.rank}"}),
+        ("process_sort_index", 0, {"sort_index": -track.rank}),
+    ]
+    for lane, name in sorted(track.lanes.items(), reverse=True):
+        names += [("thread_name", lane, {"name": name}), ("thread_sort_index", lane, {"sort_index": -lane})]
+    yield [
+        json.dumps({"name": name, "ph": "M", "pid": track.rank, "tid": tid, "args": arguments})
+        for name, tid, arguments in names
+    ]
+    for i in range(0, len(track.spans), _CHUNK):
+        yield [_event(track.rank, zero, *span) for span in track.spans[i : i + _CHUNK].tolist()]
+
+
+def _event(rank: int, zero: float, number: int, lane: int, n: int, part: int, start: float, end: float) -> str:
+    name = NAMES[number]
+    kind = "test_batch" if name in _OF_TEST_BATCHES else "micro_batch"
+    arguments = f'"batch": {n}' + (f', "{kind}": {part}' if part >= 0 else "")
+    # Both ends are rounded to nanoseconds, not the duration: what lies within another span stays there.
+    begin, finish = round(1e9 * (start - zero)), round(1e9 * (end - zero))
+    return (
+        f'{{"name": "{name}", "ph": "X", "ts": {begin / 1000:.3f}, "dur": {(finish - begin) / 1000:.3f}, '
+        f'"pid": {rank}, "tid": {lane}, "args": {{{arguments}}}}}'
+    )
+
+
+def read(path: Path) -> list[Track]:
+    """The tracks that `write` wrote. ``ValueError`` of one line if ``path`` is no such file."""
+    lanes: dict[int, dict[int, str]] = {}
+    spans: dict[int, list[tuple[Any, ...]]] = {}
+    try:
+        with path.open() as file:
+            next(file)
+            for line in file:
+                if line.startswith("]"):
+                    break
+                event = json.loads(line.rstrip(",\n"))
+                rank, lane = event["pid"], event["tid"]
+                found = spans.setdefault(rank, [])
+                if event["ph"] == "X":
+                    found.append(_span(event))
+                elif event["name"] == "thread_name":
+                    lanes.setdefault(rank, {})[lane] = event["args"]["name"]
+            else:
+                raise ValueError("it has no end")
+    except (ValueError, KeyError, TypeError, StopIteration) as error:
+        raise ValueError(f"{path}: is no trace of a run") from error
+    return [Track(rank, lanes.get(rank, {}), _array(found)) for rank, found in sorted(spans.items())]
+
+
+def _span(event: dict[str, Any]) -> tuple[Any, ...]:
+    arguments = event["args"]
+    part = arguments.get("micro_batch", arguments.get("test_batch", -1))
+    start, end = event["ts"] / 1e6, (event["ts"] + event["dur"]) / 1e6
+    return NAMES.index(event["name"]), event["tid"], arguments["batch"], part, start, end
+
+
+def _array(rows: list[tuple[Any, ...]]) -> Spans:
+    return np.array(rows, DTYPE)
