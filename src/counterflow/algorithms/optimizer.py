@@ -74,10 +74,17 @@ def _build(parameters: list[nn.Parameter], config: OptimizerConfig) -> torch.opt
     match config:
         case SGDConfig():
             return torch.optim.SGD(
-                parameters, config.lr, config.momentum, weight_decay=config.weight_decay, nesterov=config.nesterov
+                parameters,
+                config.lr,
+                config.momentum,
+                weight_decay=config.weight_decay,
+                nesterov=config.nesterov,
+                fused=True,
             )
         case AdamWConfig():
             first, second = config.betas
-            return torch.optim.AdamW(parameters, config.lr, (first, second), weight_decay=config.weight_decay)
+            return torch.optim.AdamW(
+                parameters, config.lr, (first, second), weight_decay=config.weight_decay, fused=True
+            )
         case _:
             raise ValueError(f"optimizer={config.name}: allowed are sgd, adamw")

@@ -25,6 +25,8 @@ from counterflow.metrics import provenance
 
 _USAGE_ERROR = 2
 _FAILED = 1
+_WIDTH = 160
+"""Letters of a table, at least: a line that a terminal breaks tells more than one that is cut."""
 
 
 def main(conf: Path) -> None:
@@ -57,7 +59,7 @@ def bench(options: BenchOptions, conf: Path) -> None:
         known = _known(out / "bench.json")
     except OSError as error:
         raise ValueError(f"out={out}: must be a folder that can be written ({error.strerror})") from error
-    console = Console()
+    console = Console(width=max(Console().width, _WIDTH))
     for name in options.suites:
         start = time.monotonic()
         with TemporaryDirectory(prefix="counterflow-bench-") as folder, console.status(name) as status:

@@ -11,6 +11,7 @@ from counterflow.config import PIPELINES, TrainConfig
 from counterflow.data import load
 from counterflow.data.batches import Batches
 from counterflow.data.order import Order
+from counterflow.engine.memory import keep_freed_memory
 from counterflow.engine.numerics import Numerics
 from counterflow.engine.threads import intra_op_threads
 from counterflow.models.partition import layer_counts, output_shapes
@@ -44,7 +45,8 @@ class Job:
 def prepare(config: TrainConfig, ranks: int, local_rank: int = 0, local_ranks: int = 1) -> Job:
     """Load the data and build the network. Raises ``ValueError`` naming the key for whatever does not fit.
 
-    Sets the process's number of threads first: what is computed from here on is a function of it.
+    Sets the process's number of threads first: what is computed from here on is a function of it. And the process keeps
+    the memory that it frees.
     """
     topology = Topology(config.blocks, ranks)
     schedule = _schedule(config, ranks)
@@ -54,6 +56,7 @@ def prepare(config: TrainConfig, ranks: int, local_rank: int = 0, local_ranks: i
     if exact and ranks > 1 and schedule == "free":
         raise ValueError(f"engine.lag=exact: the locked algorithm runs on one process, not on ranks={ranks}")
     torch.set_num_threads(intra_op_threads(config.engine.threads, config.blocks))
+    keep_freed_memory()
     device, backend = _device(config, local_rank, local_ranks)
     if schedule in PIPELINES and ranks > 1 and device.type == "cuda" and backend == "gloo":
         raise ValueError(

@@ -1,6 +1,7 @@
 """How a process computes: number formats, memory layout of images, compiled blocks."""
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -23,8 +24,8 @@ class Numerics:
         bf16 = config.precision == "bf16" or (config.precision == "auto" and _multiplies_bf16(device))
         return cls(device, bf16, config.channels_last, config.compile)
 
-    def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+    def autocast(self) -> AbstractContextManager[object]:
+        return torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext()
 
     def place(self, module: nn.Module, hot: Iterable[nn.Module]) -> None:
         """Move ``module`` to the device and layout, in place; its parts ``hot`` are compiled if configured."""

@@ -1,10 +1,11 @@
 """What a channel promises, whatever carries it."""
 
+import queue
 import re
 import threading
 import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -57,6 +58,7 @@ class Watch:
         self._failure: ChannelError | None = None
         self._lost: int | None = None
         self._waiting: tuple[str, float] | None = None
+        self._inboxes: list[queue.SimpleQueue[Any]] = []
         self.explain: Callable[[], str] = lambda: ""
         """What else there is to say about a wait that ran out; may take seconds."""
 
@@ -71,31 +73,66 @@ class Watch:
         """Wake every wait with ``error``; only the first failure counts, others follow from it."""
         with self:
             self._failure = self._failure or error
+        self._wake()
 
     def lose(self, rank: int) -> None:
         """Wake every wait because ``rank`` is gone; each says what it waited for."""
         with self:
             self._lost = rank if self._lost is None else self._lost
+        self._wake()
+
+    def _wake(self) -> None:
+        for inbox in list(self._inboxes):
+            inbox.put(None)
 
     def wait(self, ready: Callable[[], object], what: str) -> float:
         """Wait until ``ready()``, called under the lock; ``what`` says what for. Returns the seconds waited."""
         start = time.perf_counter()
         with self._condition:
-            if self._failure is None and self._lost is None and ready():
-                return 0.0
             self._waiting = what, start
             self._condition.wait_for(
                 lambda: self._failure is not None or self._lost is not None or ready(), self.timeout
             )
-            if self._failure is not None:
-                raise self._failure
-            if self._lost is not None:
-                raise ChannelError(f"{what}: lost rank {self._lost}")
+            self._check(what)
             came = ready()
         if not came:
-            raise ChannelError(f"{what}: nothing for {self.timeout:g} s (engine.timeout){self.explain()}")
+            raise self._overdue(what)
         self._waiting = None
         return time.perf_counter() - start
+
+    def inbox(self) -> "queue.SimpleQueue[Any]":
+        """A queue that another thread fills for `take`."""
+        inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._inboxes.append(inbox)
+        return inbox
+
+    def take(self, inbox: "queue.SimpleQueue[Any]", what: Callable[[], str]) -> Any:
+        """The next item of ``inbox``, after a wait like `wait`'s: a tenth of its time from one thread to another."""
+        if self._failure is not None or self._lost is not None:
+            self._check(what())
+        try:
+            item = inbox.get_nowait()
+        except queue.Empty:
+            text = what()
+            self._waiting = text, time.perf_counter()
+            try:
+                item = inbox.get(timeout=self.timeout)
+            except queue.Empty:
+                raise self._overdue(text) from None
+            if item is not None:
+                self._waiting = None
+        if item is None:
+            self._check(what())
+        return item
+
+    def _check(self, what: str) -> None:
+        if self._failure is not None:
+            raise self._failure
+        if self._lost is not None:
+            raise ChannelError(f"{what}: lost rank {self._lost}")
+
+    def _overdue(self, what: str) -> ChannelError:
+        return ChannelError(f"{what}: nothing for {self.timeout:g} s (engine.timeout){self.explain()}")
 
     def rest(self, ready: Callable[[], object]) -> bool:
         """Wait until ``ready()``, without a limit, as threads beside the program do; False if the process fails."""

@@ -22,6 +22,9 @@ Loaded = tuple[Sequence[Tensor], torch.cuda.Event | None]
 class Medium(Protocol):
     """Buffers of one kind. `write` and `load` run on the thread that computes, everything else may run on another."""
 
+    starts_at_once: bool
+    """Whether `send` waits for nothing, so that the thread that computes may call it."""
+
     def buffer(self, nbytes: int) -> Tensor:
         """A uint8 buffer for messages of up to ``nbytes`` bytes."""
 
@@ -92,6 +95,8 @@ class _Gloo:
 class HostMedium(_Gloo):
     """CPU tensors over gloo."""
 
+    starts_at_once = True
+
     def buffer(self, nbytes: int) -> Tensor:
         return torch.empty(nbytes, dtype=torch.uint8)
 
@@ -117,6 +122,8 @@ class HostMedium(_Gloo):
 
 class StagedMedium(_Copying, _Gloo):
     """CUDA tensors over gloo, which moves no device memory: staged through pinned host memory."""
+
+    starts_at_once = False
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -147,6 +154,8 @@ class StagedMedium(_Copying, _Gloo):
 
 class DeviceMedium(_Copying):
     """CUDA tensors over NCCL, whose ``Work.wait`` orders streams and does not block the host."""
+
+    starts_at_once = False
 
     def __init__(self, device: torch.device) -> None:
         self.device = device

@@ -1,8 +1,9 @@
 """The two ends of an edge between processes, on torch.distributed point-to-point operations.
 
 A gloo send is a rendezvous, and only a wait completes it. So every end has one thread that waits, and the thread that
-computes never does while there is room. Credits are receives that the receiver has posted ahead: a sender's message
-leaves when a posted receive takes it, and the next but one `send` waits until then.
+computes never does while there is room: it only starts operations, so that one is under way while another one is waited
+for. Credits are receives that the receiver has posted ahead: a sender's message leaves when a posted receive takes it,
+and the next but one `send` waits until then.
 """
 
 import queue
@@ -45,16 +46,14 @@ class Wire(Joint):
 
 
 class _End:
-    """An end's ring of buffers and its waiting thread."""
+    """An end's waiting thread."""
 
-    def __init__(self, wire: Wire, buffers: int, work: Callable[[], None]) -> None:
+    def __init__(self, wire: Wire, work: Callable[[], None]) -> None:
         self.wire = wire
-        self._free: deque[Tensor] = deque(wire.medium.buffer(0) for _ in range(buffers))
         self._thread = threading.Thread(target=self._guard, args=(work,), name=str(wire.edge), daemon=True)
 
-    def _take(self, nbytes: int) -> Tensor:
-        """A free buffer, made anew if it is too small: the ring grows to the messages that come."""
-        buffer = self._free.popleft()
+    def _grown(self, buffer: Tensor, nbytes: int) -> Tensor:
+        """``buffer``, made anew if it is too small: a ring grows to the messages that come."""
         return buffer if buffer.numel() >= nbytes else self.wire.medium.buffer(nbytes)
 
     def _guard(self, work: Callable[[], None]) -> None:
@@ -71,13 +70,19 @@ class _End:
             raise ChannelError(f"rank {self.wire.rank}: {self.wire.edge}: its thread did not end")
 
 
+_SENDING = 2
+"""Messages of a sender that may be under way."""
+
+
 class RemoteSender(_End):
-    """Two buffers: one is filled while the other one is under way."""
+    """A ring of buffers: one is filled while the other one is under way."""
 
     def __init__(self, wire: Wire) -> None:
-        super().__init__(wire, 2, self._run)
-        self._outbox: queue.SimpleQueue[tuple[Tag, Tensor, Loaded] | None] = queue.SimpleQueue()
-        self._pending = 0
+        super().__init__(wire, self._run)
+        self._free: queue.SimpleQueue[Tensor] = wire.watch.inbox()
+        for _ in range(_SENDING):
+            self._free.put(wire.medium.buffer(0))
+        self._started: queue.SimpleQueue[tuple[Tag, Tensor, Loaded, list[dist.Work]] | None] = queue.SimpleQueue()
         self._last: Tag | str = "nothing"
         self._thread.start()
 
@@ -85,36 +90,38 @@ class RemoteSender(_End):
         """Returns before the message has left. Raises ``ValueError`` for tensors not agreed on."""
         wire = self.wire
         frame = wire.frame(tag, tensors)
-        wire.watch.wait(lambda: self._free, f"rank {wire.rank}: {wire.edge} to rank {wire.peer}: room for {tag}")
-        with wire.watch:
-            buffer = self._take(wire.medium.room(frame))
-            self._pending += 1
+        free = wire.watch.take(self._free, lambda: f"rank {wire.rank}: {wire.edge} to rank {wire.peer}: room for {tag}")
+        buffer = self._grown(free, wire.medium.room(frame))
         loaded = wire.medium.load(buffer, frame, pack_header(tag, frame.payload_nbytes), tensors)
-        self._outbox.put((tag, buffer, loaded))
+        self._started.put((tag, buffer, loaded, self._start(tag, loaded) if wire.medium.starts_at_once else []))
         self._last = tag
+
+    def _start(self, tag: Tag, loaded: Loaded) -> list[dist.Work]:
+        wire, (pieces, written) = self.wire, loaded
+        try:
+            return [wire.medium.send(piece, written, wire.peer, wire.group) for piece in pieces]
+        except RuntimeError as error:
+            raise wire.lost(tag, error) from error
 
     def _run(self) -> None:
         wire = self.wire
-        while (message := self._outbox.get()) is not None:
-            tag, buffer, (pieces, written) = message
-            try:
-                works = [wire.medium.send(piece, written, wire.peer, wire.group) for piece in pieces]
-            except RuntimeError as error:
-                raise wire.lost(tag, error) from error
+        while (message := self._started.get()) is not None:
+            tag, buffer, loaded, works = message
+            works = works or self._start(tag, loaded)
             for work in works:
                 wire.complete(work, tag)
-            with wire.watch:
-                self._free.append(buffer)
-                self._pending -= 1
-            del message, pieces, works, work  # tensors that a block would otherwise hold until the next message
+            self._free.put(buffer)
+            del message, loaded, works, work  # tensors that a block would otherwise hold until the next message
 
     def state(self) -> str:
-        return f"{self.wire.edge} to rank {self.wire.peer}: {self._last} was sent last, {self._pending} under way"
+        under_way = _SENDING - self._free.qsize()
+        return f"{self.wire.edge} to rank {self.wire.peer}: {self._last} was sent last, {under_way} under way"
 
     def close(self) -> None:
         wire = self.wire
-        wire.watch.wait(lambda: not self._pending, f"rank {wire.rank}: {wire.edge} to rank {wire.peer}: last messages")
-        self._outbox.put(None)
+        for _ in range(_SENDING):
+            wire.watch.take(self._free, lambda: f"rank {wire.rank}: {wire.edge} to rank {wire.peer}: last messages")
+        self._started.put(None)
         self._join()
 
 
@@ -125,12 +132,14 @@ class RemoteReceiver(_End):
     """
 
     def __init__(self, wire: Wire, depth: int, tags: Iterator[Tag]) -> None:
-        super().__init__(wire, depth + 1, self._run)
+        super().__init__(wire, self._run)
+        self._free = deque(wire.medium.buffer(0) for _ in range(depth + 1))
         self._tags = tags
         self._posted: queue.SimpleQueue[tuple[Tag, Tensor, list[dist.Work]] | None] = queue.SimpleQueue()
-        self._arrived: deque[tuple[Tag, Tensor, Payload]] = deque()
+        self._arrived: queue.SimpleQueue[tuple[Tag, Tensor, Payload]] = wire.watch.inbox()
         self._held: deque[Tensor] = deque()
-        self._under_way = 0
+        self._awaited = 0
+        """Messages that were posted and not received."""
         self._last: Tag | str = "nothing"
         while self._free and self._post():
             pass
@@ -143,13 +152,12 @@ class RemoteReceiver(_End):
         if tag is None:
             return False
         frame = wire.frames(tag)
-        buffer = self._take(frame.nbytes)
+        buffer = self._grown(self._free.popleft(), frame.nbytes)
         try:
             works = [posted(dist.irecv(buffer[piece], wire.peer, group=wire.group)) for piece in frame.pieces]
         except RuntimeError as error:
             raise wire.lost(tag, error) from error
-        with wire.watch:
-            self._under_way += 1
+        self._awaited += 1
         self._posted.put((tag, buffer, works))
         return True
 
@@ -165,17 +173,15 @@ class RemoteReceiver(_End):
             except MessageError as error:
                 raise wire.error(tag, str(error)) from error
             payload = wire.medium.read(buffer, frame)
-            with wire.watch:
-                self._arrived.append((tag, buffer, payload))
-                self._under_way -= 1
+            self._arrived.put((tag, buffer, payload))
 
     def receive(self, tag: Tag) -> Payload:
         wire = self.wire
-        wire.watch.wait(
-            lambda: self._arrived, f"rank {wire.rank}: {wire.edge} from rank {wire.peer}: waiting for {tag}"
+        taken: tuple[Tag, Tensor, Payload] = wire.watch.take(
+            self._arrived, lambda: f"rank {wire.rank}: {wire.edge} from rank {wire.peer}: waiting for {tag}"
         )
-        with wire.watch:
-            found, buffer, payload = self._arrived.popleft()
+        found, buffer, payload = taken
+        self._awaited -= 1
         if found != tag:
             raise wire.error(tag, f"{found} is next")
         self._held.append(buffer)
@@ -187,15 +193,17 @@ class RemoteReceiver(_End):
         self._post()
 
     def state(self) -> str:
+        here = self._arrived.qsize()
         return (
             f"{self.wire.edge} from rank {self.wire.peer}: {self._last} was taken last, "
-            f"{len(self._arrived)} more here, {self._under_way} awaited"
+            f"{here} more here, {self._awaited - here} awaited"
         )
 
     def close(self) -> None:
         wire = self.wire
-        wire.watch.wait(
-            lambda: not self._under_way, f"rank {wire.rank}: {wire.edge} from rank {wire.peer}: last messages"
-        )
+        for _ in range(self._awaited):
+            wire.watch.take(
+                self._arrived, lambda: f"rank {wire.rank}: {wire.edge} from rank {wire.peer}: last messages"
+            )
         self._posted.put(None)
         self._join()
