@@ -115,7 +115,7 @@ def slides(job: Job, c: Column) -> Seen:
     """Train ``c`` in place."""
     seen = Seen()
     modules = [*c.f, *c.g, *c.b, *c.h]
-    optimizer = torch.optim.AdamW([p for m in modules for p in m.parameters()], weight_decay=0.0)
+    optimizer = torch.optim.AdamW([p for m in modules for p in m.parameters()], weight_decay=0.0, fused=True)
     for n in range(STEPS):
         s, t = job.batches.inputs(n), F.one_hot(job.batches.labels(n), 10).float()
         for i in range(N):

@@ -75,8 +75,8 @@ def book(g: list[Tensor], above: Tensor) -> Tensor:
 def figure_2(job: Job, blocks: list[nn.Module], feedback: list[list[Tensor]]) -> list[list[Tensor]]:
     """Train ``blocks`` f_1..f_N and ``feedback`` g_2..g_N in place; the losses of every batch, bottom to top."""
     N, classes = len(blocks), job.task.classes
-    theta = [torch.optim.AdamW(f.parameters(), weight_decay=0.0) for f in blocks]
-    phi = [torch.optim.AdamW(g[1:], weight_decay=0.0) for g in feedback]
+    theta = [torch.optim.AdamW(f.parameters(), weight_decay=0.0, fused=True) for f in blocks]
+    phi = [torch.optim.AdamW(g[1:], weight_decay=0.0, fused=True) for g in feedback]
     history = []
     for n in range(STEPS):
         x, y = job.batches.inputs(n), job.batches.labels(n)

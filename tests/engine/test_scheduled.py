@@ -107,9 +107,9 @@ def plain(job: Job, parts: int = 1) -> tuple[Weights, dict[int, float]]:
     network, losses = job.network, {}
     adamw = job.config.optimizer.name == "adamw"
     optimizer: torch.optim.Optimizer = (
-        torch.optim.AdamW(network.parameters(), weight_decay=0.0)
+        torch.optim.AdamW(network.parameters(), weight_decay=0.0, fused=True)
         if adamw
-        else torch.optim.SGD(network.parameters(), momentum=0.9)
+        else torch.optim.SGD(network.parameters(), momentum=0.9, fused=True)
     )
     for n in range(job.plan.batches):
         x, y = job.batches.inputs(n), job.batches.labels(n)

@@ -26,7 +26,12 @@ _TIMED = 16
 _LIMIT = 120.0
 """Seconds of one measurement."""
 _NETWORK = ["model=cnn", f"model.channels={[48] * 8}", f"model.strides={[1] * 8}", "optimizer=sgd", "optimizer.lr=0.01"]
-_LOCAL = {"BLL": "bll", "AL": "al", "Pred-Sim": "predsim"}
+_LOCAL = {
+    "BLL": ["algorithm=bll", "algorithm.latent.convolutions=0"],
+    "BLL, latent heads of 3 convolutions": ["algorithm=bll", "algorithm.latent.convolutions=3"],
+    "AL": ["algorithm=al"],
+    "Pred-Sim": ["algorithm=predsim"],
+}
 _GOALS = {title("1f1b", 4): 1.25, title("gpipe", 4): 1.35, title("1f1b", 8): 1.08}
 _BASELINE = title("1f1b", 4)
 
@@ -55,8 +60,8 @@ def _contenders(brief: Brief, microbatches: Sequence[int]) -> Iterator[Contender
         wanted = [f"blocks={ranks}", *_NETWORK, *options]
         return awake(brief.conf, brief.folder, name, ranks, _WARM + _TIMED, _WARM, _BATCH, wanted)
 
-    for name, algorithm in _LOCAL.items():
-        yield entrant(name, 2, f"algorithm={algorithm}", "model.cut=profile")
+    for name, options in _LOCAL.items():
+        yield entrant(name, 2, *options, "model.cut=profile")
     for m in microbatches:
         for schedule in ("gpipe", "1f1b"):
             wanted = ("algorithm=bp", f"schedule={schedule}", f"train.microbatches={m}", "model.cut=profile")

@@ -1,0 +1,54 @@
+"""A station lets go of its neighbours' buffers."""
+
+from typing import Any
+
+import torch
+
+from counterflow.engine.numerics import Numerics
+from counterflow.engine.specimens import Specimens
+from counterflow.engine.station import Ports, Station, Waits
+from counterflow.message import Tag
+from counterflow.schedule import Plan
+from counterflow.transport import Payload
+
+
+class Through(torch.nn.Module):
+    """A rule of a block that puts out the very tensor that it takes, and another one of its own."""
+
+    def ascend(self, message: Payload) -> Payload:
+        return message[0].flatten(1), message[0] + 1
+
+
+class Buffer:
+    """A receiver with one buffer for all messages."""
+
+    def __init__(self) -> None:
+        self.tensor = torch.zeros(4, 2, 3)
+
+    def receive(self, tag: Tag) -> Payload:
+        return (self.tensor.fill_(tag.n),)
+
+
+class Holding:
+    """A sender from which nothing has left yet."""
+
+    def __init__(self) -> None:
+        self.sent: list[Payload] = []
+
+    def send(self, tag: Tag, tensors: Payload) -> None:
+        self.sent.append(tensors)
+
+
+def test_what_is_sent_does_not_lie_where_the_next_message_comes() -> None:
+    below: Any = Buffer()
+    up: Any = Holding()
+    plan = Plan(batches=3, lag=1)
+    numerics = Numerics(torch.device("cpu"))
+    ports = Ports(below, up, below, None)
+    rule: Any = Through()
+    observer: Any = None
+    station = Station(1, rule, ports, plan, 0, numerics, observer, Waits(), Specimens(0, plan))
+    for n in range(3):
+        station.forward(n)
+    assert [(float(a.mean()), float(b.mean())) for a, b in up.sent] == [(0, 1), (1, 2), (2, 3)]
+    assert [tuple(a.shape) for a, _ in up.sent] == [(4, 6)] * 3
