@@ -6,6 +6,7 @@ import os
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -112,7 +113,8 @@ def _serve(
         pipe.send(("done", value))
         pipe.close()
     except BaseException:
-        pipe.send(("failed", traceback.format_exc()))
+        with suppress(OSError):  # who asked may be gone
+            pipe.send(("failed", traceback.format_exc()))
     os._exit(0)  # waiting threads of channels and sockets need no good-bye
 
 

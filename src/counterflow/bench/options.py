@@ -7,7 +7,7 @@ from hydra.core.config_store import ConfigStore
 
 from counterflow.config.limits import at_least, size
 
-SUITES = ("cpu2", "emulated", "slowlink", "jitter", "transport", "memory", "scaling", "timeline")
+SUITES = ("cpu2", "emulated", "slowlink", "jitter", "transport", "memory", "scaling", "timeline", "flops")
 
 _LONGEST = 1e5
 """Milliseconds."""

@@ -63,7 +63,7 @@ def bench(options: BenchOptions, conf: Path) -> None:
     for name in options.suites:
         start = time.monotonic()
         with TemporaryDirectory(prefix="counterflow-bench-") as folder, console.status(name) as status:
-            tell = _teller(name, status.update)
+            tell = _teller(name, status.update if console.is_terminal else _print_to_stderr)
             result = SUITES[name].measure(Brief(options, conf, out, Path(folder), tell))
         note = _signed(result, time.monotonic() - start)
         known[name] = note
@@ -77,6 +77,10 @@ def bench(options: BenchOptions, conf: Path) -> None:
 
 def _teller(name: str, show: Callable[[str], None]) -> Callable[[str], None]:
     return lambda text: show(f"{name}: {text}")
+
+
+def _print_to_stderr(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def _known(path: Path) -> dict[str, Any]:
