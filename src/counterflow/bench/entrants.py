@@ -91,7 +91,7 @@ def asleep(
         ranks=ranks,
         config=config,
         batches=batches,
-        warm=batches // 3 if free else 2,
+        warm=batches // 3 if free else 1,
         task=train,
         sleep=part,
         microbatches=None if free else microbatches,

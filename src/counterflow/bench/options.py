@@ -42,7 +42,7 @@ class LinkOptions:
 
     bandwidth_gbps: float = 1.0
     latency_ms: float = 10.0
-    activation_kb: int = 1024
+    activation_kb: int = 1536
     """Kilobytes of an activation message."""
 
     def __post_init__(self) -> None:

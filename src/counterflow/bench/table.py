@@ -114,4 +114,5 @@ _SHORT = {
     "share_of_ideal": "of ideal",
     "predicted_samples_per_second": "predicted",
     "prediction_error": "off by",
+    "calibrates_ms": "calibrates [ms]",
 }

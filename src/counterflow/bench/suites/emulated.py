@@ -4,7 +4,6 @@ EMULATED: no arithmetic is done. A rank takes the same time for an update batch 
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +14,16 @@ from counterflow.bench import figures
 from counterflow.bench.brief import Brief
 from counterflow.bench.crew import Setting
 from counterflow.bench.entrants import asleep, common_batch, noise, pipelines, title
-from counterflow.bench.prediction import beside
+from counterflow.bench.options import BenchOptions
+from counterflow.bench.prediction import all_beside
 from counterflow.bench.race import race, rows
 from counterflow.bench.row import Goal, Result, Row
 from counterflow.bench.sleeping import Sleep
 
-_TIMED = 16
+_TIMED = 12
 """Update batches that are timed of BLL, after half as many for the fill; pipelines, which fill and drain with each
 batch, need fewer."""
-_TIMED_IN_STEP = 6
+_TIMED_IN_STEP = 3
 _WIDTH = 32
 _MANY = 8
 _OF_IDEAL = {8: 0.95, 32: 0.93}
@@ -32,35 +32,45 @@ _OVER_1F1B = {8: 1.20}
 
 def measure(brief: Brief) -> Result:
     options = brief.options
-    # Long: torch's schedules take a millisecond or two of a core for every micro-batch of every rank.
-    forward, backward, update = options.stage.seconds(100.0, 200.0)
-    sleep = Sleep(forward, backward, update, batch=1, width=_WIDTH)
     noise(brief.folder, 512, pixels=4, channels=1)
-    found = [row for ranks in options.numbers("ranks", [2, 4, 8, 16, 32]) for row in _of(ranks, sleep, brief)]
-    return Result("emulated", sleep.note | {"rounds": options.rounds}, found, list(_goals(found)))
+    found: list[Row] = []
+    settings: dict[str, Any] = {"rounds": options.rounds}
+    for ranks in options.numbers("ranks", [2, 4, 8, 16, 32]):
+        sleep, microbatches = _sleep(ranks, options)
+        settings |= {f"{key}, P={ranks}" if key != "emulated" else key: value for key, value in sleep.note.items()}
+        found += _of(ranks, sleep, microbatches, brief)
+    return Result("emulated", settings, found, list(_goals(found)))
 
 
-def _of(ranks: int, each: Sleep, brief: Brief) -> Iterator[Row]:
-    options = brief.options
-    if options.quick:
-        default = [ranks, 3 * ranks]
-    else:
-        # Beyond, torch's schedules take longer on two cores than the blocks sleep.
-        default = [ranks, 2 * ranks, 3 * ranks, 4 * ranks] if ranks <= _MANY else [ranks]
+def _sleep(ranks: int, options: BenchOptions) -> tuple[Sleep, list[int]]:
+    """What blocks take, and the numbers of micro-batches.
+
+    Torch's schedules take about a millisecond of a core for a micro-batch of a rank, so blocks have to sleep long for
+    the schedules to be what is measured, on few cores. From 16 ranks on that would be minutes for a batch: there is one
+    number of micro-batches, and less time.
+    """
+    many = ranks > _MANY
+    default = [ranks] if many else [ranks, 3 * ranks] if options.quick else [ranks, 2 * ranks, 3 * ranks, 4 * ranks]
     microbatches = options.numbers("microbatches", default)
-    sleep = replace(each, batch=common_batch(microbatches))
+    total_ms = 300.0 if options.quick else 1000.0 if many else max(300.0, 10.0 * ranks * max(microbatches))
+    forward, backward, update = options.stage.seconds(total_ms / 3, 2 * total_ms / 3)
+    return Sleep(forward, backward, update, common_batch(microbatches), _WIDTH), microbatches
+
+
+def _of(ranks: int, sleep: Sleep, microbatches: Sequence[int], brief: Brief) -> list[Row]:
+    options = brief.options
     contenders = [asleep(brief.conf, brief.folder, "free", sleep, ranks, _TIMED * 3 // 2)] + [
-        asleep(brief.conf, brief.folder, schedule, sleep, ranks, 2 + _TIMED_IN_STEP, m)
+        asleep(brief.conf, brief.folder, schedule, sleep, ranks, 1 + _TIMED_IN_STEP, m)
         for m in microbatches
         for schedule in pipelines(ranks, m)
         if not options.quick or schedule in ("gpipe", "1f1b")
     ]
     names = [contender.name for contender in contenders]
     baseline = next((n for n in (title("1f1b", 3 * ranks), title("1f1b", ranks)) if n in names), names[-1])
-    setting = Setting(timeout=60 + 100 * sleep.total)
+    setting = Setting(timeout=60 + 50 * sleep.total)
     measured = race(contenders, options.rounds, lambda _: setting, lambda text: brief.tell(f"P={ranks}: {text}"))
-    for row, contender in zip(rows(contenders, measured, lambda _: baseline), contenders, strict=True):
-        yield beside(row, contender)
+    found = rows(contenders, measured, lambda _: baseline)
+    return all_beside(found, contenders, [title("1f1b", microbatches[0])])
 
 
 def _goals(found: Sequence[Row]) -> Iterator[Goal]:

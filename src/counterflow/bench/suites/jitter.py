@@ -16,7 +16,7 @@ from counterflow.bench.brief import Brief
 from counterflow.bench.contender import Contender
 from counterflow.bench.crew import Setting
 from counterflow.bench.entrants import asleep, common_batch, noise, title
-from counterflow.bench.prediction import beside
+from counterflow.bench.prediction import all_beside
 from counterflow.bench.race import race, ratio, rows
 from counterflow.bench.row import Goal, Result
 from counterflow.bench.sleeping import Jitter, Sleep
@@ -25,6 +25,8 @@ _SHARE, _FACTOR = 0.1, 3.0
 _DEPTHS = (1, 2, 4, 8)
 _BATCHES = 60
 _BATCHES_IN_STEP = 32
+_STEADY_BATCHES_IN_STEP = 6
+_STEADY = ", nothing slow"
 _WIDTH = 32
 _OVER_1F1B = 1.25
 
@@ -40,10 +42,8 @@ def measure(brief: Brief) -> Result:
     baseline = title("1f1b", microbatches[0])
     setting = Setting(timeout=60 + 3 * _BATCHES * sleep.total)
     measured = race(contenders, options.rounds, lambda _: setting, brief.tell)
-    found = [
-        beside(row, contender)
-        for row, contender in zip(rows(contenders, measured, lambda _: baseline), contenders, strict=True)
-    ]
+    found = rows(contenders, measured, lambda _: baseline)
+    found = all_beside(found, contenders, ["BLL" + _STEADY, baseline + _STEADY])
     settings = sleep.note | {"share_of_slow_batches": _SHARE, "factor": _FACTOR, "rounds": options.rounds}
     goal = Goal("BLL depth 4 over " + baseline, _OVER_1F1B, ratio(measured[_name(4)], measured[baseline]))
     return Result("jitter", settings, found, [goal])
@@ -58,9 +58,11 @@ def _contenders(brief: Brief, sleep: Sleep, ranks: int, microbatches: Sequence[i
         wanted = [f"engine.depth={depth}", f"engine.lag={max(2, depth)}"]
         yield asleep(brief.conf, brief.folder, "free", sleep, ranks, _BATCHES, options=wanted, name=_name(depth))
     steady = replace(sleep, jitter=None)
-    yield asleep(brief.conf, brief.folder, "free", steady, ranks, _BATCHES, name="BLL, nothing slow")
+    yield asleep(brief.conf, brief.folder, "free", steady, ranks, _BATCHES, name="BLL" + _STEADY)
     for m in microbatches:
         yield asleep(brief.conf, brief.folder, "1f1b", sleep, ranks, _BATCHES_IN_STEP, m)
+        name = title("1f1b", m) + _STEADY
+        yield asleep(brief.conf, brief.folder, "1f1b", steady, ranks, _STEADY_BATCHES_IN_STEP, m, name=name)
 
 
 def draw(note: Mapping[str, Any], folder: Path) -> None:

@@ -17,7 +17,7 @@ from counterflow.bench.contender import Contender
 from counterflow.bench.crew import Setting
 from counterflow.bench.entrants import asleep, common_batch, noise, title
 from counterflow.bench.network import LinkSpeed, Network, available
-from counterflow.bench.prediction import beside, predict
+from counterflow.bench.prediction import all_beside, predict
 from counterflow.bench.race import race, ratio, rows
 from counterflow.bench.row import Goal, Result
 from counterflow.bench.sleeping import Sleep
@@ -42,7 +42,7 @@ def measure(brief: Brief) -> Result:
     speed = LinkSpeed(options.link.bandwidth_gbps * 1e9 / 8, options.link.latency_ms / 1e3)
     link = Link(speed.latency, speed.bandwidth)
     batch = common_batch(microbatches)
-    forward, backward, update = options.stage.seconds(8.0, 16.0)
+    forward, backward, update = options.stage.seconds(5.0, 10.0)
     sleep = Sleep(forward, backward, update, batch, width=options.link.activation_kb * 1024 // 4 // batch)
     noise(brief.folder, 512, pixels=4, channels=1)
 
@@ -65,10 +65,9 @@ def measure(brief: Brief) -> Result:
         measured = race(contenders, options.rounds, setting, brief.tell)
     pipelines = [c.name for c in contenders if c.name.startswith("1F1B") and c.name.endswith(_SLOW)]
     baseline = max(pipelines, key=lambda name: ratio(measured[name], measured[pipelines[0]]))
-    found = [
-        beside(row, contender, link if contender.name.endswith(_SLOW) else None)
-        for row, contender in zip(rows(contenders, measured, lambda _: baseline), contenders, strict=True)
-    ]
+    found = rows(contenders, measured, lambda _: baseline)
+    calibrations = [f"BLL lag 2, {_FAST}", f"{title('1f1b', microbatches[0])}, {_FAST}"]
+    found = all_beside(found, contenders, calibrations, lambda c: link if c.name.endswith(_SLOW) else None)
     settings = sleep.note | {
         "link": "a router in user space; TCP and gloo over it are real",
         "bandwidth_gbps": options.link.bandwidth_gbps,
