@@ -201,9 +201,13 @@ class RemoteReceiver(_End):
 
     def close(self) -> None:
         wire = self.wire
-        for _ in range(self._awaited):
+        rest = [
             wire.watch.take(
                 self._arrived, lambda: f"rank {wire.rank}: {wire.edge} from rank {wire.peer}: last messages"
             )
+            for _ in range(self._awaited)
+        ]
+        for message in rest:  # which may still be received
+            self._arrived.put(message)
         self._posted.put(None)
         self._join()
