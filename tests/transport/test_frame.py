@@ -44,6 +44,24 @@ def test_layout_by_hand() -> None:
     assert frame.payload_nbytes == 384
 
 
+def test_large_tensors_come_last_and_travel_alone() -> None:
+    frame = Frame(
+        (
+            TensorSpec((1 << 19,)),  # 2 MB, the least that is large
+            TensorSpec((3, 5)),
+            TensorSpec((600_001,), torch.int64),  # not a multiple of 64
+            TensorSpec(((1 << 19) - 1,)),
+        )
+    )
+    small = 64 + (1 << 21)  # 60 bytes and 2,097,148
+    assert frame.large == (0, 2)
+    assert frame.head == 64 + small
+    assert frame.offsets == (frame.head, 64, frame.head + (1 << 21), 128)
+    end = frame.head + (1 << 21)
+    assert frame.pieces == (slice(0, frame.head), slice(frame.head, end), slice(end, end + 8 * 600_001))
+    assert frame.nbytes == end + 8 * 600_001 + 56
+
+
 def test_a_message_without_tensors() -> None:
     frame = Frame(())
     assert (frame.nbytes, frame.payload_nbytes) == (HEADER_BYTES, 0)

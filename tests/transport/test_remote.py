@@ -3,6 +3,7 @@
 import math
 import threading
 import time
+import weakref
 
 import pytest
 import torch
@@ -93,6 +94,35 @@ def three(rank: int, size: int, store_path: str, count: int) -> list[float]:
 
 def test_a_column_of_three(pool: Pool) -> None:
     assert pool.run(3, three, 30)[2] == list(range(30))
+
+
+LARGE = Frame((TensorSpec((700_000,)), TensorSpec((3, 5)), TensorSpec((2, 300_001), torch.int64), TensorSpec(())))
+
+
+def large(rank: int, size: int, store_path: str, depth: int) -> bool:
+    """Large tensors among small ones; every other message has none. Whether a sender keeps what has left."""
+    frames = (LARGE, ROWS)
+    with joined(rank, size, store_path) as world:
+        if rank == 0:
+            sender = world.sender(UP, lambda tag: frames[tag.n % 2])
+            for tag in batches(12):
+                content = filled(frames[tag.n % 2], tag.n)
+                sender.send(tag, content)
+            kept = weakref.ref(content[0].untyped_storage())
+            sender.close()
+            del content
+            return kept() is not None
+        receiver = world.receiver(UP, lambda tag: frames[tag.n % 2], depth, batches(12))
+        for tag in batches(12):
+            assert same_bits(receiver.receive(tag), filled(frames[tag.n % 2], tag.n)), str(tag)
+            receiver.release()
+        receiver.close()
+        return False
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_large_tensors_arrive_as_they_were(pool: Pool, depth: int) -> None:
+    assert pool.run(2, large, depth) == [False, False]
 
 
 def mixed(rank: int, size: int, store_path: str) -> None:

@@ -37,7 +37,7 @@ Rows = Sequence[Mapping[str, Any]]
 
 def colour(name: str) -> str:
     """Of a contender, by the first word of its name."""
-    return _COLOURS.get(name.split()[0], _OTHERS)
+    return _COLOURS.get(name.split()[0].rstrip(","), _OTHERS)
 
 
 def save(path: Path, rows: int, columns: int, height: float, draw: Callable[[Figure, Sequence[Axes]], None]) -> None:

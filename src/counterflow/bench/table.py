@@ -9,10 +9,13 @@ from rich.table import Table
 Note = Mapping[str, Any]
 """Of a result: `counterflow.bench.row.Result.note`."""
 
-_EVERYWHERE = (
+_APART = (
     "name", "ranks", "samples_per_second", "lowest", "highest", "baseline", "ratio_to_baseline", "ratio_lowest",
     "ratio_highest", "wait_fraction", "peak_rss_bytes", "peak_cuda_bytes", "batch", "microbatches", "repeats",
+    "way", "bytes", "mb_per_second_lowest", "mb_per_second_highest", "saved_mb_of_each", "messages_mb_of_the_most",
+    "all_mb_of_the_most", "saved_over_bll", "all_over_bll", "model", "convolutions",
 )  # fmt: skip
+"""What has a column of its own, or is for figures alone."""
 
 
 def table(note: Note) -> Table:
@@ -59,7 +62,7 @@ def cells(note: Note) -> tuple[list[str], list[list[str]]]:
     """The header, and a line for each row; a cell without a figure is empty."""
     rows = note["rows"]
     columns = {name: [cell(row) for row in rows] for name, cell in _COLUMNS.items()}
-    for key in dict.fromkeys(key for row in rows for key in row if key not in _EVERYWHERE):
+    for key in dict.fromkeys(key for row in rows for key in row if key not in _APART):
         columns[_SHORT.get(key, key.replace("_", " "))] = [show(key, row.get(key)) for row in rows]
     kept = {name: column for name, column in columns.items() if any(column)}
     return list(kept), [list(line) for line in zip(*kept.values(), strict=True)]

@@ -17,7 +17,7 @@ from counterflow.message import HEADER_BYTES
 from counterflow.transport.channel import Payload
 
 _ALIGNMENT = 64
-_LARGE = 1 << 18
+_LARGE = 1 << 21
 """Bytes from which on a copy costs more than another message."""
 
 
