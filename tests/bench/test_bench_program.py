@@ -8,7 +8,7 @@ import pytest
 
 from counterflow.bench.options import SUITES as NAMES
 from counterflow.bench.options import BenchOptions, LinkOptions, StageOptions
-from counterflow.bench.program import bench
+from counterflow.bench.program import bench, main
 from counterflow.bench.row import Goal, Result, Row
 from counterflow.bench.suites import SUITES
 from counterflow.bench.table import goals, show
@@ -112,3 +112,11 @@ def test_a_folder_with_something_else(tmp_path: Path) -> None:
     (tmp_path / "bench.json").write_text("no json")
     with pytest.raises(ValueError, match=r"holds a bench.json that is none"):
         bench(BenchOptions(out=str(tmp_path)), CONF)
+
+
+def test_what_is_wrong_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.argv", ["bench.py", "suite=fast"])
+    with pytest.raises(SystemExit) as ended:
+        main(CONF)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith("error: suite=fast: allowed are all, cpu2")

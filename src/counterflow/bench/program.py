@@ -31,21 +31,18 @@ _WIDTH = 160
 
 def main(conf: Path) -> None:
     """Ends the process with status 0 if every suite was measured, whether or not it reached its goals."""
-    chosen: list[BenchOptions] = []
+    chosen: list[DictConfig] = []
     try:
-        command_line(conf, lambda composed: chosen.append(_checked(composed)), "bench")
-        for options in chosen:  # beside hydra's application, as contenders are composed by hydra too
-            bench(options, conf)
+        command_line(conf, chosen.append, "bench")
+        # Beside hydra's application, which adds lines to an error's; and contenders are composed by hydra too.
+        for composed in chosen:
+            bench(check(composed, BenchOptions), conf)
     except ValueError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(_USAGE_ERROR)
     except CrewError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(_FAILED)
-
-
-def _checked(composed: DictConfig) -> BenchOptions:
-    return check(composed, BenchOptions)
 
 
 def bench(options: BenchOptions, conf: Path) -> None:
