@@ -45,7 +45,7 @@ def test_ratios_are_medians_within_rounds() -> None:
 
 def test_rows() -> None:
     contenders = [contender("a"), replace(contender("b"), microbatches=4)]
-    found = rows(contenders, {"a": [measured(1.0), measured(2.0)], "b": [measured(2.0), measured(2.0)]}, lambda _: "b")
+    found = rows(contenders, {"a": [measured(1.0), measured(2.0)], "b": [measured(2.0), measured(2.0)]}, "b")
     assert [row.name for row in found] == ["a", "b"]
     assert found[0].samples_per_second == pytest.approx(60)
     assert (found[0].lowest, found[0].highest) == pytest.approx((40, 80))

@@ -12,6 +12,9 @@ from counterflow.bench.sleeping import Sleep
 from counterflow.composition import configure
 from counterflow.config import CustomConfig
 
+NETWORK = ["model=cnn", f"model.channels={[48] * 8}", f"model.strides={[1] * 8}", "optimizer=sgd", "optimizer.lr=0.01"]
+"""What contenders train that compute."""
+
 _SCHEDULES = {"gpipe": "GPipe", "1f1b": "1F1B", "interleaved1f1b": "interleaved 1F1B", "zbv": "ZBV"}
 _TWO_STAGES = ("interleaved1f1b", "zbv")
 """Schedules with two stages a rank, of half the time each."""

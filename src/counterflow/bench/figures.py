@@ -48,13 +48,12 @@ def save(path: Path, rows: int, columns: int, height: float, draw: Callable[[Fig
         figure.savefig(path, metadata={"Software": None})
 
 
-def bars(axes: Axes, rows: Rows, value: str = "samples_per_second") -> None:
+def bars(axes: Axes, rows: Rows) -> None:
     """Medians as horizontal bars, the first one on top, and a whisker from the lowest to the highest."""
     for y, row in enumerate(reversed(rows)):
-        middle = row[value]
+        middle = row["samples_per_second"]
         axes.barh(y, middle, color=colour(row["name"]), height=0.7)
-        if value == "samples_per_second":
-            axes.plot([row["lowest"], row["highest"]], [y, y], color="black", linewidth=1)
+        axes.plot([row["lowest"], row["highest"]], [y, y], color="black", linewidth=1)
         text = f"{middle:,.0f}" if row["ratio_to_baseline"] is None else f"{row['ratio_to_baseline']:.2f}x"
         axes.annotate(text, (max(middle, row["highest"]), y), (4, 0), textcoords="offset points", va="center")
     axes.set_yticks(range(len(rows)), [row["name"] for row in reversed(rows)])

@@ -54,13 +54,11 @@ def _ratios(own: Sequence[Measured], other: Sequence[Measured]) -> list[float]:
     return [one.rate / base.rate for one, base in zip(own, other, strict=True)]
 
 
-def rows(
-    contenders: Sequence[Contender], measured: Mapping[str, Sequence[Measured]], baseline: Callable[[Contender], str]
-) -> list[Row]:
+def rows(contenders: Sequence[Contender], measured: Mapping[str, Sequence[Measured]], baseline: str) -> list[Row]:
     """A row for each contender. Ratios are medians of those within a round, to the contender named ``baseline``."""
     found = []
     for contender in contenders:
-        own, other = measured[contender.name], measured[baseline(contender)]
+        own, other = measured[contender.name], measured[baseline]
         rates = [one.rate for one in own]
         ratios = _ratios(own, other)
         cuda = [reading.peak_cuda_bytes for one in own for reading in one.readings]
@@ -71,7 +69,7 @@ def rows(
                 samples_per_second=median(rates),
                 lowest=min(rates),
                 highest=max(rates),
-                baseline=baseline(contender),
+                baseline=baseline,
                 ratio_to_baseline=median(ratios),
                 ratio_lowest=min(ratios),
                 ratio_highest=max(ratios),

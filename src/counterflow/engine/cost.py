@@ -66,7 +66,7 @@ def _learning(column: Column, block: int, rule: LocalRule, job: Job, samples: in
         target: Target = ()
         if job.plan.targets_down:
             *above, _ = column.target(block, 0, samples)
-            target = rule.read(0, (*_example(above), _labels(job.task, samples)))
+            target = rule.read(0, (*made_up(above), _labels(job.task, samples)))
         rule.ascend(message)
         rule.learn(0, message, target)
     return float(counter.get_total_flops())
@@ -74,7 +74,7 @@ def _learning(column: Column, block: int, rule: LocalRule, job: Job, samples: in
 
 def _message(column: Column, block: int, job: Job, samples: int) -> Payload:
     if block > 1:
-        return _example(column.activation(block - 1, samples))
+        return made_up(column.activation(block - 1, samples))
     return _repeated(job, samples), _labels(job.task, samples)
 
 
@@ -87,7 +87,8 @@ def _labels(task: Task, samples: int) -> Tensor:
     return torch.zeros(samples, *task.label_shape, dtype=torch.int64)
 
 
-def _example(specs: Iterable[tuple[Shape, torch.dtype]]) -> Payload:
+def made_up(specs: Iterable[tuple[Shape, torch.dtype]]) -> Payload:
+    """A message of ``specs``, with any content."""
     return tuple(
         torch.randn(shape) if dtype.is_floating_point else torch.zeros(shape, dtype=dtype) for shape, dtype in specs
     )

@@ -8,7 +8,8 @@ from itertools import pairwise
 import torch
 
 from counterflow.algorithms import ALGORITHMS, REFERENCES, Column
-from counterflow.algorithms.rule import LocalRule, Payload, Specs
+from counterflow.algorithms.rule import LocalRule, Payload
+from counterflow.engine.cost import made_up
 from counterflow.engine.job import Job
 from counterflow.models.partition import balance, fastest, layer_times, now, output_shapes, partition, settle
 
@@ -78,7 +79,7 @@ def pair_time(job: Job, column: Column, block: int) -> PairTime:
 def message_from_below(job: Job, column: Column, block: int) -> Payload:
     """A training batch as it enters ``block`` from below."""
     if block > 1:
-        return _received(job, _made_up(column.activation(block - 1, job.config.train.batch_size)))
+        return _received(job, made_up(column.activation(block - 1, job.config.train.batch_size)))
     return _received(job, (job.example, *((job.batches.labels(0),) if job.plan.predicts_down else ())))
 
 
@@ -104,13 +105,7 @@ def _target_message(job: Job, column: Column, block: int) -> Payload:
     if not job.plan.targets_down or block == job.topology.blocks:
         return (labels.to(job.device),)
     *book, _ = column.target(block, 0, job.config.train.batch_size)
-    return _received(job, (*_made_up(tuple(book)), labels))
-
-
-def _made_up(specs: Specs) -> Payload:
-    return tuple(
-        torch.randn(shape) if dtype.is_floating_point else torch.zeros(shape, dtype=dtype) for shape, dtype in specs
-    )
+    return _received(job, (*made_up(tuple(book)), labels))
 
 
 def _received(job: Job, message: Payload) -> Payload:

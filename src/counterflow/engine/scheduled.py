@@ -30,6 +30,7 @@ from counterflow.engine.specimens import Specimens
 from counterflow.engine.station import Observer
 from counterflow.engine.tally import Tally
 from counterflow.metrics.fingerprint import digest
+from counterflow.schedule.pipelines import blocks_of_stages, owners
 from counterflow.trace.recorder import Recorder, span
 from counterflow.transport import ChannelError, World
 from counterflow.transport.channel import gloo_reason
@@ -125,14 +126,8 @@ class Pipeline:
         self._blocks = blocks
         self._shapes = shapes
         self._group: dist.ProcessGroup | None = None
-        topology, ranks = job.topology, job.topology.ranks
-        if job.schedule in ("interleaved1f1b", "zbv") and ranks > 1:
-            self._stages = [range(block, block + 1) for block in range(1, topology.blocks + 1)]
-            around = [*range(ranks), *reversed(range(ranks))] if job.schedule == "zbv" else list(range(ranks))
-            self._ranks = [around[stage % len(around)] for stage in range(len(self._stages))]
-        else:
-            self._stages = [topology.blocks_of(rank) for rank in range(ranks)]
-            self._ranks = list(range(ranks))
+        self._stages = blocks_of_stages(job.schedule, job.topology)
+        self._ranks = owners(job.schedule, job.topology.ranks, len(self._stages))
         self.owners = [rank for stage, rank in zip(self._stages, self._ranks, strict=True) for _ in stage]
         """The rank of each block, bottom to top."""
 

@@ -7,7 +7,7 @@ from itertools import takewhile
 from counterflow.schedule.account import Account, Window
 from counterflow.schedule.clock import Channel, Part, Step, Timetable, Verb, run
 from counterflow.schedule.load import Link, Load
-from counterflow.schedule.pipelines import PIPELINES, Move, Task, owners, tasks
+from counterflow.schedule.pipelines import PIPELINES, Move, Task, blocks_of_stages, owners, tasks
 from counterflow.schedule.plan import Plan
 from counterflow.schedule.program import Action, Op, rank_program
 from counterflow.schedule.steps import BUFFERED, Joint, joints, steps
@@ -87,10 +87,7 @@ def forecast(
         schedule = "sequential"
     if schedule == "sequential":
         microbatches = 1
-    if schedule in ("interleaved1f1b", "zbv"):
-        stages = [range(block, block + 1) for block in range(1, topology.blocks + 1)]
-    else:
-        stages = [topology.blocks_of(rank) for rank in range(ranks)]
+    stages = blocks_of_stages(schedule, topology)
     account = Account(ranks, Window.of(batches, len(stages), 1), _held_by_task(stages, microbatches), keep)
     run(_pipelined(schedule, ranks, stages, costs, batches, microbatches), account.record)
     return _forecast(account, [0.0] * ranks)

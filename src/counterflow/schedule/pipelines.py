@@ -27,6 +27,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+from counterflow.topology import Topology
+
 PIPELINES = ("sequential", "gpipe", "1f1b", "interleaved1f1b", "zbh1", "zbv")
 
 
@@ -62,6 +64,13 @@ class Task:
     def completes(self) -> tuple[int, int] | None:
         """The stage and the update batch, if the task is the update."""
         return (self.stage, self.n) if self.move is Move.UPDATE else None
+
+
+def blocks_of_stages(schedule: str, topology: Topology) -> list[range]:
+    """The blocks of every stage, bottom to top: one each where a rank has several stages, else all of a rank's."""
+    if schedule in ("interleaved1f1b", "zbv") and topology.ranks > 1:
+        return [range(block, block + 1) for block in range(1, topology.blocks + 1)]
+    return [topology.blocks_of(rank) for rank in range(topology.ranks)]
 
 
 def owners(schedule: str, ranks: int, stages: int) -> list[int]:

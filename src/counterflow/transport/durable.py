@@ -76,7 +76,7 @@ class DurableSender:
         written = link.medium.write(buffer, frame, pack_header(tag, frame.payload_nbytes), tensors)
         if written is not None:
             written.synchronize()
-        what = f"rank {link.rank}: {link.edge} to rank {link.peer}: room for {tag}"
+        what = link.sending(f"room for {tag}")
         link.watch.wait(lambda: len(self._replay) - self._position < 2, what)
         with link.watch:
             self._replay.append(tag, buffer)
@@ -97,7 +97,7 @@ class DurableSender:
     def close(self) -> None:
         """Return when everything has left this process; it can be asked for again until `end`."""
         link = self.link
-        what = f"rank {link.rank}: {link.edge} to rank {link.peer}: last messages"
+        what = link.sending("last messages")
         link.watch.wait(lambda: self._position == len(self._replay), what)
 
     def end(self) -> None:
@@ -204,7 +204,7 @@ class DurableReceiver:
 
     def receive(self, tag: Tag) -> Payload:
         link = self.link
-        what = f"rank {link.rank}: {link.edge} from rank {link.peer}: waiting for {tag}"
+        what = link.receiving(f"waiting for {tag}")
         link.watch.wait(lambda: self._arrived, what)
         with link.watch:
             found, buffer, payload = self._arrived.popleft()
@@ -230,7 +230,7 @@ class DurableReceiver:
 
     def close(self) -> None:
         link = self.link
-        what = f"rank {link.rank}: {link.edge} from rank {link.peer}: last messages"
+        what = link.receiving("last messages")
         link.watch.wait(lambda: self._expected is None, what)
 
     def end(self) -> None:

@@ -30,5 +30,13 @@ class Joint:
             raise ValueError(f"rank {self.rank}: {self.edge}: {tag}: {error}") from None
         return frame
 
+    def sending(self, what: object) -> str:
+        """What this end, which sends, waits for."""
+        return f"rank {self.rank}: {self.edge} to rank {self.peer}: {what}"
+
+    def receiving(self, what: object) -> str:
+        """What this end, which receives, waits for."""
+        return f"rank {self.rank}: {self.edge} from rank {self.peer}: {what}"
+
     def error(self, tag: Tag, why: str) -> ChannelError:
         return ChannelError(f"rank {self.rank}: {self.edge} with rank {self.peer}: {tag}: {why}")

@@ -90,7 +90,7 @@ class RemoteSender(_End):
         """Returns before the message has left. Raises ``ValueError`` for tensors not agreed on."""
         wire = self.wire
         frame = wire.frame(tag, tensors)
-        free = wire.watch.take(self._free, lambda: f"rank {wire.rank}: {wire.edge} to rank {wire.peer}: room for {tag}")
+        free = wire.watch.take(self._free, lambda: wire.sending(f"room for {tag}"))
         buffer = self._grown(free, wire.medium.room(frame))
         loaded = wire.medium.load(buffer, frame, pack_header(tag, frame.payload_nbytes), tensors)
         self._started.put((tag, buffer, loaded, self._start(tag, loaded) if wire.medium.starts_at_once else []))
@@ -120,7 +120,7 @@ class RemoteSender(_End):
     def close(self) -> None:
         wire = self.wire
         for _ in range(_SENDING):
-            wire.watch.take(self._free, lambda: f"rank {wire.rank}: {wire.edge} to rank {wire.peer}: last messages")
+            wire.watch.take(self._free, lambda: wire.sending("last messages"))
         self._started.put(None)
         self._join()
 
@@ -178,7 +178,7 @@ class RemoteReceiver(_End):
     def receive(self, tag: Tag) -> Payload:
         wire = self.wire
         taken: tuple[Tag, Tensor, Payload] = wire.watch.take(
-            self._arrived, lambda: f"rank {wire.rank}: {wire.edge} from rank {wire.peer}: waiting for {tag}"
+            self._arrived, lambda: wire.receiving(f"waiting for {tag}")
         )
         found, buffer, payload = taken
         self._awaited -= 1
@@ -201,12 +201,7 @@ class RemoteReceiver(_End):
 
     def close(self) -> None:
         wire = self.wire
-        rest = [
-            wire.watch.take(
-                self._arrived, lambda: f"rank {wire.rank}: {wire.edge} from rank {wire.peer}: last messages"
-            )
-            for _ in range(self._awaited)
-        ]
+        rest = [wire.watch.take(self._arrived, lambda: wire.receiving("last messages")) for _ in range(self._awaited)]
         for message in rest:  # which may still be received
             self._arrived.put(message)
         self._posted.put(None)

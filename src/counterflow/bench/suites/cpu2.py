@@ -15,7 +15,7 @@ from counterflow.bench import figures
 from counterflow.bench.brief import Brief
 from counterflow.bench.contender import Contender, replicate
 from counterflow.bench.crew import Setting
-from counterflow.bench.entrants import awake, noise, title
+from counterflow.bench.entrants import NETWORK, awake, noise, title
 from counterflow.bench.race import Measured, race, ratio, rows
 from counterflow.bench.row import Goal, Result
 
@@ -25,7 +25,6 @@ _WARM = 4
 _TIMED = 16
 _LIMIT = 120.0
 """Seconds of one measurement."""
-_NETWORK = ["model=cnn", f"model.channels={[48] * 8}", f"model.strides={[1] * 8}", "optimizer=sgd", "optimizer.lr=0.01"]
 _LOCAL = {
     "BLL": ["algorithm=bll", "algorithm.latent.convolutions=0"],
     "BLL, latent heads of 3 convolutions": ["algorithm=bll", "algorithm.latent.convolutions=3"],
@@ -52,12 +51,12 @@ def measure(brief: Brief) -> Result:
         "rounds": options.rounds,
         "cut": _cut(measured["BLL"]),
     }
-    return Result("cpu2", settings, rows(contenders, measured, lambda _: baseline), list(_goals(measured)))
+    return Result("cpu2", settings, rows(contenders, measured, baseline), list(_goals(measured)))
 
 
 def _contenders(brief: Brief, microbatches: Sequence[int]) -> Iterator[Contender]:
     def entrant(name: str, ranks: int, *options: str) -> Contender:
-        wanted = [f"blocks={ranks}", *_NETWORK, *options]
+        wanted = [f"blocks={ranks}", *NETWORK, *options]
         return awake(brief.conf, brief.folder, name, ranks, _WARM + _TIMED, _WARM, _BATCH, wanted)
 
     for name, options in _LOCAL.items():

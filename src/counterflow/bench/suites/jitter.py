@@ -42,7 +42,7 @@ def measure(brief: Brief) -> Result:
     baseline = title("1f1b", microbatches[0])
     setting = Setting(timeout=60 + 3 * _BATCHES * sleep.total)
     measured = race(contenders, options.rounds, lambda _: setting, brief.tell)
-    found = rows(contenders, measured, lambda _: baseline)
+    found = rows(contenders, measured, baseline)
     found = all_beside(found, contenders, ["BLL" + _STEADY, baseline + _STEADY])
     settings = sleep.note | {"share_of_slow_batches": _SHARE, "factor": _FACTOR, "rounds": options.rounds}
     goal = Goal("BLL depth 4 over " + baseline, _OVER_1F1B, ratio(measured[_name(4)], measured[baseline]))

@@ -42,7 +42,7 @@ def _of(ranks: int, each: Sleep, brief: Brief) -> Iterator[Row]:
     setting = Setting(timeout=60 + 100 * sleep.total)
     measured = race(contenders, brief.options.rounds, lambda _: setting, lambda text: brief.tell(f"P={ranks}: {text}"))
     baseline = title("1f1b", microbatches[-1]) if ranks > 1 else "BLL"
-    for row, contender in zip(rows(contenders, measured, lambda _: baseline), contenders, strict=True):
+    for row, contender in zip(rows(contenders, measured, baseline), contenders, strict=True):
         yield beside(row, contender)
 
 

@@ -65,7 +65,7 @@ def measure(brief: Brief) -> Result:
         measured = race(contenders, options.rounds, setting, brief.tell)
     pipelines = [c.name for c in contenders if c.name.startswith("1F1B") and c.name.endswith(_SLOW)]
     baseline = max(pipelines, key=lambda name: ratio(measured[name], measured[pipelines[0]]))
-    found = rows(contenders, measured, lambda _: baseline)
+    found = rows(contenders, measured, baseline)
     calibrations = [f"BLL lag 2, {_FAST}", f"{title('1f1b', microbatches[0])}, {_FAST}"]
     found = all_beside(found, contenders, calibrations, lambda c: link if c.name.endswith(_SLOW) else None)
     settings = sleep.note | {

@@ -12,7 +12,7 @@ from typing import Any
 from counterflow.bench.brief import Brief
 from counterflow.bench.contender import Contender, trace
 from counterflow.bench.crew import Setting, run
-from counterflow.bench.entrants import asleep, awake, common_batch, noise, title
+from counterflow.bench.entrants import NETWORK, asleep, awake, common_batch, noise, title
 from counterflow.bench.race import Measured, rows
 from counterflow.bench.row import Result
 from counterflow.bench.sleeping import Sleep
@@ -23,7 +23,6 @@ _BATCHES = 24
 _SHOWN = 8
 _BATCH = 128
 _LIMIT = 120.0
-_NETWORK = ["model=cnn", f"model.channels={[48] * 8}", f"model.strides={[1] * 8}", "optimizer=sgd", "optimizer.lr=0.01"]
 
 
 def measure(brief: Brief) -> Result:
@@ -49,7 +48,7 @@ def measure(brief: Brief) -> Result:
         paint(panels, brief.out / f"timeline{suffix}.png", range(_SHOWN))
         found += [
             replace(row, name=f"{row.name} (emulated)", baseline=f"{row.baseline} (emulated)") if suffix else row
-            for row in rows(contenders, measured, lambda _: title("1f1b", microbatches))
+            for row in rows(contenders, measured, title("1f1b", microbatches))
         ]
     settings = {"network": f"8 convolutions of 48 channels, {_SHOWN} of {_BATCHES} batches shown"} | {
         f"sleeping_{key}": value for key, value in sleep.note.items() if key != "emulated"
@@ -58,7 +57,7 @@ def measure(brief: Brief) -> Result:
 
 
 def _awake(brief: Brief, schedule: str, ranks: int, microbatches: int) -> Contender:
-    wanted = [f"blocks={ranks}", *_NETWORK, "model.cut=flops"]
+    wanted = [f"blocks={ranks}", *NETWORK, "model.cut=flops"]
     if schedule == "free":
         name, wanted = "BLL", [*wanted, "algorithm=bll"]
     else:
