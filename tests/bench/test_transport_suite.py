@@ -54,8 +54,8 @@ def test_a_block_without_an_engine(tmp_path: Path) -> None:
 
 def test_loads_are_long_enough_and_not_too_long() -> None:
     loads = [transport._load(1024 << 2 * i) for i in range(9)]
-    assert loads[0].count == 2000
-    assert loads[-1] == Load(64 << 20, 12, 4)
+    assert loads[0].count == 1000
+    assert loads[-1] == Load(64 << 20, 16, 4)
     assert all(load.nbytes * load.count <= 1 << 30 for load in loads)
 
 

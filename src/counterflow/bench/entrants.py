@@ -12,9 +12,6 @@ from counterflow.bench.sleeping import Sleep
 from counterflow.composition import configure
 from counterflow.config import CustomConfig
 
-NETWORK = ["model=cnn", f"model.channels={[48] * 8}", f"model.strides={[1] * 8}", "optimizer=sgd", "optimizer.lr=0.01"]
-"""What contenders train that compute."""
-
 _SCHEDULES = {"gpipe": "GPipe", "1f1b": "1F1B", "interleaved1f1b": "interleaved 1F1B", "zbv": "ZBV"}
 _TWO_STAGES = ("interleaved1f1b", "zbv")
 """Schedules with two stages a rank, of half the time each."""
@@ -25,6 +22,17 @@ _ABOUT = 96
 def title(schedule: str, microbatches: int) -> str:
     """The name of a pipeline of backprop in tables."""
     return f"{_SCHEDULES[schedule]} m={microbatches}"
+
+
+def convolutions(count: int) -> list[str]:
+    """The network of contenders that compute: so many convolutions of 48 channels, and an output layer."""
+    return [
+        "model=cnn",
+        f"model.channels={[48] * count}",
+        f"model.strides={[1] * count}",
+        "optimizer=sgd",
+        "optimizer.lr=0.01",
+    ]
 
 
 def noise(folder: Path, samples: int, pixels: int, channels: int) -> None:

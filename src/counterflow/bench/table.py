@@ -105,7 +105,7 @@ def _ratios(row: Note) -> str:
 _COLUMNS: dict[str, Callable[[Note], str]] = {
     "P": lambda row: str(row["ranks"]),
     "name": lambda row: str(row["name"]),
-    "samples/s": lambda row: "" if row["samples_per_second"] is None else f"{row['samples_per_second']:,.0f}",
+    "samples/s": lambda row: show("samples_per_second", row["samples_per_second"]),
     "spread": _spread,
     "ratio": _ratio,
     "from-to": _ratios,

@@ -12,7 +12,7 @@ from typing import Any
 from counterflow.bench.brief import Brief
 from counterflow.bench.contender import Contender, trace
 from counterflow.bench.crew import Setting, run
-from counterflow.bench.entrants import NETWORK, asleep, awake, common_batch, noise, title
+from counterflow.bench.entrants import asleep, awake, common_batch, convolutions, noise, title
 from counterflow.bench.race import Measured, rows
 from counterflow.bench.row import Result
 from counterflow.bench.sleeping import Sleep
@@ -22,6 +22,7 @@ from counterflow.trace.timeline import draw as paint
 _BATCHES = 24
 _SHOWN = 8
 _BATCH = 128
+_CONVOLUTIONS = 8
 _LIMIT = 120.0
 
 
@@ -50,14 +51,14 @@ def measure(brief: Brief) -> Result:
             replace(row, name=f"{row.name} (emulated)", baseline=f"{row.baseline} (emulated)") if suffix else row
             for row in rows(contenders, measured, title("1f1b", microbatches))
         ]
-    settings = {"network": f"8 convolutions of 48 channels, {_SHOWN} of {_BATCHES} batches shown"} | {
+    settings = {"network": f"{_CONVOLUTIONS} convolutions of 48 channels, {_SHOWN} of {_BATCHES} batches shown"} | {
         f"sleeping_{key}": value for key, value in sleep.note.items() if key != "emulated"
     }
     return Result("timeline", settings, found, [])
 
 
 def _awake(brief: Brief, schedule: str, ranks: int, microbatches: int) -> Contender:
-    wanted = [f"blocks={ranks}", *NETWORK, "model.cut=flops"]
+    wanted = [f"blocks={ranks}", *convolutions(_CONVOLUTIONS), "model.cut=flops"]
     if schedule == "free":
         name, wanted = "BLL", [*wanted, "algorithm=bll"]
     else:

@@ -25,14 +25,18 @@ from counterflow.bench.sleeping import Sleep
 _KILO, _MEGA = 1 << 10, 1 << 20
 _SIZES = [_KILO << 2 * i for i in range(9)]
 _SOME_SIZES = [_KILO, 64 * _KILO, _MEGA, 16 * _MEGA]
-_ABOUT, _MOST, _FEWEST = 256 * _MEGA, 2000, 12
+_ABOUT, _MOST, _FEWEST = 1024 * _MEGA, 1000, 12
 """Bytes of a measurement, and the number of its messages."""
-_ECHOES = 1000
+_TURNS = 3
+"""Measurements of each size in a round: they are short, and differ by a third on a shared machine."""
+_ECHOES = 500
 _LARGE = _MEGA
 _OF_RAW, _OF_STAGE = 0.90, 0.03
 _STAGE = 0.010
 """Seconds."""
 _BATCH, _WIDTH = 32, 32
+_IDLE = 2000
+"""Batches of stages that take no time."""
 _FEW, _MORE = 50, 250
 """Batches of stages that sleep: processors' time for a batch is that of these runs' difference."""
 _RANKS = 3
@@ -57,7 +61,8 @@ def _messages(brief: Brief) -> tuple[list[Row], list[Goal]]:
     loads = [_load(nbytes) for nbytes in (_SOME_SIZES if brief.options.quick else _SIZES)]
     brief.tell(f"{len(loads)} sizes of messages, over channels and over bare gloo")
     echo = Load(_KILO, _ECHOES, _ECHOES // 10)
-    found, _ = run(Setting(timeout=600, pinned=True), 2, compare, loads, echo, brief.options.rounds)
+    turns = _TURNS * brief.options.rounds
+    found, _ = run(Setting(timeout=60.0 * turns, pinned=True), 2, compare, loads, echo, turns)
     rows = [row for load in loads for row in _flow(load, found.flows[load.nbytes])]
     least = min(_ratio(row) for row in rows if row.more["way"] == CHANNEL and _bytes(row) >= _LARGE)
     goal = Goal("bytes/s over raw gloo, least of all sizes from 1 MB on", _OF_RAW, least)
@@ -143,7 +148,7 @@ def _round(brief: Brief) -> tuple[float, tuple[float, float], tuple[float, float
     """Seconds a batch: of stages that take no time; and of stages that sleep, by the clock and of the processors of
     the rank in the middle, with the engine and without."""
     brief.tell("the engine on blocks that sleep")
-    limit = _slowest(_run(_contender(brief, 0.0, 2, _MOST)))
+    limit = _slowest(_run(_contender(brief, 0.0, 2, _IDLE)))
     short, long = (_contender(brief, _STAGE, _RANKS, batches) for batches in (_FEW, _MORE))
     few, more = _run(short)[1], _run(long)
     alone = run(_SETTING, _RANKS, idle, long)
