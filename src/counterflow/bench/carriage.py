@@ -144,7 +144,8 @@ def _frame(load: Load) -> Frame:
 
 
 def _content(load: Load) -> tuple[torch.Tensor]:
-    return (torch.zeros(load.nbytes - HEADER_BYTES, dtype=torch.uint8),)
+    # Not zeros, which may all be one page of the system's until they are written, and are sent faster than others.
+    return (torch.ones(load.nbytes - HEADER_BYTES, dtype=torch.uint8),)
 
 
 def _tags(load: Load) -> Iterator[Tag]:

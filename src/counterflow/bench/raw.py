@@ -31,7 +31,7 @@ class RawSender:
     def __init__(self, group: Any, peer: int, nbytes: int) -> None:
         self._group = group
         self._peer = peer
-        self._free = deque(torch.zeros(nbytes, dtype=torch.uint8) for _ in range(_SENDING))
+        self._free = deque(torch.ones(nbytes, dtype=torch.uint8) for _ in range(_SENDING))
         self._under_way: deque[tuple[torch.Tensor, Any]] = deque()
 
     def send(self, tag: Tag, tensors: Payload) -> None:

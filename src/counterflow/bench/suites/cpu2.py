@@ -47,7 +47,8 @@ def measure(brief: Brief) -> Result:
     baseline = _BASELINE if _BASELINE in names else names[-1]
     measured = race(contenders, options.rounds, lambda _: Setting(timeout=_LIMIT, pinned=True), brief.tell)
     settings = {
-        "network": f"{_CONVOLUTIONS} convolutions of 48 channels, {_PIXELS} x {_PIXELS} pixels, batch norm, an output layer",
+        "network": f"{_CONVOLUTIONS} convolutions of 48 channels, batch norm, an output layer",
+        "samples": f"{_BATCH} of {_PIXELS} x {_PIXELS} pixels",
         "threads": 1,
         "batches": _TIMED,
         "rounds": options.rounds,
