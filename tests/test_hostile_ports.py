@@ -240,7 +240,7 @@ def allowed(when: str, undisturbed: str) -> tuple[str | None, ...]:
     return (undisturbed, None) if when == "rendezvous" else (undisturbed,)
 
 
-@pytest.mark.parametrize("when", WHEN)
+@pytest.mark.parametrize("when", [pytest.param("rendezvous", marks=pytest.mark.slow), "training"])
 def test_strangers_change_nothing(when: str, undisturbed: str) -> None:
     """All of them, one after the other; those of a run that trains stay."""
     with ExitStack() as stay, Job() as job:

@@ -188,6 +188,7 @@ def test_a_stage_begins_no_run_that_would_outlast_it(monkeypatch: pytest.MonkeyP
     assert (sweep.ran, sweep.remaining, sweep.status) == (2, 1, 75)
 
 
+@pytest.mark.slow
 def test_a_stage_that_ends_leaves_a_checkpoint(tmp_path: Path) -> None:
     options = ("seed=1,2", "train.epochs=100000", "checkpoint.every=50", "run.display=false", "run.dir=here")
     for _ in range(2):
