@@ -297,7 +297,7 @@ def small(*overrides: str, ranks: int = 1) -> Command:
 
 
 @pytest.mark.timeout(300)
-@settings(OPTIONS, max_examples=18)
+@settings(OPTIONS, max_examples=10)
 @given(command=commands())
 @example(command=small("scale=[1,2]"))  # a TypeError of hydra
 @example(command=small(f"model.width={2**31}"))  # torch: can't allocate memory

@@ -86,7 +86,7 @@ def kill_all(folder: Path, draw: random.Random, unbroken: tuple[str, float]) -> 
     return when
 
 
-@pytest.mark.parametrize("kill", [kill_one, kill_all])
+@pytest.mark.parametrize("kill", [kill_one, pytest.param(kill_all, marks=pytest.mark.slow)])
 def test_killed_and_restarted_the_bits_are_the_same(kill, unbroken: tuple[str, float], tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     for seed in range(2):
         folder = tmp_path / str(seed)

@@ -64,6 +64,7 @@ def test_an_experiment_is_one_command_that_skips_what_has_finished(tmp_path: Pat
     assert summary(tmp_path / "alone")["config_hash"] == before["config_hash"]
 
 
+@pytest.mark.slow
 def test_interrupted_runs_begin_anew_and_those_of_another_configuration_are_refused(tmp_path: Path) -> None:
     command = (PROGRAM, "-m", "seed=1,2,3", "run.dir=here", *QUICK)
     assert start(*command, cwd=tmp_path).returncode == 0
@@ -119,7 +120,9 @@ def test_an_interrupt_ends_the_whole_sweep(tmp_path: Path) -> None:
     assert rest == ""
 
 
-@pytest.mark.parametrize("sweep", [("experiment=table1", "scale=smoke"), ("-m", "seed=1,2")])
+@pytest.mark.parametrize(
+    "sweep", [("experiment=table1", "scale=smoke"), pytest.param(("-m", "seed=1,2"), marks=pytest.mark.slow)]
+)
 def test_a_sweep_under_torchrun_is_refused_before_anything_is_written(tmp_path: Path, sweep: tuple[str, ...]) -> None:
     done = torchrun(2, *sweep, cwd=tmp_path)
     assert done.returncode != 0
@@ -203,6 +206,7 @@ def test_a_stage_that_ends_leaves_a_checkpoint(tmp_path: Path) -> None:
     assert "goes on after batch" in line
 
 
+@pytest.mark.slow
 def test_stages_of_several_experiments(tmp_path: Path) -> None:
     done = start(STAGES, "--minutes", "0", "--", "experiment=fig3b,heads", "scale=smoke", cwd=tmp_path)
     assert done.returncode == 75

@@ -77,6 +77,7 @@ def test_rank_0_is_replaced_with_its_files_and_its_account(tmp_path: Path, unbro
     assert len(lines) == len(set(lines)) == 24 + 1 + 4 + 1  # trained batches 0, 10, .., 239; validations; the test
 
 
+@pytest.mark.slow
 def test_who_is_killed_before_the_ranks_have_met_costs_a_restart_of_all(
     tmp_path: Path, unbroken: tuple[str, float]
 ) -> None:

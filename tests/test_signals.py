@@ -55,7 +55,8 @@ def finish(run: Path, ranks: int, expected: str) -> object:
     return after
 
 
-@pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGINT])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_launcher_is_told_to_end(tmp_path: Path, unbroken: str, number: signal.Signals) -> None:
     """As Slurm and Kubernetes do, and a person at a terminal: torchrun passes it on to all ranks."""
     run = tmp_path / "run"
@@ -124,6 +125,7 @@ def test_a_checkpoint_that_cannot_be_has_its_grace_and_a_second_signal_grants_no
         assert "exitcode: 143" in Path(f"{log}.agent").read_text()
 
 
+@pytest.mark.slow
 def test_restarted_when_all_was_done_there_is_nothing_to_do(tmp_path: Path, unbroken: str) -> None:
     """A rank was lost after the summary had been written: torchrun restarts all, and they find the run finished."""
     run = tmp_path / "run"
@@ -134,6 +136,7 @@ def test_restarted_when_all_was_done_there_is_nothing_to_do(tmp_path: Path, unbr
     assert result(run) == (unbroken, None)
 
 
+@pytest.mark.slow
 def test_a_rank_that_is_frozen_for_a_while_changes_nothing(tmp_path: Path, unbroken: str) -> None:
     run = tmp_path / "run"
     job = Elastic.start(4, tmp_path / "log", *JOB, f"run.dir={run}")
