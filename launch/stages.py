@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from counterflow.launcher import REMAINS, main
+from counterflow.cli.launch import EXIT_INCOMPLETE, main
 
 KEY = "experiment="
 
@@ -26,7 +26,7 @@ def one_by_one(experiments: list[str], others: list[str], minutes: float) -> int
         left = max(0.0, (ends - time.monotonic()) / 60)
         command = [sys.executable, __file__, "--minutes", str(left), "--", f"{KEY}{name}", *others]
         statuses.add(subprocess.run(command).returncode)
-    return next((status for status in sorted(statuses) if status not in (0, REMAINS)), max(statuses))
+    return next((status for status in sorted(statuses) if status not in (0, EXIT_INCOMPLETE)), max(statuses))
 
 
 if __name__ == "__main__":

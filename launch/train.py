@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from counterflow.launcher import main
+from counterflow.cli.launch import main
 
 if __name__ == "__main__":
     main(Path(__file__).parent.parent / "conf")

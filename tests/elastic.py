@@ -21,7 +21,7 @@ from processes import CONF, context
 
 def _work(overrides: list[str], log: str) -> None:
     """A worker: what ``launch/train.py`` does."""
-    from counterflow.launcher import main
+    from counterflow.cli.launch import main
 
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(handle, 1)

@@ -19,7 +19,7 @@ CONF = Path(__file__).parent.parent / "conf"
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(
     [
-        "counterflow.launcher",
+        "counterflow.cli.launch",
         "counterflow.engine.scheduled",
         "sklearn.datasets",
         "sklearn.model_selection",

@@ -11,13 +11,13 @@ import torch
 import torch.distributed as dist
 
 from counterflow.checkpoint import Archive, Shelf
-from counterflow.composition import configure
+from counterflow.cli.hydra_app import load_config
 from counterflow.engine.job import prepare
 from counterflow.engine.session import Session
 from counterflow.engine.station import Waits
 from counterflow.message import Tag
-from counterflow.origin import open_run
-from counterflow.train import train
+from counterflow.trainer.resume import open_run_dir
+from counterflow.trainer.run import train
 from counterflow.transport import Payload, World, connect
 from processes import CONF, Pool
 
@@ -76,13 +76,13 @@ def unrecorded(world: World, observer: Any) -> Session:
 def train_rank(
     rank: int, size: int, store_path: str, overrides: list[str], most: float, seed: int, folder: Path | None = None
 ) -> Any:
-    config = configure(CONF, [*overrides, f"run.dir={folder or mkdtemp(prefix='counterflow-run-')}"])
+    config = load_config(CONF, [*overrides, f"run.dir={folder or mkdtemp(prefix='counterflow-run-')}"])
     job = prepare(config, size)
     store = dist.FileStore(store_path, size) if size > 1 else None
     world = connect(store, rank, size, timeout=config.engine.timeout)
     if most:
         delay(world, most, seed)
-    origin = open_run(job, Path(config.run.dir or ""), lambda text: None) if rank == 0 else None
+    origin = open_run_dir(job, Path(config.run.dir or ""), lambda text: None) if rank == 0 else None
     with origin.directory if origin is not None else nullcontext():
         summary = train(job, world, origin)
     world.close()

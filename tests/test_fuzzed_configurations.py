@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from torch.distributed import TCPStore
 
-import counterflow.composition  # noqa: F401  # registers the schemas
+import counterflow.cli.hydra_app  # noqa: F401  # registers the schemas
+from counterflow.cli.launch import main
 from counterflow.config import TrainConfig
-from counterflow.launcher import main
 from processes import CONF
 
 LIMIT = 60.0

@@ -28,8 +28,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from counterflow.launcher import main
-from counterflow.message import HEADER_BYTES, Kind, MessageError, Tag, check_header, pack_header
+from counterflow.cli.launch import main
+from counterflow.message import HEADER_BYTES, MessageError, MessageKind, Tag, check_header, pack_header
 from counterflow.topology import Edge, Stream
 from counterflow.transport import ChannelError, Frame, RemoteReceiver, TensorSpec
 from counterflow.transport.channel import Watch
@@ -280,7 +280,7 @@ def test_a_stranger_in_a_ranks_place_ends_the_run(victim: int, undisturbed: str)
 
 # -- our own messages
 
-TAG = Tag(Kind.ACTIVATION, 0)
+TAG = Tag(MessageKind.ACTIVATION, 0)
 FRAME = Frame((TensorSpec((3,)),))
 
 

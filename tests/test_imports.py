@@ -103,7 +103,7 @@ def part(module: str) -> str:
 
 def test_the_house_is_read_right() -> None:
     """This test sees what it is about."""
-    assert {"counterflow.engine.channels", "counterflow.transport", "counterflow.train"} <= modules().keys()
+    assert {"counterflow.engine.channels", "counterflow.transport", "counterflow.trainer.run"} <= modules().keys()
     assert "counterflow.transport" in imported_modules("counterflow.engine.channels")
     assert "counterflow.engine.source" in imported_modules("counterflow.engine.channels")
     assert "torch.distributed" in imports(modules()["counterflow.transport.remote"])

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from counterflow.composition import configure
+from counterflow.cli.hydra_app import load_config
+from counterflow.cli.launch import Sweep, launch
 from counterflow.config import TrainConfig
 from counterflow.engine.execute import RunError
-from counterflow.launcher import Sweep, launch
 from processes import CONF
 from test_launch import PROGRAM, ROOT, errors, start, torchrun
 
@@ -153,7 +153,7 @@ def test_a_stage_begins_nothing_after_its_time(tmp_path: Path) -> None:
 def fingerprint(tmp_path: Path):  # type: ignore[no-untyped-def]  # a function of overrides
     def of(name: str, *overrides: str) -> object:
         options = [*QUICK, "model.dropout=0.2", "engine.threads=1", f"run.dir={tmp_path / name}"]
-        launch(configure(CONF, [*options, *overrides]))
+        launch(load_config(CONF, [*options, *overrides]))
         return summary(tmp_path / name)["fingerprint"]
 
     return of
@@ -183,11 +183,11 @@ def test_a_stage_begins_no_run_that_would_outlast_it(monkeypatch: pytest.MonkeyP
     def run(config: TrainConfig, signals: object) -> None:
         clock[0] += 40.0
 
-    monkeypatch.setattr("counterflow.launcher.time.monotonic", lambda: clock[0])
-    monkeypatch.setattr("counterflow.launcher.launch", run)
+    monkeypatch.setattr("counterflow.cli.launch.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("counterflow.cli.launch.launch", run)
     sweep = Sweep(ends=100.0)
     for name in "abc":
-        sweep._launch(configure(CONF, ["checkpoint.every=0"]), tmp_path / name)
+        sweep._launch(load_config(CONF, ["checkpoint.every=0"]), tmp_path / name)
     assert (sweep.ran, sweep.remaining, sweep.status) == (2, 1, 75)
 
 

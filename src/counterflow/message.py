@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 
-class Kind(IntEnum):
+class MessageKind(IntEnum):
     ACTIVATION = 1
     TARGET = 2
     TEST = 3
@@ -21,13 +21,13 @@ class Kind(IntEnum):
 class Tag:
     """What a message is about: training batch ``n``, or test batch ``e`` of the evaluation that follows batch ``n``."""
 
-    kind: Kind
+    kind: MessageKind
     n: int
     e: int = 0
 
     def __str__(self) -> str:
-        if self.kind in (Kind.TEST, Kind.PREDICTION):
-            name = "test" if self.kind is Kind.TEST else "predicted"
+        if self.kind in (MessageKind.TEST, MessageKind.PREDICTION):
+            name = "test" if self.kind is MessageKind.TEST else "predicted"
             return f"{name} batch {self.e} after batch {self.n}"
         return f"{self.kind.name.lower()} of batch {self.n}"
 
@@ -55,9 +55,9 @@ def unpack_header(header: bytes) -> tuple[Tag, int]:
     fields = header[: _FIELDS.size]
     (checksum,) = _CHECKSUM.unpack_from(header, _FIELDS.size)
     magic, kind, n, e, nbytes = _FIELDS.unpack(fields)
-    if magic != MAGIC or checksum != zlib.crc32(fields) or kind not in list(Kind):
+    if magic != MAGIC or checksum != zlib.crc32(fields) or kind not in list(MessageKind):
         raise MessageError("corrupt header")
-    return Tag(Kind(kind), n, e), nbytes
+    return Tag(MessageKind(kind), n, e), nbytes
 
 
 def check_header(header: bytes, tag: Tag, nbytes: int) -> None:

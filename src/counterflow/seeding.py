@@ -3,7 +3,7 @@
 import hashlib
 
 
-def derive(seed: int, *name: str | int) -> int:
-    """A 63-bit seed for the stream ``name`` of the run's ``seed``, e.g. ``derive(seed, "dropout", block, n)``."""
+def derive_seed(seed: int, *name: str | int) -> int:
+    """A 63-bit seed for the stream ``name`` of the run's ``seed``, e.g. ``derive_seed(seed, "dropout", block, n)``."""
     text = "/".join(map(str, (seed, *name)))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1

@@ -61,6 +61,6 @@ class Topology:
         """All edges of the column, in the one order in which every process creates its process groups."""
         return [Edge(stream, lower) for lower in range(1, self.blocks) for stream in (Stream.ACTIVATION, Stream.TARGET)]
 
-    def crossing(self) -> list[Edge]:
+    def remote_edges(self) -> list[Edge]:
         """The edges between processes, in that order."""
         return [edge for edge in self.edges() if self.rank_of(edge.source) != self.rank_of(edge.destination)]

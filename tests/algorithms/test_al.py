@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from counterflow.algorithms import ALGORITHMS
 from counterflow.algorithms.al import AL, ALConfig, ALRule
 from counterflow.algorithms.rule import Algorithm
-from counterflow.composition import configure
+from counterflow.cli.hydra_app import load_config
 from counterflow.config import AdamWConfig, OptimizerConfig, SGDConfig
 from counterflow.engine.free import run
 from counterflow.engine.job import Job, prepare
@@ -76,7 +76,7 @@ class Column:
 
 
 def prepared(*overrides: str) -> tuple[Job, Algorithm]:
-    job = prepare(configure(CONF, [*SMALL, "algorithm=al", *overrides]), 1)
+    job = prepare(load_config(CONF, [*SMALL, "algorithm=al", *overrides]), 1)
     example, config = job.batches.inputs(0), job.config
     blocks = partition(job.network, N, "flops", example)
     shapes = output_shapes(blocks, example)

@@ -7,7 +7,7 @@ import pytest
 
 from counterflow.bench.entrants import common, noise
 from counterflow.bench.suites.flops import count
-from counterflow.composition import configure
+from counterflow.cli.hydra_app import load_config
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -25,7 +25,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def cost(data: Path, *options: str) -> Any:
     world: Any = Alone()
-    return count(world, configure(CONF, [*common(data, 32), "algorithm=bll", *options]))
+    return count(world, load_config(CONF, [*common(data, 32), "algorithm=bll", *options]))
 
 
 def test_a_network_of_one_layer_by_hand(data: Path) -> None:

@@ -10,7 +10,7 @@ from counterflow.bench.contender import Contender, Reading, train
 from counterflow.bench.crew import Setting
 from counterflow.bench.race import Measured, race, ratio, rows
 from counterflow.bench.stopwatch import Lap, Stopwatch
-from counterflow.composition import configure
+from counterflow.cli.hydra_app import load_config
 from counterflow.engine.station import Waits
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -25,7 +25,7 @@ def measured(*seconds: float) -> Measured:
 
 
 def contender(name: str, batch: int = 8) -> Contender:
-    config = configure(CONF, [f"train.batch_size={batch}"])
+    config = load_config(CONF, [f"train.batch_size={batch}"])
     return Contender(name, 2, config, batches=10, warm=2, task=train)
 
 

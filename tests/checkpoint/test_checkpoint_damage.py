@@ -16,10 +16,10 @@ import torch
 
 from counterflow.checkpoint.files import sha256
 from counterflow.checkpoint.manifest import block_file
-from counterflow.composition import configure
+from counterflow.cli.hydra_app import load_config
 from counterflow.engine.execute import RunError
 from counterflow.engine.job import prepare
-from counterflow.origin import open_run
+from counterflow.trainer.resume import open_run_dir
 from processes import CONF, Pool
 from runs import SMALL, summary_of, train_rank
 
@@ -89,8 +89,8 @@ def test_a_damaged_checkpoint_is_told_and_passed_over(
     action, reason = DAMAGES[damage]
     action(broken / "checkpoints" / "batch-00000008")
     told: list[str] = []
-    config = configure(CONF, [*SMALL, *OPTIONS, f"run.dir={broken}"])
-    origin = open_run(prepare(config, 1), broken, told.append)
+    config = load_config(CONF, [*SMALL, *OPTIONS, f"run.dir={broken}"])
+    origin = open_run_dir(prepare(config, 1), broken, told.append)
     origin.directory.close()
     assert origin.batches == 4
     assert re.search(f"batch-00000008: is no whole checkpoint .*{reason}", told[0])
@@ -110,10 +110,10 @@ def test_without_a_whole_checkpoint_the_run_begins_anew(pool: Pool, finished: tu
 
 
 def refused(run: Path, *overrides: str) -> str:
-    config = configure(CONF, [*SMALL, *OPTIONS, f"run.dir={run}", *overrides])
+    config = load_config(CONF, [*SMALL, *OPTIONS, f"run.dir={run}", *overrides])
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     with pytest.raises(ValueError) as error:  # noqa: PT011  # the message is compared
-        open_run(prepare(config, 1), run, lambda text: None)
+        open_run_dir(prepare(config, 1), run, lambda text: None)
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
     assert "\n" not in str(error.value)
     return str(error.value)
@@ -133,8 +133,8 @@ def test_another_configuration_is_refused_by_what_differs(broken: Path, override
 
 
 def test_what_cannot_change_the_result_may_change(broken: Path) -> None:
-    config = configure(CONF, [*SMALL, *OPTIONS, "engine.depth=5", "checkpoint.every=3", "train.log_every=1"])
-    origin = open_run(prepare(config, 3), broken, lambda text: None)
+    config = load_config(CONF, [*SMALL, *OPTIONS, "engine.depth=5", "checkpoint.every=3", "train.log_every=1"])
+    origin = open_run_dir(prepare(config, 3), broken, lambda text: None)
     origin.directory.close()
     assert origin.batches == 8
 
@@ -168,7 +168,7 @@ def test_another_version_of_torch_is_told(broken: Path) -> None:
     versions = json.loads((folder / "manifest.json").read_text())["versions"]
     edit("versions", {**versions, "torch": "1.0"})(folder)
     told: list[str] = []
-    origin = open_run(prepare(configure(CONF, [*SMALL, *OPTIONS]), 1), broken, told.append)
+    origin = open_run_dir(prepare(load_config(CONF, [*SMALL, *OPTIONS]), 1), broken, told.append)
     origin.directory.close()
     assert told[0].startswith(f"{folder} was computed with torch 1.0, here is {torch.__version__}: ")
 
@@ -241,7 +241,7 @@ def test_what_cannot_be_gone_on_from_leaves_no_trace(
     flip(broken / "checkpoints" / "batch-00000004")
     new = tmp_path / "new"
     named = resume.format(broken=broken, finished=finished[0], new=new)
-    config = configure(CONF, [*SMALL, *OPTIONS, f"run.resume={named}"])
+    config = load_config(CONF, [*SMALL, *OPTIONS, f"run.resume={named}"])
     with pytest.raises(ValueError, match=f"^run.resume.*{reason}$"):
-        open_run(prepare(config, 1), new, lambda text: None)
+        open_run_dir(prepare(config, 1), new, lambda text: None)
     assert not new.exists()

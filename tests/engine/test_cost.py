@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from counterflow.composition import configure
+from counterflow.cli.hydra_app import load_config
 from counterflow.engine.cost import SAMPLES, backprop
 from counterflow.engine.job import prepare
 from counterflow.engine.system import build, cut
@@ -45,7 +45,7 @@ def test_bll_by_hand(pool: Pool) -> None:
 
 @pytest.mark.parametrize("algorithm", ["bll", "al", "predsim"])
 def test_counting_changes_no_bit(algorithm: str) -> None:
-    job = prepare(configure(CONF, [*SMALL, f"algorithm={algorithm}", "model.dropout=0.2"]), 1)
+    job = prepare(load_config(CONF, [*SMALL, f"algorithm={algorithm}", "model.dropout=0.2"]), 1)
     state = torch.get_rng_state()
     build(job, cut(job))
     assert torch.equal(torch.get_rng_state(), state)

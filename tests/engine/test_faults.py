@@ -12,8 +12,8 @@ import torch
 import torch.distributed as dist
 
 from counterflow.algorithms.bll import BLLRule
+from counterflow.cli.launch import exit_with_error
 from counterflow.engine.execute import RunError
-from counterflow.launcher import abort
 from counterflow.transport import ChannelError
 from processes import Ended, run_fresh
 from runs import SMALL, train_rank
@@ -76,7 +76,7 @@ def faulty_rank(rank: int, size: int, store_path: str, culprit: int, where: str,
     try:
         train_rank(rank, size, store_path, [*SMALL, "train.steps=200"], 0.0, 0)
     except (RunError, ChannelError) as error:
-        abort(error)
+        exit_with_error(error)
 
 
 def fail(culprit: int, where: str, fault: Callable[..., None]) -> list[Ended]:

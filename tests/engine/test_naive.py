@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from counterflow.composition import configure
+from counterflow.cli.hydra_app import load_config
 from counterflow.engine.job import Job, prepare
 from counterflow.engine.system import build
 from counterflow.models.partition import partition
@@ -39,7 +39,7 @@ class Errors:
 
 
 def prepared(blocks: int = 4) -> Job:
-    return prepare(configure(CONF, [*SMALL, *NAIVE, *PLAIN, "train.log_every=1", f"blocks={blocks}"]), 1)
+    return prepare(load_config(CONF, [*SMALL, *NAIVE, *PLAIN, "train.log_every=1", f"blocks={blocks}"]), 1)
 
 
 def run(job: Job) -> Errors:

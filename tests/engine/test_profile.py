@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from counterflow.algorithms.rule import Algorithm, LocalRule, Metrics, Payload, Target, Task
-from counterflow.composition import configure
+from counterflow.cli.hydra_app import load_config
 from counterflow.config import AlgorithmConfig
 from counterflow.engine.job import Job, prepare
 from counterflow.engine.profile import column_of, pair_time, profiled_cut
@@ -19,7 +19,7 @@ from runs import SMALL
 
 
 def job_of(*overrides: str) -> Job:
-    return prepare(configure(CONF, [*SMALL, *overrides]), 1)
+    return prepare(load_config(CONF, [*SMALL, *overrides]), 1)
 
 
 class Sleepy(LocalRule):

@@ -22,12 +22,12 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from counterflow.composition import configure
+from counterflow.cli.hydra_app import load_config
+from counterflow.cli.launch import exit_with_error
 from counterflow.engine import scheduled
 from counterflow.engine.execute import RunError
 from counterflow.engine.job import Job, prepare
 from counterflow.engine.system import build, cut
-from counterflow.launcher import abort
 from counterflow.models.alignment import align
 from counterflow.transport import ChannelError, connect
 from processes import CONF, Ended, Pool, run_fresh
@@ -68,7 +68,7 @@ class Losses:
 
 def rank_weights(rank: int, size: int, store_path: str, overrides: list[str]) -> tuple[Weights, dict[int, float]]:
     """The layers that this rank has trained, and the losses if it has the top."""
-    config = configure(CONF, overrides)
+    config = load_config(CONF, overrides)
     job = prepare(config, size)
     world = connect(dist.FileStore(store_path, size) if size > 1 else None, rank, size, timeout=config.engine.timeout)
     counts = cut(job)
@@ -99,7 +99,7 @@ def trained(pool: Pool, ranks: int, *overrides: str) -> tuple[Weights, dict[int,
 
 
 def prepared(*overrides: str) -> Job:
-    return prepare(configure(CONF, [*SMALL, "algorithm=bp", *overrides]), 1)
+    return prepare(load_config(CONF, [*SMALL, "algorithm=bp", *overrides]), 1)
 
 
 def plain(job: Job, parts: int = 1) -> tuple[Weights, dict[int, float]]:
@@ -244,7 +244,7 @@ def test_summary(pool: Pool, ranks: int, schedule: str) -> None:
     assert summary["samples_per_second"] > 0
     assert len(summary["fingerprint"]) == 64
     assert summary["affiliated_parameters"] == 0
-    job = prepare(configure(CONF, [*SMALL, "algorithm=bp"]), 1)
+    job = prepare(load_config(CONF, [*SMALL, "algorithm=bp"]), 1)
     assert summary["effective_parameters"] == sum(p.numel() for p in job.network.parameters())
 
 
@@ -311,7 +311,7 @@ def faulty_rank(
     try:
         train_rank(rank, size, store_path, overrides, 0.0, 0)
     except (RunError, ChannelError) as error:
-        abort(error)
+        exit_with_error(error)
 
 
 def fail(ranks: int, schedule: str, culprit: int, where: str, fault: Callable[[], None]) -> list[Ended]:
@@ -370,10 +370,10 @@ def test_a_killed_rank_in_the_middle_ends_every_process() -> None:
 )
 def test_what_makes_no_sense_is_refused_in_one_line(ranks: int, overrides: str, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)) as refusal:
-        prepare(configure(CONF, [*SMALL, "algorithm=bp", *overrides.split()]), ranks)
+        prepare(load_config(CONF, [*SMALL, "algorithm=bp", *overrides.split()]), ranks)
     assert "\n" not in str(refusal.value)
 
 
 def test_an_unknown_schedule_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^schedule=fast: allowed are .*gpipe, 1f1b"):
-        configure(CONF, [*SMALL, "algorithm=bp", "schedule=fast"])
+        load_config(CONF, [*SMALL, "algorithm=bp", "schedule=fast"])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from counterflow.composition import configure
+from counterflow.cli.hydra_app import load_config
 from counterflow.engine.job import prepare
 from counterflow.engine.specimens import Specimens
 from counterflow.schedule import Plan
@@ -24,7 +24,7 @@ def test_the_first_test_samples_at_every_block(pool: Pool, tmp_path: Path, algor
         **{f"block_{k}": (50, 24) for k in (1, 2, 3)},
         "block_4": (50, 10),
     }
-    job = prepare(configure(CONF, [*SMALL, *overrides]), 1)
+    job = prepare(load_config(CONF, [*SMALL, *overrides]), 1)
     labels = job.batches.labels_of(job.batches.test)
     assert file["labels"].tolist() == labels[:50].tolist()
     if algorithm != "al":  # which predicts at the bottom

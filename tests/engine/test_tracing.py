@@ -16,14 +16,14 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from counterflow.composition import configure
+from counterflow.cli.hydra_app import load_config
 from counterflow.engine.job import prepare
 from counterflow.engine.session import StoppedError
-from counterflow.origin import open_run
 from counterflow.trace import chrome, track
 from counterflow.trace.recorder import NAMES, SHORT
 from counterflow.trace.track import Track
-from counterflow.train import train
+from counterflow.trainer.resume import open_run_dir
+from counterflow.trainer.run import train
 from counterflow.transport import World, connect
 from processes import CONF, Pool
 from runs import SMALL, summary_of, train_rank
@@ -231,12 +231,12 @@ def test_a_resumed_run_leaves_what_it_did_itself(pool: Pool, tmp_path: Path) -> 
 
 def halted_rank(rank: int, size: int, store_path: str, overrides: list[str], folder: Path) -> int:
     """A rank of a run of which the first one is told to end; after how many batches it did."""
-    config = configure(CONF, [*overrides, f"run.dir={folder}"])
+    config = load_config(CONF, [*overrides, f"run.dir={folder}"])
     job = prepare(config, size)
     world = connect(dist.FileStore(store_path, size), rank, size, timeout=config.engine.timeout)
     if rank == 0:
         threading.Thread(target=_halt, args=(world,), daemon=True).start()
-    origin = open_run(job, folder, lambda text: None) if rank == 0 else None
+    origin = open_run_dir(job, folder, lambda text: None) if rank == 0 else None
     with origin.directory if origin is not None else nullcontext():
         try:
             train(job, world, origin)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from counterflow.composition import configure
+from counterflow.cli.hydra_app import load_config
 from counterflow.metrics.provenance import (
     config_hash,
     git_commit,
@@ -21,7 +21,7 @@ PRESET = "experiment=fashion_mnist"
 
 
 def hashes(*overrides: str) -> tuple[str, str]:
-    config = configure(CONF, [PRESET, *overrides])
+    config = load_config(CONF, [PRESET, *overrides])
     return config_hash(config), group_hash(config)
 
 
@@ -66,7 +66,7 @@ def test_seeds_are_one_group() -> None:
 
 
 def test_the_file_of_a_configuration_counts_as_itself() -> None:
-    config = configure(CONF, [PRESET, "model.cut=[1,2,3,1]", "optimizer.lr=1e-5"])
+    config = load_config(CONF, [PRESET, "model.cut=[1,2,3,1]", "optimizer.lr=1e-5"])
     there: Any = OmegaConf.to_container(OmegaConf.create(OmegaConf.to_yaml(OmegaConf.structured(config))))
     assert settings(there) == settings(config)
     assert config_hash(there) == config_hash(config)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from counterflow.composition import configure
+from counterflow.cli.hydra_app import load_config
 from counterflow.config import CNNConfig, MLPConfig
 from counterflow.engine.job import prepare
 from counterflow.models import build
@@ -234,7 +234,7 @@ def test_the_angle_to_the_true_gradient_falls_while_a_network_trains() -> None:
 
     Of the gradients of both hidden layers, at the weights of the moment; the output layer's are the true ones.
     """
-    job = prepare(configure(CONF, [*SMALL, "algorithm=fa"]), 1)
+    job = prepare(load_config(CONF, [*SMALL, "algorithm=fa"]), 1)
     torch.manual_seed(1)
     sizes = (64, 64, 64)
     hidden = [nn.Sequential(nn.Linear(a, b), nn.Tanh()) for a, b in pairwise(sizes)]

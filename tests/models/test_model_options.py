@@ -4,14 +4,14 @@ from typing import Any
 
 import pytest
 
-from counterflow.composition import configure
+from counterflow.cli.hydra_app import load_config
 from counterflow.config import CustomConfig, ModelConfig
 from counterflow.models import build
 from processes import CONF
 
 
 def model(*overrides: str) -> ModelConfig:
-    return configure(CONF, list(overrides)).model
+    return load_config(CONF, list(overrides)).model
 
 
 REFUSED = [

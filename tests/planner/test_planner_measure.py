@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from counterflow.composition import configure
+from counterflow.cli.hydra_app import load_config
 from counterflow.engine.job import Job, prepare
 from counterflow.metrics.fingerprint import digest
 from counterflow.planner.measure import measure
@@ -12,7 +12,7 @@ from runs import SMALL
 
 
 def job_of(*overrides: str) -> Job:
-    return prepare(configure(CONF, [*SMALL, "blocks=1", *overrides]), 1)
+    return prepare(load_config(CONF, [*SMALL, "blocks=1", *overrides]), 1)
 
 
 def test_bytes_by_hand() -> None:

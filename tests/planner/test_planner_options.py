@@ -4,7 +4,7 @@ import hydra
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-from counterflow.composition import check, configure
+from counterflow.cli.hydra_app import check, load_config
 from counterflow.planner.machines import Machines
 from counterflow.planner.options import PlanConfig
 from processes import CONF
@@ -18,7 +18,7 @@ def options(*overrides: str) -> PlanConfig:
 
 def test_the_run_that_is_planned_is_the_one_of_the_other_program() -> None:
     overrides = ("model=cnn", "train.batch_size=64", "optimizer=sgd", "engine.lag=3")
-    planned, trained = options(*overrides).training(1), configure(CONF, list(overrides))
+    planned, trained = options(*overrides).training(1), load_config(CONF, list(overrides))
     assert (planned.algorithm, planned.model, planned.data) == (trained.algorithm, trained.model, trained.data)
     assert (planned.train, planned.optimizer) == (trained.train, trained.optimizer)
     assert (planned.engine.lag, planned.engine.threads) == (3, 1)

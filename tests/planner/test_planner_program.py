@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from counterflow.composition import configure
+from counterflow.cli.hydra_app import load_config
 from counterflow.planner.sheet import command, note, table
 from made_up import network, planned
 from processes import CONF
@@ -28,7 +28,7 @@ def test_the_command_is_one_that_trains() -> None:
         "torchrun --nproc_per_node=2 launch/train.py model.hidden=2 'run.dir=a b' "
         "blocks=2 model.cut=[1,2] engine.lag=2 engine.depth=2 engine.threads=3"
     )
-    config = configure(CONF, shlex.split(line)[3:])
+    config = load_config(CONF, shlex.split(line)[3:])
     assert (config.blocks, config.model.cut, config.run.dir) == (2, [1, 2], "a b")
 
 

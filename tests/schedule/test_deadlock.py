@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from counterflow.composition import configure
+from counterflow.cli.hydra_app import load_config
 from counterflow.schedule import DeadlockError, Plan, simulate
 from counterflow.topology import Stream, Topology
 from processes import CONF
@@ -99,16 +99,16 @@ def test_too_little_room_is_refused(lag: int, depth: int) -> None:
     with pytest.raises(
         ValueError, match=rf"engine\.target_depth={depth}: must be at least engine\.lag={lag}"
     ) as caught:
-        configure(CONF, [f"engine.lag={lag}", f"engine.target_depth={depth}"])
+        load_config(CONF, [f"engine.lag={lag}", f"engine.target_depth={depth}"])
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("lag", "depth"), [("1", 1), ("3", 3), ("3", 5), ("exact", 1)])
 def test_enough_room_is_accepted(lag: str, depth: int) -> None:
-    assert configure(CONF, [f"engine.lag={lag}", f"engine.target_depth={depth}"]).engine.target_depth == depth
+    assert load_config(CONF, [f"engine.lag={lag}", f"engine.target_depth={depth}"]).engine.target_depth == depth
 
 
 def test_no_activation_depth_is_refused() -> None:
     with pytest.raises(ValueError, match=r"engine\.depth=0: must be at least 1") as caught:
-        configure(CONF, ["engine.depth=0"])
+        load_config(CONF, ["engine.depth=0"])
     assert "\n" not in str(caught.value)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from counterflow.message import Kind, Tag
+from counterflow.message import MessageKind, Tag
 from counterflow.schedule import Plan
 from counterflow.topology import Edge, Stream
 
@@ -38,15 +38,19 @@ def test_an_evaluation_after_every_so_many_batches_and_the_last(batches: int, ev
 def test_streams_by_hand() -> None:
     plan = Plan(batches=3, lag=2, evaluate_every=2, test_batches=2)
     assert list(plan.messages(UP)) == [
-        Tag(Kind.ACTIVATION, 0),
-        Tag(Kind.ACTIVATION, 1),
-        Tag(Kind.TEST, 1, 0),
-        Tag(Kind.TEST, 1, 1),
-        Tag(Kind.ACTIVATION, 2),
-        Tag(Kind.TEST, 2, 0),
-        Tag(Kind.TEST, 2, 1),
+        Tag(MessageKind.ACTIVATION, 0),
+        Tag(MessageKind.ACTIVATION, 1),
+        Tag(MessageKind.TEST, 1, 0),
+        Tag(MessageKind.TEST, 1, 1),
+        Tag(MessageKind.ACTIVATION, 2),
+        Tag(MessageKind.TEST, 2, 0),
+        Tag(MessageKind.TEST, 2, 1),
     ]
-    assert list(plan.messages(DOWN)) == [Tag(Kind.TARGET, 0), Tag(Kind.TARGET, 1), Tag(Kind.TARGET, 2)]
+    assert list(plan.messages(DOWN)) == [
+        Tag(MessageKind.TARGET, 0),
+        Tag(MessageKind.TARGET, 1),
+        Tag(MessageKind.TARGET, 2),
+    ]
 
 
 def test_streams_of_a_rule_that_predicts_at_the_bottom() -> None:
@@ -55,17 +59,21 @@ def test_streams_of_a_rule_that_predicts_at_the_bottom() -> None:
     up = Plan(batches=3, lag=2, evaluate_every=2, test_batches=2)
     assert list(plan.messages(UP)) == list(up.messages(UP))
     assert list(plan.messages(DOWN)) == [
-        Tag(Kind.PREDICTION, 1, 0),
-        Tag(Kind.PREDICTION, 1, 1),
-        Tag(Kind.PREDICTION, 2, 0),
-        Tag(Kind.PREDICTION, 2, 1),
+        Tag(MessageKind.PREDICTION, 1, 0),
+        Tag(MessageKind.PREDICTION, 1, 1),
+        Tag(MessageKind.PREDICTION, 2, 0),
+        Tag(MessageKind.PREDICTION, 2, 1),
     ]
     assert [plan.distance(block) for block in (1, 2, 3)] == [0, 0, 0]
 
 
 def test_streams_of_gradients() -> None:
     plan = Plan(batches=3, lag=2, evaluate_every=2, test_batches=2, gradients_from=4)
-    assert list(plan.messages(DOWN)) == [Tag(Kind.GRADIENT, 0), Tag(Kind.GRADIENT, 1), Tag(Kind.GRADIENT, 2)]
+    assert list(plan.messages(DOWN)) == [
+        Tag(MessageKind.GRADIENT, 0),
+        Tag(MessageKind.GRADIENT, 1),
+        Tag(MessageKind.GRADIENT, 2),
+    ]
     assert [plan.distance(block) for block in (1, 2, 3)] == [0, 0, 0]
 
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from counterflow.message import Kind, Tag
+from counterflow.message import MessageKind, Tag
 from counterflow.schedule import Action, Op, Plan, block_program, rank_program
 from counterflow.topology import Edge, Stream, Topology
 
@@ -131,11 +131,11 @@ def test_gradients_that_nobody_waits_for() -> None:
 @pytest.mark.parametrize(
     ("op", "tag", "stream"),
     [
-        (Op.TARGET, Tag(Kind.TARGET, 7), Stream.TARGET),
-        (Op.FORWARD, Tag(Kind.ACTIVATION, 7), Stream.ACTIVATION),
-        (Op.EVALUATE, Tag(Kind.TEST, 7, 2), Stream.ACTIVATION),
-        (Op.PREDICT, Tag(Kind.PREDICTION, 7, 2), Stream.TARGET),
-        (Op.BACKWARD, Tag(Kind.GRADIENT, 7), Stream.TARGET),
+        (Op.TARGET, Tag(MessageKind.TARGET, 7), Stream.TARGET),
+        (Op.FORWARD, Tag(MessageKind.ACTIVATION, 7), Stream.ACTIVATION),
+        (Op.EVALUATE, Tag(MessageKind.TEST, 7, 2), Stream.ACTIVATION),
+        (Op.PREDICT, Tag(MessageKind.PREDICTION, 7, 2), Stream.TARGET),
+        (Op.BACKWARD, Tag(MessageKind.GRADIENT, 7), Stream.TARGET),
     ],
 )
 def test_message_of_an_action(op: Op, tag: Tag, stream: Stream) -> None:
@@ -247,7 +247,7 @@ def test_contract_of_a_block_with_gradients(plan: Plan, top: int, data: st.DataO
                 pytest.fail(f"{action} has no place here")
     assert forwards == updates == plan.batches
     # every evaluation in its order; where it belongs is counted above
-    assert evaluated == [(tag.n, tag.e) for tag in plan.activations() if tag.kind is Kind.TEST]
+    assert evaluated == [(tag.n, tag.e) for tag in plan.activations() if tag.kind is MessageKind.TEST]
 
 
 @st.composite
@@ -287,17 +287,29 @@ def taken_and_sent(action: Action, plan: Plan) -> tuple[tuple[Edge, Tag] | None,
     k, n = action.block, action.n
     match action.op:
         case Op.TARGET:
-            tag, source, sink = Tag(Kind.TARGET, n), Edge(Stream.TARGET, k), Edge(Stream.TARGET, k - 1)
+            tag, source, sink = Tag(MessageKind.TARGET, n), Edge(Stream.TARGET, k), Edge(Stream.TARGET, k - 1)
         case Op.FORWARD:
-            tag, source, sink = Tag(Kind.ACTIVATION, n), Edge(Stream.ACTIVATION, k - 1), Edge(Stream.ACTIVATION, k)
+            tag, source, sink = (
+                Tag(MessageKind.ACTIVATION, n),
+                Edge(Stream.ACTIVATION, k - 1),
+                Edge(Stream.ACTIVATION, k),
+            )
         case Op.EVALUATE:
-            tag, source, sink = Tag(Kind.TEST, n, action.e), Edge(Stream.ACTIVATION, k - 1), Edge(Stream.ACTIVATION, k)
+            tag, source, sink = (
+                Tag(MessageKind.TEST, n, action.e),
+                Edge(Stream.ACTIVATION, k - 1),
+                Edge(Stream.ACTIVATION, k),
+            )
         case Op.PREDICT:
-            tag, source, sink = Tag(Kind.PREDICTION, n, action.e), Edge(Stream.TARGET, k), Edge(Stream.TARGET, k - 1)
+            tag, source, sink = (
+                Tag(MessageKind.PREDICTION, n, action.e),
+                Edge(Stream.TARGET, k),
+                Edge(Stream.TARGET, k - 1),
+            )
         case Op.BACKWARD:
-            tag, source, sink = Tag(Kind.GRADIENT, n), Edge(Stream.TARGET, k), Edge(Stream.TARGET, k - 1)
+            tag, source, sink = Tag(MessageKind.GRADIENT, n), Edge(Stream.TARGET, k), Edge(Stream.TARGET, k - 1)
         case Op.RESEND:
-            kind = Kind.GRADIENT if plan.gradients_from else Kind.TARGET
+            kind = MessageKind.GRADIENT if plan.gradients_from else MessageKind.TARGET
             return None, (Edge(Stream.TARGET, k - 1), Tag(kind, n))
         case _:
             return None, None

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 
-from counterflow.message import Kind, Tag
+from counterflow.message import MessageKind, Tag
 from counterflow.topology import Edge, Stream, Topology
 from counterflow.transport import Frame, Receiver, TensorSpec, World, connect
 
@@ -25,7 +25,7 @@ def rows(_: Tag) -> Frame:
 
 
 def batches(count: int) -> Iterator[Tag]:
-    return (Tag(Kind.ACTIVATION, n) for n in range(count))
+    return (Tag(MessageKind.ACTIVATION, n) for n in range(count))
 
 
 def filled(frame: Frame, n: int) -> tuple[torch.Tensor, ...]:
@@ -88,7 +88,7 @@ def take(receiver: Receiver, frame: Callable[[Tag], Frame], tags: Iterator[Tag])
         receiver.release()
 
 
-def tell(what: str, action: Callable[[], object]) -> None:
+def log(what: str, action: Callable[[], object]) -> None:
     """For processes made to fail: one line on stderr, how ``action`` ended and after how many seconds; then exit 0."""
     start = time.monotonic()
     try:

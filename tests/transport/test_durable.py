@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from counterflow.message import Kind, Tag, pack_header
+from counterflow.message import MessageKind, Tag, pack_header
 from counterflow.topology import Edge, Stream
 from counterflow.transport import ChannelError, Frame, TensorSpec
 from counterflow.transport.channel import Watch
@@ -24,7 +24,7 @@ TOKEN = b"t" * 32
 
 
 def tags(first: int, end: int) -> Iterator[Tag]:
-    return (Tag(Kind.ACTIVATION, n) for n in range(first, end))
+    return (Tag(MessageKind.ACTIVATION, n) for n in range(first, end))
 
 
 def filled(tag: Tag) -> tuple[torch.Tensor, ...]:
@@ -87,7 +87,7 @@ def test_a_receiver_is_sent_no_more_than_it_has_room_for(ends: Ends) -> None:
     assert soon(lambda: len(receiver._arrived) == 3)
     sender.link.watch.timeout = 0.3
     with pytest.raises(ChannelError, match=r"^rank 0: .* to rank 1: room for activation of batch 5: nothing for 0.3 s"):
-        sender.send(Tag(Kind.ACTIVATION, 5), filled(Tag(Kind.ACTIVATION, 5)))
+        sender.send(Tag(MessageKind.ACTIVATION, 5), filled(Tag(MessageKind.ACTIVATION, 5)))
     assert len(receiver._arrived) == 3
 
 
@@ -127,7 +127,7 @@ def test_what_is_forgotten_cannot_be_asked_for(ends: Ends) -> None:
     for tag in tags(0, 10):
         sender.send(tag, filled(tag))
         take(receiver, tag.n, tag.n + 1)
-    sender.forget(Tag(Kind.ACTIVATION, 8))
+    sender.forget(Tag(MessageKind.ACTIVATION, 8))
     receiver.end()
     take(ends.receiver(8, 10), 8, 10)
     ends.receiver(7, 10)
@@ -138,7 +138,7 @@ def test_what_is_forgotten_cannot_be_asked_for(ends: Ends) -> None:
 def test_what_the_neighbour_has_not_been_sent_is_not_forgotten(ends: Ends) -> None:
     """It may have begun from the checkpoint before the one that has just been completed; as it once had."""
     sender = ends.sender(0, 2)
-    sender.forget(Tag(Kind.ACTIVATION, 2))
+    sender.forget(Tag(MessageKind.ACTIVATION, 2))
     take(ends.receiver(0, 2), 0, 2)
 
 
@@ -146,7 +146,7 @@ def test_who_has_skipped_something_is_told(ends: Ends) -> None:
     receiver = ends.receiver(3, 10)
     ends.sender(5, 7)
     with pytest.raises(ChannelError, match="activation of batch 5 came where activation of batch 3 was expected"):
-        receiver.receive(Tag(Kind.ACTIVATION, 3))
+        receiver.receive(Tag(MessageKind.ACTIVATION, 3))
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_who_has_skipped_something_is_told(ends: Ends) -> None:
         b"",
         b"GET / HTTP/1.1\r\n\r\n" * 10,
         bytes(1000),
-        b"x" * 32 + pack_header(Tag(Kind.ACTIVATION, 0), 3),  # another run's
+        b"x" * 32 + pack_header(Tag(MessageKind.ACTIVATION, 0), 3),  # another run's
     ],
 )
 def test_strangers_are_sent_nothing(ends: Ends, hello: bytes) -> None:
@@ -171,7 +171,7 @@ def test_strangers_are_sent_nothing(ends: Ends, hello: bytes) -> None:
 
 def test_tensors_that_were_not_agreed_on_are_refused(ends: Ends) -> None:
     with pytest.raises(ValueError, match=r"activation edge 1->2: activation of batch 0: a message of "):
-        ends.sender().send(Tag(Kind.ACTIVATION, 0), (torch.zeros(4),))
+        ends.sender().send(Tag(MessageKind.ACTIVATION, 0), (torch.zeros(4),))
 
 
 def test_it_listens_where_gloo_would() -> None:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from counterflow.message import Kind, MessageError, Tag
+from counterflow.message import MessageError, MessageKind, Tag
 from counterflow.topology import Edge, Stream
 from counterflow.transport import LocalChannel
 
@@ -14,7 +14,7 @@ def channel() -> LocalChannel:
 
 
 def target(n: int) -> Tag:
-    return Tag(Kind.TARGET, n)
+    return Tag(MessageKind.TARGET, n)
 
 
 def test_first_in_first_out(channel: LocalChannel) -> None:

@@ -8,7 +8,7 @@ import weakref
 import pytest
 import torch
 
-from counterflow.message import Kind, Tag
+from counterflow.message import MessageKind, Tag
 from counterflow.topology import Edge, Stream
 from counterflow.transport import Frame, TensorSpec
 from links import DOWN, ROWS, UP, batches, filled, joined, rows, same_bits, soon, take, until
@@ -127,7 +127,12 @@ def test_large_tensors_arrive_as_they_were(pool: Pool, depth: int) -> None:
 
 def mixed(rank: int, size: int, store_path: str) -> None:
     """Any tags may follow each other, and any memory layout may be sent."""
-    tags = [Tag(Kind.ACTIVATION, 0), Tag(Kind.TEST, 0, 0), Tag(Kind.TEST, 0, 1), Tag(Kind.ACTIVATION, 1)]
+    tags = [
+        Tag(MessageKind.ACTIVATION, 0),
+        Tag(MessageKind.TEST, 0, 0),
+        Tag(MessageKind.TEST, 0, 1),
+        Tag(MessageKind.ACTIVATION, 1),
+    ]
     frame = Frame((TensorSpec((4, 6)),))
     with joined(rank, size, store_path) as world:
         square = torch.arange(48.0).view(6, 8)
@@ -190,7 +195,7 @@ def hold(rank: int, size: int, store_path: str, depth: int) -> None:
             assert all(same_bits(payload, filled(ROWS, m)) for m, payload in held)
             receiver.release()
             del held[0]  # the oldest, and only that, may now be written over
-            held.append((n, receiver.receive(Tag(Kind.ACTIVATION, n))))
+            held.append((n, receiver.receive(Tag(MessageKind.ACTIVATION, n))))
         time.sleep(0.1)
         assert all(same_bits(payload, filled(ROWS, m)) for m, payload in held)
         for _ in held:
@@ -243,7 +248,7 @@ def fill(rank: int, size: int, store_path: str, depth: int) -> None:
         else:
             receiver = world.receiver(UP, rows, depth, batches(count))
             world.gather(None, "full")
-            first = receiver.receive(Tag(Kind.ACTIVATION, 0))
+            first = receiver.receive(Tag(MessageKind.ACTIVATION, 0))
             assert same_bits(first, filled(ROWS, 0))
             world.gather(None, "one taken")
             world.gather(None, "one released")
@@ -251,7 +256,7 @@ def fill(rank: int, size: int, store_path: str, depth: int) -> None:
             world.gather(None, "room for one")
             world.gather(None, "go on")
             for n in range(1, count):
-                assert same_bits(receiver.receive(Tag(Kind.ACTIVATION, n)), filled(ROWS, n))
+                assert same_bits(receiver.receive(Tag(MessageKind.ACTIVATION, n)), filled(ROWS, n))
                 receiver.release()
             receiver.close()
 
@@ -323,7 +328,7 @@ def wrong_turn(rank: int, size: int, store_path: str) -> str:
         else:
             receiver = world.receiver(UP, rows, 2, batches(2))
             try:
-                receiver.receive(Tag(Kind.ACTIVATION, 1))
+                receiver.receive(Tag(MessageKind.ACTIVATION, 1))
             except Exception as error:
                 text = f"{type(error).__name__}: {error}"
             receiver.close()
@@ -415,7 +420,7 @@ def idle(rank: int, size: int, store_path: str) -> None:
             activations = world.receiver(UP, rows, 2, batches(25))
             sender = world.sender(DOWN, rows)
             take(activations, rows, batches(25))
-            sender.send(Tag(Kind.ACTIVATION, 0), filled(ROWS, 0))
+            sender.send(Tag(MessageKind.ACTIVATION, 0), filled(ROWS, 0))
             sender.close()
             activations.close()
 

@@ -1,6 +1,6 @@
 """Channels between processes when something fails: every wait ends in time, and says which rank, edge and batch.
 
-The processes of these tests are fresh ones that die or break their channels; each prints with `tell` how it fared.
+The processes of these tests are fresh ones that die or break their channels; each prints with `log` how it fared.
 """
 
 import os
@@ -13,16 +13,16 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from counterflow.message import HEADER_BYTES, Kind, Tag, pack_header
+from counterflow.message import HEADER_BYTES, MessageKind, Tag, pack_header
 from counterflow.topology import Edge, Stream
 from counterflow.transport import Frame, TensorSpec, World
-from links import DOWN, ROWS, UP, batches, filled, join, rows, tell, until
+from links import DOWN, ROWS, UP, batches, filled, join, log, rows, until
 from processes import Ended, run_fresh
 
 PROMPT = 5.0
 """Seconds within which a lost rank has to be noticed."""
 
-FIRST = Tag(Kind.ACTIVATION, 0)
+FIRST = Tag(MessageKind.ACTIVATION, 0)
 
 
 class Told(NamedTuple):
@@ -31,7 +31,7 @@ class Told(NamedTuple):
 
 
 def told(ended: Ended, what: str) -> Told:
-    """What a process printed with `tell`."""
+    """What a process printed with `log`."""
     found = re.search(rf"^TOLD {what} (\S+) (.*)$", ended.stderr, re.MULTILINE)
     assert found, f"status {ended.status}: {ended.stderr}"
     return Told(float(found[1]), found[2])
@@ -70,7 +70,7 @@ def send_raw(world: World, message: bytes) -> None:
 
 def whole(n: int) -> bytes:
     """Message n as it should be."""
-    return pack_header(Tag(Kind.ACTIVATION, n), ROWS.payload_nbytes) + bytes(ROWS.payload_nbytes)
+    return pack_header(Tag(MessageKind.ACTIVATION, n), ROWS.payload_nbytes) + bytes(ROWS.payload_nbytes)
 
 
 def forge(rank: int, size: int, store_path: str, forged: bytes) -> None:
@@ -84,11 +84,11 @@ def forge(rank: int, size: int, store_path: str, forged: bytes) -> None:
     else:
         receiver = world.receiver(UP, rows, 2, batches(10))
         for n in (0, 1):
-            receiver.receive(Tag(Kind.ACTIVATION, n))
+            receiver.receive(Tag(MessageKind.ACTIVATION, n))
             receiver.release()
         world.gather(None, "taken")
-        tell("forged", lambda: receiver.receive(Tag(Kind.ACTIVATION, 2)))
-        tell("again", lambda: receiver.receive(Tag(Kind.ACTIVATION, 3)))
+        log("forged", lambda: receiver.receive(Tag(MessageKind.ACTIVATION, 2)))
+        log("again", lambda: receiver.receive(Tag(MessageKind.ACTIVATION, 3)))
     world.gather(None, "the end")
     bye()
 
@@ -106,7 +106,7 @@ FORGED = {
     "zeros": (bytes(ROWS.nbytes), "corrupt header where activation of batch 2 was expected"),
     "another batch": (whole(3), "activation of batch 3 came where activation of batch 2 was expected"),
     "too short by its own account": (
-        pack_header(Tag(Kind.ACTIVATION, 2), 64) + bytes(64),
+        pack_header(Tag(MessageKind.ACTIVATION, 2), 64) + bytes(64),
         f"activation of batch 2 announces 64 bytes, {ROWS.payload_nbytes} were agreed",
     ),
     "shorter than a header": (b"GET / HTTP", "corrupt header where activation of batch 2 was expected"),
@@ -132,11 +132,11 @@ def oversize(rank: int, size: int, store_path: str, nbytes: int) -> None:
         group, peer = world._groups[UP]
         message = raw(whole(0).ljust(nbytes, b"\0"))
         work = dist.isend(message, peer, group=group)
-        tell("other channel", lambda: other.receive(FIRST))
+        log("other channel", lambda: other.receive(FIRST))
         del work
     else:
         receiver = world.receiver(UP, rows, 2, batches(10))
-        tell("oversize", lambda: receiver.receive(FIRST))
+        log("oversize", lambda: receiver.receive(FIRST))
     bye()
 
 
@@ -169,8 +169,8 @@ def killed_while_we_receive(rank: int, size: int, store_path: str, before: int) 
     for tag in batches(before):
         receiver.receive(tag)
         receiver.release()
-    tell("receive", lambda: receiver.receive(Tag(Kind.ACTIVATION, before)))
-    tell("gather", lambda: world.gather(None, "outcomes"))
+    log("receive", lambda: receiver.receive(Tag(MessageKind.ACTIVATION, before)))
+    log("gather", lambda: world.gather(None, "outcomes"))
     bye()
 
 
@@ -204,8 +204,8 @@ def killed_while_we_wait_for_room(
         sender.send(tag, filled(frame, tag.n))
     world.gather(None, "full")
     if not closes:
-        tell("send", lambda: sender.send(Tag(Kind.ACTIVATION, room), filled(frame, room)))
-    tell("close", sender.close)
+        log("send", lambda: sender.send(Tag(MessageKind.ACTIVATION, room), filled(frame, room)))
+    log("close", sender.close)
     bye()
 
 
@@ -235,8 +235,8 @@ def killed_before_we_send(rank: int, size: int, store_path: str) -> None:
         for tag in batches(10):
             sender.send(tag, filled(ROWS, tag.n))
 
-    tell("send", send_all)
-    tell("receiver", lambda: world.receiver(DOWN, rows, 2, batches(3)).receive(FIRST))
+    log("send", send_all)
+    log("receiver", lambda: world.receiver(DOWN, rows, 2, batches(3)).receive(FIRST))
     bye()
 
 
@@ -283,7 +283,7 @@ def killed_mid_message(rank: int, size: int, store_path: str, other: bool) -> No
         for tag in batches(10):
             sender.send(tag, content)
 
-    tell("send", send_all)
+    log("send", send_all)
     bye()
 
 
@@ -315,7 +315,7 @@ def silent(rank: int, size: int, store_path: str, seconds: float) -> None:
         bye()
     world.watch.timeout = seconds
     receiver = world.receiver(UP, rows, 2, batches(3))
-    tell("receive", lambda: receiver.receive(FIRST))
+    log("receive", lambda: receiver.receive(FIRST))
     world.gather(None, "the end")
     bye()
 
@@ -342,8 +342,8 @@ def silent_above(rank: int, size: int, store_path: str, seconds: float) -> None:
     sender = world.sender(UP, rows)
     for tag in batches(2):
         sender.send(tag, filled(ROWS, tag.n))
-    tell("send", lambda: sender.send(Tag(Kind.ACTIVATION, 2), filled(ROWS, 2)))
-    tell("close", sender.close)
+    log("send", lambda: sender.send(Tag(MessageKind.ACTIVATION, 2), filled(ROWS, 2)))
+    log("close", sender.close)
     world.gather(None, "the end")
     bye()
 
@@ -381,10 +381,10 @@ def middle(rank: int, size: int, store_path: str, waits_in: str) -> None:
             for tag in batches(20):
                 sender.send(tag, filled(ROWS, tag.n))
 
-        tell("wait", send_all)
+        log("wait", send_all)
     else:
         receiver = world.receiver(Edge(Stream.TARGET, 2), rows, 2, batches(10))
-        tell("wait", receiver.close if waits_in == "close" else lambda: receiver.receive(FIRST))
+        log("wait", receiver.close if waits_in == "close" else lambda: receiver.receive(FIRST))
     world.post("told")
     bye()
 
@@ -404,7 +404,7 @@ def wave(rank: int, size: int, store_path: str) -> None:
     if rank == 0:
         die()
     receiver = world.receiver(Edge(Stream.ACTIVATION, rank), rows, 2, batches(10))
-    tell("wait", lambda: receiver.receive(FIRST))
+    log("wait", lambda: receiver.receive(FIRST))
     bye()
 
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from counterflow.message import Kind, Tag
+from counterflow.message import MessageKind, Tag
 from counterflow.schedule import Plan
 from counterflow.topology import Edge, Stream
 from counterflow.transport.replay import Replay, order
@@ -20,7 +20,7 @@ def message(i: int) -> torch.Tensor:
 
 
 def tags(count: int) -> list[Tag]:
-    return [Tag(Kind.TARGET, n) for n in range(count)]
+    return [Tag(MessageKind.TARGET, n) for n in range(count)]
 
 
 @given(st.integers(1, 40), st.integers(0, 60), st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), max_size=4))
@@ -32,16 +32,16 @@ def test_it_keeps_what_is_not_forgotten(count: int, most: int, forgotten: list[t
         replay.append(tag, message(i))
         if forgotten and i == count // 2:
             for before, place in forgotten:
-                replay.forget(Tag(Kind.TARGET, before), place)
+                replay.forget(Tag(MessageKind.TARGET, before), place)
                 kept = max(kept, min(before, place, i + 1))
     assert len(replay) == count
     assert replay.first == kept
     for i in range(kept, count):
         tag, buffer = replay.message(i)
-        assert tag == Tag(Kind.TARGET, i)
+        assert tag == Tag(MessageKind.TARGET, i)
         assert torch.equal(buffer, message(i))
-    assert replay.reaches(Tag(Kind.TARGET, kept))
-    assert not kept or not replay.reaches(Tag(Kind.TARGET, kept - 1))
+    assert replay.reaches(Tag(MessageKind.TARGET, kept))
+    assert not kept or not replay.reaches(Tag(MessageKind.TARGET, kept - 1))
 
 
 def test_memory_is_bounded() -> None:

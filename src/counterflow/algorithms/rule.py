@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from counterflow.config import AlgorithmConfig, OptimizerConfig
-from counterflow.seeding import derive
+from counterflow.seeding import derive_seed
 
 Payload = tuple[Tensor, ...]
 Target = tuple[Tensor, ...]
@@ -163,7 +163,7 @@ class Algorithm(Column):
     def seeded(self, block: int) -> Iterator[None]:
         """Within it, parameters come from the stream of this algorithm and ``block``, whatever was drawn before."""
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(derive(self.seed, self.Config.name, block))
+            torch.default_generator.manual_seed(derive_seed(self.seed, self.Config.name, block))
             yield
 
     def activation(self, block: int, batch: int) -> Specs:

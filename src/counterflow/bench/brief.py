@@ -16,5 +16,5 @@ class Brief:
     """Where figures go."""
     folder: Path
     """Where a suite may leave files for the time of its run."""
-    tell: Callable[[str], None]
+    log: Callable[[str], None]
     """Progress, a line at a time."""

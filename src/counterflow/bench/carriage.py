@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from counterflow.bench.raw import RawReceiver, RawSender, open_group
-from counterflow.message import HEADER_BYTES, Kind, Tag
+from counterflow.message import HEADER_BYTES, MessageKind, Tag
 from counterflow.topology import Edge, Stream, Topology
 from counterflow.transport import Frame, Receiver, Sender, TensorSpec, World
 
@@ -149,4 +149,4 @@ def _content(load: Load) -> tuple[torch.Tensor]:
 
 
 def _tags(load: Load) -> Iterator[Tag]:
-    return (Tag(Kind.ACTIVATION, n) for n in range(load.count))
+    return (Tag(MessageKind.ACTIVATION, n) for n in range(load.count))

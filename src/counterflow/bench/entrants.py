@@ -9,7 +9,7 @@ import numpy as np
 
 from counterflow.bench.contender import Contender, train
 from counterflow.bench.sleeping import Sleep
-from counterflow.composition import configure
+from counterflow.cli.hydra_app import load_config
 from counterflow.config import CustomConfig
 
 _SCHEDULES = {"gpipe": "GPipe", "1f1b": "1F1B", "interleaved1f1b": "interleaved 1F1B", "zbv": "ZBV"}
@@ -80,7 +80,7 @@ def asleep(
     part = replace(sleeping, **times)
     blocks = ranks * stages
     free = schedule == "free"
-    config = configure(
+    config = load_config(
         conf,
         [
             f"algorithm={'bll' if free else 'bp'}",
@@ -113,7 +113,7 @@ def awake(
     conf: Path, data: Path, name: str, ranks: int, batches: int, warm: int, batch: int, options: Sequence[str]
 ) -> Contender:
     """One that computes, with the learning system, schedule and network that ``options`` name."""
-    config = configure(conf, [*common(data, batch), *options])
+    config = load_config(conf, [*common(data, batch), *options])
     local = config.algorithm.name not in ("bp", "fa")
     return Contender(name, ranks, config, batches, warm, train, None, None if local else config.train.microbatches)
 

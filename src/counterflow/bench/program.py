@@ -20,7 +20,7 @@ from counterflow.bench.row import Result
 from counterflow.bench.suites import SUITES
 from counterflow.bench.table import goals, markdown, table
 from counterflow.checkpoint.files import write_whole
-from counterflow.composition import check, command_line
+from counterflow.cli.hydra_app import check, run_hydra
 from counterflow.metrics import provenance
 
 _USAGE_ERROR = 2
@@ -33,7 +33,7 @@ def main(conf: Path) -> None:
     """Ends the process with status 0 if every suite was measured, whether or not it reached its goals."""
     chosen: list[DictConfig] = []
     try:
-        command_line(conf, chosen.append, "bench")
+        run_hydra(conf, chosen.append, "bench")
         # Beside hydra's application, which adds lines to an error's; and contenders are composed by hydra too.
         for composed in chosen:
             bench(check(composed, BenchOptions), conf)
@@ -60,8 +60,8 @@ def bench(options: BenchOptions, conf: Path) -> None:
     for name in options.suites:
         start = time.monotonic()
         with TemporaryDirectory(prefix="counterflow-bench-") as folder, console.status(name) as status:
-            tell = _teller(name, status.update if console.is_terminal else _print_to_stderr)
-            result = SUITES[name].measure(Brief(options, conf, out, Path(folder), tell))
+            log = _teller(name, status.update if console.is_terminal else _print_to_stderr)
+            result = SUITES[name].measure(Brief(options, conf, out, Path(folder), log))
         note = _signed(result, time.monotonic() - start)
         known[name] = note
         write_whole(out / "bench.json", (json.dumps(list(known.values()), indent=2) + "\n").encode())

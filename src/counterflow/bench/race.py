@@ -31,7 +31,7 @@ class Measured:
 
 
 def race(
-    contenders: Sequence[Contender], rounds: int, setting: Callable[[Contender], Setting], tell: Told
+    contenders: Sequence[Contender], rounds: int, setting: Callable[[Contender], Setting], log: Told
 ) -> Mapping[str, Sequence[Measured]]:
     """Measurements by name, one a round, each in the ``setting`` of its contender. Raises `CrewError`."""
     measured: dict[str, list[Measured]] = {contender.name: [] for contender in contenders}
@@ -41,7 +41,7 @@ def race(
             readings = run(setting(contender), contender.ranks, contender.task, contender)
             found = Measured(readings, contender.config.train.batch_size)
             measured[contender.name].append(found)
-            tell(f"round {i + 1} of {rounds}: {contender.name}: {found.rate:,.1f} samples/s")
+            log(f"round {i + 1} of {rounds}: {contender.name}: {found.rate:,.1f} samples/s")
     return measured
 
 

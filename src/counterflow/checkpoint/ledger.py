@@ -20,11 +20,11 @@ class Ledger:
         identity: Mapping[str, Any],
         cut: Sequence[int],
         versions: Mapping[str, str],
-        tell: Callable[[str], None],
+        log: Callable[[str], None],
         start: int = 0,
         completed: Callable[[int], None] = lambda batches: None,
     ) -> None:
-        """``last`` is how many batches the run has, and ``start`` how many it had; ``tell`` hears of checkpoints that
+        """``last`` is how many batches the run has, and ``start`` how many it had; ``log`` hears of checkpoints that
         could not be written, ``completed`` of those that count."""
         self._shelf = shelf
         self._keep = keep
@@ -32,7 +32,7 @@ class Ledger:
         self._identity = identity
         self._cut = cut
         self._versions = versions
-        self._tell = tell
+        self._tell = log
         self._newest = start
         self._completed = completed
         self._saved: dict[int, dict[int, Saved]] = defaultdict(dict)

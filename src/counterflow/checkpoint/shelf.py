@@ -23,8 +23,8 @@ class Shelf:
         found = [path for path in self.path.glob(f"{_PREFIX}*") if _batches(path) is not None and path.is_dir()]
         return sorted(found, key=lambda path: _batches(path) or 0, reverse=True)
 
-    def newest(self, before: int, tell: Callable[[str], None]) -> tuple[Path, Manifest] | None:
-        """The newest whole checkpoint after fewer than ``before`` batches; ``tell`` hears of every damaged one.
+    def newest(self, before: int, log: Callable[[str], None]) -> tuple[Path, Manifest] | None:
+        """The newest whole checkpoint after fewer than ``before`` batches; ``log`` hears of every damaged one.
 
         ``ValueError`` for one of another version of this program.
         """
@@ -36,7 +36,7 @@ class Shelf:
                 if manifest.batches != _batches(folder):
                     raise DamagedError(f"{NAME} is of the checkpoint after {manifest.batches} batches")
             except DamagedError as error:
-                tell(f"{folder}: is no whole checkpoint ({error}), an older one is looked for")
+                log(f"{folder}: is no whole checkpoint ({error}), an older one is looked for")
             else:
                 return folder, manifest
         return None

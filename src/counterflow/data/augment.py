@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from counterflow.seeding import derive
+from counterflow.seeding import derive_seed
 
 
 def augment(images: Tensor, indices: Tensor, *, seed: int, epoch: int, size: int, padding: int, flip: bool) -> Tensor:
@@ -33,7 +33,7 @@ def augment(images: Tensor, indices: Tensor, *, seed: int, epoch: int, size: int
 @lru_cache(maxsize=1)
 def _tables(seed: int, epoch: int, size: int, padding: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Top row and left column of the crop, int64 in ``0..2 * padding``, and whether to flip; ``[size]`` each."""
-    generator = torch.Generator().manual_seed(derive(seed, "augment", epoch))
+    generator = torch.Generator().manual_seed(derive_seed(seed, "augment", epoch))
     top, left = torch.randint(2 * padding + 1, (2, size), generator=generator)
     mirrored = torch.randint(2, (size,), generator=generator).bool()
     return top.to(device), left.to(device), mirrored.to(device)

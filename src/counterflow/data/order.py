@@ -6,7 +6,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from counterflow.seeding import derive
+from counterflow.seeding import derive_seed
 
 CPU = torch.device("cpu")
 
@@ -46,4 +46,4 @@ class Order:
 # Two, because one process may hold both ends of the network, and these reach the next epoch at different times.
 @lru_cache(maxsize=2)
 def _permutation(size: int, seed: int, epoch: int, device: torch.device) -> Tensor:
-    return torch.randperm(size, generator=torch.Generator().manual_seed(derive(seed, "order", epoch))).to(device)
+    return torch.randperm(size, generator=torch.Generator().manual_seed(derive_seed(seed, "order", epoch))).to(device)

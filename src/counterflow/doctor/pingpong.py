@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from counterflow.doctor.clock import Offset
-from counterflow.message import HEADER_BYTES, Kind, Tag
+from counterflow.message import HEADER_BYTES, MessageKind, Tag
 from counterflow.topology import Edge, Stream
 from counterflow.transport import ChannelError, Frame, Payload, TensorSpec, World
 
@@ -170,4 +170,4 @@ class _Pair:
 
 
 def _tags(count: int) -> Iterator[Tag]:
-    return (Tag(Kind.ACTIVATION, n) for n in range(count))
+    return (Tag(MessageKind.ACTIVATION, n) for n in range(count))

@@ -7,7 +7,7 @@ from counterflow.algorithms.rule import Specs
 from counterflow.engine import source
 from counterflow.engine.job import Job
 from counterflow.engine.station import Ports
-from counterflow.message import Kind, Tag
+from counterflow.message import MessageKind, Tag
 from counterflow.topology import Edge, Stream
 from counterflow.transport import Frame, LocalChannel, Receiver, Sender, TensorSpec, World
 
@@ -20,15 +20,15 @@ def channel_frames(column: Column, job: Job, edge: Edge) -> Callable[[Tag], Fram
 
     def specs(tag: Tag) -> Specs:
         match tag.kind:
-            case Kind.ACTIVATION:
+            case MessageKind.ACTIVATION:
                 return column.activation(edge.lower, batch)
-            case Kind.TEST:
+            case MessageKind.TEST:
                 return column.test_activation(edge.lower, job.batches.evaluation_size(tag.e))
-            case Kind.PREDICTION:
+            case MessageKind.PREDICTION:
                 return column.prediction(edge.lower, job.batches.evaluation_size(tag.e))
-            case Kind.GRADIENT:
+            case MessageKind.GRADIENT:
                 return column.target(edge.lower, tag.n, batch)
-            case Kind.TARGET:
+            case MessageKind.TARGET:
                 target = column.target(edge.lower, tag.n, batch)
                 if not job.plan.evaluates_after(tag.n):
                     return target
@@ -68,7 +68,7 @@ class Channels:
         )
 
     def _is_local(self, edge: Edge) -> bool:
-        return edge not in self._job.topology.crossing()
+        return edge not in self._job.topology.remote_edges()
 
     def _sender(self, edge: Edge) -> Sender:
         if self._is_local(edge):

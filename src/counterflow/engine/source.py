@@ -7,7 +7,7 @@ import torch
 from counterflow.data.batches import Batches
 from counterflow.data.prefetch import prefetch
 from counterflow.engine.numerics import Numerics
-from counterflow.message import Kind, Tag
+from counterflow.message import MessageKind, Tag
 from counterflow.schedule import Plan
 from counterflow.transport import Payload
 
@@ -41,7 +41,7 @@ def inputs(batches: Batches, plan: Plan, numerics: Numerics) -> Source:
 
     def items() -> Generator[Item]:
         for tag in plan.activations():
-            test = tag.kind is Kind.TEST
+            test = tag.kind is MessageKind.TEST
             (x,) = numerics.pack((batches.evaluation_inputs(tag.e) if test else batches.inputs(tag.n),))
             if plan.predicts_down:
                 yield tag, (x, batches.evaluation_labels(tag.e) if test else batches.labels(tag.n))
@@ -57,7 +57,7 @@ def labels(batches: Batches, plan: Plan, top: int, device: torch.device) -> Sour
 
     def items() -> Generator[Item]:
         for tag in plan.targets(top):
-            if tag.kind is Kind.PREDICTION:
+            if tag.kind is MessageKind.PREDICTION:
                 yield tag, ()
             else:
                 tests = (batches.labels_of(plan.evaluation(tag.n)),) if plan.evaluates_after(tag.n) else ()

@@ -18,7 +18,7 @@ from counterflow.engine.numerics import Numerics
 from counterflow.engine.randomness import seed_forward
 from counterflow.engine.specimens import Specimens
 from counterflow.engine.tally import Tally
-from counterflow.message import Kind, Tag
+from counterflow.message import MessageKind, Tag
 from counterflow.schedule import Plan
 from counterflow.trace.recorder import Recorder
 from counterflow.transport import Payload, Receiver, Sender
@@ -103,7 +103,7 @@ class Station:
         """The last messages to the block below, which may not have taken them."""
 
     def target(self, n: int) -> None:
-        tag = Tag(Kind.TARGET, n)
+        tag = Tag(MessageKind.TARGET, n)
         # A target outlives its channel's buffer, and it is small: it is copied.
         message = tuple(tensor.clone() for tensor in self._receive(self.ports.above, tag))
         self.ports.above.release()
@@ -120,7 +120,7 @@ class Station:
             self._send_down(tag, (*below, *tests))
 
     def forward(self, n: int) -> None:
-        tag = Tag(Kind.ACTIVATION, n)
+        tag = Tag(MessageKind.ACTIVATION, n)
         self._input = self._receive(self.ports.below, tag)
         if self._plan.gradients_from:
             self._in_flight[n] = tuple(tensor.clone() for tensor in self._input)
@@ -133,7 +133,7 @@ class Station:
             self.ports.below.release()
 
     def backward(self, n: int) -> None:
-        tag = Tag(Kind.GRADIENT, n)
+        tag = Tag(MessageKind.GRADIENT, n)
         gradient = self._receive(self.ports.above, tag)
         if self.ports.up is None and self._plan.evaluates_after(n):  # what enters at the top are labels
             *labels, self._test_labels[n] = gradient
@@ -160,7 +160,7 @@ class Station:
 
     @torch.no_grad()
     def evaluate(self, n: int, e: int) -> None:
-        tag = Tag(Kind.TEST, n, e)
+        tag = Tag(MessageKind.TEST, n, e)
         message = self._receive(self.ports.below, tag)
         if self._plan.predicts_down and self.ports.down is None:
             *inputs, self._test_labels[e] = message
@@ -191,7 +191,7 @@ class Station:
 
     @torch.no_grad()
     def predict(self, n: int, e: int) -> None:
-        tag = Tag(Kind.PREDICTION, n, e)
+        tag = Tag(MessageKind.PREDICTION, n, e)
         message = self._receive(self.ports.above, tag)
         with self._predicting():
             below = _apart(self.rule.decode(self._own.pop(e), message), message)
@@ -226,7 +226,7 @@ class Station:
 
     def resend(self, n: int) -> None:
         assert self.ports.down is not None, "nothing is below the bottom block"
-        kind = Kind.GRADIENT if self._plan.gradients_from else Kind.TARGET
+        kind = MessageKind.GRADIENT if self._plan.gradients_from else MessageKind.TARGET
         self._transmit(self.ports.down, Tag(kind, n), dict(self._sent)[n])
 
     def close(self) -> None:
@@ -287,4 +287,4 @@ def _apart(tensors: Payload, message: Payload) -> Payload:
 
 def _part(tag: Tag) -> int:
     """The test batch that a message is about; -1 if it is about a training batch."""
-    return tag.e if tag.kind in (Kind.TEST, Kind.PREDICTION) else -1
+    return tag.e if tag.kind in (MessageKind.TEST, MessageKind.PREDICTION) else -1

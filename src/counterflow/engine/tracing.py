@@ -19,12 +19,12 @@ TIMELINE = "timeline.png"
 class Tracing:
     """From the beginning of a run to its end, on all ranks: the first one then merges what each has recorded."""
 
-    def __init__(self, world: World, folder: Path, tell: Callable[[str], None]) -> None:
-        """``folder`` is the run directory; ``tell`` hears of disks that take no more."""
+    def __init__(self, world: World, folder: Path, log: Callable[[str], None]) -> None:
+        """``folder`` is the run directory; ``log`` hears of disks that take no more."""
         self.recorder = Recorder()
         self._world = world
         self._folder = folder
-        self._tell = tell
+        self._tell = log
         stamps = meet(self._barrier, "start")
         # Who takes another one's place finds that the others have met.
         self._meetings = [] if world.life else [stamps]

@@ -13,7 +13,7 @@ from counterflow.models.mlp import mlp
 from counterflow.models.resnet import resnet
 from counterflow.models.transformer import transformer
 from counterflow.models.vgg import vgg
-from counterflow.seeding import derive
+from counterflow.seeding import derive_seed
 
 # Each builder takes its own configuration class, so the common type of the first argument is Any.
 _Builder = Callable[[Any, tuple[int, ...], int], nn.Sequential]
@@ -44,5 +44,5 @@ def build(config: ModelConfig, input_shape: tuple[int, ...], classes: int, seed:
         raise ValueError(f"model.name={config.name}: allowed for {kind} are {', '.join(builders)}")
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed: that would also reseed every GPU, which the fork above does not restore.
-        torch.default_generator.manual_seed(derive(seed, "model"))
+        torch.default_generator.manual_seed(derive_seed(seed, "model"))
         return builders[config.name](config, input_shape, classes)

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from counterflow.seeding import derive
+from counterflow.seeding import derive_seed
 
 
 class Aligned(nn.Module):
@@ -43,7 +43,7 @@ def align(network: nn.Module, seed: int) -> None:
             continue
         for child_name, child in list(parent.named_children()):
             if isinstance(child, nn.Conv2d | nn.Linear):
-                setattr(parent, child_name, Aligned(child, _feedback(child, derive(seed, "fa", name, child_name))))
+                setattr(parent, child_name, Aligned(child, _feedback(child, derive_seed(seed, "fa", name, child_name))))
 
 
 def _feedback(layer: nn.Conv2d | nn.Linear, seed: int) -> Tensor:

@@ -23,23 +23,23 @@ _FEWEST = 2
 """Samples of a batch, for batch norm."""
 
 
-def measure(job: Job, tell: Callable[[str], None]) -> Network:
-    """Of a job in one block; ``tell`` hears what is being done. Nothing of ``job`` changes, nor its generator."""
+def measure(job: Job, log: Callable[[str], None]) -> Network:
+    """Of a job in one block; ``log`` hears what is being done. Nothing of ``job`` changes, nor its generator."""
     with torch.random.fork_rng(devices=[job.device] if job.device.type == "cuda" else []):
-        return _measure(job, tell)
+        return _measure(job, log)
 
 
-def _measure(job: Job, tell: Callable[[str], None]) -> Network:
+def _measure(job: Job, log: Callable[[str], None]) -> Network:
     layers, batch = len(job.network), job.config.train.batch_size
     part = max(min(_FEWEST, batch), batch // _PART)
-    tell("layers, forward and backward")
+    log("layers, forward and backward")
     whole, less = plain_times(job, batch), plain_times(job, part)
     outwards = plain_times(job, batch, inputs=False)
     fine = replace(job, config=replace(job.config, blocks=layers), topology=Topology(layers, 1))
     column = column_of(fine, [1] * layers)
     found = []
     for i, (forward, backward) in enumerate(whole):
-        tell(f"layer {i + 1} of {layers}, as a block pair")
+        log(f"layer {i + 1} of {layers}, as a block pair")
         update, kept, output = _update(fine, i), *_plain_bytes(fine, column, i)
         layer = Layer(
             forward=forward / 1e9,

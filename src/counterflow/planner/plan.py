@@ -69,7 +69,7 @@ class Plan:
         return next(row for row in self.rows if row.seconds_per_batch * (1 - TOLERANCE) <= fastest)
 
 
-def plan(network: Network, machines: Machines, lag: int, depth: int, tell: Callable[[str], None]) -> Plan:
+def plan(network: Network, machines: Machines, lag: int, depth: int, log: Callable[[str], None]) -> Plan:
     """For every number of blocks that is worth a look; ``lag`` and ``depth`` are the smallest that are considered.
 
     Raises ``ValueError`` if nothing fits into the memory of the machines.
@@ -83,7 +83,7 @@ def plan(network: Network, machines: Machines, lag: int, depth: int, tell: Calla
         least = one.states + one.kept
         return _slowest(one, machines) if least <= machines.memory else float("inf")
 
-    tell("cuts")
+    log("cuts")
     cuts, others = Cuts(cost, layers, most), even(network, most)
     alone = stage(0, layers).seconds
     rows, refused, fastest = [], [], float("inf")
@@ -93,13 +93,13 @@ def plan(network: Network, machines: Machines, lag: int, depth: int, tell: Calla
             continue
         if most > _EVERY and cuts.slowest(blocks) > (1 - TOLERANCE) * fastest:
             continue  # more processes, and none of them has less to do
-        tell(f"{blocks} blocks")
+        log(f"{blocks} blocks")
         row = _row(network, machines, cut(stage, counts := cuts.counts(blocks)), counts, lag, depth, alone)
         if isinstance(row, int):
             refused.append((blocks, row))
             continue
         fastest = min(fastest, cuts.slowest(blocks))
-        tell(f"{blocks} blocks under pipelines of backprop")
+        log(f"{blocks} blocks under pipelines of backprop")
         rows.append(replace(row, pipelines=pipelines(network, machines, others.counts(blocks))))
     if not rows:
         blocks, least = min(refused, key=lambda pair: pair[1])

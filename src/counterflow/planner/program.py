@@ -11,7 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich.console import Console
 
-from counterflow.composition import check, command_line
+from counterflow.cli.hydra_app import check, run_hydra
 from counterflow.engine.job import Job, prepare
 from counterflow.engine.threads import intra_op_threads
 from counterflow.planner.machines import Machines
@@ -30,7 +30,7 @@ def main(conf: Path) -> None:
     """Ends the process with status 0 if there is a plan, and else with one line and status 2."""
     chosen: list[tuple[DictConfig, list[str]]] = []
     try:
-        command_line(conf, lambda composed: chosen.append((composed, list(HydraConfig.get().overrides.task))), "plan")
+        run_hydra(conf, lambda composed: chosen.append((composed, list(HydraConfig.get().overrides.task))), "plan")
         for composed, overrides in chosen:  # beside hydra, which would add lines of its own to an error's
             _tell(check(composed, PlanConfig), overrides)
     except ValueError as error:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from counterflow.message import Kind, Tag
+from counterflow.message import MessageKind, Tag
 from counterflow.topology import Edge, Stream
 
 
@@ -88,18 +88,18 @@ class Plan:
     def activations(self) -> Iterator[Tag]:
         """What enters at the bottom, and every activation edge carries, in order."""
         for n in range(self.start, self.batches):
-            yield Tag(Kind.ACTIVATION, n)
-            yield from (Tag(Kind.TEST, n, e) for e in self.evaluation(n))
+            yield Tag(MessageKind.ACTIVATION, n)
+            yield from (Tag(MessageKind.TEST, n, e) for e in self.evaluation(n))
 
     def targets(self, block: int) -> Iterator[Tag]:
         """What ``block`` takes from above, in order; into the top block it enters from outside."""
         for n in range(self.taken(block), self.batches):
             if self.targets_down:
-                yield Tag(Kind.TARGET, n)
+                yield Tag(MessageKind.TARGET, n)
             elif self.gradients_from:
-                yield Tag(Kind.GRADIENT, n)
+                yield Tag(MessageKind.GRADIENT, n)
             else:
-                yield from (Tag(Kind.PREDICTION, n, e) for e in self.evaluation(n))
+                yield from (Tag(MessageKind.PREDICTION, n, e) for e in self.evaluation(n))
 
     def messages(self, edge: Edge) -> Iterator[Tag]:
         """What ``edge`` carries, in order."""

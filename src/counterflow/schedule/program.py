@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 
-from counterflow.message import Kind, Tag
+from counterflow.message import MessageKind, Tag
 from counterflow.schedule.plan import Plan
 from counterflow.topology import Stream
 
@@ -52,15 +52,15 @@ class Action:
         """The message that the action takes, and whose successor it sends on; None if it needs no channel."""
         match self.op:
             case Op.TARGET:
-                return Tag(Kind.TARGET, self.n)
+                return Tag(MessageKind.TARGET, self.n)
             case Op.FORWARD:
-                return Tag(Kind.ACTIVATION, self.n)
+                return Tag(MessageKind.ACTIVATION, self.n)
             case Op.EVALUATE:
-                return Tag(Kind.TEST, self.n, self.e)
+                return Tag(MessageKind.TEST, self.n, self.e)
             case Op.PREDICT:
-                return Tag(Kind.PREDICTION, self.n, self.e)
+                return Tag(MessageKind.PREDICTION, self.n, self.e)
             case Op.BACKWARD:
-                return Tag(Kind.GRADIENT, self.n)
+                return Tag(MessageKind.GRADIENT, self.n)
             case Op.LEARN | Op.SAVE | Op.RESEND:
                 return None
 

@@ -144,12 +144,12 @@ def connect_mortal(
     on_halt: Callable[[int], None],
     life: int,
     name: str | None,
-    tell: Callable[[str], None],
+    log: Callable[[str], None],
     replay: int,
 ) -> MortalWorld:
-    """Join the processes that meet in ``store``, or take the place of one: then ``name`` is what that one had ``tell``
+    """Join the processes that meet in ``store``, or take the place of one: then ``name`` is what that one had ``log``
     keep."""
     if name is None:
         name = join(store, rank, size, timeout)
-        tell(name)
+        log(name)
     return MortalWorld(PrefixStore(name, store), rank, size, Watch(timeout), on_halt, name.encode(), life, replay)

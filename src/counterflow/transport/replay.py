@@ -7,12 +7,12 @@ from typing import IO
 import torch
 from torch import Tensor
 
-from counterflow.message import Kind, Tag
+from counterflow.message import MessageKind, Tag
 
 
 def order(tag: Tag) -> tuple[int, bool, int]:
     """Tags of one edge compare as they follow each other: test batches come after the batch that they follow."""
-    return tag.n, tag.kind in (Kind.TEST, Kind.PREDICTION), tag.e
+    return tag.n, tag.kind in (MessageKind.TEST, MessageKind.PREDICTION), tag.e
 
 
 class Replay:

@@ -79,7 +79,7 @@ class World:
         """Create the process groups of all edges between processes, in the same order everywhere, and warm them up."""
         self._medium = medium(backend, device)
         timeout = timedelta(seconds=self.watch.timeout)
-        for edge in topology.crossing():
+        for edge in topology.remote_edges():
             ends = [topology.rank_of(edge.source), topology.rank_of(edge.destination)]
             try:
                 group = dist.new_group(ends, backend=backend, timeout=timeout)

@@ -45,7 +45,7 @@ def measure(brief: Brief) -> Result:
     contenders = list(_contenders(brief, microbatches))
     names = [contender.name for contender in contenders]
     baseline = _BASELINE if _BASELINE in names else names[-1]
-    measured = race(contenders, options.rounds, lambda _: Setting(timeout=_LIMIT, pinned=True), brief.tell)
+    measured = race(contenders, options.rounds, lambda _: Setting(timeout=_LIMIT, pinned=True), brief.log)
     settings = {
         "network": f"{_CONVOLUTIONS} convolutions of 48 channels, batch norm, an output layer",
         "samples": f"{_BATCH} of {_PIXELS} x {_PIXELS} pixels",

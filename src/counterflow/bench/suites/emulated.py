@@ -68,7 +68,7 @@ def _of(ranks: int, sleep: Sleep, microbatches: Sequence[int], brief: Brief) -> 
     names = [contender.name for contender in contenders]
     baseline = next((n for n in (title("1f1b", 3 * ranks), title("1f1b", ranks)) if n in names), names[-1])
     setting = Setting(timeout=60 + 50 * sleep.total)
-    measured = race(contenders, options.rounds, lambda _: setting, lambda text: brief.tell(f"P={ranks}: {text}"))
+    measured = race(contenders, options.rounds, lambda _: setting, lambda text: brief.log(f"P={ranks}: {text}"))
     found = rows(contenders, measured, baseline)
     return all_beside(found, contenders, [title("1f1b", microbatches[0])])
 

@@ -12,7 +12,7 @@ from counterflow.bench.brief import Brief
 from counterflow.bench.crew import Setting, run
 from counterflow.bench.entrants import common, noise
 from counterflow.bench.row import Goal, Result, Row
-from counterflow.composition import configure
+from counterflow.cli.hydra_app import load_config
 from counterflow.config import TrainConfig
 from counterflow.engine import cost as costs
 from counterflow.engine.cost import Cost
@@ -36,9 +36,9 @@ def measure(brief: Brief) -> Result:
     for model in _MODELS:
         for convolutions in _HEADS:
             head = f"{convolutions} convolutions and pooling" if convolutions else "pooled head"
-            brief.tell(f"{model}, {head}")
+            brief.log(f"{model}, {head}")
             wanted = [f"model={model}", "algorithm=bll", f"algorithm.latent.convolutions={convolutions}"]
-            config = configure(brief.conf, [*common(brief.folder, _BATCH), f"blocks={_BLOCKS}", *wanted])
+            config = load_config(brief.conf, [*common(brief.folder, _BATCH), f"blocks={_BLOCKS}", *wanted])
             (cost,) = run(Setting(_LIMIT), 1, count, config)
             found.append(
                 Row(name=f"{model}, {head}", ranks=1, batch=_BATCH).having(

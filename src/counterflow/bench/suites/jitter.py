@@ -41,7 +41,7 @@ def measure(brief: Brief) -> Result:
     contenders = list(_contenders(brief, sleep, ranks, microbatches))
     baseline = title("1f1b", microbatches[0])
     setting = Setting(timeout=60 + 3 * _BATCHES * sleep.total)
-    measured = race(contenders, options.rounds, lambda _: setting, brief.tell)
+    measured = race(contenders, options.rounds, lambda _: setting, brief.log)
     found = rows(contenders, measured, baseline)
     found = all_beside(found, contenders, ["BLL" + _STEADY, baseline + _STEADY])
     settings = sleep.note | {"share_of_slow_batches": _SHARE, "factor": _FACTOR, "rounds": options.rounds}

@@ -94,7 +94,7 @@ def _contender(brief: Brief, name: str, ranks: int, blocks: int, batch: int, sys
 
 
 def _row(brief: Brief, contender: Contender, comparison: str, blocks: int) -> Row:
-    brief.tell(f"{comparison}: P={blocks}: {contender.name}")
+    brief.log(f"{comparison}: P={blocks}: {contender.name}")
     ranks = run(Setting(timeout=300), contender.ranks, account, contender)
     cuda = [held.reading.peak_cuda_bytes for held in ranks]
     return Row(

@@ -40,7 +40,7 @@ def _of(ranks: int, each: Sleep, brief: Brief) -> Iterator[Row]:
             asleep(brief.conf, brief.folder, "1f1b", sleep, ranks, _BATCHES_IN_STEP, m) for m in microbatches
         ]
     setting = Setting(timeout=60 + 100 * sleep.total)
-    measured = race(contenders, brief.options.rounds, lambda _: setting, lambda text: brief.tell(f"P={ranks}: {text}"))
+    measured = race(contenders, brief.options.rounds, lambda _: setting, lambda text: brief.log(f"P={ranks}: {text}"))
     baseline = title("1f1b", microbatches[-1]) if ranks > 1 else "BLL"
     for row, contender in zip(rows(contenders, measured, baseline), contenders, strict=True):
         yield beside(row, contender)

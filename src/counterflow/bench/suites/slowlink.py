@@ -62,7 +62,7 @@ def measure(brief: Brief) -> Result:
             seconds = 90 + 10 * _BATCHES * (sleep.total + speed.latency)
             return Setting(seconds, door=network.door if contender.name.endswith(_SLOW) else None)
 
-        measured = race(contenders, options.rounds, setting, brief.tell)
+        measured = race(contenders, options.rounds, setting, brief.log)
     pipelines = [c.name for c in contenders if c.name.startswith("1F1B") and c.name.endswith(_SLOW)]
     baseline = max(pipelines, key=lambda name: ratio(measured[name], measured[pipelines[0]]))
     found = rows(contenders, measured, baseline)

@@ -40,7 +40,7 @@ def measure(brief: Brief) -> Result:
     for suffix, contenders in (("", training), ("_emulated", sleeping)):
         measured, panels = {}, []
         for contender in contenders:
-            brief.tell(contender.name)
+            brief.log(contender.name)
             readings = run(Setting(_LIMIT), ranks, trace, replace(contender, warm=2))
             measured[contender.name] = [
                 Measured([reading for reading, _ in readings], contender.config.train.batch_size)

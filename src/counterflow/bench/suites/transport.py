@@ -59,7 +59,7 @@ def measure(brief: Brief) -> Result:
 
 def _messages(brief: Brief) -> tuple[list[Row], list[Goal]]:
     loads = [_load(nbytes) for nbytes in (_SOME_SIZES if brief.options.quick else _SIZES)]
-    brief.tell(f"{len(loads)} sizes of messages, over channels and over bare gloo")
+    brief.log(f"{len(loads)} sizes of messages, over channels and over bare gloo")
     echo = Load(_KILO, _ECHOES, _ECHOES // 10)
     turns = _TURNS * brief.options.rounds
     found, _ = run(Setting(timeout=60.0 * turns, pinned=True), 2, compare, loads, echo, turns)
@@ -147,7 +147,7 @@ def _row(name: str, pairs: Sequence[Sequence[float]]) -> Row:
 def _round(brief: Brief) -> tuple[float, tuple[float, float], tuple[float, float]]:
     """Seconds a batch: of stages that take no time; and of stages that sleep, by the clock and of the processors of
     the rank in the middle, with the engine and without."""
-    brief.tell("the engine on blocks that sleep")
+    brief.log("the engine on blocks that sleep")
     limit = _slowest(_run(_contender(brief, 0.0, 2, _IDLE)))
     short, long = (_contender(brief, _STAGE, _RANKS, batches) for batches in (_FEW, _MORE))
     few, more = _run(short)[1], _run(long)

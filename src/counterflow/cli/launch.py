@@ -20,24 +20,24 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from counterflow.composition import check, command_line, job_name
+from counterflow.cli.hydra_app import check, job_name, run_hydra
 from counterflow.config import TrainConfig
-from counterflow.desk import warn
 from counterflow.engine.execute import RunError
 from counterflow.engine.job import Job, prepare
 from counterflow.engine.session import StoppedError
-from counterflow.keeper import Life, keep
 from counterflow.metrics.files import Found, InUseError, find
-from counterflow.origin import Origin, open_run
+from counterflow.recovery.supervisor import Life, keep
 from counterflow.signals import Signals
-from counterflow.train import train
+from counterflow.trainer.rank0 import warn
+from counterflow.trainer.resume import ResumePoint, open_run_dir
+from counterflow.trainer.run import train
 from counterflow.transport import ChannelError, World, connect, rendezvous
 from counterflow.transport.interface import interfaces
 from counterflow.transport.mortal import connect_mortal
 
-USAGE_ERROR = 2
-RUN_ERROR = 1
-REMAINS = 75
+EXIT_USAGE = 2
+EXIT_FAILURE = 1
+EXIT_INCOMPLETE = 75
 """The status that says "try again later": runs of a sweep are left for the next stage."""
 
 _FIRST_SPEAKS = 10.0
@@ -93,19 +93,19 @@ def _connect(config: TrainConfig, life: Life | None, on_halt: Callable[[int], No
         on_halt=on_halt,
         life=life.number,
         name=life.name,
-        tell=life.tell,
+        log=life.log,
         replay=config.engine.replay << 20,
     )
 
 
-def _open(job: Job, again: bool) -> Origin | None:
+def _open(job: Job, again: bool) -> ResumePoint | None:
     """Where the run begins, or this process ``again``; None if a rank was lost when all had been said."""
     path = _run_path(job.config)
     restarted = again or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
     if restarted and find(path, job.config) is Found.FINISHED:
         warn(f"{path}: has finished")
         return None
-    return open_run(job, path, (lambda text: None) if again else warn, alone=not again)
+    return open_run_dir(job, path, (lambda text: None) if again else warn, alone=not again)
 
 
 @dataclass
@@ -130,8 +130,8 @@ class Sweep:
     @property
     def status(self) -> int:
         if self.failed:
-            return RUN_ERROR
-        return REMAINS if self.remaining else 0
+            return EXIT_FAILURE
+        return EXIT_INCOMPLETE if self.remaining else 0
 
     def job(self, composed: DictConfig) -> None:
         """One run, in a folder of its own; a line says why where there is none, or where it ended."""
@@ -253,16 +253,16 @@ def main(conf: Path, seconds: float = math.inf) -> None:
         except ValueError as error:
             _refuse(error)
         except (RunError, ChannelError) as error:
-            abort(error)
+            exit_with_error(error)
         except Exception as error:
             if _out_of_memory(error):
                 print(f"error: {type(error).__name__}: {error}".splitlines()[0], file=sys.stderr)
             else:
                 traceback.print_exc()
-            _exit(RUN_ERROR)
+            _exit(EXIT_FAILURE)
 
     try:
-        command_line(conf, task)
+        run_hydra(conf, task)
     except ValueError as error:
         _refuse(error)
     if sweep.jobs:
@@ -270,13 +270,13 @@ def main(conf: Path, seconds: float = math.inf) -> None:
         _exit(sweep.status)
 
 
-def abort(error: RunError | ChannelError) -> NoReturn:
+def exit_with_error(error: RunError | ChannelError) -> NoReturn:
     """Say what ended the run, and end the process at once, so that its neighbours notice."""
     _explain(error)
     # A report of who waits for whom has a line for each; what a block raised is one, whatever torch made of it.
     text = str(error) if isinstance(error, ChannelError) else " ".join(str(error).split())
     print(f"error: {text}", file=sys.stderr)
-    _exit(RUN_ERROR)
+    _exit(EXIT_FAILURE)
 
 
 def _explain(error: RunError | ChannelError) -> None:
@@ -298,7 +298,7 @@ def _refuse(error: ValueError | str) -> NoReturn:
     else:
         # Torchrun kills all processes once one has ended: the first process of the node has to speak before that.
         time.sleep(_FIRST_SPEAKS)
-    _exit(USAGE_ERROR)
+    _exit(EXIT_USAGE)
 
 
 def _exit(status: int) -> NoReturn:

@@ -12,7 +12,6 @@ import torch
 from rich.console import Console
 
 from counterflow.checkpoint import Archive, Saved, Shelf
-from counterflow.desk import Desk, warn
 from counterflow.engine.cost import Cost
 from counterflow.engine.job import Job
 from counterflow.engine.outcome import Outcome
@@ -24,7 +23,8 @@ from counterflow.metrics import provenance
 from counterflow.metrics.fingerprint import fingerprint
 from counterflow.metrics.record import Record, Row
 from counterflow.metrics.reporter import Reporter
-from counterflow.origin import CHECKPOINTS, Origin
+from counterflow.trainer.rank0 import Rank0Services, warn
+from counterflow.trainer.resume import CHECKPOINTS, ResumePoint
 from counterflow.transport import World
 
 
@@ -39,7 +39,7 @@ class _Beginning:
     seconds: float
 
 
-def train(job: Job, world: World, origin: Origin | None) -> dict[str, Any] | None:
+def train(job: Job, world: World, origin: ResumePoint | None) -> dict[str, Any] | None:
     """Run ``job``; returns the summary on rank 0, which alone has an ``origin``, and None elsewhere.
 
     Without an ``origin`` there is nothing left to do.
@@ -75,7 +75,7 @@ def train(job: Job, world: World, origin: Origin | None) -> dict[str, Any] | Non
         desk = None
         if origin is not None:
             console.print(_setting(job, begin.cut), soft_wrap=True)
-            desk = Desk(job, origin, shelf, begin.cut, system.owners, system.objective, world, console)
+            desk = Rank0Services(job, origin, shelf, begin.cut, system.owners, system.objective, world, console)
             stack.enter_context(desk)
         try:
             outcome = system.run(session)
@@ -115,7 +115,7 @@ def _newest(begin: _Beginning, job: Job) -> _Beginning:
     return begin if found is None else replace(begin, checkpoint=found[0], batches=found[1].batches)
 
 
-def _beginning(job: Job, origin: Origin) -> _Beginning:
+def _beginning(job: Job, origin: ResumePoint) -> _Beginning:
     return _Beginning(
         origin.cut or cut(job),
         origin.directory.path.resolve(),

@@ -48,7 +48,7 @@ OmegaConf.register_new_resolver("sweep_dir", _sweep_dir, replace=True)
 register([system.Config for system in ALGORITHMS.values()] + [system.Config for system in REFERENCES.values()])
 
 
-def configure(conf: Path, overrides: Sequence[str]) -> TrainConfig:
+def load_config(conf: Path, overrides: Sequence[str]) -> TrainConfig:
     """The configuration of ``conf/train.yaml`` with ``overrides``. ``ValueError`` of one line if it is wrong."""
     GlobalHydra.instance().clear()
     with _one_line(), hydra.initialize_config_dir(str(conf.resolve()), version_base="1.3"):
@@ -64,7 +64,7 @@ def check(composed: DictConfig, schema: type[Schema]) -> Schema:
     return config
 
 
-def command_line(conf: Path, task: Callable[[DictConfig], None], name: str = "train") -> None:
+def run_hydra(conf: Path, task: Callable[[DictConfig], None], name: str = "train") -> None:
     """Run ``task`` under hydra's command line, with all that it offers, on ``conf/NAME.yaml``.
 
     ``ValueError`` of one line if it is wrong.

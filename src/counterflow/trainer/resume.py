@@ -23,7 +23,7 @@ CHECKPOINTS = "checkpoints"
 
 
 @dataclass(frozen=True)
-class Origin:
+class ResumePoint:
     directory: RunDirectory
     checkpoint: Path | None
     """The folder of the checkpoint that the run goes on from; None if it begins anew."""
@@ -33,8 +33,8 @@ class Origin:
     """Layers of every block before."""
 
 
-def open_run(job: Job, path: Path, tell: Callable[[str], None], alone: bool = True) -> Origin:
-    """Make or open the run directory ``path``, as ``run.resume`` says; ``tell`` hears what was found. Unless this is
+def open_run_dir(job: Job, path: Path, log: Callable[[str], None], alone: bool = True) -> ResumePoint:
+    """Make or open the run directory ``path``, as ``run.resume`` says; ``log`` hears what was found. Unless this is
     ``alone``, other processes of the run are at it, and write checkpoints.
 
     Raises ``ValueError`` where it holds another run or a finished one, or where a checkpoint is of another
@@ -48,12 +48,12 @@ def open_run(job: Job, path: Path, tell: Callable[[str], None], alone: bool = Tr
     resume = job.config.run.resume
     if found is Found.INTERRUPTED and resume == "never":
         raise ValueError(f"run.dir={path}: already holds a run, which run.resume=auto would go on with")
-    begin = None if resume in ("auto", "never") else _named(resume, path, job, tell)
+    begin = None if resume in ("auto", "never") else _named(resume, path, job, log)
     directory = RunDirectory(path)
     shelf = Shelf(path / CHECKPOINTS)
     try:
-        if resume != "never" and (own := shelf.newest(job.plan.batches, tell)) is not None:
-            begin = _checked(own, job, tell)
+        if resume != "never" and (own := shelf.newest(job.plan.batches, log)) is not None:
+            begin = _checked(own, job, log)
         batches = begin[1].batches if begin is not None else 0
         directory.begin(job.config, batches)
         if alone:
@@ -63,14 +63,14 @@ def open_run(job: Job, path: Path, tell: Callable[[str], None], alone: bool = Tr
         raise
     if begin is None:
         if found is Found.INTERRUPTED:
-            tell(f"{path}: was interrupted before its first checkpoint, begins anew")
-        return Origin(directory, None, 0, None)
+            log(f"{path}: was interrupted before its first checkpoint, begins anew")
+        return ResumePoint(directory, None, 0, None)
     folder, manifest = begin
-    tell(f"{path}: goes on after batch {batches - 1} from {folder}")
-    return Origin(directory, folder, batches, list(manifest.cut))
+    log(f"{path}: goes on after batch {batches - 1} from {folder}")
+    return ResumePoint(directory, folder, batches, list(manifest.cut))
 
 
-def _named(resume: str, path: Path, job: Job, tell: Callable[[str], None]) -> tuple[Path, Manifest]:
+def _named(resume: str, path: Path, job: Job, log: Callable[[str], None]) -> tuple[Path, Manifest]:
     """The checkpoint that ``run.resume=PATH`` names."""
     folder = Path(resume)
     if folder.resolve().is_relative_to(path.resolve()):
@@ -82,15 +82,15 @@ def _named(resume: str, path: Path, job: Job, tell: Callable[[str], None]) -> tu
         except DamagedError as error:
             raise ValueError(f"run.resume={resume}: is no whole checkpoint ({error})") from error
     elif (folder / CHECKPOINTS).is_dir():
-        found = Shelf(folder / CHECKPOINTS).newest(job.plan.batches, tell)
+        found = Shelf(folder / CHECKPOINTS).newest(job.plan.batches, log)
     if found is None:
         raise ValueError(
             f"run.resume={resume}: allowed are auto, never, the folder of a checkpoint or of a run that has one"
         )
-    return _checked(found, job, tell)
+    return _checked(found, job, log)
 
 
-def _checked(found: tuple[Path, Manifest], job: Job, tell: Callable[[str], None]) -> tuple[Path, Manifest]:
+def _checked(found: tuple[Path, Manifest], job: Job, log: Callable[[str], None]) -> tuple[Path, Manifest]:
     """``found``. ``ValueError`` where ``job`` would not end with the bits of the run that wrote it."""
     folder, manifest = found
     here = json.loads(json.dumps(identity(job)))
@@ -101,7 +101,7 @@ def _checked(found: tuple[Path, Manifest], job: Job, tell: Callable[[str], None]
     for name, now in versions(job).items():
         before = manifest.versions.get(name)
         if before != now:
-            tell(f"{folder} was computed with {name} {before}, here is {now}: numbers may be rounded otherwise")
+            log(f"{folder} was computed with {name} {before}, here is {now}: numbers may be rounded otherwise")
     return found
 
 

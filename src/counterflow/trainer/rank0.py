@@ -15,17 +15,17 @@ from counterflow.metrics.collector import Collector
 from counterflow.metrics.display import Display
 from counterflow.metrics.record import Record, Row
 from counterflow.metrics.rows import Rows
-from counterflow.origin import Origin, identity, versions
+from counterflow.trainer.resume import ResumePoint, identity, versions
 from counterflow.transport import World
 
 
-class Desk:
+class Rank0Services:
     """Open from the beginning of a run to its end."""
 
     def __init__(
         self,
         job: Job,
-        origin: Origin,
+        origin: ResumePoint,
         shelf: Shelf,
         cut: Sequence[int],
         owners: Sequence[int],
@@ -56,7 +56,7 @@ class Desk:
         )
         self._stack = ExitStack()
 
-    def __enter__(self) -> "Desk":
+    def __enter__(self) -> "Rank0Services":
         self._stack.enter_context(self._directory)
         self._stack.enter_context(self._display)
         self._collector = Collector[Record | Saved](self._world.size, self._fetch, self._deliver)

@@ -25,7 +25,7 @@ class Life:
     """Processes that were this rank before."""
     name: str | None
     """What the first of them told the keeper; None if this is the first, or it told nothing."""
-    tell: Callable[[str], None]
+    log: Callable[[str], None]
 
 
 def keep(signals: Signals) -> Life:
