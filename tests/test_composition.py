@@ -9,7 +9,15 @@ from omegaconf import OmegaConf
 
 from counterflow.algorithms.bll import BLLConfig
 from counterflow.cli.hydra_app import job_name, load_config
-from counterflow.config import AdamWConfig, DataConfig, EngineConfig, FeedbackConfig, LoopConfig, MLPConfig, TrainConfig
+from counterflow.config import (
+    AdamWConfig,
+    DataConfig,
+    EngineConfig,
+    FeedbackConfig,
+    MLPConfig,
+    TrainConfig,
+    TrainLoopConfig,
+)
 from processes import CONF
 
 GROUPS = sorted(folder for folder in CONF.iterdir() if folder.is_dir())
@@ -96,12 +104,12 @@ def test_a_relative_folder_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     ("override", "message"),
     [
         ("nope=1", f"nope: no such key, allowed are {keys(TrainConfig)}"),
-        ("train.nope=1", f"train.nope: no such key, allowed are {keys(LoopConfig)}"),
+        ("train.nope=1", f"train.nope: no such key, allowed are {keys(TrainLoopConfig)}"),
         ("algorithm.feedback.nope=1", f"algorithm.feedback.nope: no such key, allowed are {keys(FeedbackConfig)}"),
         ("model.channels=[1]", f"model.channels: no such key, allowed are {keys(MLPConfig)}"),
         ("+new=1", f"new: no such key, allowed are {keys(TrainConfig)}"),
         ("+new.deep.down=1", f"new: no such key, allowed are {keys(TrainConfig)}"),
-        ("+train.new=1", f"train.new: no such key, allowed are {keys(LoopConfig)}"),
+        ("+train.new=1", f"train.new: no such key, allowed are {keys(TrainLoopConfig)}"),
         ("++algorithm.feedback.new=1", f"algorithm.feedback.new: no such key, allowed are {keys(FeedbackConfig)}"),
         ("model=lstm", f"model=lstm: allowed are {choices('model')}"),
         ("scale=huge", "scale=huge: allowed are cpu, full, smoke"),

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from counterflow.algorithms.optimizer import BlockOptimizer
 from counterflow.algorithms.rule import Algorithm, LocalRule, Metrics, Payload, Shape, Specs, Target
 from counterflow.config import AlgorithmConfig, OptimizerConfig
-from counterflow.config.limits import size
+from counterflow.config.validators import size
 from counterflow.models.head import pooling
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 
-from counterflow.config.limits import at_least, size
+from counterflow.config.validators import at_least, size
 
 SUITES = ("cpu2", "emulated", "slowlink", "jitter", "transport", "memory", "scaling", "timeline", "flops")
 

@@ -22,11 +22,11 @@ from counterflow.config.schema import (
     CheckpointConfig,
     DataConfig,
     EngineConfig,
-    LoopConfig,
     OptimizerConfig,
     RunConfig,
     SGDConfig,
     TrainConfig,
+    TrainLoopConfig,
     register,
 )
 
@@ -44,7 +44,7 @@ __all__ = [
     "EngineConfig",
     "FeedbackConfig",
     "LatentConfig",
-    "LoopConfig",
+    "TrainLoopConfig",
     "MLPConfig",
     "ModelConfig",
     "OptimizerConfig",

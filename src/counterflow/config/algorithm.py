@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from omegaconf import MISSING
 
-from counterflow.config.limits import above, at_least, one_of, rate, size
+from counterflow.config.validators import above, at_least, one_of, rate, size
 
 
 @dataclass(kw_only=True)

@@ -5,7 +5,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from counterflow.config.limits import LARGEST, fraction, one_of, size
+from counterflow.config.validators import LARGEST, fraction, one_of, size
 
 
 @dataclass(kw_only=True)

@@ -12,7 +12,6 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 from counterflow.config.algorithm import AlgorithmConfig
-from counterflow.config.limits import at_least, fraction, one_of, rate, size
 from counterflow.config.model import (
     CNNConfig,
     CustomConfig,
@@ -25,6 +24,7 @@ from counterflow.config.model import (
     TransformerConfig,
     VGGConfig,
 )
+from counterflow.config.validators import at_least, fraction, one_of, rate, size
 
 DATA = ("digits", "fashion_mnist", "mnist", "cifar10", "cifar100", "reverse", "image_folder")
 
@@ -164,7 +164,7 @@ class CheckpointConfig:
 
 
 @dataclass(kw_only=True)
-class LoopConfig:
+class TrainLoopConfig:
     epochs: int = 1
     batch_size: int = 32
     microbatches: int = 4
@@ -230,7 +230,7 @@ class TrainConfig:
     data: DataConfig = MISSING
     optimizer: OptimizerConfig = MISSING
     engine: EngineConfig = field(default_factory=EngineConfig)
-    train: LoopConfig = field(default_factory=LoopConfig)
+    train: TrainLoopConfig = field(default_factory=TrainLoopConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     run: RunConfig = field(default_factory=RunConfig)
 

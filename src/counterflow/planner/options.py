@@ -7,7 +7,7 @@ from hydra.core.config_store import ConfigStore
 
 from counterflow.algorithms import ALGORITHMS
 from counterflow.config import TrainConfig
-from counterflow.config.limits import fraction, one_of, size
+from counterflow.config.validators import fraction, one_of, size
 
 
 @dataclass(kw_only=True)
