@@ -3,9 +3,9 @@ import torch
 
 from counterflow.config import DataConfig
 from counterflow.data.augment import augment
-from counterflow.data.batches import Batches
+from counterflow.data.batch_loader import BatchLoader
 from counterflow.data.dataset import Dataset, Split
-from counterflow.data.order import Order
+from counterflow.data.sampler import EpochSampler
 
 TRAIN, TEST, BATCH = 30, 10, 4
 
@@ -24,7 +24,9 @@ def dataset():
 
 
 def batches(dataset, seed=1, batch_size=BATCH, **options):
-    return Batches(dataset, DataConfig(name="digits", **options), Order(len(dataset.train), batch_size, seed))
+    return BatchLoader(
+        dataset, DataConfig(name="digits", **options), EpochSampler(len(dataset.train), batch_size, seed)
+    )
 
 
 def normalised(dataset, images):
@@ -74,8 +76,8 @@ def test_test_batches_are_the_test_split_in_order(dataset, batch_size):
 
 @pytest.mark.parametrize("batch_size", [3, 4])
 def test_validation_batches_come_before_those_of_test(dataset, batch_size):
-    held_out = dataset.hold_out(0.37, None)
-    feed = Batches(held_out, DataConfig(name="digits"), Order(len(held_out.train), batch_size, 1))
+    held_out = dataset.split_validation(0.37, None)
+    feed = BatchLoader(held_out, DataConfig(name="digits"), EpochSampler(len(held_out.train), batch_size, 1))
     assert held_out.validation is not None
     assert len(held_out.validation) % batch_size  # a last batch of its own
     assert [*feed.validation, *feed.test] == list(range(feed.test.stop))
@@ -100,7 +102,7 @@ def test_bits_do_not_depend_on_the_order_of_calls(dataset):
 
 def test_an_order_of_other_data_is_refused(dataset):
     with pytest.raises(AssertionError):
-        Batches(dataset, DataConfig(name="digits"), Order(TRAIN + 1, BATCH, 1))
+        BatchLoader(dataset, DataConfig(name="digits"), EpochSampler(TRAIN + 1, BATCH, 1))
 
 
 @pytest.fixture(scope="module")
@@ -133,4 +135,4 @@ def test_test_batches_of_tokens(sequences):
 
 def test_sequences_are_not_augmented(sequences):
     with pytest.raises(ValueError, match=r"^data\.augment=true: is for images, allowed for data=reverse is false$"):
-        Batches(sequences, DataConfig(name="reverse", augment=True), Order(TRAIN, BATCH, 1))
+        BatchLoader(sequences, DataConfig(name="reverse", augment=True), EpochSampler(TRAIN, BATCH, 1))

@@ -108,9 +108,9 @@ def numbered(size: int) -> Split:
 
 def test_what_is_held_out_is_no_part_of_training_and_always_the_same():
     dataset = Dataset(numbered(50), numbered(3), classes=1)
-    held_out = dataset.hold_out(0.3, None)
+    held_out = dataset.split_validation(0.3, None)
     torch.manual_seed(7)
-    again = dataset.hold_out(0.3, 20)
+    again = dataset.split_validation(0.3, 20)
     assert held_out.validation is not None
     assert again.validation is not None
     parts = [held_out.validation.inputs.flatten().tolist(), held_out.train.inputs.flatten().tolist()]
@@ -123,8 +123,8 @@ def test_what_is_held_out_is_no_part_of_training_and_always_the_same():
 
 def test_nothing_held_out_leaves_the_data_as_it_is():
     dataset = Dataset(numbered(5), numbered(3), classes=1)
-    assert dataset.hold_out(0.0, None) is dataset
-    assert len(dataset.hold_out(0.0, 4).train) == 4
+    assert dataset.split_validation(0.0, None) is dataset
+    assert len(dataset.split_validation(0.0, 4).train) == 4
 
 
 @pytest.mark.parametrize(
@@ -137,4 +137,4 @@ def test_nothing_held_out_leaves_the_data_as_it_is():
 )
 def test_a_split_that_leaves_nothing_is_refused(share, limit, message):
     with pytest.raises(ValueError, match=message):
-        Dataset(numbered(10), numbered(3), classes=1).hold_out(share, limit)
+        Dataset(numbered(10), numbered(3), classes=1).split_validation(share, limit)

@@ -19,4 +19,4 @@ LOADERS: dict[str, Callable[[DataConfig], Dataset]] = {
 
 def load(config: DataConfig) -> Dataset:
     """The data set ``config.name``, split as configured. ``ValueError`` where its files are missing or damaged."""
-    return LOADERS[config.name](config).hold_out(config.validation, config.limit)
+    return LOADERS[config.name](config).split_validation(config.validation, config.limit)

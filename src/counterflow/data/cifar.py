@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from counterflow.config import DataConfig
-from counterflow.data import sheets
+from counterflow.data import image_grids
 from counterflow.data.dataset import Dataset, Split
 from counterflow.data.download import download
 
@@ -23,8 +23,8 @@ def load(config: DataConfig) -> Dataset:
     """
     root = Path(os.path.expanduser(config.root))
     try:
-        if config.name == "cifar10" and (root / sheets.MANIFEST).is_file():
-            train, test = sheets.read(root, "train"), sheets.read(root, "test")
+        if config.name == "cifar10" and (root / image_grids.MANIFEST).is_file():
+            train, test = image_grids.read(root, "train"), image_grids.read(root, "test")
         else:
             train, test = _pickles(root, config.name, config.download)
         return Dataset(train, test, CLASSES[config.name])

@@ -71,7 +71,7 @@ class Dataset:
         if shapes[0] != shapes[1]:
             raise ValueError(f"shape of test inputs={shapes[0]}: must be {shapes[1]}, that of the training inputs")
 
-    def hold_out(self, share: float, limit: int | None) -> "Dataset":
+    def split_validation(self, share: float, limit: int | None) -> "Dataset":
         """With ``share`` of the training data held out for validation, and at most ``limit`` of the rest kept.
 
         Which samples these are is the same for every run, whatever its seed. ``ValueError`` where nothing would be

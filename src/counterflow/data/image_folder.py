@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from counterflow.config import DataConfig
-from counterflow.data import npz, picture
+from counterflow.data import image_file, npz
 from counterflow.data.dataset import Dataset, Split
 
 
@@ -48,11 +48,11 @@ def _tree(root: Path) -> Dataset:
 
 def _split(root: Path, samples: list[tuple[str, int]], first: str) -> Split:
     """The images of ``samples``, each of the size and the channels of the image ``first``."""
-    height, width, channels = picture.read(root, first).shape
+    height, width, channels = image_file.read(root, first).shape
     images = torch.empty(len(samples), channels, height, width, dtype=torch.uint8)
     for image, (path, _) in zip(images, samples, strict=True):
         name = os.path.relpath(path, root)
-        pixels = picture.read(root, name)
+        pixels = image_file.read(root, name)
         if pixels.shape != (height, width, channels):
             raise ValueError(
                 f"{name} has height, width and channels {list(pixels.shape)}: "

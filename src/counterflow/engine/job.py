@@ -9,8 +9,8 @@ from counterflow import models
 from counterflow.algorithms import ALGORITHMS, REFERENCES, Task
 from counterflow.config import PIPELINES, TrainConfig
 from counterflow.data import load
-from counterflow.data.batches import Batches
-from counterflow.data.order import Order
+from counterflow.data.batch_loader import BatchLoader
+from counterflow.data.sampler import EpochSampler
 from counterflow.engine.memory import keep_freed_memory
 from counterflow.engine.numerics import Numerics
 from counterflow.engine.threads import intra_op_threads
@@ -26,7 +26,7 @@ class Job:
     config: TrainConfig
     topology: Topology
     schedule: str
-    batches: Batches
+    batches: BatchLoader
     plan: Plan
     network: nn.Sequential
     task: Task
@@ -63,8 +63,8 @@ def prepare(config: TrainConfig, ranks: int, local_rank: int = 0, local_ranks: i
             f"schedule={schedule}: torch's schedules move CUDA tensors over nccl only, a device for each rank"
         )
     dataset = load(config.data)
-    order = Order(len(dataset.train), config.train.batch_size, config.seed)
-    batches = Batches(dataset, config.data, order, device)
+    order = EpochSampler(len(dataset.train), config.train.batch_size, config.seed)
+    batches = BatchLoader(dataset, config.data, order, device)
     total = config.train.epochs * order.steps_per_epoch
     plan = Plan(
         batches=min(total, config.train.steps or total),

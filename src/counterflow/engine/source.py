@@ -4,7 +4,7 @@ from collections.abc import Generator
 
 import torch
 
-from counterflow.data.batches import Batches
+from counterflow.data.batch_loader import BatchLoader
 from counterflow.data.prefetch import prefetch
 from counterflow.engine.numerics import Numerics
 from counterflow.message import MessageKind, Tag
@@ -33,7 +33,7 @@ class Source:
         self._items.close()
 
 
-def inputs(batches: Batches, plan: Plan, numerics: Numerics) -> Source:
+def inputs(batches: BatchLoader, plan: Plan, numerics: Numerics) -> Source:
     """The network's input of every training and test batch, each prepared while the one before trains.
 
     With the labels of the batch, where these enter at the bottom too.
@@ -52,7 +52,7 @@ def inputs(batches: Batches, plan: Plan, numerics: Numerics) -> Source:
     return Source(items() if batches.resident else prefetch(items()), numerics.device)
 
 
-def labels(batches: Batches, plan: Plan, top: int, device: torch.device) -> Source:
+def labels(batches: BatchLoader, plan: Plan, top: int, device: torch.device) -> Source:
     """What enters block ``top``: the labels of every training batch, and of all batches of the evaluation after it."""
 
     def items() -> Generator[Item]:

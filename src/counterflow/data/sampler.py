@@ -12,7 +12,7 @@ CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
-class Order:
+class EpochSampler:
     """Every epoch is a new permutation of ``size`` indices, cut into whole batches; the remainder is dropped.
 
     A pure function of (seed, batch). ``ValueError`` for a batch larger than the data.

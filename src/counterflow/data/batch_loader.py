@@ -9,11 +9,11 @@ from torch import Tensor
 from counterflow.config import DataConfig
 from counterflow.data.augment import augment
 from counterflow.data.dataset import Dataset, Split
-from counterflow.data.order import CPU, Order
+from counterflow.data.sampler import CPU, EpochSampler
 
 
 @dataclass(frozen=True, eq=False)
-class Batches:
+class BatchLoader:
     """Training batches ``n = 0, 1, ..``, and evaluation batches ``e``: those of ``validation``, then of ``test``.
 
     Pure functions of their arguments: no bit depends on the order of calls. ``ValueError`` where sequences are to be
@@ -22,7 +22,7 @@ class Batches:
 
     dataset: Dataset
     config: DataConfig
-    order: Order
+    order: EpochSampler
     device: torch.device = CPU
     """Where batches are prepared, if the data fits there."""
     _placed: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False)

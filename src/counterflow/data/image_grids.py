@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from counterflow.data import picture
+from counterflow.data import image_file
 from counterflow.data.dataset import Split
 
 MANIFEST = "manifest.json"
@@ -17,7 +17,7 @@ SIDE = 32
 
 
 @dataclass(frozen=True)
-class Sheet:
+class ImageGrid:
     """``columns * rows`` pictures, row by row; ``sha256`` is that of their pixels, uint8 ``[M, 32, 32, 3]``."""
 
     file: str
@@ -41,10 +41,10 @@ def read(folder: Path, split: str) -> Split:
     return Split(torch.cat(pictures).permute(0, 3, 1, 2).contiguous(), torch.cat(labels))
 
 
-def _manifest(folder: Path) -> list[Sheet]:
+def _manifest(folder: Path) -> list[ImageGrid]:
     try:
         return [
-            Sheet(
+            ImageGrid(
                 file=str(entry["file"]),
                 split=str(entry["split"]),
                 class_index=int(entry["class_index"]),
@@ -58,9 +58,9 @@ def _manifest(folder: Path) -> list[Sheet]:
         raise ValueError(f"{MANIFEST} cannot be read: {type(error).__name__}: {error}") from error
 
 
-def _pictures(folder: Path, sheet: Sheet) -> Tensor:
+def _pictures(folder: Path, sheet: ImageGrid) -> Tensor:
     """Those of one sheet, uint8 ``[M, 32, 32, 3]``."""
-    pixels = picture.read(folder, sheet.file)
+    pixels = image_file.read(folder, sheet.file)
     height, width = sheet.rows * SIDE, sheet.columns * SIDE
     if pixels.shape != (height, width, 3):
         raise ValueError(
