@@ -28,7 +28,7 @@ from counterflow.engine import scheduled
 from counterflow.engine.execute import RunError
 from counterflow.engine.job import Job, prepare
 from counterflow.engine.system import build, cut
-from counterflow.models.alignment import align
+from counterflow.models.feedback_alignment import apply_feedback_alignment
 from counterflow.transport import ChannelError, connect
 from processes import CONF, Ended, Pool, run_fresh
 from runs import SMALL, summary_of, train_rank, unrecorded
@@ -213,7 +213,7 @@ def test_feedback_alignment_on_a_pipeline_is_the_plain_loop(pool: Pool) -> None:
     alone, _ = trained(pool, 1, *overrides)
     expected, in_parts = prepared(*overrides), prepared(*overrides)
     for job in (expected, in_parts):
-        align(job.network, job.config.seed)
+        apply_feedback_alignment(job.network, job.config.seed)
     assert_equal(alone, plain(expected)[0])
     several, _ = trained(pool, 4, *overrides, "schedule=1f1b")
     assert_equal(several, plain(in_parts, 4)[0])

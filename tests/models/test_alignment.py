@@ -14,7 +14,7 @@ from counterflow.cli.hydra_app import load_config
 from counterflow.config import CNNConfig, MLPConfig
 from counterflow.engine.job import prepare
 from counterflow.models import build
-from counterflow.models.alignment import Aligned, align
+from counterflow.models.feedback_alignment import FeedbackAligned, align
 from processes import CONF
 from runs import SMALL
 
@@ -50,12 +50,12 @@ def pair(name: str) -> tuple[nn.Sequential, nn.Sequential, Tensor]:
         network = make().double()
         x = torch.randn(3, *shape, dtype=torch.float64)
     aligned = copy.deepcopy(network)
-    align(aligned, SEED)
+    apply_feedback_alignment(aligned, SEED)
     return network, aligned, x
 
 
-def aligned_layers(network: nn.Module) -> list[Aligned]:
-    return [module for module in network.modules() if isinstance(module, Aligned)]
+def aligned_layers(network: nn.Module) -> list[FeedbackAligned]:
+    return [module for module in network.modules() if isinstance(module, FeedbackAligned)]
 
 
 def first_gradient(network: nn.Sequential, x: Tensor) -> Tensor:
@@ -113,7 +113,7 @@ def test_gradients_by_hand() -> None:
     """``dW1 = (B2' (B3' e * relu'(z2)) * relu'(z1)) x'`` and so on up; the top's is the true one."""
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 6), nn.ReLU(), nn.Linear(6, 4)).double()
-    align(network, SEED)
+    apply_feedback_alignment(network, SEED)
     one, two, three = aligned_layers(network)
     x, y = torch.randn(8, 5, dtype=torch.float64), torch.randint(4, (8,))
     F.cross_entropy(network(x), y).backward()
@@ -133,7 +133,7 @@ def test_gradients_by_hand() -> None:
 def test_the_input_of_a_network_receives_its_gradient_through_feedback_too() -> None:
     """A block of a pipeline starts in the middle of a network."""
     layer = nn.Linear(5, 3).double()
-    aligned = Aligned(layer, torch.randn(3, 5, dtype=torch.float64))
+    aligned = FeedbackAligned(layer, torch.randn(3, 5, dtype=torch.float64))
     x = torch.randn(4, 5, dtype=torch.float64, requires_grad=True)
     error = torch.randn(4, 3, dtype=torch.float64)
     aligned(x).backward(error)
@@ -145,7 +145,7 @@ def test_the_input_of_a_network_receives_its_gradient_through_feedback_too() -> 
 def test_the_output_is_that_of_the_network_to_the_bit(config: MLPConfig | CNNConfig, needs_gradient: bool) -> None:
     network = build(config, (1, 8, 8), 10, SEED)
     aligned = copy.deepcopy(network)
-    align(aligned, SEED)
+    apply_feedback_alignment(aligned, SEED)
     x = torch.randn(4, 1, 8, 8)
     expected = network(x)
     assert torch.equal(aligned(x.requires_grad_(needs_gradient)), expected)
@@ -157,7 +157,7 @@ def test_the_output_is_that_of_the_network_to_the_bit(config: MLPConfig | CNNCon
 def test_the_last_layer_has_its_true_gradient_and_the_others_another_one(config: MLPConfig | CNNConfig) -> None:
     network = build(config, (1, 8, 8), 10, SEED)
     aligned = copy.deepcopy(network)
-    align(aligned, SEED)
+    apply_feedback_alignment(aligned, SEED)
     x, y = torch.randn(4, 1, 8, 8), torch.randint(10, (4,))
     for net in (network, aligned):
         F.cross_entropy(net(x), y).backward()
@@ -171,10 +171,10 @@ def test_the_last_layer_has_its_true_gradient_and_the_others_another_one(config:
 def test_every_convolution_and_linear_layer_is_aligned_once() -> None:
     network = build(CNNConfig(channels=[4, 6, 6], strides=[1, 2, 2]), (1, 8, 8), 10, SEED)
     weights = {id(m.weight) for m in network.modules() if isinstance(m, nn.Linear | nn.Conv2d)}
-    align(network, SEED)
+    apply_feedback_alignment(network, SEED)
     assert {id(layer.layer.weight) for layer in aligned_layers(network)} == weights
     assert len(aligned_layers(network)) == len(weights) == 4
-    align(network, SEED)  # again: nothing is left to align
+    apply_feedback_alignment(network, SEED)  # again: nothing is left to align
     assert len(aligned_layers(network)) == 4
 
 
@@ -197,7 +197,7 @@ def feedbacks(seed: int, global_seed: int = 0) -> list[Tensor]:
     network = linear()
     with torch.random.fork_rng():
         torch.manual_seed(global_seed)
-        align(network, seed)
+        apply_feedback_alignment(network, seed)
     return [layer.feedback for layer in aligned_layers(network)]
 
 
@@ -206,7 +206,7 @@ def test_feedback_weights_are_a_function_of_the_seed() -> None:
         assert torch.equal(ours, same)
         assert not torch.equal(ours, other)
     square = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
-    align(square, 1)
+    apply_feedback_alignment(square, 1)
     one, two = aligned_layers(square)
     assert not torch.equal(one.feedback, two.feedback)
 
@@ -214,7 +214,7 @@ def test_feedback_weights_are_a_function_of_the_seed() -> None:
 def test_feedback_weights_are_drawn_as_a_layers_own_are() -> None:
     for layer in (nn.Linear(100, 300), nn.Conv2d(40, 50, 3, bias=False)):
         network = nn.Sequential(layer)
-        align(network, SEED)
+        apply_feedback_alignment(network, SEED)
         (aligned,) = aligned_layers(network)
         assert aligned.feedback.shape == layer.weight.shape
         assert aligned.feedback.std().item() == pytest.approx(layer.weight.std().item(), rel=0.03)
@@ -240,7 +240,7 @@ def test_the_angle_to_the_true_gradient_falls_while_a_network_trains() -> None:
     hidden = [nn.Sequential(nn.Linear(a, b), nn.Tanh()) for a, b in pairwise(sizes)]
     true = nn.Sequential(nn.Flatten(), *hidden, nn.Linear(64, 10))
     network = copy.deepcopy(true)
-    align(network, SEED)
+    apply_feedback_alignment(network, SEED)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     angles = []
     for n in range(300):

@@ -14,14 +14,14 @@ from counterflow.config import CNNConfig, MLPConfig
 from counterflow.models import build
 from counterflow.models.partition import (
     balance,
-    cheapest,
-    fastest,
+    best_of,
     layer_costs,
     layer_counts,
     layer_times,
+    min_max_partition,
     output_shapes,
     partition,
-    settle,
+    refine_partition,
 )
 
 CUTS = ["parameters", "flops", "profile"]
@@ -75,7 +75,7 @@ def test_balance_of_200_layers() -> None:
 
 def test_cheapest_by_costs_of_whole_blocks() -> None:
     """A block that ends with layer 2 costs 5 more: the even cut is not the best one."""
-    assert cheapest(lambda start, end: end - start + 5 * (end == 2), 4, 2) == [1, 3]
+    assert min_max_partition(lambda start, end: end - start + 5 * (end == 2), 4, 2) == [1, 3]
 
 
 class Clock:
@@ -97,9 +97,9 @@ class Clock:
 def test_a_cut_settles_at_the_fastest_blocks_not_at_the_evenest_layers() -> None:
     clock = Clock([4, 4, 4, 4, 4, 4], {3: 6.0, 2: 1.0, 6: 3.0})
     assert balance(clock.layers, 2) == [3, 3]  # 18 | 15
-    assert settle(clock.layers, 2, clock) == [3, 3]  # any other has 4 layers and 19 at least
+    assert refine_partition(clock.layers, 2, clock) == [3, 3]  # any other has 4 layers and 19 at least
     clock = Clock([4, 4, 4, 4, 4, 4], {3: 9.0, 6: 1.0})
-    assert settle(clock.layers, 2, clock) == [2, 4]  # 17, and 21 before
+    assert refine_partition(clock.layers, 2, clock) == [2, 4]  # 17, and 21 before
     assert len(clock.measured) == len(set(clock.measured)), "a block is measured once"
 
 
@@ -109,20 +109,20 @@ def test_what_settles_is_never_slower_than_where_it_began(costs: list[int], bloc
     blocks = min(blocks, len(costs))
     extras = data.draw(st.lists(st.integers(0, 9), min_size=len(costs), max_size=len(costs)))
     clock = Clock(costs, dict(enumerate(extras, 1)))
-    counts = settle(costs, blocks, clock)
+    counts = refine_partition(costs, blocks, clock)
     assert sum(counts) == len(costs)
     assert clock.slowest(counts) <= clock.slowest(balance(costs, blocks))
 
 
 def test_the_fastest_is_that_of_each_part_and_not_of_the_first_pass() -> None:
     passes = iter([(0, 0), (5, 10), (1, 30), (3, 20), (2, 50), (4, 40)])
-    assert fastest(lambda: next(passes)) == [1, 10]
+    assert best_of(lambda: next(passes)) == [1, 10]
     assert not list(passes), "five passes after the first"
 
 
 def test_slow_passes_are_few() -> None:
     passes = iter([(9, 9), (10**9, 7), (10**9 + 1, 8), (0, 0)])
-    assert fastest(lambda: next(passes)) == [10**9, 7]
+    assert best_of(lambda: next(passes)) == [10**9, 7]
     assert list(passes) == [(0, 0)]
 
 

@@ -7,7 +7,7 @@ from typing import ClassVar
 from torch import nn
 
 from counterflow.config import AlgorithmConfig
-from counterflow.models.alignment import align
+from counterflow.models.feedback_alignment import apply_feedback_alignment
 
 
 class Reference(ABC):
@@ -48,4 +48,4 @@ class FeedbackAlignment(Reference):
 
     @staticmethod
     def transform(network: nn.Sequential, seed: int) -> None:
-        align(network, seed)
+        apply_feedback_alignment(network, seed)

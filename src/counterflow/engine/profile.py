@@ -11,7 +11,15 @@ from counterflow.algorithms import ALGORITHMS, REFERENCES, Column
 from counterflow.algorithms.rule import LocalRule, Payload
 from counterflow.engine.cost import made_up
 from counterflow.engine.job import Job
-from counterflow.models.partition import balance, fastest, layer_times, now, output_shapes, partition, settle
+from counterflow.models.partition import (
+    balance,
+    best_of,
+    layer_times,
+    output_shapes,
+    partition,
+    refine_partition,
+    synchronized_ns,
+)
 
 
 @dataclass(frozen=True)
@@ -39,7 +47,9 @@ def profiled_cut(job: Job) -> list[int]:
     costs = [forward + backward for forward, backward in plain_times(job, job.config.train.batch_size)]
     if job.config.algorithm.name in REFERENCES:
         return balance(costs, job.topology.blocks)
-    return settle(costs, job.topology.blocks, lambda counts, block: pair_time(job, column_of(job, counts), block).total)
+    return refine_partition(
+        costs, job.topology.blocks, lambda counts, block: pair_time(job, column_of(job, counts), block).total
+    )
 
 
 def plain_times(job: Job, batch: int, inputs: bool = True) -> list[tuple[int, int]]:
@@ -69,11 +79,11 @@ def pair_time(job: Job, column: Column, block: int) -> PairTime:
         below, above = message_from_below(job, column, block), _target_message(job, column, block)
 
         def timed() -> tuple[int, int, int]:
-            times = [now(device), *_steps(job, rule, block, below, above)]
+            times = [synchronized_ns(device), *_steps(job, rule, block, below, above)]
             target, forward, learn = (after - before for before, after in pairwise(times))
             return target, forward, learn
 
-        return PairTime(*fastest(timed))
+        return PairTime(*best_of(timed))
 
 
 def message_from_below(job: Job, column: Column, block: int) -> Payload:
@@ -90,14 +100,14 @@ def _steps(job: Job, rule: LocalRule, block: int, below: Payload, above: Payload
         target = rule.read(0, above)
         if block > 1:
             job.numerics.pack(rule.emit(0, target))
-    yield now(job.device)
+    yield synchronized_ns(job.device)
     with job.numerics.autocast():
         activation = rule.ascend(below)
     job.numerics.pack(activation)
-    yield now(job.device)
+    yield synchronized_ns(job.device)
     with job.numerics.autocast():
         rule.learn(0, below, target)
-    yield now(job.device)
+    yield synchronized_ns(job.device)
 
 
 def _target_message(job: Job, column: Column, block: int) -> Payload:

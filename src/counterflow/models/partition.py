@@ -49,12 +49,12 @@ def layer_counts(network: nn.Sequential, blocks: int, cut: str | Sequence[int], 
 
 
 def balance(costs: Sequence[float], blocks: int) -> list[int]:
-    """`cheapest` where the cost of a block is the sum of those of its layers."""
+    """`min_max_partition` where the cost of a block is the sum of those of its layers."""
     ends = [0, *accumulate(costs)]
-    return cheapest(lambda start, end: ends[end] - ends[start], len(costs), blocks)
+    return min_max_partition(lambda start, end: ends[end] - ends[start], len(costs), blocks)
 
 
-def cheapest(cost: Callable[[int, int], float], layers: int, blocks: int) -> list[int]:
+def min_max_partition(cost: Callable[[int, int], float], layers: int, blocks: int) -> list[int]:
     """Number of layers of every block, at least 1 each, such that the largest block cost is the smallest possible.
 
     ``cost(start, end)`` is that of a block of the layers ``start .. end - 1``. Among such cuts the second largest block
@@ -73,7 +73,7 @@ def cheapest(cost: Callable[[int, int], float], layers: int, blocks: int) -> lis
     return best[layers][1]
 
 
-def settle(costs: Sequence[float], blocks: int, measure: Callable[[list[int], int], float]) -> list[int]:
+def refine_partition(costs: Sequence[float], blocks: int, measure: Callable[[list[int], int], float]) -> list[int]:
     """Number of layers of every block by what blocks take at work, which is more than their layers do.
 
     ``costs`` are those of the layers alone; ``measure(counts, block)`` is what block ``block`` (1..N) of a cut takes,
@@ -95,7 +95,7 @@ def settle(costs: Sequence[float], blocks: int, measure: Callable[[list[int], in
 
     tried: list[list[int]] = []
     for _ in range(_ROUNDS):
-        counts = cheapest(cost, len(costs), blocks)
+        counts = min_max_partition(cost, len(costs), blocks)
         if counts in tried:
             break
         tried.append(counts)
@@ -147,12 +147,12 @@ def layer_times(network: nn.Sequential, example: Tensor, inputs: bool = True) ->
             timed = deepcopy(layer).train()
             source = activation.detach().requires_grad_(inputs and activation.is_floating_point())  # not of tokens
             activation = timed(source)
-            forward, backward = fastest(partial(_pass, timed, source))
+            forward, backward = best_of(partial(_pass, timed, source))
             times.append((forward, backward))
     return times
 
 
-def fastest(timed: Callable[[], Sequence[int]]) -> list[int]:
+def best_of(timed: Callable[[], Sequence[int]]) -> list[int]:
     """Of every figure that ``timed`` returns, nanoseconds of its parts: it is called once to warm up, and then until
     it has been timed often enough, or long enough."""
     timed()
@@ -162,7 +162,7 @@ def fastest(timed: Callable[[], Sequence[int]]) -> list[int]:
     return [min(figures) for figures in zip(*found, strict=True)]
 
 
-def now(device: torch.device) -> int:
+def synchronized_ns(device: torch.device) -> int:
     """Nanoseconds of a clock, once ``device`` has done all that it was given to do."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -170,12 +170,12 @@ def now(device: torch.device) -> int:
 
 
 def _pass(layer: nn.Module, source: Tensor) -> tuple[int, int]:
-    start = now(source.device)
+    start = synchronized_ns(source.device)
     output = layer(source)
-    between = now(source.device)
+    between = synchronized_ns(source.device)
     if output.requires_grad:
         output.backward(torch.ones_like(output))
-    return between - start, now(source.device) - between
+    return between - start, synchronized_ns(source.device) - between
 
 
 def _spans(counts: Sequence[int]) -> list[tuple[int, int]]:

@@ -13,7 +13,7 @@ from counterflow.algorithms.rule import Column, Specs
 from counterflow.config import AdamWConfig, OptimizerConfig, SGDConfig
 from counterflow.engine.job import Job
 from counterflow.engine.profile import column_of, message_from_below, pair_time, plain_times
-from counterflow.models.partition import fastest, now
+from counterflow.models.partition import best_of, synchronized_ns
 from counterflow.planner.network import Head, Layer, Network
 from counterflow.topology import Topology
 
@@ -87,11 +87,11 @@ def _update(job: Job, i: int) -> int:
     def timed() -> tuple[int]:
         for parameter in parameters:
             parameter.grad = torch.zeros_like(parameter)
-        start = now(job.device)
+        start = synchronized_ns(job.device)
         optimizer.step(0)
-        return (now(job.device) - start,)
+        return (synchronized_ns(job.device) - start,)
 
-    (update,) = fastest(timed)
+    (update,) = best_of(timed)
     return update
 
 

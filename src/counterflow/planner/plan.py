@@ -65,8 +65,8 @@ class Plan:
     @property
     def best(self) -> Row:
         """The smallest of those that are as fast as any."""
-        fastest = min(row.seconds_per_batch for row in self.rows)
-        return next(row for row in self.rows if row.seconds_per_batch * (1 - TOLERANCE) <= fastest)
+        best_of = min(row.seconds_per_batch for row in self.rows)
+        return next(row for row in self.rows if row.seconds_per_batch * (1 - TOLERANCE) <= best_of)
 
 
 def plan(network: Network, machines: Machines, lag: int, depth: int, log: Callable[[str], None]) -> Plan:
@@ -86,19 +86,19 @@ def plan(network: Network, machines: Machines, lag: int, depth: int, log: Callab
     log("cuts")
     cuts, others = Cuts(cost, layers, most), even(network, most)
     alone = stage(0, layers).seconds
-    rows, refused, fastest = [], [], float("inf")
+    rows, refused, best_of = [], [], float("inf")
     for blocks in _numbers(most, machines.ranks):
         if cuts.slowest(blocks) == float("inf"):
             refused.append((blocks, _least_memory(stage, network, blocks, lag, depth)))
             continue
-        if most > _EVERY and cuts.slowest(blocks) > (1 - TOLERANCE) * fastest:
+        if most > _EVERY and cuts.slowest(blocks) > (1 - TOLERANCE) * best_of:
             continue  # more processes, and none of them has less to do
         log(f"{blocks} blocks")
         row = _row(network, machines, cut(stage, counts := cuts.counts(blocks)), counts, lag, depth, alone)
         if isinstance(row, int):
             refused.append((blocks, row))
             continue
-        fastest = min(fastest, cuts.slowest(blocks))
+        best_of = min(best_of, cuts.slowest(blocks))
         log(f"{blocks} blocks under pipelines of backprop")
         rows.append(replace(row, pipelines=pipelines(network, machines, others.counts(blocks))))
     if not rows:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from counterflow.seeding import derive_seed
 
 
-class Aligned(nn.Module):
+class FeedbackAligned(nn.Module):
     """A convolution or linear layer whose input receives its gradient through ``feedback`` in place of ``weight``."""
 
     def __init__(self, layer: nn.Conv2d | nn.Linear, feedback: Tensor) -> None:
@@ -32,18 +32,22 @@ class Aligned(nn.Module):
         return F.conv2d(x, self.feedback, None, c.stride, c.padding, c.dilation, c.groups)
 
 
-def align(network: nn.Module, seed: int) -> None:
+def apply_feedback_alignment(network: nn.Module, seed: int) -> None:
     """Replace every convolution and linear layer inside ``network`` by an `Aligned` one.
 
     The feedback weights are drawn as the layer's own are, from a stream of their own. Attention keeps its gradient: its
     projections are parameters of one fused operation, not layers.
     """
     for name, parent in list(network.named_modules()):
-        if isinstance(parent, nn.MultiheadAttention | Aligned):
+        if isinstance(parent, nn.MultiheadAttention | FeedbackAligned):
             continue
         for child_name, child in list(parent.named_children()):
             if isinstance(child, nn.Conv2d | nn.Linear):
-                setattr(parent, child_name, Aligned(child, _feedback(child, derive_seed(seed, "fa", name, child_name))))
+                setattr(
+                    parent,
+                    child_name,
+                    FeedbackAligned(child, _feedback(child, derive_seed(seed, "fa", name, child_name))),
+                )
 
 
 def _feedback(layer: nn.Conv2d | nn.Linear, seed: int) -> Tensor:
