@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.distributions import Bernoulli, Categorical, Distribution, Independent, Normal
 
 from counterflow.algorithms.bll import BLL, BLLConfig
-from counterflow.algorithms.rule import Payload, Shape, Specs, Task
+from counterflow.algorithms.rule import MessageSpec, Payload, Shape, Task
 from counterflow.config import FeedbackConfig, LatentConfig, OptimizerConfig, SGDConfig
 
 CLASSES = 5
@@ -107,7 +107,7 @@ def targets(name: str, block: int, batch: int = 4) -> Payload:
     return torch.randn(CLASSES, CASES[name].dims[block - 1], dtype=torch.float64), y
 
 
-def specs(message: Payload) -> Specs:
+def specs(message: Payload) -> MessageSpec:
     return tuple((tuple(tensor.shape), tensor.dtype) for tensor in message)
 
 

@@ -55,7 +55,7 @@ class Seen:
 
 
 @dataclass
-class Column:
+class RuleSet:
     """The components of a network, each list bottom to top."""
 
     f: list[nn.Module]
@@ -83,10 +83,10 @@ def prepared(*overrides: str) -> tuple[Job, Algorithm]:
     return job, ALGORITHMS["al"](config.algorithm, config.optimizer, blocks, shapes, job.task, STEPS, config.seed)
 
 
-def column(rules: list[ALRule]) -> Column:
+def column(rules: list[ALRule]) -> RuleSet:
     """Copies of the components of ``rules``."""
     f, g, b, h = ([copy.deepcopy(m) for m in ms] for ms in zip(*map(parts, rules), strict=True))
-    return Column(f, g, b, h)
+    return RuleSet(f, g, b, h)
 
 
 def parts(rule: ALRule) -> tuple[nn.Module, nn.Module, nn.Module, nn.Module]:
@@ -111,7 +111,7 @@ def trained(job: Job, algorithm: Algorithm) -> tuple[list[ALRule], Seen]:
     return [rules[k] for k in range(1, N + 1)], seen
 
 
-def slides(job: Job, c: Column) -> Seen:
+def slides(job: Job, c: RuleSet) -> Seen:
     """Train ``c`` in place."""
     seen = Seen()
     modules = [*c.f, *c.g, *c.b, *c.h]
@@ -138,7 +138,7 @@ def slides(job: Job, c: Column) -> Seen:
 
 
 @torch.no_grad()
-def accuracy(job: Job, c: Column, i: int, split: str) -> float:
+def accuracy(job: Job, c: RuleSet, i: int, split: str) -> float:
     """Of component ``i``'s own prediction on all data of ``split``."""
     part = job.batches.test if split == "test" else job.batches.validation
     hits = sum(
@@ -207,7 +207,7 @@ def rows(rules: list[ALRule], x: Tensor) -> Tensor:
             owns.append(own)
         down: tuple[Tensor, ...] = ()
         for rule, own in zip(reversed(rules), reversed(owns), strict=True):
-            down = rule.decode(own, down)
+            down = rule.decode_prediction(own, down)
         for rule in rules:
             rule.train()
     assert len(down) == 1
@@ -251,7 +251,7 @@ def test_effective_modules_are_f_and_h_and_the_top_bridge() -> None:
         rule = algorithm.rule(k)
         assert isinstance(rule, ALRule)
         expected = [rule.block, rule.decoder] + ([rule.bridge] if k == N else [])
-        assert {id(m) for m in rule.effective} == {id(m) for m in expected}
+        assert {id(m) for m in rule.inference_modules} == {id(m) for m in expected}
 
 
 def test_effective_and_affiliated_parameters_by_hand(pool: Pool) -> None:
@@ -302,10 +302,10 @@ def test_messages_are_what_was_announced(name: str, batch: int) -> None:
     for n in range(2):
         message: tuple[Tensor, ...] = (torch.randn(batch, *case.task.input_shape), labels(name, batch))
         for k, rule in enumerate(rules, 1):
-            up = rule.ascend(message)
+            up = rule.forward_message(message)
             if k < top:
                 assert specs(up) == al.activation(k, batch)
-            rule.learn(n, message, ())
+            rule.update(n, message, ())
             message = up
     message, owns = (torch.randn(batch, *case.task.input_shape),), []
     for k, rule in enumerate(rules, 1):
@@ -335,10 +335,10 @@ def test_announced_shapes_by_hand(name: str) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_no_gradient_reaches_the_message_from_below(name: str) -> None:
     below, above = al_rules(name)[:2]
-    message = below.ascend((torch.randn(4, *CASES[name].task.input_shape), labels(name)))
+    message = below.forward_message((torch.randn(4, *CASES[name].task.input_shape), labels(name)))
     assert not any(tensor.requires_grad for tensor in message)
-    above.ascend(message)
-    above.learn(0, message, ())
+    above.forward_message(message)
+    above.update(0, message, ())
     assert all(parameter.grad is None for parameter in below.parameters())
 
 
@@ -349,8 +349,8 @@ def test_no_gradient_goes_into_a_target() -> None:
     s_below, t_below = torch.randn(4, 6), torch.randn(4, 9)
     with torch.no_grad():
         s, t = f(s_below), g(t_below)
-    rule.ascend((s_below, t_below))
-    rule.learn(0, (s_below, t_below), ())
+    rule.forward_message((s_below, t_below))
+    rule.update(0, (s_below, t_below), ())
     for modules, loss in (
         ((f, b), lambda: ((b(f(s_below)) - t) ** 2).sum(1).mean()),
         ((g, h), lambda: ((h(g(t_below)) - t_below) ** 2).sum(1).mean()),
@@ -361,15 +361,15 @@ def test_no_gradient_goes_into_a_target() -> None:
             parameter.data -= gradient
     for ours, expected in zip(parts(rule), (f, g, b, h), strict=True):
         torch.testing.assert_close(ours.state_dict(), expected.state_dict(), rtol=1e-6, atol=1e-7)
-    assert torch.equal(rule.ascend((s_below, t_below))[0], f(s_below))
+    assert torch.equal(rule.forward_message((s_below, t_below))[0], f(s_below))
     assert not torch.equal(s, f(s_below))
 
 
 def test_learning_leaves_no_gradient_and_no_graph() -> None:
     rule = al_rules("maps", optimizer=AdamWConfig())[0]
     message = torch.randn(4, 2, 8, 8), labels("maps")
-    rule.ascend(message)
-    metrics = rule.learn(0, message, ())
+    rule.forward_message(message)
+    metrics = rule.update(0, message, ())
     assert not any(value.requires_grad for value in metrics.values())
     assert all(parameter.grad is None for parameter in rule.parameters())
 
@@ -396,13 +396,13 @@ def test_figures_of_the_system_are_sums() -> None:
         {"loss": 3.0, "associated": 1.0, "autoencoder": 2.0},
         {"loss": 7.0, "associated": 4.0, "autoencoder": 3.0},
     ]
-    assert system("vectors").objective(figures) == {"loss": 10.0, "associated": 5.0, "autoencoder": 5.0}
+    assert system("vectors").summarize(figures) == {"loss": 10.0, "associated": 5.0, "autoencoder": 5.0}
 
 
 def test_labels_become_one_hot_codes_at_the_bottom_only() -> None:
     bottom = al_rules("vectors")[0]
     y = torch.tensor([2, 0, 4])
-    _, t = bottom.ascend((torch.randn(3, 3), y))
+    _, t = bottom.forward_message((torch.randn(3, 3), y))
     codes = torch.zeros(3, CLASSES)
     codes[torch.arange(3), y] = 1.0
     assert torch.equal(t, bottom.encoder(codes))

@@ -19,7 +19,7 @@ def test_it_is_known_by_its_name() -> None:
 
 def ascending(rules: list[LocalRule], x: Tensor) -> list[tuple[Tensor, ...]]:
     message: tuple[Tensor, ...] = (x,)
-    return [message := rule.ascend(message) for rule in rules]
+    return [message := rule.forward_message(message) for rule in rules]
 
 
 @pytest.mark.parametrize("batch", [2, 4])
@@ -36,15 +36,15 @@ def test_messages_are_what_was_announced(name: str, batch: int) -> None:
         for k in range(top, 0, -1):
             if k < top:
                 assert specs(target) == bll.target(k, n, batch)
-            kept[k] = rules[k - 1].read(n, target)
+            kept[k] = rules[k - 1].receive_target(n, target)
             if k > 1:
-                target = rules[k - 1].emit(n, kept[k])
+                target = rules[k - 1].make_target(n, kept[k])
         message: tuple[Tensor, ...] = (torch.randn(batch, *case.task.input_shape),)
         for k in range(1, top + 1):
-            up = rules[k - 1].ascend(message)
+            up = rules[k - 1].forward_message(message)
             if k < top:
                 assert specs(up) == bll.activation(k, batch)
-            rules[k - 1].learn(n, message, kept[k])
+            rules[k - 1].update(n, message, kept[k])
             message = up
     message = (torch.randn(batch, *case.task.input_shape),)
     for k in range(1, top + 1):
@@ -72,11 +72,11 @@ def test_a_book_goes_down_every_so_many_batches(refresh: int) -> None:
     bll = system("vectors", feedback=FeedbackConfig(refresh=refresh))
     top, below = bll.rule(4), bll.rule(3)
     for n in range(7):
-        target = top.read(n, (labels("vectors"),))
-        message = top.emit(n, target)
+        target = top.receive_target(n, (labels("vectors"),))
+        message = top.make_target(n, target)
         assert len(message) == (2 if n % refresh == 0 else 1)
         assert message[-1] is target[-1]
-        assert below.emit(n, below.read(n, message))[-1] is target[-1]
+        assert below.make_target(n, below.receive_target(n, message))[-1] is target[-1]
 
 
 def test_a_book_stands_until_the_next_one_and_old_targets_stay() -> None:
@@ -87,7 +87,7 @@ def test_a_book_stands_until_the_next_one_and_old_targets_stay() -> None:
     for n in range(5):
         labels_of.append(labels("vectors"))
         message = (books[n].clone(), labels_of[n]) if n in books else (labels_of[n],)
-        kept.append(rule.read(n, message))
+        kept.append(rule.receive_target(n, message))
     for n in range(5):
         assert torch.equal(kept[n][0], expected[n])
         assert torch.equal(kept[n][1], labels_of[n])
@@ -95,14 +95,14 @@ def test_a_book_stands_until_the_next_one_and_old_targets_stay() -> None:
 
 def test_a_block_without_a_book_is_a_broken_engine() -> None:
     with pytest.raises(AssertionError, match="the first target message brings a code book"):
-        system("vectors").rule(2).read(1, (labels("vectors"),))
+        system("vectors").rule(2).receive_target(1, (labels("vectors"),))
 
 
 def test_the_last_book_is_part_of_the_state() -> None:
     """A checkpoint between two books must hold the one that stands."""
     rule = system("vectors").rule(2)
     book = torch.randn(CLASSES, 4)
-    rule.read(0, (book, labels("vectors")))
+    rule.receive_target(0, (book, labels("vectors")))
     assert torch.equal(rule.state_dict()["codes"], book)
 
 
@@ -114,7 +114,7 @@ def test_predicting_is_the_likeliest_class_and_updates_nothing(name: str, block:
     rule = system(name).rule(k).double()
     assert isinstance(rule, BLLRule)
     message, down = inputs(name, k, batch=32), targets(name, k)
-    target = rule.read(0, down)
+    target = rule.receive_target(0, down)
     rule.eval()
     state = copy.deepcopy(rule.state_dict())
     f, T = copy.deepcopy(rule.block), copy.deepcopy(rule.head)
@@ -137,18 +137,18 @@ def test_predicting_between_ascend_and_learn_changes_nothing() -> None:
     states = []
     for disturbed in (False, True):
         rule = system("vectors").rule(2).double()
-        target = rule.read(0, down)
-        rule.ascend(message)
+        target = rule.receive_target(0, down)
+        rule.forward_message(message)
         if disturbed:
             rule.predict(inputs("vectors", 2, batch=3), target)
-        rule.learn(0, message, target)
+        rule.update(0, message, target)
         states.append(rule.state_dict())
     torch.testing.assert_close(states[0], states[1], rtol=0, atol=0)
 
 
 def test_objective_is_the_free_energy() -> None:
     figures = [{"loss": 0.5, "nll": 9.0}, {"loss": 0.25, "nll": 8.0}, {"loss": 1.0, "nll": 2.0}]
-    assert system("sequences").objective(figures) == {"free_energy": pytest.approx(2.0 + (0.5 + 0.25 + 1.0) / 3)}
+    assert system("sequences").summarize(figures) == {"free_energy": pytest.approx(2.0 + (0.5 + 0.25 + 1.0) / 3)}
 
 
 # With widths that change and convolutions in the heads, so that every kind of random draw is made.
@@ -192,8 +192,8 @@ def test_one_block_is_top_and_bottom() -> None:
     bll = BLL(BLLConfig(), SGDConfig(), [nn.Linear(3, CLASSES)], [(CLASSES,)], Task((3,), CLASSES), 10, 1)
     rule = bll.rule(1)
     x, y = torch.randn(4, 3), torch.tensor([0, 1, 2, 3])
-    rule.ascend((x,))
-    metrics = rule.learn(0, (x,), rule.read(0, (y,)))
+    rule.forward_message((x,))
+    metrics = rule.update(0, (x,), rule.receive_target(0, (y,)))
     assert set(metrics) == {"loss", "nll", "accuracy"}
     assert {name.split(".")[0] for name, _ in rule.named_parameters()} == {"block"}
 

@@ -79,10 +79,10 @@ def test_learning_is_descent_of_both_local_losses(name: str, block: str, family:
 
     for n in (0, 1, 5):
         message, down = inputs(name, k), targets(name, k)
-        target = rule.read(n, down)
-        rule.read(n + 1, targets(name, k))  # messages come some batches early
-        rule.ascend(message)
-        metrics = rule.learn(n, message, target)
+        target = rule.receive_target(n, down)
+        rule.receive_target(n + 1, targets(name, k))  # messages come some batches early
+        rule.forward_message(message)
+        metrics = rule.update(n, message, target)
 
         b = torch.eye(CLASSES, dtype=torch.float64) if k == top else down[0]
         y = down[-1]
@@ -119,9 +119,9 @@ def test_learning_moves_theta_and_phi() -> None:
     before = copy.deepcopy(dict(rule.named_parameters()))
     for n in range(2):  # what is in front of a layer of zeros moves from the second step on
         message = inputs("maps, convolutional heads", 2)
-        target = rule.read(n, targets("maps, convolutional heads", 2))
-        rule.ascend(message)
-        rule.learn(n, message, target)
+        target = rule.receive_target(n, targets("maps, convolutional heads", 2))
+        rule.forward_message(message)
+        rule.update(n, message, target)
     assert not [name for name, value in rule.named_parameters() if torch.equal(value, before[name])]
 
 
@@ -132,12 +132,12 @@ def test_top_descends_the_cross_entropy(name: str) -> None:
     f = copy.deepcopy(rule.block)
     optimizer = torch.optim.SGD(f.parameters(), lr=0.5)
     message, (y,) = inputs(name, top), targets(name, top)
-    target = rule.read(0, (y,))
+    target = rule.receive_target(0, (y,))
     assert torch.equal(target[0], torch.eye(CLASSES))
     assert torch.equal(target[1], y)
-    a, u = rule.ascend(message)
+    a, u = rule.forward_message(message)
     assert torch.equal(a, u)
-    rule.learn(0, message, target)
+    rule.update(0, message, target)
 
     nn.functional.cross_entropy(f(message[0]).flatten(0, -2), y.flatten()).backward()
     optimizer.step()
@@ -148,10 +148,10 @@ def test_top_descends_the_cross_entropy(name: str) -> None:
 def test_no_gradient_crosses_to_the_block_below(name: str) -> None:
     bll = system(name)
     below, above = bll.rule(1).double(), bll.rule(2).double()
-    message = below.ascend(inputs(name, 1))
+    message = below.forward_message(inputs(name, 1))
     assert not any(tensor.requires_grad for tensor in message)
-    above.ascend(message)
-    above.learn(0, message, above.read(0, targets(name, 2)))
+    above.forward_message(message)
+    above.update(0, message, above.receive_target(0, targets(name, 2)))
     assert all(parameter.grad is None for parameter in below.parameters())
 
 
@@ -160,8 +160,8 @@ def test_the_activation_that_travels_is_the_one_before_the_update() -> None:
     f = copy.deepcopy(rule.block)
     message = inputs("vectors", 1)
     expected = f(message[0])
-    a, u = rule.ascend(message)
-    rule.learn(0, message, rule.read(0, targets("vectors", 1)))
+    a, u = rule.forward_message(message)
+    rule.update(0, message, rule.receive_target(0, targets("vectors", 1)))
     torch.testing.assert_close(a, expected, rtol=0, atol=0)
     centred = expected - expected.mean(1, keepdim=True)
     torch.testing.assert_close(u, centred / (centred.square().mean(1, keepdim=True) + 1e-5).sqrt())
@@ -169,7 +169,7 @@ def test_the_activation_that_travels_is_the_one_before_the_update() -> None:
 
 def emitted(rule: BLLRule, n: int, target: tuple[Tensor, ...]) -> Tensor:
     """The book that goes down for batch ``n``."""
-    book, labels = rule.emit(n, target)
+    book, labels = rule.make_target(n, target)
     assert labels is target[-1]
     assert not book.requires_grad
     return book
@@ -179,11 +179,11 @@ def test_what_goes_down_is_made_with_the_phi_of_now() -> None:
     rule = bll_rule("vectors", 2)
     g = copy.deepcopy(rule.feedback)
     assert g is not None
-    message, target = inputs("vectors", 2), rule.read(0, targets("vectors", 2))
-    rule.ascend(message)
+    message, target = inputs("vectors", 2), rule.receive_target(0, targets("vectors", 2))
+    rule.forward_message(message)
     first = emitted(rule, 0, target)
     torch.testing.assert_close(first, g(target[0]), rtol=0, atol=0)
-    rule.learn(0, message, target)
+    rule.update(0, message, target)
     torch.testing.assert_close(first, g(target[0]), rtol=0, atol=0)  # what was sent stays as it was
     assert not torch.equal(emitted(rule, 1, target), first)
 
@@ -194,9 +194,9 @@ def test_feedback_stands_still_at_lr_scale_0(kind: str) -> None:
     state = copy.deepcopy(rule.feedback)
     theta = copy.deepcopy(rule.block)
     assert state is not None
-    message, target = inputs("vectors", 2), rule.read(0, targets("vectors", 2))
-    rule.ascend(message)
-    rule.learn(0, message, target)
+    message, target = inputs("vectors", 2), rule.receive_target(0, targets("vectors", 2))
+    rule.forward_message(message)
+    rule.update(0, message, target)
     torch.testing.assert_close(dict(rule.feedback.state_dict()), dict(state.state_dict()), rtol=0, atol=0)
     assert not torch.equal(rule.block[0].weight, theta[0].weight)
 
@@ -206,7 +206,7 @@ def test_an_mlp_keeps_its_skip_and_a_linear_feedback_learns_it() -> None:
         rule = bll_rule("vectors", 2, feedback=FeedbackConfig(kind=kind))
         assert rule.feedback is not None
         skip = rule.feedback.skip.detach().clone()
-        message, target = inputs("vectors", 2), rule.read(0, targets("vectors", 2))
-        rule.ascend(message)
-        rule.learn(0, message, target)
+        message, target = inputs("vectors", 2), rule.receive_target(0, targets("vectors", 2))
+        rule.forward_message(message)
+        rule.update(0, message, target)
         assert (not torch.equal(rule.feedback.skip, skip)) == moves

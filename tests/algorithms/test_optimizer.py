@@ -124,7 +124,7 @@ def test_to_minimise_is_backward_and_a_step() -> None:
     config = SGDConfig(lr=0.1, schedule="constant")
     minimising, stepping = BlockOptimizer([ours], config, 10), BlockOptimizer([expected], config, 10)
     for n in range(3):
-        minimising.minimise((ours**2).sum(), n)
+        minimising.backward_and_step((ours**2).sum(), n)
         expected.grad = 2 * expected.detach()
         stepping.step(n)
         torch.testing.assert_close(ours, expected)
@@ -142,7 +142,7 @@ def test_whoever_observes_hears_of_backward_and_update() -> None:
     weight, heard = start(), list[tuple[str, int, float, float]]()
     optimizer = BlockOptimizer([weight], SGDConfig(), 10)
     optimizer.observe = lambda *span: heard.append(span)
-    optimizer.minimise(weight.sum(), 4)
+    optimizer.backward_and_step(weight.sum(), 4)
     assert [span[:2] for span in heard] == [("backward", 4), ("update", 4)]
     times = [time for span in heard for time in span[2:]]
     assert times == sorted(times)

@@ -134,8 +134,8 @@ def test_a_silent_sample_harms_no_parameter(name: str) -> None:
     message = below(name, 1)
     rule.double()
     rule.block = nn.Sequential(rule.block, Silence())
-    rule.ascend(message)
-    metrics = rule.learn(0, message, (labels(name),))
+    rule.forward_message(message)
+    metrics = rule.update(0, message, (labels(name),))
     assert all(value.isfinite() for value in metrics.values())
     assert all(parameter.isfinite().all() for parameter in rule.parameters())
 
@@ -158,11 +158,11 @@ def test_maps_of_one_pixel_have_no_deviation_and_are_compared_as_vectors() -> No
     rule = PredSim(PredSimConfig(), SGDConfig(), blocks, [(3, 1, 1), (5,)], case.task, 10, 1).rule(1)
     assert isinstance(rule, PredSimRule)
     message = (torch.randn(4, 2, 8, 8),)
-    a = rule.ascend(message)[0]
+    a = rule.forward_message(message)[0]
     assert rule.branch is not None
     expected = matrix(rule.branch.layer(a).flatten(1))
     wanted = matrix(F.one_hot(torch.tensor([0, 1, 1, 2]), CLASSES).float())
-    metrics = rule.learn(0, message, (torch.tensor([0, 1, 1, 2]),))
+    metrics = rule.update(0, message, (torch.tensor([0, 1, 1, 2]),))
     torch.testing.assert_close(metrics["sim"], (expected - wanted).square().mean().detach(), rtol=1e-4, atol=1e-5)
     assert all(parameter.isfinite().all() for parameter in rule.parameters())
 
@@ -177,8 +177,8 @@ def test_learning_is_descent_of_the_published_loss(name: str, block: int, beta: 
     rule = rule_of(name, block, beta).double()
     expected = copy.deepcopy(rule)
     message, y = below(name, block), labels(name)
-    (up,) = rule.ascend(message)
-    metrics = rule.learn(0, message, (y,))
+    (up,) = rule.forward_message(message)
+    metrics = rule.update(0, message, (y,))
 
     a = expected.block(message[0])
     assert torch.equal(up, a)
@@ -218,8 +218,8 @@ def test_at_beta_1_there_is_only_the_similarity(name: str) -> None:
     assert rule.classifier is None
     assert {key.split(".")[0] for key, _ in rule.named_parameters()} == {"block", "branch"}
     message = (below(name, 1)[0].float(),)
-    rule.ascend(message)
-    assert "accuracy" not in rule.learn(0, message, (labels(name),))
+    rule.forward_message(message)
+    assert "accuracy" not in rule.update(0, message, (labels(name),))
     up, own = rule.predict(message, ())
     assert own is None
     assert torch.equal(up[0], rule.block(message[0]))
@@ -238,8 +238,8 @@ def test_top_descends_the_cross_entropy_alone(name: str, beta: float) -> None:
     rule = rule_of(name, top, beta).double()
     f = copy.deepcopy(rule.block)
     message, y = below(name, top), labels(name)
-    rule.ascend(message)
-    metrics = rule.learn(0, message, (y,))
+    rule.forward_message(message)
+    metrics = rule.update(0, message, (y,))
 
     loss = F.cross_entropy(f(message[0]), y)
     loss.backward()
@@ -259,8 +259,8 @@ def test_the_optimizer_is_the_configured_one(name: str) -> None:
     adamw = torch.optim.AdamW(expected.parameters(), weight_decay=0.1)
     for n in (0, 4):
         message, y = below(name, 1), labels(name)
-        rule.ascend(message)
-        rule.learn(n, message, (y,))
+        rule.forward_message(message)
+        rule.update(n, message, (y,))
         a = expected.block(message[0])
         (0.01 * pred_loss(expected, a, y) + 0.99 * sim_loss(expected, a, y)).backward()
         adamw.param_groups[0]["lr"] = 0.01 * (1 + torch.tensor(torch.pi * n / 10, dtype=torch.float64).cos().item()) / 2
@@ -274,9 +274,9 @@ def test_the_optimizer_is_the_configured_one(name: str) -> None:
 def test_no_gradient_crosses_to_the_block_below(name: str) -> None:
     pred_sim = system(name)
     first, second = pred_sim.rule(1), pred_sim.rule(2)
-    message = first.ascend((below(name, 1)[0].float(),))
+    message = first.forward_message((below(name, 1)[0].float(),))
     assert not any(tensor.requires_grad for tensor in message)
-    second.ascend(message)
+    second.forward_message(message)
     metrics = second.learn(0, message, (labels(name),))
     assert all(parameter.grad is None for parameter in (*first.parameters(), *second.parameters()))
     assert not any(value.requires_grad for value in metrics.values())
@@ -290,7 +290,7 @@ def test_labels_go_down_unchanged(name: str, beta: float) -> None:
     message: tuple[Tensor, ...] = (y,)
     for k in range(len(CASES[name].dims), 1, -1):
         rule = pred_sim.rule(k)
-        message = rule.emit(3, rule.read(3, message))
+        message = rule.make_target(3, rule.receive_target(3, message))
         assert len(message) == 1
         assert torch.equal(message[0], y)
         assert specs(message) == pred_sim.target(k - 1, 3, 4)
@@ -305,8 +305,8 @@ def test_messages_are_what_was_announced(name: str) -> None:
         for k in range(1, top + 1):
             rule = pred_sim.rule(k)
             if step == "train":
-                up = rule.ascend(message)
-                rule.learn(0, message, (labels(name),))
+                up = rule.forward_message(message)
+                rule.update(0, message, (labels(name),))
             else:
                 up, own = rule.predict(message, ())
                 assert own is not None
@@ -322,7 +322,7 @@ def test_messages_are_what_was_announced(name: str) -> None:
 def test_only_the_blocks_are_effective(name: str) -> None:
     for k in range(1, len(CASES[name].dims) + 1):
         rule = rule_of(name, k)
-        assert list(rule.effective) == [rule.block]
+        assert list(rule.inference_modules) == [rule.block]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -344,7 +344,7 @@ def test_branches_are_a_function_of_the_seed_and_the_block(name: str) -> None:
 def test_it_is_known_by_its_name_and_its_loss_is_the_sum() -> None:
     assert ALGORITHMS["predsim"] is PredSim
     assert not PredSim.predicts_down
-    assert system("maps").objective([{"loss": 1.0, "sim": 5.0}, {"loss": 2.0, "nll": 2.0}]) == {"loss": 3.0}
+    assert system("maps").summarize([{"loss": 1.0, "sim": 5.0}, {"loss": 2.0, "nll": 2.0}]) == {"loss": 3.0}
 
 
 @pytest.mark.parametrize("beta", [-0.01, 1.01, float("nan")])

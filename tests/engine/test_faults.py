@@ -59,7 +59,7 @@ def _nan(method: Callable[..., Any], call: int) -> Callable[..., Any]:
 def _inject(where: str, fault: Callable[..., None]) -> None:
     match where:
         case "forward":
-            BLLRule.ascend = _at(BLLRule.ascend, COUNTED + BATCH, fault)  # type: ignore[method-assign]
+            BLLRule.forward_message = _at(BLLRule.forward_message, COUNTED + BATCH, fault)  # type: ignore[method-assign]
         case "loss":
             BLLRule.learn = _at(BLLRule.learn, COUNTED + BATCH, fault)  # type: ignore[method-assign]
         case "send":

@@ -8,7 +8,7 @@ import pytest
 from processes import Pool
 from runs import summary_of
 
-Reference = Callable[..., str]
+EndToEnd = Callable[..., str]
 
 # Dropout draws random numbers and batch norm keeps buffers: both must not depend on the placement either.
 MLP = ("model.dropout=0.2", "model.norm=batch")
@@ -25,45 +25,45 @@ CATEGORICAL = ("algorithm.latent.family=categorical", "algorithm.feedback.kind=l
 
 
 @pytest.fixture(scope="module")
-def reference(pool: Pool) -> Reference:
+def reference(pool: Pool) -> EndToEnd:
     """The fingerprint of one process."""
     return cache(lambda *overrides: summary_of(pool, 1, *overrides)["fingerprint"])
 
 
 @pytest.mark.parametrize("lag", [1, 2, 3])
 @pytest.mark.parametrize("ranks", [2, 3, 4])
-def test_processes_change_nothing(pool: Pool, reference: Reference, ranks: int, lag: int) -> None:
+def test_processes_change_nothing(pool: Pool, reference: EndToEnd, ranks: int, lag: int) -> None:
     overrides = (*MLP, f"engine.lag={lag}")
     assert summary_of(pool, ranks, *overrides)["fingerprint"] == reference(*overrides)
 
 
 @pytest.mark.parametrize("overrides", [CNN, CATEGORICAL], ids=["cnn", "categorical"])
-def test_processes_change_nothing_in_other_models(pool: Pool, reference: Reference, overrides: tuple[str, ...]) -> None:
+def test_processes_change_nothing_in_other_models(pool: Pool, reference: EndToEnd, overrides: tuple[str, ...]) -> None:
     assert summary_of(pool, 4, *overrides)["fingerprint"] == reference(*overrides)
 
 
 @pytest.mark.parametrize("lag", [1, 2, 3])
 @pytest.mark.parametrize("depth", [1, 4])
-def test_delays_and_queue_depth_change_nothing(pool: Pool, reference: Reference, depth: int, lag: int) -> None:
+def test_delays_and_queue_depth_change_nothing(pool: Pool, reference: EndToEnd, depth: int, lag: int) -> None:
     overrides = (*MLP, f"engine.lag={lag}")
     delayed = summary_of(pool, 4, *overrides, f"engine.depth={depth}", delays=0.02, seed=depth)
     assert delayed["fingerprint"] == reference(*overrides)
 
 
-def test_more_room_for_targets_changes_nothing(pool: Pool, reference: Reference) -> None:
+def test_more_room_for_targets_changes_nothing(pool: Pool, reference: EndToEnd) -> None:
     assert summary_of(pool, 4, *MLP, "engine.target_depth=5")["fingerprint"] == reference(*MLP)
 
 
-def test_evaluation_changes_nothing(reference: Reference) -> None:
+def test_evaluation_changes_nothing(reference: EndToEnd) -> None:
     assert len({reference(*MLP, f"train.evaluate_every={every}") for every in (0, 1, 5)}) == 1
 
 
-def test_reports_change_nothing(reference: Reference) -> None:
+def test_reports_change_nothing(reference: EndToEnd) -> None:
     assert reference(*MLP, "train.log_every=1") == reference(*MLP, "train.log_every=100")
 
 
 @pytest.mark.parametrize("other", ["seed=2", "engine.lag=1", "engine.lag=3", "engine.lag=exact", "train.steps=11"])
-def test_what_belongs_to_the_result_changes_it(reference: Reference, other: str) -> None:
+def test_what_belongs_to_the_result_changes_it(reference: EndToEnd, other: str) -> None:
     assert reference(*MLP, other) != reference(*MLP)
 
 
@@ -78,7 +78,7 @@ def test_one_block_is_a_network_with_a_local_rule_at_its_top(pool: Pool) -> None
 
 
 @pytest.mark.parametrize(("blocks", "ranks"), [(2, 2), (3, 2), (5, 2), (5, 3), (5, 4)])
-def test_uneven_runs_of_blocks(pool: Pool, reference: Reference, blocks: int, ranks: int) -> None:
+def test_uneven_runs_of_blocks(pool: Pool, reference: EndToEnd, blocks: int, ranks: int) -> None:
     overrides = (*MLP, f"blocks={blocks}")
     assert summary_of(pool, ranks, *overrides)["fingerprint"] == reference(*overrides)
 

@@ -29,19 +29,19 @@ class Sleepy(LocalRule):
         super().__init__()
         self.block = block
 
-    def read(self, n: int, message: Payload) -> Target:
+    def receive_target(self, n: int, message: Payload) -> Target:
         time.sleep(1e-3)
         return message
 
-    def emit(self, n: int, target: Target) -> Payload:
+    def make_target(self, n: int, target: Target) -> Payload:
         time.sleep(3e-3)
         return target
 
-    def ascend(self, message: Payload) -> Payload:
+    def forward_message(self, message: Payload) -> Payload:
         time.sleep(10e-3)
         return (self.block(message[0]),)
 
-    def learn(self, n: int, message: Payload, target: Target) -> Metrics:
+    def update(self, n: int, message: Payload, target: Target) -> Metrics:
         time.sleep(20e-3)
         return {"loss": torch.zeros(())}
 
@@ -49,7 +49,7 @@ class Sleepy(LocalRule):
         raise AssertionError("nothing is predicted here")
 
     @property
-    def effective(self) -> tuple[nn.Module, ...]:
+    def inference_modules(self) -> tuple[nn.Module, ...]:
         return (self.block,)
 
 

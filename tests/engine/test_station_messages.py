@@ -15,7 +15,7 @@ from counterflow.transport import Payload
 class Through(torch.nn.Module):
     """A rule of a block that puts out the very tensor that it takes, and another one of its own."""
 
-    def ascend(self, message: Payload) -> Payload:
+    def forward_message(self, message: Payload) -> Payload:
         return message[0].flatten(1), message[0] + 1
 
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from counterflow.algorithms.optimizer import BlockOptimizer
-from counterflow.algorithms.rule import Algorithm, LocalRule, Metrics, Payload, Shape, Specs, Target
+from counterflow.algorithms.rule import Algorithm, LocalRule, MessageSpec, Metrics, Payload, Shape, Target
 from counterflow.config import AlgorithmConfig, OptimizerConfig
 from counterflow.config.validators import size
 from counterflow.models.head import pooling
@@ -66,18 +66,18 @@ class ALRule(LocalRule):
         self._optimizer = BlockOptimizer(self.parameters(), optimizer, batches)
         self._up: tuple[Tensor, Tensor] | None = None
 
-    def ascend(self, message: Payload) -> Payload:
+    def forward_message(self, message: Payload) -> Payload:
         s, t = self.block(message[0]), self.encoder(self._target(message[1]))
         self._up = s, t
         return s.detach(), t.detach()
 
-    def learn(self, n: int, message: Payload, target: Target) -> Metrics:
+    def update(self, n: int, message: Payload, target: Target) -> Metrics:
         assert self._up is not None, "learn follows ascend"
         s, t = self._up
         self._up = None
         associated = _distance(self.bridge(s), t.detach())
         autoencoder = _distance(self.decoder(t), self._target(message[1]))
-        self._optimizer.minimise(associated + autoencoder, n)
+        self._optimizer.backward_and_step(associated + autoencoder, n)
         associated, autoencoder = associated.detach(), autoencoder.detach()
         return {"loss": associated + autoencoder, "associated": associated, "autoencoder": autoencoder}
 
@@ -85,13 +85,13 @@ class ALRule(LocalRule):
         s = self.block(message[0])
         return (s,), self.bridge(s)
 
-    def decode(self, own: Tensor, message: Payload) -> Payload:
+    def decode_prediction(self, own: Tensor, message: Payload) -> Payload:
         rows = torch.cat([own.unsqueeze(0), *message])
         below = self.decoder(rows)
         return (below.argmax(-1),) if self._classes is not None else (below,)
 
     @property
-    def effective(self) -> Sequence[nn.Module]:
+    def inference_modules(self) -> Sequence[nn.Module]:
         return (self.block, self.decoder, *([self.bridge] if self._top else []))
 
     def _target(self, below: Tensor) -> Tensor:
@@ -126,15 +126,15 @@ class AL(Algorithm):
             self.batches,
         )
 
-    def activation(self, block: int, batch: int) -> Specs:
+    def activation(self, block: int, batch: int) -> MessageSpec:
         t = (batch, *self.task.label_shape, self.config.dim)
         return *self.test_activation(block, batch), (t, torch.float32)
 
-    def prediction(self, block: int, batch: int) -> Specs:
+    def prediction(self, block: int, batch: int) -> MessageSpec:
         above = len(self.blocks) - block
         return (((above, batch, *self.task.label_shape, self.config.dim), torch.float32),)
 
-    def objective(self, figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    def summarize(self, figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
         """The sums of the losses of all components."""
         return {name: sum(block[name] for block in figures) for name in ("loss", "associated", "autoencoder")}
 

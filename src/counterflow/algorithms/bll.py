@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from counterflow.algorithms.families import Family, Gaussian, family
 from counterflow.algorithms.optimizer import BlockOptimizer
-from counterflow.algorithms.rule import Algorithm, LocalRule, Metrics, Payload, Specs, Target
+from counterflow.algorithms.rule import Algorithm, LocalRule, MessageSpec, Metrics, Payload, Target
 from counterflow.config import AlgorithmConfig, FeedbackConfig, LatentConfig
 from counterflow.models.feedback import Feedback
 from counterflow.models.head import LatentHead
@@ -66,7 +66,7 @@ class BLLRule(LocalRule):
         self._phi = phi
         self._u: Tensor | None = None
 
-    def read(self, n: int, message: Payload) -> Target:
+    def receive_target(self, n: int, message: Payload) -> Target:
         *book, labels = message
         if book:
             (self.codes,) = book
@@ -74,17 +74,17 @@ class BLLRule(LocalRule):
         return self.codes, labels
 
     @torch.no_grad()
-    def emit(self, n: int, target: Target) -> Payload:
+    def make_target(self, n: int, target: Target) -> Payload:
         codes, labels = target
         assert self.feedback is not None, "nothing is below the bottom block"
         return (self.feedback(codes), labels) if n % self._refresh == 0 else (labels,)
 
-    def ascend(self, message: Payload) -> Payload:
+    def forward_message(self, message: Payload) -> Payload:
         a = self.block(message[0])
         self._u = self.head(a)
         return a.detach(), self._u.detach()
 
-    def learn(self, n: int, message: Payload, target: Target) -> Metrics:
+    def update(self, n: int, message: Payload, target: Target) -> Metrics:
         assert self._u is not None, "learn follows ascend"
         codes, labels = target[0], target[1].flatten()
         u = self._u.flatten(0, -2)
@@ -93,7 +93,7 @@ class BLLRule(LocalRule):
             rho = posterior(u, codes, labels)
             logits = u @ codes.T
         loss = self._family.kl(rho, u).mean()
-        self._theta.minimise(loss, n)
+        self._theta.backward_and_step(loss, n)
         metrics = {
             "loss": loss.detach(),
             "nll": F.cross_entropy(logits, labels),
@@ -102,7 +102,7 @@ class BLLRule(LocalRule):
         if self.feedback is not None and self._phi is not None:
             below = message[1].flatten(0, -2)
             feedback_loss = F.cross_entropy(below @ self.feedback(codes).T, labels)
-            self._phi.minimise(feedback_loss, n)
+            self._phi.backward_and_step(feedback_loss, n)
             metrics["feedback_loss"] = feedback_loss.detach()
         return metrics
 
@@ -111,7 +111,7 @@ class BLLRule(LocalRule):
         return (a,), (self.head(a) @ target[0].T).argmax(-1)
 
     @property
-    def effective(self) -> Sequence[nn.Module]:
+    def inference_modules(self) -> Sequence[nn.Module]:
         return (self.block,)
 
 
@@ -148,16 +148,16 @@ class BLL(Algorithm):
         parameters = [parameter for module in modules for parameter in module.parameters()]
         return BlockOptimizer(parameters, self.optimizer, self.batches, scale)
 
-    def activation(self, block: int, batch: int) -> Specs:
+    def activation(self, block: int, batch: int) -> MessageSpec:
         a = (batch, *self.shapes[block - 1])
         u = (batch, *self.task.label_shape, self._dims[block - 1])
         return (a, torch.float32), (u, torch.float32)
 
-    def target(self, block: int, n: int, batch: int) -> Specs:
+    def target(self, block: int, n: int, batch: int) -> MessageSpec:
         labels = ((batch, *self.task.label_shape), torch.int64)
         book = ((self.task.classes, self._dims[block - 1]), torch.float32)
         return (book, labels) if n % self.config.feedback.refresh == 0 else (labels,)
 
-    def objective(self, figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    def summarize(self, figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
         """The free energy ``F = -log p(y|x) + (1/N) sum_k KL_k``."""
         return {"free_energy": figures[-1]["nll"] + sum(block["loss"] for block in figures) / len(figures)}

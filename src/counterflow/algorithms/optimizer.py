@@ -41,7 +41,7 @@ class BlockOptimizer(nn.Module):
         self._lr = config.lr * scale
         self.torch = _build(list(parameters), config)
 
-    def minimise(self, loss: Tensor, n: int) -> None:
+    def backward_and_step(self, loss: Tensor, n: int) -> None:
         """One update with the gradient of ``loss``, and with whatever gradients stand."""
         self.backward(loss, n)
         self.step(n)

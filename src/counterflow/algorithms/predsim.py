@@ -87,17 +87,17 @@ class PredSimRule(LocalRule):
         self._optimizer = BlockOptimizer(self.parameters(), optimizer, batches)
         self._a: Tensor | None = None
 
-    def read(self, n: int, message: Payload) -> Target:
+    def receive_target(self, n: int, message: Payload) -> Target:
         return message
 
-    def emit(self, n: int, target: Target) -> Payload:
+    def make_target(self, n: int, target: Target) -> Payload:
         return target
 
-    def ascend(self, message: Payload) -> Payload:
+    def forward_message(self, message: Payload) -> Payload:
         self._a = self.block(message[0])
         return (self._a.detach(),)
 
-    def learn(self, n: int, message: Payload, target: Target) -> Metrics:
+    def update(self, n: int, message: Payload, target: Target) -> Metrics:
         assert self._a is not None, "learn follows ascend"
         a, (labels,) = self._a, target
         self._a = None
@@ -115,7 +115,7 @@ class PredSimRule(LocalRule):
             sim = F.mse_loss(similarity(self.branch(a)), wanted)
             loss = loss + self._beta * sim
             metrics["sim"] = sim.detach()
-        self._optimizer.minimise(loss, n)
+        self._optimizer.backward_and_step(loss, n)
         return {"loss": loss.detach(), **metrics}
 
     def predict(self, message: Payload, target: Target) -> tuple[Payload, Tensor | None]:
@@ -123,7 +123,7 @@ class PredSimRule(LocalRule):
         return (a,), self.classifier(a).argmax(-1) if self.classifier is not None else None
 
     @property
-    def effective(self) -> Sequence[nn.Module]:
+    def inference_modules(self) -> Sequence[nn.Module]:
         return (self.block,)
 
 

@@ -16,7 +16,7 @@ Payload = tuple[Tensor, ...]
 Target = tuple[Tensor, ...]
 Metrics = Mapping[str, Tensor]
 Shape = tuple[int, ...]
-Specs = tuple[tuple[Shape, torch.dtype], ...]
+MessageSpec = tuple[tuple[Shape, torch.dtype], ...]
 """Shape and type of every tensor of a message."""
 
 
@@ -34,26 +34,26 @@ class LocalRule(nn.Module, ABC):
     """Block pair ``k``: its forward block, its feedback block, and how both learn.
 
     The engine calls, in this order: `read` once for every batch's target message, some batches early; `emit` at once
-    afterwards; and then, batch by batch, `ascend` and `learn`. Where no targets come down, it calls neither `read` nor
+    afterwards; and then, batch by batch, `forward_message` and `learn`. Where no targets come down, it calls neither `read` nor
     `emit`, and the target is empty.
 
     What a rule keeps from batch to batch is parameters, buffers, and optimizers (`BlockOptimizer`) among its
     attributes: all that is in its ``state_dict``, and so in checkpoints.
     """
 
-    def read(self, n: int, message: Payload) -> Target:
+    def receive_target(self, n: int, message: Payload) -> Target:
         """What the message from above says about batch ``n``, to be kept until ``n`` is learnt."""
         raise AssertionError("no targets come down")
 
-    def emit(self, n: int, target: Target) -> Payload:
+    def make_target(self, n: int, target: Target) -> Payload:
         """``b_{k-1}(n)``, the target message for the block below."""
         raise AssertionError("no targets come down")
 
     @abstractmethod
-    def ascend(self, message: Payload) -> Payload:
+    def forward_message(self, message: Payload) -> Payload:
         """``a_k(n)``, the activation message for the block above; keeps what `learn` needs."""
 
-    def learn(self, n: int, message: Payload, target: Target) -> Metrics:
+    def update(self, n: int, message: Payload, target: Target) -> Metrics:
         """Update ``theta_k`` and ``phi_k`` on batch ``n``, after `ascend` of the same message from below.
 
         Returns scalars, among them ``loss``, and ``accuracy`` if the block can tell its own.
@@ -75,7 +75,7 @@ class LocalRule(nn.Module, ABC):
         `decode` needs. ``target`` is the one that was learnt last. Nothing is updated.
         """
 
-    def decode(self, own: Tensor, message: Payload) -> Payload:
+    def decode_prediction(self, own: Tensor, message: Payload) -> Payload:
         """Where predictions come down: from `predict`'s own part and the message from above (empty at the top), the
         one for the block below. The bottom's holds one tensor: the labels as every block predicts them, ``[N, B]``.
         """
@@ -92,12 +92,12 @@ class LocalRule(nn.Module, ABC):
 
     @property
     @abstractmethod
-    def effective(self) -> Sequence[nn.Module]:
+    def inference_modules(self) -> Sequence[nn.Module]:
         """The modules without which the network does not predict, the forward block first; all others only help to
         learn."""
 
 
-class Column(ABC):
+class RuleSet(ABC):
     """The rules of all blocks of a network, and what crosses the wire between block k and k+1."""
 
     @abstractmethod
@@ -105,27 +105,27 @@ class Column(ABC):
         """The block pair ``block``, with parameters that depend on the seed and on nothing else."""
 
     @abstractmethod
-    def activation(self, block: int, batch: int) -> Specs:
+    def activation(self, block: int, batch: int) -> MessageSpec:
         """The message that goes up from ``block`` for a training batch of ``batch`` samples."""
 
     @abstractmethod
-    def test_activation(self, block: int, batch: int) -> Specs:
+    def test_activation(self, block: int, batch: int) -> MessageSpec:
         """The message that goes up from ``block`` for a test batch of ``batch`` samples."""
 
     @abstractmethod
-    def target(self, block: int, n: int, batch: int) -> Specs:
+    def target(self, block: int, n: int, batch: int) -> MessageSpec:
         """The target (or gradient) that comes down to ``block`` for training batch ``n`` of ``batch`` samples."""
 
-    def prediction(self, block: int, batch: int) -> Specs:
+    def prediction(self, block: int, batch: int) -> MessageSpec:
         """The message that comes down to ``block`` for a test batch of ``batch`` samples (``predicts_down`` only)."""
         raise AssertionError("these rules predict where they are")
 
     @abstractmethod
-    def objective(self, figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
-        """The figures of the whole system from what `LocalRule.learn` of all blocks returned, bottom to top."""
+    def summarize(self, figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
+        """The figures of the whole system from what `LocalRule.update` of all blocks returned, bottom to top."""
 
 
-class Algorithm(Column):
+class Algorithm(RuleSet):
     """A system of local rules that ``algorithm=`` can name.
 
     Unless a rule says otherwise, ``a_k`` goes up, labels come down, and the sum of all losses is reported.
@@ -166,14 +166,14 @@ class Algorithm(Column):
             torch.default_generator.manual_seed(derive_seed(self.seed, self.Config.name, block))
             yield
 
-    def activation(self, block: int, batch: int) -> Specs:
+    def activation(self, block: int, batch: int) -> MessageSpec:
         return (((batch, *self.shapes[block - 1]), torch.float32),)
 
-    def test_activation(self, block: int, batch: int) -> Specs:
+    def test_activation(self, block: int, batch: int) -> MessageSpec:
         return (((batch, *self.shapes[block - 1]), torch.float32),)
 
-    def target(self, block: int, n: int, batch: int) -> Specs:
+    def target(self, block: int, n: int, batch: int) -> MessageSpec:
         return (((batch, *self.task.label_shape), torch.int64),)
 
-    def objective(self, figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    def summarize(self, figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
         return {"loss": sum(block["loss"] for block in figures)}

@@ -17,6 +17,6 @@ def idle(world: World, contender: Contender) -> tuple[float, float]:
     world.gather(None, "the start")
     start, cpu = perf_counter(), process_time()
     for n in range(contender.batches):
-        rule.ascend(())
-        rule.learn(n, (), ())
+        rule.forward_message(())
+        rule.update(n, (), ())
     return (perf_counter() - start) / contender.batches, (process_time() - cpu) / contender.batches

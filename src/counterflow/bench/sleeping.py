@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from counterflow.algorithms import Column
+from counterflow.algorithms import RuleSet
 from counterflow.algorithms.optimizer import BlockOptimizer
-from counterflow.algorithms.rule import LocalRule, Metrics, Payload, Specs, Target
+from counterflow.algorithms.rule import LocalRule, MessageSpec, Metrics, Payload, Target
 from counterflow.config import OptimizerConfig
 
 CLASSES = 10
@@ -140,19 +140,19 @@ class SleepingRule(LocalRule):
         self._up = torch.zeros(sleep.batch, sleep.width)
         self._book = torch.zeros(CLASSES, CLASSES)
 
-    def read(self, n: int, message: Payload) -> Target:
+    def receive_target(self, n: int, message: Payload) -> Target:
         return message
 
-    def emit(self, n: int, target: Target) -> Payload:
+    def make_target(self, n: int, target: Target) -> Payload:
         return self._book, target[-1]
 
-    def ascend(self, message: Payload) -> Payload:
+    def forward_message(self, message: Payload) -> Payload:
         pause(self._sleep.factor(self._block, self._n) * self._sleep.forward)
         return (self._up,)
 
-    def learn(self, n: int, message: Payload, target: Target) -> Metrics:
+    def update(self, n: int, message: Payload, target: Target) -> Metrics:
         seconds = self._sleep.factor(self._block, n) * self._sleep.backward
-        self._optimizer.minimise(_Pause.apply(self.layer.weight, seconds), n)
+        self._optimizer.backward_and_step(_Pause.apply(self.layer.weight, seconds), n)
         self._n = n + 1
         return {}
 
@@ -160,11 +160,11 @@ class SleepingRule(LocalRule):
         raise AssertionError("nothing is evaluated here")
 
     @property
-    def effective(self) -> Sequence[nn.Module]:
+    def inference_modules(self) -> Sequence[nn.Module]:
         return (self.layer,)
 
 
-class SleepingColumn(Column):
+class SleepingColumn(RuleSet):
     def __init__(self, blocks: int, sleep: Sleep, optimizer: OptimizerConfig, batches: int) -> None:
         self._blocks = blocks
         self._sleep = sleep
@@ -174,14 +174,14 @@ class SleepingColumn(Column):
     def rule(self, block: int) -> LocalRule:
         return SleepingRule(block, self._blocks, self._sleep, self._optimizer, self._batches)
 
-    def activation(self, block: int, batch: int) -> Specs:
+    def activation(self, block: int, batch: int) -> MessageSpec:
         return (((self._sleep.batch, self._sleep.width), torch.float32),)
 
-    def test_activation(self, block: int, batch: int) -> Specs:
+    def test_activation(self, block: int, batch: int) -> MessageSpec:
         return self.activation(block, batch)
 
-    def target(self, block: int, n: int, batch: int) -> Specs:
+    def target(self, block: int, n: int, batch: int) -> MessageSpec:
         return ((CLASSES, CLASSES), torch.float32), ((batch,), torch.int64)
 
-    def objective(self, figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    def summarize(self, figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
         return {}

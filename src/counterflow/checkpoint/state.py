@@ -19,7 +19,7 @@ class BlockState:
     rule: Mapping[str, Any]
     """``state_dict`` of the rule: parameters, buffers and optimizers."""
     targets: Messages = field(default_factory=dict)
-    """Of batches beyond the cut, as `LocalRule.read` returned them."""
+    """Of batches beyond the cut, as `LocalRule.receive_target` returned them."""
     labels: Mapping[int, Tensor] = field(default_factory=dict)
     """Of the evaluations that follow these batches."""
     in_flight: Messages = field(default_factory=dict)

@@ -13,7 +13,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from counterflow.algorithms import ALGORITHMS, REFERENCES
+from counterflow.algorithms import ALGORITHMS, END_TO_END
 from counterflow.config import SCALES, TrainConfig, register
 
 Schema = TypeVar("Schema")
@@ -45,7 +45,7 @@ def _sweep_dir(*, _root_: DictConfig) -> str:
 OmegaConf.register_new_resolver("by_algorithm", _by_algorithm, replace=True)
 OmegaConf.register_new_resolver("by_scale", _by_scale, replace=True)
 OmegaConf.register_new_resolver("sweep_dir", _sweep_dir, replace=True)
-register([system.Config for system in ALGORITHMS.values()] + [system.Config for system in REFERENCES.values()])
+register([system.Config for system in ALGORITHMS.values()] + [system.Config for system in END_TO_END.values()])
 
 
 def load_config(conf: Path, overrides: Sequence[str]) -> TrainConfig:

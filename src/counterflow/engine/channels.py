@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
-from counterflow.algorithms import Column
-from counterflow.algorithms.rule import Specs
+from counterflow.algorithms import RuleSet
+from counterflow.algorithms.rule import MessageSpec
 from counterflow.engine import source
 from counterflow.engine.job import Job
 from counterflow.engine.station import Ports
@@ -12,13 +12,13 @@ from counterflow.topology import Edge, Stream
 from counterflow.transport import Frame, LocalChannel, Receiver, Sender, TensorSpec, World
 
 
-def channel_frames(column: Column, job: Job, edge: Edge) -> Callable[[Tag], Frame]:
+def channel_frames(column: RuleSet, job: Job, edge: Edge) -> Callable[[Tag], Frame]:
     """The layout of every message of ``edge``, agreed on by both ends without a word: a function of its tag."""
     batch = job.config.train.batch_size
-    frames: dict[Specs, Frame] = {}
+    frames: dict[MessageSpec, Frame] = {}
     packed = job.numerics.packed_shape
 
-    def specs(tag: Tag) -> Specs:
+    def specs(tag: Tag) -> MessageSpec:
         match tag.kind:
             case MessageKind.ACTIVATION:
                 return column.activation(edge.lower, batch)
@@ -47,7 +47,7 @@ def channel_frames(column: Column, job: Job, edge: Edge) -> Callable[[Tag], Fram
 class Channels:
     """The ports of all blocks of one rank."""
 
-    def __init__(self, job: Job, column: Column, world: World) -> None:
+    def __init__(self, job: Job, column: RuleSet, world: World) -> None:
         self._job = job
         self._column = column
         self._world = world

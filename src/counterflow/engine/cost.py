@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from counterflow.algorithms.rule import Column, LocalRule, Payload, Shape, Target, Task
+from counterflow.algorithms.rule import LocalRule, Payload, RuleSet, Shape, Target, Task
 from counterflow.engine.job import Job
 
 SAMPLES = 2
@@ -49,30 +49,30 @@ def inputs(job: Job) -> Tensor:
     return _repeated(job, SAMPLES)
 
 
-def local(column: Column, block: int, rule: LocalRule, job: Job) -> Cost:
+def local(column: RuleSet, block: int, rule: LocalRule, job: Job) -> Cost:
     """Of ``rule``, the block pair ``block`` of ``column``."""
     few, more = (_learning(column, block, rule, job, samples) for samples in (SAMPLES, 2 * SAMPLES))
     each = (more - few) / SAMPLES
     once = few - SAMPLES * each  # what a batch costs whatever its size: code books
-    plain = backprop(rule.effective[0], _message(column, block, job, SAMPLES)[0], bottom=block == 1)
+    plain = backprop(rule.inference_modules[0], _message(column, block, job, SAMPLES)[0], bottom=block == 1)
     return Cost(plain.forward, plain.backprop, each + once / job.config.train.batch_size)
 
 
-def _learning(column: Column, block: int, rule: LocalRule, job: Job, samples: int) -> float:
-    """FLOPs of `LocalRule.ascend` and `LocalRule.learn` on a batch of ``samples``."""
+def _learning(column: RuleSet, block: int, rule: LocalRule, job: Job, samples: int) -> float:
+    """FLOPs of `LocalRule.forward_message` and `LocalRule.update` on a batch of ``samples``."""
     rule = copy.deepcopy(rule).train()
     message = _message(column, block, job, samples)
     with torch.random.fork_rng(devices=[]), FlopCounterMode(display=False) as counter:
         target: Target = ()
         if job.plan.targets_down:
             *above, _ = column.target(block, 0, samples)
-            target = rule.read(0, (*made_up(above), _labels(job.task, samples)))
-        rule.ascend(message)
-        rule.learn(0, message, target)
+            target = rule.receive_target(0, (*made_up(above), _labels(job.task, samples)))
+        rule.forward_message(message)
+        rule.update(0, message, target)
     return float(counter.get_total_flops())
 
 
-def _message(column: Column, block: int, job: Job, samples: int) -> Payload:
+def _message(column: RuleSet, block: int, job: Job, samples: int) -> Payload:
     if block > 1:
         return made_up(column.activation(block - 1, samples))
     return _repeated(job, samples), _labels(job.task, samples)

@@ -6,7 +6,7 @@ from time import perf_counter
 
 import torch
 
-from counterflow.algorithms import Column
+from counterflow.algorithms import RuleSet
 from counterflow.algorithms.rule import LocalRule
 from counterflow.engine import cost as costs
 from counterflow.engine.channels import Channels
@@ -25,7 +25,7 @@ _SPANS = {op: op.name.lower() for op in Op} | {Op.BACKWARD: "learn", Op.SAVE: "c
 """What the span of an action is called."""
 
 
-def run(job: Job, column: Column, session: Session) -> Outcome:
+def run(job: Job, column: RuleSet, session: Session) -> Outcome:
     """Train this rank's blocks to the end.
 
     Raises `ChannelError` or `RunError`, after which the process should end, and `StoppedError`.
@@ -37,7 +37,7 @@ def run(job: Job, column: Column, session: Session) -> Outcome:
     rules = {block: column.rule(block) for block in blocks}
     cost = sum((_cost(job, column, block, rule) for block, rule in rules.items()), Cost(0, 0, 0))
     for rule in rules.values():
-        job.numerics.place(rule, rule.effective)
+        job.numerics.place(rule, rule.inference_modules)
     specimens = {block: Specimens(job.config.run.activations, job.plan) for block in blocks}
     stations = {
         block: Station(
@@ -67,11 +67,11 @@ def run(job: Job, column: Column, session: Session) -> Outcome:
             start, before = perf_counter(), replace(waits)
     check_halt(session, job.plan.batches)
     seconds = perf_counter() - start
-    effective = sum(count(rule.effective) for rule in rules.values())
+    inference_modules = sum(count(rule.inference_modules) for rule in rules.values())
     outcome = Outcome(
         digests={block: digest(rule) for block, rule in rules.items()},
-        effective_parameters=effective,
-        affiliated_parameters=count(rules.values()) - effective,
+        effective_parameters=inference_modules,
+        affiliated_parameters=count(rules.values()) - inference_modules,
         seconds=seconds,
         batches=job.plan.batches - steady,
         receive_wait=waits.receive - before.receive,
@@ -94,10 +94,10 @@ def _recorded(actions: Iterable[Action], recorder: Recorder) -> Iterable[Action]
         start = perf_counter()
 
 
-def _cost(job: Job, column: Column, block: int, rule: LocalRule) -> Cost:
+def _cost(job: Job, column: RuleSet, block: int, rule: LocalRule) -> Cost:
     if not job.plan.gradients_from:
         return costs.local(column, block, rule, job)
     if block == 1:
-        return costs.backprop(rule.effective[0], costs.inputs(job), bottom=True)
+        return costs.backprop(rule.inference_modules[0], costs.inputs(job), bottom=True)
     (shape, _), *_ = column.activation(block - 1, costs.SAMPLES)
-    return costs.backprop(rule.effective[0], torch.randn(shape), bottom=False)
+    return costs.backprop(rule.inference_modules[0], torch.randn(shape), bottom=False)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from counterflow import models
-from counterflow.algorithms import ALGORITHMS, REFERENCES, Task
+from counterflow.algorithms import ALGORITHMS, END_TO_END, Task
 from counterflow.config import PIPELINES, TrainConfig
 from counterflow.data import load
 from counterflow.data.batch_loader import BatchLoader
@@ -106,7 +106,7 @@ def prepare(config: TrainConfig, ranks: int, local_rank: int = 0, local_ranks: i
 def _schedule(config: TrainConfig, ranks: int) -> str:
     """The schedule that ``auto`` means, or the one that is named if it makes sense."""
     name, wanted, microbatches = config.algorithm.name, config.schedule, config.train.microbatches
-    if name not in REFERENCES:
+    if name not in END_TO_END:
         if wanted not in ("auto", "free"):
             raise ValueError(f"schedule={wanted}: algorithm={name} learns locally, allowed are auto, free")
         return "free"

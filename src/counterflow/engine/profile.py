@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import torch
 
-from counterflow.algorithms import ALGORITHMS, REFERENCES, Column
+from counterflow.algorithms import ALGORITHMS, END_TO_END, RuleSet
 from counterflow.algorithms.rule import LocalRule, Payload
 from counterflow.engine.cost import made_up
 from counterflow.engine.job import Job
@@ -45,7 +45,7 @@ def profiled_cut(job: Job) -> list[int]:
     else does: the generator and the network of ``job`` stay as they were.
     """
     costs = [forward + backward for forward, backward in plain_times(job, job.config.train.batch_size)]
-    if job.config.algorithm.name in REFERENCES:
+    if job.config.algorithm.name in END_TO_END:
         return balance(costs, job.topology.blocks)
     return refine_partition(
         costs, job.topology.blocks, lambda counts, block: pair_time(job, column_of(job, counts), block).total
@@ -61,7 +61,7 @@ def plain_times(job: Job, batch: int, inputs: bool = True) -> list[tuple[int, in
         return layer_times(network, example, inputs)
 
 
-def column_of(job: Job, counts: Sequence[int]) -> Column:
+def column_of(job: Job, counts: Sequence[int]) -> RuleSet:
     """The local rules of ``job`` over blocks of ``counts`` layers, which are copies of its network's."""
     config = job.config
     blocks = partition(copy.deepcopy(job.network), len(counts), counts, job.example)
@@ -70,12 +70,12 @@ def column_of(job: Job, counts: Sequence[int]) -> Column:
     return algorithm(config.algorithm, config.optimizer, blocks, shapes, job.task, job.plan.batches, config.seed)
 
 
-def pair_time(job: Job, column: Column, block: int) -> PairTime:
+def pair_time(job: Job, column: RuleSet, block: int) -> PairTime:
     """Of block pair ``block`` of ``column``, which learns from it: messages are made up, as large as real ones."""
     device = job.device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         rule = column.rule(block)
-        job.numerics.place(rule, rule.effective)
+        job.numerics.place(rule, rule.inference_modules)
         below, above = message_from_below(job, column, block), _target_message(job, column, block)
 
         def timed() -> tuple[int, int, int]:
@@ -86,7 +86,7 @@ def pair_time(job: Job, column: Column, block: int) -> PairTime:
         return PairTime(*best_of(timed))
 
 
-def message_from_below(job: Job, column: Column, block: int) -> Payload:
+def message_from_below(job: Job, column: RuleSet, block: int) -> Payload:
     """A training batch as it enters ``block`` from below."""
     if block > 1:
         return _received(job, made_up(column.activation(block - 1, job.config.train.batch_size)))
@@ -97,20 +97,20 @@ def _steps(job: Job, rule: LocalRule, block: int, below: Payload, above: Payload
     """What a station does with a batch; the time after each step."""
     target: Payload = ()
     if job.plan.targets_down:
-        target = rule.read(0, above)
+        target = rule.receive_target(0, above)
         if block > 1:
-            job.numerics.pack(rule.emit(0, target))
+            job.numerics.pack(rule.make_target(0, target))
     yield synchronized_ns(job.device)
     with job.numerics.autocast():
-        activation = rule.ascend(below)
+        activation = rule.forward_message(below)
     job.numerics.pack(activation)
     yield synchronized_ns(job.device)
     with job.numerics.autocast():
-        rule.learn(0, below, target)
+        rule.update(0, below, target)
     yield synchronized_ns(job.device)
 
 
-def _target_message(job: Job, column: Column, block: int) -> Payload:
+def _target_message(job: Job, column: RuleSet, block: int) -> Payload:
     labels = job.batches.labels(0)
     if not job.plan.targets_down or block == job.topology.blocks:
         return (labels.to(job.device),)

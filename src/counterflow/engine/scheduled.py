@@ -43,7 +43,7 @@ class _Schedule(Protocol):
     def step(self, *args: Tensor, target: Tensor | None = None, losses: list[Tensor] | None = None) -> Any: ...
 
 
-def objective(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
+def summarize(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """The cross entropy at the top."""
     return {"loss": figures[-1]["loss"]}
 

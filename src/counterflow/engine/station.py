@@ -112,10 +112,10 @@ class Station:
             *rest, last = message
             message, tests = tuple(rest), (last,)
             self._test_labels[n] = last
-        self._targets[n] = self.rule.read(n, message)
+        self._targets[n] = self.rule.receive_target(n, message)
         if self.ports.down is not None:
             start = perf_counter()
-            below = self.rule.emit(n, self._targets[n])
+            below = self.rule.make_target(n, self._targets[n])
             self._record("emit", n, start, perf_counter())
             self._send_down(tag, (*below, *tests))
 
@@ -126,7 +126,7 @@ class Station:
             self._in_flight[n] = tuple(tensor.clone() for tensor in self._input)
         seed_forward(self._numerics.device, self._seed, self.block, n)
         with self._numerics.autocast():
-            activation = _apart(self.rule.ascend(self._input), self._input)
+            activation = _apart(self.rule.forward_message(self._input), self._input)
         if self.ports.up is not None:
             self._send(self.ports.up, tag, activation)
         if self._plan.gradients_from:
@@ -151,7 +151,7 @@ class Station:
         self._learnt = self._targets.pop(n, ())
         start = perf_counter()
         with self._numerics.autocast():
-            metrics = self.rule.learn(n, self._input, self._learnt)
+            metrics = self.rule.update(n, self._input, self._learnt)
         if self._recorder is not None:
             self._recorder.rest("loss", self.block, n, start, perf_counter())
         self._input = ()
@@ -194,7 +194,7 @@ class Station:
         tag = Tag(MessageKind.PREDICTION, n, e)
         message = self._receive(self.ports.above, tag)
         with self._predicting():
-            below = _apart(self.rule.decode(self._own.pop(e), message), message)
+            below = _apart(self.rule.decode_prediction(self._own.pop(e), message), message)
         self.ports.above.release()
         if self.ports.down is not None:
             self._send(self.ports.down, tag, below)

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from counterflow.algorithms import ALGORITHMS, REFERENCES
-from counterflow.algorithms.naive import Naive, TrueGradient
+from counterflow.algorithms import ALGORITHMS, END_TO_END
+from counterflow.algorithms.stale_gradient import StaleGradient, TrueGradient
 from counterflow.engine import free
 from counterflow.engine.job import Job
 from counterflow.engine.outcome import Outcome
@@ -27,7 +27,7 @@ Figures = Sequence[Mapping[str, float]]
 class System:
     run: Callable[[Session], Outcome]
     """This rank's part of the run, to its end."""
-    objective: Callable[[Figures], Mapping[str, float]]
+    summarize: Callable[[Figures], Mapping[str, float]]
     """The figures of the whole system from those of its blocks."""
     owners: Sequence[int]
     """The rank of each block, bottom to top."""
@@ -42,24 +42,24 @@ def build(job: Job, counts: Sequence[int]) -> System:
     """The system that ``algorithm=`` and ``schedule=`` name, over blocks of ``counts`` layers."""
     config, example = job.config, job.example
     name = config.algorithm.name
-    if name in REFERENCES:
-        REFERENCES[name].transform(job.network, config.seed)
+    if name in END_TO_END:
+        END_TO_END[name].convert(job.network, config.seed)
     owners = [job.topology.rank_of(block) for block in range(1, job.topology.blocks + 1)]
     blocks = partition(job.network, job.topology.blocks, counts, example)
     shapes = output_shapes(blocks, example)
     if job.schedule == "naive":
         measure = _true_gradient(job, blocks) if job.topology.ranks == 1 else _unknown
-        naive = Naive(config.optimizer, blocks, shapes, job.task, job.plan.batches, measure)
-        return System(partial(free.run, job, naive), naive.objective, owners)
-    if name in REFERENCES:
+        naive = StaleGradient(config.optimizer, blocks, shapes, job.task, job.plan.batches, measure)
+        return System(partial(free.run, job, naive), naive.summarize, owners)
+    if name in END_TO_END:
         from counterflow.engine import scheduled  # a second of import, for every process that waits for nobody
 
         pipeline = scheduled.Pipeline(job, blocks, shapes)
-        return System(pipeline.run, scheduled.objective, pipeline.owners)
+        return System(pipeline.run, scheduled.summarize, pipeline.owners)
     algorithm = ALGORITHMS[name](
         config.algorithm, config.optimizer, blocks, shapes, job.task, job.plan.batches, config.seed
     )
-    return System(partial(free.run, job, algorithm), algorithm.objective, owners)
+    return System(partial(free.run, job, algorithm), algorithm.summarize, owners)
 
 
 def _unknown(n: int, block: int) -> None:

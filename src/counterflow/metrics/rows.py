@@ -18,14 +18,14 @@ class Rows:
     def __init__(
         self,
         blocks: int,
-        objective: Callable[[Sequence[Mapping[str, float]]], Mapping[str, float]],
+        summarize: Callable[[Sequence[Mapping[str, float]]], Mapping[str, float]],
         sink: Callable[[Row], None],
         start: int = 0,
     ) -> None:
         """Records of batches before ``start`` belong to rows begun before an interruption: they are dropped. So is what
         a rank reports again that was replaced."""
         self._blocks = blocks
-        self._objective = objective
+        self._objective = summarize
         self._sink = sink
         self._next = (start, 0)
         self._partial: dict[tuple[int, int], dict[int, Record]] = defaultdict(dict)

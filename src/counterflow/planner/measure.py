@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from counterflow.algorithms.optimizer import BlockOptimizer
-from counterflow.algorithms.rule import Column, Specs
+from counterflow.algorithms.rule import MessageSpec, RuleSet
 from counterflow.config import AdamWConfig, OptimizerConfig, SGDConfig
 from counterflow.engine.job import Job
 from counterflow.engine.profile import column_of, message_from_below, pair_time, plain_times
@@ -56,14 +56,14 @@ def _measure(job: Job, log: Callable[[str], None]) -> Network:
     return Network(found, batch, _copies(job.config.optimizer))
 
 
-def _head(job: Job, column: Column, i: int, layer: Layer) -> Head:
+def _head(job: Job, column: RuleSet, i: int, layer: Layer) -> Head:
     block, batch, top = i + 1, job.config.train.batch_size, i + 1 == len(job.network)
     time = pair_time(job, column, block)
     rule = column.rule(block)
     job.numerics.place(rule, ())
     message = message_from_below(job, column, block)
     with job.numerics.autocast():
-        kept, _ = _kept(rule, message[0], lambda: rule.ascend(message)[0])
+        kept, _ = _kept(rule, message[0], lambda: rule.forward_message(message)[0])
     return Head(
         target=time.target / 1e9,
         forward=max(0.0, time.forward / 1e9 - layer.forward),
@@ -95,7 +95,7 @@ def _update(job: Job, i: int) -> int:
     return update
 
 
-def _plain_bytes(job: Job, column: Column, i: int) -> tuple[int, int]:
+def _plain_bytes(job: Job, column: RuleSet, i: int) -> tuple[int, int]:
     """What layer ``i`` keeps, and its output."""
     layer = copy.deepcopy(job.network[i]).train()
     job.numerics.place(layer, ())
@@ -135,7 +135,7 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.nbytes for tensor in tensors)
 
 
-def _size(specs: Specs) -> int:
+def _size(specs: MessageSpec) -> int:
     return sum(torch.Size(shape).numel() * dtype.itemsize for shape, dtype in specs)
 
 

@@ -29,11 +29,11 @@ class Rank0Services:
         shelf: Shelf,
         cut: Sequence[int],
         owners: Sequence[int],
-        objective: Callable[[Figures], Mapping[str, float]],
+        summarize: Callable[[Figures], Mapping[str, float]],
         world: World,
         console: Console,
     ) -> None:
-        """``owners`` are the ranks of all blocks, bottom to top, ``objective`` makes a row's figures of theirs."""
+        """``owners`` are the ranks of all blocks, bottom to top, ``summarize`` makes a row's figures of theirs."""
         plan, config = job.plan, job.config
         self.evaluations: dict[str, Row] = {}
         """The last one of every split."""
@@ -42,7 +42,7 @@ class Rank0Services:
         self._display = Display(
             console, plan.batches, config.train.batch_size, owners, (plan.start, origin.directory.seconds)
         )
-        self._rows = Rows(job.topology.blocks, objective, self._sink, plan.start)
+        self._rows = Rows(job.topology.blocks, summarize, self._sink, plan.start)
         self._ledger = Ledger(
             shelf,
             config.checkpoint.keep,

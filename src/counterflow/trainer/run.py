@@ -75,7 +75,7 @@ def train(job: Job, world: World, origin: ResumePoint | None) -> dict[str, Any] 
         desk = None
         if origin is not None:
             console.print(_setting(job, begin.cut), soft_wrap=True)
-            desk = Rank0Services(job, origin, shelf, begin.cut, system.owners, system.objective, world, console)
+            desk = Rank0Services(job, origin, shelf, begin.cut, system.owners, system.summarize, world, console)
             stack.enter_context(desk)
         try:
             outcome = system.run(session)

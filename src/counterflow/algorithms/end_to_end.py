@@ -10,14 +10,14 @@ from counterflow.config import AlgorithmConfig
 from counterflow.models.feedback_alignment import apply_feedback_alignment
 
 
-class Reference(ABC):
+class EndToEnd(ABC):
     """What is changed in a network before it is trained end to end."""
 
     Config: ClassVar[type[AlgorithmConfig]]
 
     @staticmethod
     @abstractmethod
-    def transform(network: nn.Sequential, seed: int) -> None:
+    def convert(network: nn.Sequential, seed: int) -> None:
         """Change the modules of ``network`` in place."""
 
 
@@ -26,13 +26,13 @@ class BackpropConfig(AlgorithmConfig):
     name: str = "bp"
 
 
-class Backprop(Reference):
+class Backprop(EndToEnd):
     """The true gradient."""
 
     Config = BackpropConfig
 
     @staticmethod
-    def transform(network: nn.Sequential, seed: int) -> None:
+    def convert(network: nn.Sequential, seed: int) -> None:
         """Nothing to change."""
 
 
@@ -41,11 +41,11 @@ class FeedbackAlignmentConfig(AlgorithmConfig):
     name: str = "fa"
 
 
-class FeedbackAlignment(Reference):
+class FeedbackAlignment(EndToEnd):
     """Fixed random feedback weights in the backward pass of every convolution and linear layer."""
 
     Config = FeedbackAlignmentConfig
 
     @staticmethod
-    def transform(network: nn.Sequential, seed: int) -> None:
+    def convert(network: nn.Sequential, seed: int) -> None:
         apply_feedback_alignment(network, seed)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from counterflow.algorithms.optimizer import BlockOptimizer
-from counterflow.algorithms.rule import Column, LocalRule, Metrics, Payload, Shape, Specs, Target, Task
+from counterflow.algorithms.rule import LocalRule, MessageSpec, Metrics, Payload, RuleSet, Shape, Target, Task
 from counterflow.config import OptimizerConfig
 
 TrueGradient = Callable[[int, int], Sequence[Tensor] | None]
@@ -15,7 +15,7 @@ TrueGradient = Callable[[int, int], Sequence[Tensor] | None]
 where it is not to be measured."""
 
 
-class NaiveRule(LocalRule):
+class StaleGradientRule(LocalRule):
     """A block whose gradients come late. Up goes ``a_k``, down comes the gradient in ``a_k``; labels at the top.
 
     Backward recomputes the forward pass of the block with its present weights on the activation of back then: several
@@ -39,7 +39,7 @@ class NaiveRule(LocalRule):
         self._true_gradient = true_gradient
 
     @torch.no_grad()
-    def ascend(self, message: Payload) -> Payload:
+    def forward_message(self, message: Payload) -> Payload:
         return (self.block(message[0]),)
 
     def backward(self, n: int, message: Payload, gradient: Payload) -> tuple[Payload, Metrics]:
@@ -63,7 +63,7 @@ class NaiveRule(LocalRule):
         return (a,), a.argmax(-1) if self._top else None
 
     @property
-    def effective(self) -> Sequence[nn.Module]:
+    def inference_modules(self) -> Sequence[nn.Module]:
         return (self.block,)
 
 
@@ -74,7 +74,7 @@ def _relative_error(ours: Sequence[Tensor | None], true: Sequence[Tensor]) -> Te
     return difference / torch.stack([t.square().sum() for _, t in pairs]).sum().sqrt()
 
 
-class Naive(Column):
+class StaleGradient(RuleSet):
     """Backprop under ``schedule=naive``."""
 
     def __init__(
@@ -95,18 +95,20 @@ class Naive(Column):
 
     def rule(self, block: int) -> LocalRule:
         top = block == len(self._blocks)
-        return NaiveRule(block, self._blocks[block - 1], top, self._optimizer, self._batches, self._true_gradient)
+        return StaleGradientRule(
+            block, self._blocks[block - 1], top, self._optimizer, self._batches, self._true_gradient
+        )
 
-    def activation(self, block: int, batch: int) -> Specs:
+    def activation(self, block: int, batch: int) -> MessageSpec:
         return (((batch, *self._shapes[block - 1]), torch.float32),)
 
-    def test_activation(self, block: int, batch: int) -> Specs:
+    def test_activation(self, block: int, batch: int) -> MessageSpec:
         return self.activation(block, batch)
 
-    def target(self, block: int, n: int, batch: int) -> Specs:
+    def target(self, block: int, n: int, batch: int) -> MessageSpec:
         return self.activation(block, batch)
 
-    def objective(self, figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    def summarize(self, figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
         """The cross entropy at the top, and the mean update error of the blocks where it was measured."""
         errors = [block["update_error"] for block in figures if "update_error" in block]
         mean = {"update_error": sum(errors) / len(errors)} if errors else {}
