@@ -135,7 +135,7 @@ def test_every_smoke_runs(preset: str, tmp_path: Path) -> None:
         if config_hash(config) in _done:
             continue
         path = tmp_path / job_name(job)
-        launch(replace(config, run=replace(config.run, dir=str(path), display=False)))
+        run_job(replace(config, run=replace(config.run, dir=str(path), display=False)))
         summary = json.loads((path / "summary.json").read_text())
         assert (summary["experiment"], summary["scale"], summary["steps"]) == (preset, "smoke", 10)
         assert (summary["test_accuracy"] is None) == (preset in CHOICES)
@@ -152,6 +152,6 @@ def test_full_scale_runs_two_batches_on_a_cpu(preset: str, algorithm: str, tmp_p
     few = ("data.name=digits", "data.limit=64", "train.steps=2", "train.batch_size=8", "device=cpu", "seed=1")
     config = of(preset, "full", *few, f"algorithm={algorithm}", f"run.dir={tmp_path}", "run.display=false")
     assert config.engine.precision == "bf16"
-    launch(config)
+    run_job(config)
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert (summary["steps"], summary["precision"], summary["scale"]) == (2, "bf16", "full")

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from counterflow.algorithms.optimizer import BlockOptimizer, rate
+from counterflow.algorithms.optimizer import BlockOptimizer, lr_factor
 from counterflow.config import AdamWConfig, OptimizerConfig, SGDConfig
 
 QUARTER = (1 + math.sqrt(0.5)) / 2  # of a cosine from 1 to 0, after a quarter of the way
@@ -28,13 +28,13 @@ QUARTER = (1 + math.sqrt(0.5)) / 2  # of a cosine from 1 to 0, after a quarter o
 )
 def test_rate_by_hand(schedule: str, warmup: int, expected: dict[int, float]) -> None:
     config = OptimizerConfig(schedule=schedule, warmup=warmup)
-    assert {n: rate(config, n, 100) for n in expected} == {n: pytest.approx(e) for n, e in expected.items()}
+    assert {n: lr_factor(config, n, 100) for n in expected} == {n: pytest.approx(e) for n, e in expected.items()}
 
 
 @given(st.sampled_from(["constant", "cosine", "linear"]), st.integers(0, 20), st.integers(1, 20), st.data())
 def test_rate_is_a_share_that_is_never_0(schedule: str, warmup: int, batches: int, data: st.DataObject) -> None:
     n = data.draw(st.integers(0, batches - 1))
-    assert 0.0 < rate(OptimizerConfig(schedule=schedule, warmup=warmup), n, batches) <= 1.0
+    assert 0.0 < lr_factor(OptimizerConfig(schedule=schedule, warmup=warmup), n, batches) <= 1.0
 
 
 @pytest.mark.parametrize("order", list(permutations([0, 2, 9])))

@@ -14,7 +14,7 @@ from counterflow.cli.hydra_app import load_config
 from counterflow.config import CNNConfig, MLPConfig
 from counterflow.engine.job import prepare
 from counterflow.models import build
-from counterflow.models.feedback_alignment import FeedbackAligned, align
+from counterflow.models.feedback_alignment import FeedbackAligned, apply_feedback_alignment
 from processes import CONF
 from runs import SMALL
 
@@ -174,7 +174,7 @@ def test_every_convolution_and_linear_layer_is_aligned_once() -> None:
     apply_feedback_alignment(network, SEED)
     assert {id(layer.layer.weight) for layer in aligned_layers(network)} == weights
     assert len(aligned_layers(network)) == len(weights) == 4
-    apply_feedback_alignment(network, SEED)  # again: nothing is left to align
+    apply_feedback_alignment(network, SEED)  # again: nothing is left to apply_feedback_alignment
     assert len(aligned_layers(network)) == 4
 
 

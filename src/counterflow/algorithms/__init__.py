@@ -10,7 +10,7 @@ import pkgutil
 from counterflow.algorithms.end_to_end import EndToEnd
 from counterflow.algorithms.rule import Algorithm, LocalRule, RuleSet, Task
 
-__all__ = ["ALGORITHMS", "END_TO_END", "Algorithm", "RuleSet", "LocalRule", "EndToEnd", "Task"]
+__all__ = ["ALGORITHMS", "END_TO_END", "Algorithm", "EndToEnd", "LocalRule", "RuleSet", "Task"]
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from counterflow.config import AdamWConfig, OptimizerConfig, SGDConfig
 
 
-def rate(config: OptimizerConfig, n: int, batches: int) -> float:
+def lr_factor(config: OptimizerConfig, n: int, batches: int) -> float:
     """The learning rate at batch ``n`` of ``batches``, as a multiple of ``optimizer.lr``: warm-up times schedule."""
     warm = min(1.0, (n + 1) / (config.warmup + 1))
     progress = n / batches
@@ -57,7 +57,7 @@ class BlockOptimizer(nn.Module):
         """One update with the gradients that stand, which are dropped afterwards."""
         start = perf_counter()
         for group in self.torch.param_groups:
-            group["lr"] = self._lr * rate(self._config, n, self._batches)
+            group["lr"] = self._lr * lr_factor(self._config, n, self._batches)
         self.torch.step()
         self.torch.zero_grad(set_to_none=True)
         if self.observe is not None:

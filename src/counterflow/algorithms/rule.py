@@ -33,9 +33,9 @@ class Task:
 class LocalRule(nn.Module, ABC):
     """Block pair ``k``: its forward block, its feedback block, and how both learn.
 
-    The engine calls, in this order: `read` once for every batch's target message, some batches early; `emit` at once
-    afterwards; and then, batch by batch, `forward_message` and `learn`. Where no targets come down, it calls neither `read` nor
-    `emit`, and the target is empty.
+    The engine calls `receive_target` once for the target message of every batch, some batches early, and `make_target`
+    at once afterwards. Then, batch by batch, it calls `forward_message` and `update`. Where no targets come down, it
+    calls neither `receive_target` nor `make_target`, and the target is empty.
 
     What a rule keeps from batch to batch is parameters, buffers, and optimizers (`BlockOptimizer`) among its
     attributes: all that is in its ``state_dict``, and so in checkpoints.
@@ -51,10 +51,10 @@ class LocalRule(nn.Module, ABC):
 
     @abstractmethod
     def forward_message(self, message: Payload) -> Payload:
-        """``a_k(n)``, the activation message for the block above; keeps what `learn` needs."""
+        """``a_k(n)``, the activation message for the block above; keeps what `update` needs."""
 
     def update(self, n: int, message: Payload, target: Target) -> Metrics:
-        """Update ``theta_k`` and ``phi_k`` on batch ``n``, after `ascend` of the same message from below.
+        """Update ``theta_k`` and ``phi_k`` on batch ``n``, after `forward_message` of the same message from below.
 
         Returns scalars, among them ``loss``, and ``accuracy`` if the block can tell its own.
         """
@@ -63,7 +63,7 @@ class LocalRule(nn.Module, ABC):
     def backward(self, n: int, message: Payload, gradient: Payload) -> tuple[Payload, Metrics]:
         """Where gradients come down: update with that of batch ``n``, whose message from below is here again.
 
-        Returns the gradient for the block below, and what `learn` would.
+        Returns the gradient for the block below, and what `update` would.
         """
         raise AssertionError("this block learns locally")
 
@@ -72,7 +72,7 @@ class LocalRule(nn.Module, ABC):
         """For a test batch: the activation message for the block above, and what this block says about the labels.
 
         That is its own prediction of them, ``[B]``; None if its rule has none; or, where predictions come down, what
-        `decode` needs. ``target`` is the one that was learnt last. Nothing is updated.
+        `decode_prediction` needs. ``target`` is the one that was learnt last. Nothing is updated.
         """
 
     def decode_prediction(self, own: Tensor, message: Payload) -> Payload:

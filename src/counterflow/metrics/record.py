@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Record:
-    """``event`` is ``train`` (figures of `LocalRule.learn`), or the split evaluated: ``validation``, ``test``."""
+    """``event`` is ``train`` (figures of `LocalRule.update`), or the split evaluated: ``validation``, ``test``."""
 
     event: str
     n: int

@@ -57,7 +57,7 @@ def accuracy_by_cost(groups: Sequence[Group]) -> Figure:
 def _label(figure: Figure, axis: Axes, points: Sequence[tuple[float, float]], texts: Sequence[str]) -> None:
     """Every text beside its point, at the first place where it covers no other text or point and stays in the axes."""
     figure.draw_without_rendering()  # places the axes, so that boxes of texts are known
-    dots = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in axis.transData.convert(points)]
+    dots = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in axis.transData.transform(points)]
     taken: list[Bbox] = []
     for i, (point, text) in enumerate(zip(points, texts, strict=True)):
         places: list[tuple[int, int, Annotation, Bbox]] = []

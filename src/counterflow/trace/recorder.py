@@ -23,8 +23,8 @@ NAMES = (
     "backward",
     "update",
 )
-"""Actions, and what is done within them: in ``target`` receive, emit, send; in ``forward`` receive, send; in ``learn``
-loss, backward, update. A pipeline schedule has no ``learn``: its backward passes and updates stand alone."""
+"""Actions, and what is done within them: in ``target`` receive, emit, send; in ``forward`` receive, send; in ``update``
+loss, backward, update. A pipeline schedule has no ``update``: its backward passes and updates stand alone."""
 
 Spans = NDArray[np.void]
 """Of `DTYPE`."""
