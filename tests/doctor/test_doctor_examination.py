@@ -16,7 +16,7 @@ import torch.distributed as dist
 from counterflow.doctor import edges, examination
 from counterflow.doctor.check import Status
 from counterflow.doctor.clock import Offset
-from counterflow.doctor.examination import Plan, examine, meeting
+from counterflow.doctor.examination import RunPlan, examine, meeting
 from counterflow.doctor.notes import Notes
 from counterflow.doctor.pingpong import QUICK, Measured, measure
 from counterflow.doctor.place import Place
@@ -51,7 +51,7 @@ def examined(rank: int, size: int, store_path: str, seconds: float, folder: str)
         return worlds[0]
 
     notes = Notes(dist.FileStore(f"{store_path}-notes", size))
-    plan = Plan(Path(folder), QUICK, 20, time.monotonic() + seconds)
+    plan = RunPlan(Path(folder), QUICK, 20, time.monotonic() + seconds)
     # Two nodes, so that both ranks look.
     checks = examine(notes, meet, Place(rank, size, 0, 1, f"host{rank}"), plan)
     worlds[0].close()
@@ -96,7 +96,7 @@ def unwell(rank: int, size: int, store_path: str, dies: bool) -> None:
     if rank == size - 1:
         examination._measured = lambda *_: os._exit(0) if dies else time.sleep(8)
     notes = Notes(dist.FileStore(f"{store_path}-notes", size))
-    plan = Plan(Path(), QUICK, waits, time.monotonic() + 30)
+    plan = RunPlan(Path(), QUICK, waits, time.monotonic() + 30)
     examination.look = lambda *_: []
     for check in examine(notes, meet, Place(rank, size, rank, size), plan):
         print(check.status, check.name, check.found, file=sys.stderr)
@@ -117,7 +117,7 @@ def test_a_rank_that_is_lost_or_silent(dies: bool) -> None:
 def alone(rank: int, size: int, store_path: str) -> None:
     """Rank 0 of two; nobody else comes."""
     notes = Notes(dist.FileStore(f"{store_path}-notes", 2))
-    plan = Plan(Path(), QUICK, 1.0, time.monotonic() + 30)
+    plan = RunPlan(Path(), QUICK, 1.0, time.monotonic() + 30)
     examination.look = lambda *_: []
 
     def meet() -> World:

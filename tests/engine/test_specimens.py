@@ -9,7 +9,7 @@ import torch
 from counterflow.cli.hydra_app import load_config
 from counterflow.engine.job import prepare
 from counterflow.engine.specimens import Specimens
-from counterflow.schedule import Plan
+from counterflow.schedule import RunPlan
 from processes import CONF, Pool
 from runs import SMALL, summary_of
 
@@ -34,17 +34,17 @@ def test_the_first_test_samples_at_every_block(pool: Pool, tmp_path: Path, algor
 
 
 def test_only_test_samples_after_the_last_batch_are_kept() -> None:
-    specimens = Specimens(3, Plan(2, 1, evaluate_every=1, test_batches=2, validation_batches=1))
+    specimens = Specimens(3, RunPlan(2, 1, evaluate_every=1, test_batches=2, validation_batches=1))
     for n, e in ((0, 0), (1, 0), (1, 1), (1, 2)):
         specimens.offer(n, e, torch.full((2, 4), 10.0 * n + e))
     kept = specimens.take()
     assert kept is not None
     assert kept[:, 0].tolist() == [11.0, 11.0, 12.0]
-    assert Specimens(0, Plan(2, 1)).take() is None
+    assert Specimens(0, RunPlan(2, 1)).take() is None
 
 
 def test_large_maps_are_pooled() -> None:
-    specimens = Specimens(2, Plan(1, 1, test_batches=1))
+    specimens = Specimens(2, RunPlan(1, 1, test_batches=1))
     specimens.offer(0, 0, torch.ones(2, 64, 32, 32))
     kept = specimens.take()
     assert kept is not None

@@ -8,7 +8,7 @@ from counterflow.engine.numerics import Numerics
 from counterflow.engine.specimens import Specimens
 from counterflow.engine.station import Ports, Station, Waits
 from counterflow.message import Tag
-from counterflow.schedule import Plan
+from counterflow.schedule import RunPlan
 from counterflow.transport import Payload
 
 
@@ -42,7 +42,7 @@ class Holding:
 def test_what_is_sent_does_not_lie_where_the_next_message_comes() -> None:
     below: Any = Buffer()
     up: Any = Holding()
-    plan = Plan(batches=3, lag=1)
+    plan = RunPlan(batches=3, lag=1)
     numerics = Numerics(torch.device("cpu"))
     ports = Ports(below, up, below, None)
     rule: Any = Through()

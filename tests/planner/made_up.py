@@ -5,7 +5,7 @@ from typing import Any
 
 from counterflow.planner.machines import Machines
 from counterflow.planner.network import Head, Layer, Network
-from counterflow.planner.plan import Plan, plan
+from counterflow.planner.plan import RunPlan, plan
 from counterflow.schedule.load import Link
 
 
@@ -19,7 +19,7 @@ def network(seconds: Sequence[float], up: Sequence[int] = (), batch: int = 64, *
     return Network(layers, batch)
 
 
-def planned(network: Network, ranks: int, lag: int = 2, depth: int = 2, **machines: Any) -> Plan:
+def planned(network: Network, ranks: int, lag: int = 2, depth: int = 2, **machines: Any) -> RunPlan:
     return plan(network, Machines(ranks=ranks, **machines), lag, depth, lambda text: None)
 
 

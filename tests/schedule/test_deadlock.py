@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 
 from counterflow.cli.hydra_app import load_config
-from counterflow.schedule import DeadlockError, Plan, simulate
+from counterflow.schedule import DeadlockError, RunPlan, simulate
 from counterflow.topology import Stream, Topology
 from processes import CONF
 
 
-def reaches_the_end(topology: Topology, plan: Plan, depth: int, target_depth: int) -> bool:
+def reaches_the_end(topology: Topology, plan: RunPlan, depth: int, target_depth: int) -> bool:
     try:
         simulate(topology, plan, {Stream.ACTIVATION: depth, Stream.TARGET: target_depth})
     except DeadlockError:
@@ -18,9 +18,9 @@ def reaches_the_end(topology: Topology, plan: Plan, depth: int, target_depth: in
     return True
 
 
-def past_the_fill(blocks: int, lag: int, predicts_down: bool = False) -> Plan:
+def past_the_fill(blocks: int, lag: int, predicts_down: bool = False) -> RunPlan:
     """Long enough that every block is in steady state, with evaluations longer than any queue, also during the fill."""
-    return Plan(lag * blocks + 10, lag, max(1, lag * blocks // 3), 7, predicts_down)
+    return RunPlan(lag * blocks + 10, lag, max(1, lag * blocks // 3), 7, predicts_down)
 
 
 def check_all_columns(blocks: int, ranks: int) -> None:
@@ -52,7 +52,7 @@ def test_no_deadlock_of_predictions(blocks: int, ranks: int) -> None:
 def test_gradients_need_room_for_two(blocks: int, ranks: int, depth: int) -> None:
     """A block takes the gradient of batch n two forward passes after the block above has sent it. With an evaluation
     between the two, longer than the channel, room for one is too little; a real channel holds three more than that."""
-    plan = Plan(3 * blocks + 10, 2, max(1, blocks // 2), 7, gradients_from=blocks)
+    plan = RunPlan(3 * blocks + 10, 2, max(1, blocks // 2), 7, gradients_from=blocks)
     assert not reaches_the_end(Topology(blocks, ranks), plan, depth, 1)
     assert reaches_the_end(Topology(blocks, ranks), plan, depth, 2)
 
@@ -72,7 +72,7 @@ def test_targets_need_room(blocks: int, ranks: int, depth: int) -> None:
     fit into the channel."""
     for lag in range(1, 8):
         for room in range(1, lag + 1):
-            ends = reaches_the_end(Topology(blocks, ranks), Plan(lag * blocks + 10, lag), depth, room)
+            ends = reaches_the_end(Topology(blocks, ranks), RunPlan(lag * blocks + 10, lag), depth, room)
             assert ends == (room >= lag - depth), (lag, room)
 
 
@@ -80,18 +80,18 @@ def test_deadlock_says_who_waits_for_what() -> None:
     """Lag 3, room for one message: block 1 has batch 0 in the channel and cannot send batch 1, so it takes targets 0
     and 1; target 2 is in the channel, and block 2 cannot send target 3."""
     with pytest.raises(DeadlockError, match=r"^rank 0 sends 1F1; rank 1 sends 2T3$"):
-        simulate(Topology(2, 2), Plan(10, lag=3), {Stream.ACTIVATION: 1, Stream.TARGET: 1})
+        simulate(Topology(2, 2), RunPlan(10, lag=3), {Stream.ACTIVATION: 1, Stream.TARGET: 1})
 
 
 def test_deadlock_says_who_waits_for_a_message() -> None:
     with pytest.raises(DeadlockError, match=r"^rank 0 waits in 1T0; rank 1 sends 2T0$"):
-        simulate(Topology(2, 2), Plan(10, lag=1), {Stream.ACTIVATION: 1, Stream.TARGET: 0})
+        simulate(Topology(2, 2), RunPlan(10, lag=1), {Stream.ACTIVATION: 1, Stream.TARGET: 0})
 
 
 def test_deadlock_leaves_out_who_is_done() -> None:
     """Block 1 is through with its only batch, but there is no room for the activation of block 2."""
     with pytest.raises(DeadlockError, match=r"^rank 0 sends 1F0; rank 1 waits in 2F0$"):
-        simulate(Topology(2, 2), Plan(1, lag=1), {Stream.ACTIVATION: 0, Stream.TARGET: 1})
+        simulate(Topology(2, 2), RunPlan(1, lag=1), {Stream.ACTIVATION: 0, Stream.TARGET: 1})
 
 
 @pytest.mark.parametrize(("lag", "depth"), [(1, 0), (2, 1), (4, 3), (4, 1)])

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from counterflow.message import MessageKind, Tag
-from counterflow.schedule import Action, Op, Plan, block_program, rank_program
+from counterflow.schedule import Action, Op, RunPlan, block_program, rank_program
 from counterflow.topology import Edge, Stream, Topology
 
 
@@ -43,11 +43,11 @@ BLOCKS = {
 @pytest.mark.parametrize(("block", "lag", "batches"), BLOCKS)
 def test_program_of_a_block(block: int, lag: int, batches: int) -> None:
     expected = timetable(BLOCKS[block, lag, batches])
-    assert drawn(block_program(block, Plan(batches, lag))) == expected
+    assert drawn(block_program(block, RunPlan(batches, lag))) == expected
 
 
 def test_evaluation_follows_its_batch() -> None:
-    plan = Plan(batches=3, lag=1, evaluate_every=2, test_batches=2)
+    plan = RunPlan(batches=3, lag=1, evaluate_every=2, test_batches=2)
     assert drawn(block_program(1, plan)) == timetable(
         "| 1T0 1F0 1L0",
         "| 1T1 1F1 1L1 | 1E1.0 1E1.1",
@@ -62,7 +62,7 @@ def test_evaluation_follows_its_batch() -> None:
 
 
 def test_three_blocks_of_one_rank_lag_1() -> None:
-    plan = Plan(batches=3, lag=1, evaluate_every=2, test_batches=1)
+    plan = RunPlan(batches=3, lag=1, evaluate_every=2, test_batches=1)
     assert drawn(rank_program(range(1, 4), plan)) == timetable(
         "3T0 3T1 2T0                                     ",  # a wave from the top
         "| 1T0 1F0 1L0 | 2T1 2F0 2L0 | 3T2 3F0 3L0       ",
@@ -74,7 +74,7 @@ def test_three_blocks_of_one_rank_lag_1() -> None:
 
 
 def test_two_blocks_of_one_rank_lag_2() -> None:
-    assert drawn(rank_program(range(2, 4), Plan(batches=6, lag=2))) == timetable(
+    assert drawn(rank_program(range(2, 4), RunPlan(batches=6, lag=2))) == timetable(
         "3T0 3T1 3T2 3T3 2T0 2T1   ",
         "| 2T2 2F0 2L0 | 3T4 3F0 3L0",
         "| 2T3 2F1 2L1 | 3T5 3F1 3L1",
@@ -86,7 +86,7 @@ def test_two_blocks_of_one_rank_lag_2() -> None:
 
 
 def test_exact_is_the_locked_algorithm() -> None:
-    plan = Plan(batches=2, lag=0, test_batches=1)
+    plan = RunPlan(batches=2, lag=0, test_batches=1)
     assert drawn(rank_program(range(1, 4), plan)) == timetable(
         "3T0 2T0 1T0 | 1F0 1L0 | 2F0 2L0 | 3F0 3L0",
         "3T1 2T1 1T1 | 1F1 1L1 | 2F1 2L1 | 3F1 3L1",
@@ -97,13 +97,13 @@ def test_exact_is_the_locked_algorithm() -> None:
 @pytest.mark.parametrize("lag", [0, 1, 3])
 def test_predictions_that_come_down(lag: int) -> None:
     """No targets, so no lag and nothing ahead of time; predictions go down when all test batches have gone up."""
-    plan = Plan(batches=3, lag=lag, evaluate_every=2, test_batches=2, predicts_down=True)
+    plan = RunPlan(batches=3, lag=lag, evaluate_every=2, test_batches=2, predicts_down=True)
     assert drawn(block_program(2, plan)) == timetable(
         "2F0 2L0",
         "| 2F1 2L1 | 2E1.0 2E1.1 | 2P1.0 2P1.1",
         "| 2F2 2L2 | 2E2.0 2E2.1 | 2P2.0 2P2.1",
     )
-    assert drawn(rank_program(range(1, 3), Plan(2, lag, test_batches=2, predicts_down=True))) == timetable(
+    assert drawn(rank_program(range(1, 3), RunPlan(2, lag, test_batches=2, predicts_down=True))) == timetable(
         "1F0 1L0 2F0 2L0",
         "1F1 1L1 2F1 2L1",
         "1E1.0 2E1.0 | 1E1.1 2E1.1",
@@ -113,7 +113,7 @@ def test_predictions_that_come_down(lag: int) -> None:
 
 def test_gradients_that_nobody_waits_for() -> None:
     """Three blocks: four batches are in flight at the bottom, two in the middle, none at the top."""
-    plan = Plan(batches=6, lag=2, test_batches=1, evaluate_every=2, gradients_from=3)
+    plan = RunPlan(batches=6, lag=2, test_batches=1, evaluate_every=2, gradients_from=3)
     assert drawn(block_program(3, plan)) == timetable(
         "3F0 3B0 | 3F1 3B1 3E1.0 | 3F2 3B2 | 3F3 3B3 3E3.0 | 3F4 3B4 | 3F5 3B5 3E5.0"
     )
@@ -123,7 +123,7 @@ def test_gradients_that_nobody_waits_for() -> None:
     assert drawn(block_program(1, plan)) == timetable(
         "1F0 | 1F1 1E1.0 | 1F2 | 1F3 1E3.0 | 1F4 1B0 | 1F5 1B1 | 1B2 | 1B3 | 1B4 | 1B5 1E5.0"
     )
-    assert drawn(rank_program(range(2, 4), Plan(batches=3, lag=2, gradients_from=3))) == timetable(
+    assert drawn(rank_program(range(2, 4), RunPlan(batches=3, lag=2, gradients_from=3))) == timetable(
         "2F0 3F0 3B0 | 2F1 3F1 3B1 | 2F2 3F2 2B0 3B2 | 2B1 | 2B2"
     )
 
@@ -148,7 +148,7 @@ def test_learning_takes_no_message() -> None:
 
 
 plans = st.builds(
-    Plan,
+    RunPlan,
     batches=st.integers(1, 30),
     lag=st.integers(1, 5),
     evaluate_every=st.integers(0, 7),
@@ -160,7 +160,7 @@ plans = st.builds(
 
 
 @given(plans, st.integers(1, 8))
-def test_contract_of_a_block(plan: Plan, block: int) -> None:
+def test_contract_of_a_block(plan: RunPlan, block: int) -> None:
     """Section 2 of the design, read off the actions of one block."""
     distance = plan.lag * (block - 1)
     updates = 0
@@ -219,7 +219,7 @@ def test_contract_of_a_block(plan: Plan, block: int) -> None:
 
 
 @given(plans, st.integers(1, 8), st.data())
-def test_contract_of_a_block_with_gradients(plan: Plan, top: int, data: st.DataObject) -> None:
+def test_contract_of_a_block_with_gradients(plan: RunPlan, top: int, data: st.DataObject) -> None:
     """Forward never waits: the gradient of batch n comes back after 2 (N - k) more batches have gone up."""
     block = data.draw(st.integers(1, top))
     late = 2 * (top - block)
@@ -251,7 +251,7 @@ def test_contract_of_a_block_with_gradients(plan: Plan, top: int, data: st.DataO
 
 
 @st.composite
-def columns(draw: st.DrawFn) -> tuple[Topology, Plan]:
+def columns(draw: st.DrawFn) -> tuple[Topology, RunPlan]:
     blocks = draw(st.integers(1, 8))
     plan = draw(plans)
     if not plan.predicts_down and draw(st.booleans()):
@@ -259,20 +259,20 @@ def columns(draw: st.DrawFn) -> tuple[Topology, Plan]:
     return Topology(blocks, draw(st.integers(1, blocks))), begun(draw, plan)
 
 
-def begun(draw: st.DrawFn, plan: Plan) -> Plan:
+def begun(draw: st.DrawFn, plan: RunPlan) -> RunPlan:
     """``plan``, or its rest after a checkpoint."""
     return replace(plan, start=draw(st.integers(0, plan.batches - 1))) if draw(st.booleans()) else plan
 
 
 @st.composite
-def exact_columns(draw: st.DrawFn) -> tuple[Topology, Plan]:
+def exact_columns(draw: st.DrawFn) -> tuple[Topology, RunPlan]:
     plan = draw(plans)
     exact = begun(draw, replace(plan, lag=0))
     return Topology(draw(st.integers(1, 8)), 1), exact
 
 
 @given(columns() | exact_columns())
-def test_a_rank_runs_the_programs_of_its_blocks(column: tuple[Topology, Plan]) -> None:
+def test_a_rank_runs_the_programs_of_its_blocks(column: tuple[Topology, RunPlan]) -> None:
     topology, plan = column
     for rank in range(topology.ranks):
         blocks = topology.blocks_of(rank)
@@ -282,7 +282,7 @@ def test_a_rank_runs_the_programs_of_its_blocks(column: tuple[Topology, Plan]) -
             assert [action for action in merged if action.block == block] == list(block_program(block, plan))
 
 
-def taken_and_sent(action: Action, plan: Plan) -> tuple[tuple[Edge, Tag] | None, tuple[Edge, Tag] | None]:
+def taken_and_sent(action: Action, plan: RunPlan) -> tuple[tuple[Edge, Tag] | None, tuple[Edge, Tag] | None]:
     """What ``action`` takes from the block above or below, and what it sends on: the ends of the column included."""
     k, n = action.block, action.n
     match action.op:
@@ -317,7 +317,7 @@ def taken_and_sent(action: Action, plan: Plan) -> tuple[tuple[Edge, Tag] | None,
 
 
 @given(columns() | exact_columns())
-def test_a_rank_never_waits_for_itself(column: tuple[Topology, Plan]) -> None:
+def test_a_rank_never_waits_for_itself(column: tuple[Topology, RunPlan]) -> None:
     """Between blocks of one rank, what is taken has been sent before, and nothing is left at the end."""
     topology, plan = column
     for rank in range(topology.ranks):
@@ -336,7 +336,7 @@ def test_a_rank_never_waits_for_itself(column: tuple[Topology, Plan]) -> None:
 
 
 @given(columns() | exact_columns())
-def test_an_edge_carries_what_the_plan_says(column: tuple[Topology, Plan]) -> None:
+def test_an_edge_carries_what_the_plan_says(column: tuple[Topology, RunPlan]) -> None:
     topology, plan = column
     sent: dict[Edge, list[Tag]] = defaultdict(list)
     taken: dict[Edge, list[Tag]] = defaultdict(list)
@@ -355,7 +355,7 @@ def test_an_edge_carries_what_the_plan_says(column: tuple[Topology, Plan]) -> No
 
 @settings(max_examples=30)
 @given(exact_columns())
-def test_exact_targets_are_not_old(column: tuple[Topology, Plan]) -> None:
+def test_exact_targets_are_not_old(column: tuple[Topology, RunPlan]) -> None:
     """With lag 0 the targets of batch n come down with parameters after exactly n updates, in every block."""
     topology, plan = column
     updates: Counter[int] = Counter(dict.fromkeys(topology.blocks_of(0), plan.start))
@@ -371,7 +371,7 @@ def test_exact_targets_are_not_old(column: tuple[Topology, Plan]) -> None:
 
 
 @given(columns(), st.data())
-def test_the_rest_after_a_cut_is_the_rest_of_the_whole(column: tuple[Topology, Plan], data: st.DataObject) -> None:
+def test_the_rest_after_a_cut_is_the_rest_of_the_whole(column: tuple[Topology, RunPlan], data: st.DataObject) -> None:
     """Cut anywhere, and gone on from there by any number of ranks, each block does what it would have done."""
     topology, plan = column
     plan = replace(plan, start=0)
@@ -387,7 +387,7 @@ def test_the_rest_after_a_cut_is_the_rest_of_the_whole(column: tuple[Topology, P
 
 
 @given(columns())
-def test_what_is_sent_again_is_what_the_channel_held(column: tuple[Topology, Plan]) -> None:
+def test_what_is_sent_again_is_what_the_channel_held(column: tuple[Topology, RunPlan]) -> None:
     """Everything that the block above had sent when both had finished the same batch, and that the one below had not
     taken: never more than a sender keeps."""
     topology, plan = column
@@ -403,4 +403,4 @@ def test_what_is_sent_again_is_what_the_channel_held(column: tuple[Topology, Pla
         )
         again = [a.n for a in block_program(block, plan) if a.op is Op.RESEND]
         assert again == (sent[len(taken) :] if plan.start else [])
-        assert len(again) <= plan.under_way
+        assert len(again) <= plan.max_in_flight

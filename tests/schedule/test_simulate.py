@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from counterflow.schedule import Action, DeadlockError, Durations, Op, Plan, Span, Timetable, rank_program, simulate
+from counterflow.schedule import Action, DeadlockError, Durations, Op, RunPlan, Span, Timetable, rank_program, simulate
 from counterflow.topology import Edge, Stream, Topology
 
 
@@ -37,7 +37,7 @@ def test_two_blocks_by_hand() -> None:
 
     T1 of block 2 has room for b(1) only when block 1 has taken b(0), at 1.
     """
-    plan = Plan(batches=3, lag=1)
+    plan = RunPlan(batches=3, lag=1)
     timetable = simulate(Topology(2, 2), plan, rooms(1, 1), Durations(forward=1, learn=2, latency=1))
     assert targets(timetable, 1) == "2T0@0 2T1@0 2T2@6"
     assert targets(timetable, 0) == "1T0@1 1T1@4 1T2@7"
@@ -54,7 +54,7 @@ def test_a_full_channel_holds_the_sender_back() -> None:
         block 2   T0 T1 T2              F0          F1          F2
         block 1         T0F0 T1F1 ...... T2F2 ......
     """
-    plan = Plan(batches=3, lag=2)
+    plan = RunPlan(batches=3, lag=2)
     timetable = simulate(Topology(2, 2), plan, rooms(1, 2), Durations(forward=1, learn=0, latency=4))
     assert targets(timetable, 1) == "2T0@0 2T1@0 2T2@0"
     assert targets(timetable, 0) == "1T0@4 1T1@5 1T2@9"
@@ -64,18 +64,18 @@ def test_a_full_channel_holds_the_sender_back() -> None:
 
 def test_one_rank_never_waits() -> None:
     """Blocks of one process take turns: no latency, and rooms do not count."""
-    plan = Plan(batches=5, lag=3)
+    plan = RunPlan(batches=5, lag=3)
     timetable = simulate(Topology(3, 1), plan, rooms(1, 1), Durations(forward=1, learn=2, latency=100))
     assert timetable.makespan == 3 * 5 * (1 + 2)
 
 
 def test_seconds_per_batch_is_that_of_the_slowest_block() -> None:
-    plan = Plan(batches=3, lag=1)
+    plan = RunPlan(batches=3, lag=1)
     timetable = simulate(Topology(2, 2), plan, rooms(1, 1), Durations(forward=1, learn=2, latency=1))
     # learnt at 4, 7, 10 below and 6, 9, 12 above
     assert timetable.seconds_per_batch(0, 2) == 3
     assert timetable.seconds_per_batch(1, 2) == 3
-    held = simulate(Topology(2, 2), Plan(batches=3, lag=2), rooms(1, 2), Durations(forward=1, learn=0, latency=4))
+    held = simulate(Topology(2, 2), RunPlan(batches=3, lag=2), rooms(1, 2), Durations(forward=1, learn=0, latency=4))
     # learnt at 5, 9, 13 below and 10, 14, 18 above
     assert held.seconds_per_batch(0, 2) == 4
     # blocks that drift apart: from batch 0 to 2, block 1 takes 4, block 2 takes 10
@@ -90,7 +90,7 @@ def test_seconds_per_batch_is_that_of_the_slowest_block() -> None:
 
 
 def times(
-    topology: Topology, plan: Plan, room: dict[Stream, int], durations: Durations
+    topology: Topology, plan: RunPlan, room: dict[Stream, int], durations: Durations
 ) -> dict[tuple[int, int], float] | None:
     """When every action starts, as longest paths in the graph of what comes after what; None if that has a cycle.
 
@@ -142,11 +142,11 @@ def times(
 
 
 @st.composite
-def cases(draw: st.DrawFn) -> tuple[Topology, Plan, dict[Stream, int], Durations]:
+def cases(draw: st.DrawFn) -> tuple[Topology, RunPlan, dict[Stream, int], Durations]:
     blocks = draw(st.integers(1, 6))
     topology = Topology(blocks, draw(st.integers(1, blocks)))
     batches = draw(st.integers(1, 12))
-    plan = Plan(
+    plan = RunPlan(
         batches,
         draw(st.integers(1, 5)),
         draw(st.integers(0, 4)),
@@ -161,7 +161,7 @@ def cases(draw: st.DrawFn) -> tuple[Topology, Plan, dict[Stream, int], Durations
 
 @settings(max_examples=150, deadline=None)
 @given(cases())
-def test_simulation_is_the_longest_path(case: tuple[Topology, Plan, dict[Stream, int], Durations]) -> None:
+def test_simulation_is_the_longest_path(case: tuple[Topology, RunPlan, dict[Stream, int], Durations]) -> None:
     expected = times(*case)
     if expected is None:
         with pytest.raises(DeadlockError):
@@ -188,7 +188,7 @@ TABLE = {  # section 2 of the design: 8 blocks, forward one third of a batch tim
 def steady(latency: float, lag: int, depth: int = 2) -> float:
     """Simulated time per batch once the column is filled, over whole round trips of 7 * lag + 1 batches."""
     durations = Durations(forward=1 / 3, learn=2 / 3, latency=latency)
-    timetable = simulate(Topology(8, 8), Plan(200, lag), rooms(depth, lag), durations)
+    timetable = simulate(Topology(8, 8), RunPlan(200, lag), rooms(depth, lag), durations)
     trip = 7 * lag + 1
     return timetable.seconds_per_batch(60, 60 + 130 // trip * trip)
 
@@ -225,7 +225,7 @@ def test_latency_2_needs_activation_depth_2() -> None:
 @pytest.mark.parametrize("lag", [1, 2, 4])
 def test_only_one_fill_and_one_drain(blocks: int, lag: int) -> None:
     """Without latency nobody waits in steady state: block k works through from the moment batch 0 reaches it."""
-    plan = Plan(60, lag)
+    plan = RunPlan(60, lag)
     timetable = simulate(Topology(blocks, blocks), plan, rooms(1, lag), Durations(forward=1, learn=2))
     for rank, spans in enumerate(timetable.spans):
         working = [span for span in spans if span.action.op is not Op.TARGET]

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from counterflow.message import MessageKind, Tag
-from counterflow.schedule import Plan
+from counterflow.schedule import RunPlan
 from counterflow.topology import Edge, Stream
 from counterflow.transport.replay import Replay, order
 
@@ -65,7 +65,7 @@ def test_files_go_with_what_is_in_them() -> None:
 @pytest.mark.parametrize("stream", Stream)
 @pytest.mark.parametrize("rule", [{}, {"predicts_down": True}, {"gradients_from": 3}])
 def test_tags_compare_as_they_follow_each_other(stream: Stream, rule: dict[str, int]) -> None:
-    plan = Plan(7, 2, evaluate_every=2, test_batches=3, validation_batches=2, **rule)  # type: ignore[arg-type]
+    plan = RunPlan(7, 2, evaluate_every=2, test_batches=3, validation_batches=2, **rule)  # type: ignore[arg-type]
     sent = list(plan.messages(Edge(stream, 2)))
     assert sent == sorted(sent, key=order)
     assert len({order(tag) for tag in sent}) == len(sent)

@@ -32,7 +32,7 @@ _END = -1
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunPlan:
     """What to look at, and how long."""
 
     run_dir: Path
@@ -43,7 +43,7 @@ class Plan:
     """A time of the monotonic clock, after which no measurement begins."""
 
 
-def examine(notes: Notes, meet: Callable[[], World], place: Place, plan: Plan) -> list[Check]:
+def examine(notes: Notes, meet: Callable[[], World], place: Place, plan: RunPlan) -> list[Check]:
     """All checks on rank 0, none on the others, which return when rank 0 has no more use of them.
 
     ``meet`` makes one world of the ranks, which stays open: groups of lost ranks cannot be closed.
@@ -70,7 +70,7 @@ def _reason(error: Exception, rank: int) -> str:
     return re.sub(r"\[[^]]*\.cc:\d+\] ", "", str(error).strip().splitlines()[0]).removeprefix(f"rank {rank}: ")
 
 
-def _assist(notes: Notes, world: World | None, rank: int, plan: Plan) -> None:
+def _assist(notes: Notes, world: World | None, rank: int, plan: RunPlan) -> None:
     """Measure when told to. Nothing of rank 0, or of the store that it may hold, is the end as well."""
     until = plan.ends + plan.timeout + _LOOK
     try:
@@ -88,7 +88,7 @@ def _measured(world: World, lower: int, amount: Amount) -> dict[str, Any]:
         return {"error": str(error)}
 
 
-def _conduct(notes: Notes, world: World | None, place: Place, plan: Plan) -> list[Check]:
+def _conduct(notes: Notes, world: World | None, place: Place, plan: RunPlan) -> list[Check]:
     here = notes.take_all("here", list(range(place.size)), _GRACE)
     met = notes.take_all("met", list(here), _GRACE)
     nodes = notes.take_all("node", [rank for rank, note in here.items() if note["looks"]], _LOOK)
@@ -131,7 +131,7 @@ def meeting(size: int, met: Mapping[int, str]) -> Check:
     )
 
 
-def _edges(notes: Notes, world: World, plan: Plan) -> list[Check]:
+def _edges(notes: Notes, world: World, plan: RunPlan) -> list[Check]:
     """One pair of neighbours after the other, so that none disturbs another."""
     checks: list[Check] = []
     offsets: list[Offset] = []

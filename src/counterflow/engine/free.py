@@ -58,7 +58,7 @@ def run(job: Job, column: RuleSet, session: Session) -> Outcome:
         restore(session, block, station.restore)
     world.restarts_at(lambda batches, edge: next(replace(job.plan, start=batches).messages(edge), None))
     world.halt.begin(job.plan.start)
-    steady = job.plan.steady(job.topology.blocks)
+    steady = job.plan.first_steady(job.topology.blocks)
     start, before = perf_counter(), Waits()
     program = rank_program(blocks, job.plan, world.halt.after)
     actions = execute(program, stations, session.archive, world.rank)

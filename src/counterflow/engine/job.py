@@ -15,7 +15,7 @@ from counterflow.engine.memory import keep_freed_memory
 from counterflow.engine.numerics import Numerics
 from counterflow.engine.threads import intra_op_threads
 from counterflow.models.partition import layer_counts, output_shapes
-from counterflow.schedule import Plan
+from counterflow.schedule import RunPlan
 from counterflow.topology import Topology
 
 
@@ -27,7 +27,7 @@ class Job:
     topology: Topology
     schedule: str
     batches: BatchLoader
-    plan: Plan
+    plan: RunPlan
     network: nn.Sequential
     task: Task
     counts: list[int] | None
@@ -66,7 +66,7 @@ def prepare(config: TrainConfig, ranks: int, local_rank: int = 0, local_ranks: i
     order = EpochSampler(len(dataset.train), config.train.batch_size, config.seed)
     batches = BatchLoader(dataset, config.data, order, device)
     total = config.train.epochs * order.steps_per_epoch
-    plan = Plan(
+    plan = RunPlan(
         batches=min(total, config.train.steps or total),
         lag=0 if exact else config.engine.lag,
         evaluate_every=config.train.evaluate_every,

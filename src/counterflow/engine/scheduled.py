@@ -156,7 +156,7 @@ class Pipeline:
         lanes = {block: self._lane(stage) for stage in mine for block in self._stages[stage]}
         if recorder is not None:
             recorder.lanes |= {self._lane(stage): _named(self._stages[stage]) for stage in mine}
-        steady = plan.steady(len(self._stages))
+        steady = plan.first_steady(len(self._stages))
         begin = start = perf_counter()
         other, waited = 0.0, 0.0  # updates, and evaluations as a whole, are no waiting
         bottom, top, nothing = 0 in mine, len(self._stages) - 1 in mine, torch.empty(0)

@@ -8,7 +8,7 @@ from counterflow.data.batch_loader import BatchLoader
 from counterflow.data.prefetch import prefetch
 from counterflow.engine.numerics import Numerics
 from counterflow.message import MessageKind, Tag
-from counterflow.schedule import Plan
+from counterflow.schedule import RunPlan
 from counterflow.transport import Payload
 
 Item = tuple[Tag, Payload]
@@ -33,7 +33,7 @@ class Source:
         self._items.close()
 
 
-def inputs(batches: BatchLoader, plan: Plan, numerics: Numerics) -> Source:
+def inputs(batches: BatchLoader, plan: RunPlan, numerics: Numerics) -> Source:
     """The network's input of every training and test batch, each prepared while the one before trains.
 
     With the labels of the batch, where these enter at the bottom too.
@@ -52,7 +52,7 @@ def inputs(batches: BatchLoader, plan: Plan, numerics: Numerics) -> Source:
     return Source(items() if batches.resident else prefetch(items()), numerics.device)
 
 
-def labels(batches: BatchLoader, plan: Plan, top: int, device: torch.device) -> Source:
+def labels(batches: BatchLoader, plan: RunPlan, top: int, device: torch.device) -> Source:
     """What enters block ``top``: the labels of every training batch, and of all batches of the evaluation after it."""
 
     def items() -> Generator[Item]:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from counterflow.models.head import pooling
-from counterflow.schedule import Plan
+from counterflow.schedule import RunPlan
 
 _MOST_DIMENSIONS = 4096
 """Feature maps are pooled to at most so many: whole ones of a large network would not fit into memory."""
@@ -13,7 +13,7 @@ _MOST_DIMENSIONS = 4096
 class Specimens:
     """The outputs of one block for the first ``most`` test samples after the last batch."""
 
-    def __init__(self, most: int, plan: Plan) -> None:
+    def __init__(self, most: int, plan: RunPlan) -> None:
         self._most = most
         self._plan = plan
         self._kept: list[Tensor] = []

@@ -19,7 +19,7 @@ from counterflow.engine.randomness import seed_forward
 from counterflow.engine.specimens import Specimens
 from counterflow.engine.tally import Tally
 from counterflow.message import MessageKind, Tag
-from counterflow.schedule import Plan
+from counterflow.schedule import RunPlan
 from counterflow.trace.recorder import Recorder
 from counterflow.transport import Payload, Receiver, Sender
 
@@ -57,14 +57,14 @@ class Waits:
 
 
 class Station:
-    """Runs the rule of ``block``. `target` of a batch comes ``plan.distance(block)`` batches before its `forward`."""
+    """Runs the rule of ``block``. `target` of a batch comes ``plan.lead(block)`` batches before its `forward`."""
 
     def __init__(
         self,
         block: int,
         rule: LocalRule,
         ports: Ports,
-        plan: Plan,
+        plan: RunPlan,
         seed: int,
         numerics: Numerics,
         observer: Observer,
@@ -99,7 +99,7 @@ class Station:
         self._own: dict[int, Tensor] = {}
         """This block's part in the prediction of each test batch, until the rest of it comes down."""
         self._tally = Tally()
-        self._sent: deque[tuple[int, Payload]] = deque(maxlen=plan.under_way)
+        self._sent: deque[tuple[int, Payload]] = deque(maxlen=plan.max_in_flight)
         """The last messages to the block below, which may not have taken them."""
 
     def target(self, n: int) -> None:

@@ -57,7 +57,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunPlan:
     rows: Sequence[Row]
     refused: Sequence[tuple[int, int]]
     """Numbers of blocks that do not fit into memory, with what their largest process needs, in bytes."""
@@ -69,7 +69,7 @@ class Plan:
         return next(row for row in self.rows if row.seconds_per_batch * (1 - TOLERANCE) <= best_of)
 
 
-def plan(network: Network, machines: Machines, lag: int, depth: int, log: Callable[[str], None]) -> Plan:
+def plan(network: Network, machines: Machines, lag: int, depth: int, log: Callable[[str], None]) -> RunPlan:
     """For every number of blocks that is worth a look; ``lag`` and ``depth`` are the smallest that are considered.
 
     Raises ``ValueError`` if nothing fits into the memory of the machines.
@@ -107,7 +107,7 @@ def plan(network: Network, machines: Machines, lag: int, depth: int, log: Callab
             f"machines.memory_gb={machines.memory / 1e9:g}: must be at least {least / 1e9:.3g}, "
             f"which {blocks} blocks on as many processes need"
         )
-    return Plan(rows, refused)
+    return RunPlan(rows, refused)
 
 
 def _row(

@@ -18,7 +18,7 @@ from counterflow.planner.machines import Machines
 from counterflow.planner.measure import measure
 from counterflow.planner.network import Network
 from counterflow.planner.options import PlanConfig
-from counterflow.planner.plan import Plan, plan
+from counterflow.planner.plan import RunPlan, plan
 from counterflow.planner.sheet import command, note, table
 
 _USAGE_ERROR = 2
@@ -78,7 +78,7 @@ def _machines(config: PlanConfig) -> str:
     )
 
 
-def _write(path: Path, config: PlanConfig, network: Network, found: Plan) -> None:
+def _write(path: Path, config: PlanConfig, network: Network, found: RunPlan) -> None:
     whole: dict[str, Any] = {"machines": asdict(config.machines), "measured": asdict(network), **note(found)}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -9,14 +9,14 @@ from rich import box
 from rich.table import Table
 
 from counterflow.planner.pipelines import SCHEDULES
-from counterflow.planner.plan import Plan, Row
+from counterflow.planner.plan import Row, RunPlan
 
 _Cell = Callable[[Row], str]
 _OWN = ("machines.", "plan.", "blocks=", "model.cut=", "engine.lag=", "engine.depth=", "engine.threads=", "hydra.")
 """Overrides that are not those of the run, or that the plan says anew."""
 
 
-def table(plan: Plan) -> Table:
+def table(plan: RunPlan) -> Table:
     """A line for each number of blocks; all of it is predicted."""
     found = Table(box=box.SIMPLE_HEAD)
     for name in _COLUMNS:
@@ -37,7 +37,7 @@ def command(row: Row, overrides: Iterable[str], threads: int) -> str:
     return " ".join(word if word == own[1] else shlex.quote(word) for word in words)
 
 
-def note(plan: Plan) -> dict[str, Any]:
+def note(plan: RunPlan) -> dict[str, Any]:
     """As JSON holds it."""
     return {
         "predicted": [asdict(row) for row in plan.rows],

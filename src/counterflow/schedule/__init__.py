@@ -3,8 +3,8 @@
 from counterflow.schedule.clock import DeadlockError, Span, Timetable
 from counterflow.schedule.forecast import SCHEDULES, Forecast, forecast
 from counterflow.schedule.load import Link, Load, StageTimes
-from counterflow.schedule.plan import Plan
-from counterflow.schedule.program import Action, Op, block_program, rank_program
+from counterflow.schedule.local_schedule import Action, Op, block_program, rank_program
+from counterflow.schedule.run_plan import RunPlan
 from counterflow.schedule.simulate import Durations, simulate
 
 __all__ = [
@@ -16,7 +16,7 @@ __all__ = [
     "Link",
     "Load",
     "Op",
-    "Plan",
+    "RunPlan",
     "Span",
     "StageTimes",
     "Timetable",

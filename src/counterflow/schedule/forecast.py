@@ -7,9 +7,9 @@ from itertools import takewhile
 from counterflow.schedule.account import Account, Window
 from counterflow.schedule.clock import Channel, Part, Step, Timetable, Verb, run
 from counterflow.schedule.load import Link, Load
+from counterflow.schedule.local_schedule import Action, Op, rank_program
 from counterflow.schedule.pipelines import PIPELINES, Move, Task, blocks_of_stages, owners, tasks
-from counterflow.schedule.plan import Plan
-from counterflow.schedule.program import Action, Op, rank_program
+from counterflow.schedule.run_plan import RunPlan
 from counterflow.schedule.steps import BUFFERED, Joint, joints, steps
 from counterflow.topology import Edge, Stream, Topology
 
@@ -151,7 +151,7 @@ def _forecast(account: Account[Action] | Account[Task], buffered: Sequence[float
 def _free(topology: Topology, costs: _Costs, batches: int, lag: int, depth: int) -> list[Iterator[Step[Action]]]:
     """The first ``batches`` of a run that goes on, so that there are targets to emit until the end."""
     load = costs.load
-    plan = Plan(batches + lag * topology.blocks + 1, lag, predicts_down=not load.down and topology.blocks > 1)
+    plan = RunPlan(batches + lag * topology.blocks + 1, lag, predicts_down=not load.down and topology.blocks > 1)
 
     def crossing(edge: Edge, source: int, destination: int) -> Joint:
         up = edge.stream is Stream.ACTIVATION
@@ -168,7 +168,7 @@ def _free(topology: Topology, costs: _Costs, batches: int, lag: int, depth: int)
         elif action.op is Op.LEARN:
             base = times.backward + times.update
         else:
-            base, n = times.target, max(0, n - plan.distance(action.block))
+            base, n = times.target, max(0, n - plan.lead(action.block))
         return costs.of(action.block, n, base) + costs.overhead
 
     def program(blocks: range) -> Iterator[Action]:

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from counterflow.schedule.clock import Channel, Span, Timetable, run
-from counterflow.schedule.plan import Plan
-from counterflow.schedule.program import Action, Op, rank_program
+from counterflow.schedule.local_schedule import Action, Op, rank_program
+from counterflow.schedule.run_plan import RunPlan
 from counterflow.schedule.steps import RENDEZVOUS, Joint, joints, steps
 from counterflow.topology import Edge, Stream, Topology
 
@@ -30,7 +30,7 @@ class Durations:
 
 
 def simulate(
-    topology: Topology, plan: Plan, room: Mapping[Stream, int], durations: Durations | None = None
+    topology: Topology, plan: RunPlan, room: Mapping[Stream, int], durations: Durations | None = None
 ) -> Timetable[Action]:
     """Run all programs to the end; ``room`` is how many messages a channel between ranks holds, for each stream.
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from counterflow.schedule.clock import Channel, Part, Step, Verb
-from counterflow.schedule.program import Action, Op
+from counterflow.schedule.local_schedule import Action, Op
 from counterflow.topology import Edge, Stream, Topology
 
 INSIDE = (Verb.POST, Verb.SEND, Verb.SENT)

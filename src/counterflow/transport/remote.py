@@ -114,8 +114,8 @@ class RemoteSender(_End):
             del message, loaded, works, work  # tensors that a block would otherwise hold until the next message
 
     def state(self) -> str:
-        under_way = _SENDING - self._free.qsize()
-        return f"{self.wire.edge} to rank {self.wire.peer}: {self._last} was sent last, {under_way} under way"
+        max_in_flight = _SENDING - self._free.qsize()
+        return f"{self.wire.edge} to rank {self.wire.peer}: {self._last} was sent last, {max_in_flight} under way"
 
     def close(self) -> None:
         wire = self.wire

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from counterflow.message import MessageKind, Tag
-from counterflow.schedule.plan import Plan
+from counterflow.schedule.run_plan import RunPlan
 from counterflow.topology import Stream
 
 
@@ -74,17 +74,17 @@ class Action:
         return Stream.ACTIVATION if self.op in (Op.FORWARD, Op.EVALUATE) else Stream.TARGET
 
 
-def _prologue(block: int, plan: Plan) -> Iterator[Action]:
+def _prologue(block: int, plan: RunPlan) -> Iterator[Action]:
     if plan.start == 0:
-        for n in range(min(plan.distance(block), plan.batches)):
+        for n in range(min(plan.lead(block), plan.batches)):
             yield Action(Op.TARGET, block, n)
     elif block > 1:
         for n in range(plan.taken(block - 1), plan.taken(block)):
             yield Action(Op.RESEND, block, n)
 
 
-def _batch(block: int, n: int, plan: Plan) -> Iterator[Action]:
-    ahead = n + plan.distance(block)
+def _batch(block: int, n: int, plan: RunPlan) -> Iterator[Action]:
+    ahead = n + plan.lead(block)
     if ahead < plan.batches and plan.targets_down:
         yield Action(Op.TARGET, block, ahead)
     yield Action(Op.FORWARD, block, n)
@@ -99,7 +99,7 @@ def _exact_batch(blocks: range, n: int) -> Iterator[Action]:
         yield Action(Op.LEARN, block, n)
 
 
-def block_program(block: int, plan: Plan) -> Iterator[Action]:
+def block_program(block: int, plan: RunPlan) -> Iterator[Action]:
     """The program of one block, to be run by a process of its own."""
     return rank_program(range(block, block + 1), plan)
 
@@ -108,7 +108,7 @@ def _never(n: int) -> bool:
     return False
 
 
-def rank_program(blocks: range, plan: Plan, halts_after: Callable[[int], bool] = _never) -> Iterator[Action]:
+def rank_program(blocks: range, plan: RunPlan, halts_after: Callable[[int], bool] = _never) -> Iterator[Action]:
     """The programs of consecutive blocks, merged into one order in which none of them waits for another one of them.
 
     Ascending order within a batch works because the target that block k needs at batch n left block k+1 at batch
@@ -131,7 +131,7 @@ def rank_program(blocks: range, plan: Plan, halts_after: Callable[[int], bool] =
             return
 
 
-def _turn(blocks: range, n: int, plan: Plan) -> Iterator[Action]:
+def _turn(blocks: range, n: int, plan: RunPlan) -> Iterator[Action]:
     if plan.gradients_from:
         yield from _naive_batch(blocks, n, plan)
     elif plan.lag == 0 and plan.targets_down:
@@ -141,7 +141,7 @@ def _turn(blocks: range, n: int, plan: Plan) -> Iterator[Action]:
             yield from _batch(block, n, plan)
 
 
-def _evaluation(blocks: range, n: int, plan: Plan) -> Iterator[Action]:
+def _evaluation(blocks: range, n: int, plan: RunPlan) -> Iterator[Action]:
     for e in plan.evaluation(n):
         yield from (Action(Op.EVALUATE, block, n, e) for block in blocks)
     if plan.predicts_down:
@@ -149,7 +149,7 @@ def _evaluation(blocks: range, n: int, plan: Plan) -> Iterator[Action]:
             yield from (Action(Op.PREDICT, block, n, e) for block in reversed(blocks))
 
 
-def _naive_batch(blocks: range, n: int, plan: Plan) -> Iterator[Action]:
+def _naive_batch(blocks: range, n: int, plan: RunPlan) -> Iterator[Action]:
     """Backprop with a pipeline "added directly": nobody waits for a gradient, so each one comes back late.
 
     Block k takes the gradient of batch n after it has sent batch n + 2 (N - k) up: so long is the way to the top and
@@ -163,13 +163,13 @@ def _naive_batch(blocks: range, n: int, plan: Plan) -> Iterator[Action]:
     yield from _backward(blocks, n, plan)
 
 
-def _drain(blocks: range, plan: Plan) -> Iterator[Action]:
+def _drain(blocks: range, plan: RunPlan) -> Iterator[Action]:
     """The gradients that come after the last batch has gone up."""
     for n in range(plan.batches, plan.batches + 2 * (plan.gradients_from - blocks[0])):
         yield from _backward(blocks, n, plan)
 
 
-def _backward(blocks: range, n: int, plan: Plan) -> Iterator[Action]:
+def _backward(blocks: range, n: int, plan: RunPlan) -> Iterator[Action]:
     for block in blocks:
         back = n - 2 * (plan.gradients_from - block)
         if 0 <= back < plan.batches:

@@ -8,7 +8,7 @@ from counterflow.topology import Edge, Stream
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunPlan:
     """The course of a run of ``batches`` training batches.
 
     ``lag`` is per hop; 0 is the locked, sequential algorithm (`engine.lag=exact`). After the last batch come
@@ -38,7 +38,7 @@ class Plan:
         assert not (self.predicts_down and self.gradients_from)
         assert 0 <= self.start < self.batches
 
-    def distance(self, block: int) -> int:
+    def lead(self, block: int) -> int:
         """``D_k``: how many batches before its activation a target leaves block ``block`` for the one below."""
         return self.lag * (block - 1) if self.targets_down else 0
 
@@ -52,15 +52,15 @@ class Plan:
         Those that the block above had sent beyond are the state of the channel between the two.
         """
         if self.targets_down:
-            return min(self.start + self.distance(block), self.batches) if self.start else 0
+            return min(self.start + self.lead(block), self.batches) if self.start else 0
         return max(0, self.start - 2 * (self.gradients_from - block)) if self.gradients_from else self.start
 
     @property
-    def under_way(self) -> int:
+    def max_in_flight(self) -> int:
         """Messages from above, at most, that a block has not taken when the block above has finished the same batch."""
         return 2 if self.gradients_from else self.lag if self.targets_down else 0
 
-    def steady(self, blocks: int) -> int:
+    def first_steady(self, blocks: int) -> int:
         """The first batch for which a column of ``blocks`` is filled, if the run is long enough."""
         return self.start + min(blocks, (self.batches - self.start) // 2)
 
