@@ -18,7 +18,7 @@ from counterflow.engine.station import Waits
 from counterflow.message import Tag
 from counterflow.trainer.resume import open_run_dir
 from counterflow.trainer.run import train
-from counterflow.transport import Payload, World, connect
+from counterflow.transport import Communicator, Payload, connect
 from processes import CONF, Pool
 
 SMALL = (
@@ -60,17 +60,17 @@ class Delayed:
         self._channel.close()
 
 
-def delay(world: World, most: float, seed: int) -> None:
-    """Make every remote channel of ``world`` late at random."""
-    sender, receiver = world.sender, world.receiver
-    world.sender = lambda edge, *a: Delayed(sender(edge, *a), most, hash((seed, edge.source)))  # type: ignore[method-assign]
-    world.receiver = lambda edge, *a: Delayed(receiver(edge, *a), most, hash((seed, edge.source, 1)))  # type: ignore[method-assign]
+def delay(comm: Communicator, most: float, seed: int) -> None:
+    """Make every remote channel of ``comm`` late at random."""
+    sender, receiver = comm.sender, comm.receiver
+    comm.sender = lambda edge, *a: Delayed(sender(edge, *a), most, hash((seed, edge.source)))  # type: ignore[method-assign]
+    comm.receiver = lambda edge, *a: Delayed(receiver(edge, *a), most, hash((seed, edge.source, 1)))  # type: ignore[method-assign]
 
 
-def unrecorded(world: World, observer: Any) -> Session:
+def unrecorded(comm: Communicator, observer: Any) -> Session:
     """Of a run that leaves nothing on the disk."""
     archive = Archive(Shelf(Path("/nowhere")), None, torch.device("cpu"), lambda saved: None, 30)
-    return Session(world, observer, Waits(), archive)
+    return Session(comm, observer, Waits(), archive)
 
 
 def train_rank(
@@ -79,13 +79,13 @@ def train_rank(
     config = load_config(CONF, [*overrides, f"run.dir={folder or mkdtemp(prefix='counterflow-run-')}"])
     job = prepare(config, size)
     store = dist.FileStore(store_path, size) if size > 1 else None
-    world = connect(store, rank, size, timeout=config.engine.timeout)
+    comm = connect(store, rank, size, timeout=config.engine.timeout)
     if most:
-        delay(world, most, seed)
+        delay(comm, most, seed)
     origin = open_run_dir(job, Path(config.run.dir or ""), lambda text: None) if rank == 0 else None
     with origin.directory if origin is not None else nullcontext():
-        summary = train(job, world, origin)
-    world.close()
+        summary = train(job, comm, origin)
+    comm.close()
     return summary
 
 

@@ -31,10 +31,10 @@ from torch import Tensor
 from counterflow.cli.launch import main
 from counterflow.message import HEADER_BYTES, MessageError, MessageKind, Tag, check_header, pack_header
 from counterflow.topology import Edge, Stream
-from counterflow.transport import ChannelError, Frame, RemoteReceiver, TensorSpec
-from counterflow.transport.channel import Watch
-from counterflow.transport.medium import HostMedium
-from counterflow.transport.remote import Wire
+from counterflow.transport import ChannelError, MessageLayout, RemoteReceiver, TensorSpec
+from counterflow.transport.buffers import CpuGloo
+from counterflow.transport.channel import Watchdog
+from counterflow.transport.remote import P2PEndpoint
 from processes import CONF
 
 JOB = [
@@ -281,7 +281,7 @@ def test_a_stranger_in_a_ranks_place_ends_the_run(victim: int, undisturbed: str)
 # -- our own messages
 
 TAG = Tag(MessageKind.ACTIVATION, 0)
-FRAME = Frame((TensorSpec((3,)),))
+FRAME = MessageLayout((TensorSpec((3,)),))
 
 
 @pytest.mark.parametrize("announced", [FRAME.payload_nbytes + 1, 2**40, 2**63 - 1, 2**64 - 1])
@@ -295,7 +295,7 @@ def test_a_header_that_announces_too_much_costs_no_memory(announced: int) -> Non
     assert peak < 2**16
 
 
-class Recorded(HostMedium):
+class Recorded(CpuGloo):
     """Host memory that remembers what was asked of it, and whose messages are there at once."""
 
     def __init__(self) -> None:
@@ -317,8 +317,8 @@ def test_a_channel_allocates_what_was_agreed_and_nothing_that_is_announced(monke
 
     monkeypatch.setattr(dist, "irecv", forged)
     medium, edge = Recorded(), Edge(Stream.ACTIVATION, 1)
-    wire = Wire(edge, 1, 0, lambda tag: FRAME, medium, Watch(5.0), cast(dist.ProcessGroup, None))
-    receiver = RemoteReceiver(wire, 1, iter([TAG]))
+    endpoint = P2PEndpoint(edge, 1, 0, lambda tag: FRAME, medium, Watchdog(5.0), cast(dist.ProcessGroup, None))
+    receiver = RemoteReceiver(endpoint, 1, iter([TAG]))
     with pytest.raises(ChannelError, match=f"announces {LARGEST} bytes, {FRAME.payload_nbytes} were agreed"):
         receiver.receive(TAG)
     assert set(medium.asked) == {0, FRAME.nbytes}

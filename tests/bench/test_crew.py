@@ -7,26 +7,26 @@ import pytest
 import torch
 
 from counterflow.bench.crew import CrewError, Setting, run
-from counterflow.transport import World
+from counterflow.transport import Communicator
 
 
-def where(world: World, word: str) -> tuple[int, int, str, int]:
-    return world.rank, world.size, word + "".join(world.gather(word, "words")), torch.get_num_threads()
+def where(comm: Communicator, word: str) -> tuple[int, int, str, int]:
+    return comm.rank, comm.size, word + "".join(comm.all_gather(word, "words")), torch.get_num_threads()
 
 
-def fail_in_one(world: World) -> None:
-    if world.rank == 1:
+def fail_in_one(comm: Communicator) -> None:
+    if comm.rank == 1:
         raise ArithmeticError("of rank 1")
     time.sleep(60)
 
 
-def end_in_silence(world: World) -> None:
-    if world.rank == 0:
+def end_in_silence(comm: Communicator) -> None:
+    if comm.rank == 0:
         os._exit(3)
     time.sleep(60)
 
 
-def sleep_on(world: World) -> None:
+def sleep_on(comm: Communicator) -> None:
     time.sleep(60)
 
 

@@ -24,8 +24,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def cost(data: Path, *options: str) -> Any:
-    world: Any = Alone()
-    return count(world, load_config(CONF, [*common(data, 32), "algorithm=bll", *options]))
+    comm: Any = Alone()
+    return count(comm, load_config(CONF, [*common(data, 32), "algorithm=bll", *options]))
 
 
 def test_a_network_of_one_layer_by_hand(data: Path) -> None:

@@ -12,7 +12,7 @@ from counterflow.bench.idle import idle
 from counterflow.bench.options import BenchOptions
 from counterflow.bench.sleeping import Sleep
 from counterflow.bench.suites import transport
-from counterflow.transport import World
+from counterflow.transport import Communicator
 from processes import CONF
 
 SMALL, LARGE = Load(1024, 40, 4), Load(8 << 20, 8, 4)
@@ -32,9 +32,9 @@ def test_every_way_is_measured_in_every_round() -> None:
         assert small < large
 
 
-def one_after_the_other(world: World) -> list[Timed]:
+def one_after_the_other(comm: Communicator) -> list[Timed]:
     """Channels are opened anew each time, over groups that stay."""
-    line = Line(world)
+    line = Line(comm)
     return [measure(way, SMALL) for way in WAYS for measure in (line.flow, line.echo) for _ in range(3)]
 
 

@@ -21,17 +21,17 @@ from counterflow.doctor.notes import Notes
 from counterflow.doctor.pingpong import QUICK, Measured, measure
 from counterflow.doctor.place import Place
 from counterflow.topology import Topology
-from counterflow.transport import World, connect
+from counterflow.transport import Communicator, connect
 from processes import Pool, run_fresh
 
 STEADY = Measured(5e-5, 2e-4, 1e9, Offset(0.0, 1e-4))
 
 
 def measured(rank: int, size: int, store_path: str) -> dict[str, Any]:
-    world = connect(dist.FileStore(store_path, size), rank, size, timeout=20)
-    world.open_edges(Topology(size, size), "gloo", torch.device("cpu"))
-    found = measure(world, 0, QUICK)
-    world.close()
+    comm = connect(dist.FileStore(store_path, size), rank, size, timeout=20)
+    comm.open_edges(Topology(size, size), "gloo", torch.device("cpu"))
+    found = measure(comm, 0, QUICK)
+    comm.close()
     return found.note()
 
 
@@ -46,7 +46,7 @@ def test_ping_pong(pool: Pool) -> None:
 def examined(rank: int, size: int, store_path: str, seconds: float, folder: str) -> list[dict[str, Any]]:
     worlds = []
 
-    def meet() -> World:
+    def meet() -> Communicator:
         worlds.append(connect(dist.FileStore(store_path, size), rank, size, timeout=20))
         return worlds[0]
 
@@ -88,10 +88,10 @@ def unwell(rank: int, size: int, store_path: str, dies: bool) -> None:
     """The last rank ends, or does nothing, when its edge is to be measured."""
     waits = 3.0
 
-    def meet() -> World:
-        world = connect(dist.FileStore(store_path, size), rank, size, timeout=20)
-        world.watch.timeout = waits
-        return world
+    def meet() -> Communicator:
+        comm = connect(dist.FileStore(store_path, size), rank, size, timeout=20)
+        comm.watch.timeout = waits
+        return comm
 
     if rank == size - 1:
         examination._measured = lambda *_: os._exit(0) if dies else time.sleep(8)
@@ -120,7 +120,7 @@ def alone(rank: int, size: int, store_path: str) -> None:
     plan = RunPlan(Path(), QUICK, 1.0, time.monotonic() + 30)
     examination.look = lambda *_: []
 
-    def meet() -> World:
+    def meet() -> Communicator:
         return connect(dist.FileStore(store_path, 2), 0, 2, timeout=1.0)
 
     for check in examine(notes, meet, Place(0, 2, 0, 2), plan):

@@ -70,13 +70,13 @@ def rank_weights(rank: int, size: int, store_path: str, overrides: list[str]) ->
     """The layers that this rank has trained, and the losses if it has the top."""
     config = load_config(CONF, overrides)
     job = prepare(config, size)
-    world = connect(dist.FileStore(store_path, size) if size > 1 else None, rank, size, timeout=config.engine.timeout)
+    comm = connect(dist.FileStore(store_path, size) if size > 1 else None, rank, size, timeout=config.engine.timeout)
     counts = cut(job)
     system = build(job, counts)
     losses = Losses()
-    system.run(unrecorded(world, losses))
-    world.gather(None, "the end")
-    world.close()
+    system.run(unrecorded(comm, losses))
+    comm.all_gather(None, "the end")
+    comm.close()
     ends = list(accumulate(counts))
     owners = [system.owners[sum(end <= layer for end in ends)] for layer in range(len(job.network))]
     mine = {

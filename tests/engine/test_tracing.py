@@ -24,7 +24,7 @@ from counterflow.trace.recorder import NAMES, SHORT
 from counterflow.trace.track import Track
 from counterflow.trainer.resume import open_run_dir
 from counterflow.trainer.run import train
-from counterflow.transport import World, connect
+from counterflow.transport import Communicator, connect
 from processes import CONF, Pool
 from runs import SMALL, summary_of, train_rank
 
@@ -233,24 +233,24 @@ def halted_rank(rank: int, size: int, store_path: str, overrides: list[str], fol
     """A rank of a run of which the first one is told to end; after how many batches it did."""
     config = load_config(CONF, [*overrides, f"run.dir={folder}"])
     job = prepare(config, size)
-    world = connect(dist.FileStore(store_path, size), rank, size, timeout=config.engine.timeout)
+    comm = connect(dist.FileStore(store_path, size), rank, size, timeout=config.engine.timeout)
     if rank == 0:
-        threading.Thread(target=_halt, args=(world,), daemon=True).start()
+        threading.Thread(target=_halt, args=(comm,), daemon=True).start()
     origin = open_run_dir(job, folder, lambda text: None) if rank == 0 else None
     with origin.directory if origin is not None else nullcontext():
         try:
-            train(job, world, origin)
+            train(job, comm, origin)
         except StoppedError as stop:
-            world.close()
+            comm.close()
             return stop.batches
     raise AssertionError("it was not halted")
 
 
-def _halt(world: World) -> None:
-    while not world.halt.possible:
+def _halt(comm: Communicator) -> None:
+    while not comm.stop.possible:
         time.sleep(0.01)
     time.sleep(0.2)
-    world.request_halt(signal.SIGTERM)
+    comm.request_stop(signal.SIGTERM)
 
 
 @pytest.mark.parametrize("algorithm", ["bll", "bp"])

@@ -10,17 +10,17 @@ import torch.distributed as dist
 
 from counterflow.message import MessageKind, Tag
 from counterflow.topology import Edge, Stream, Topology
-from counterflow.transport import Frame, Receiver, TensorSpec, World, connect
+from counterflow.transport import Communicator, MessageLayout, Receiver, TensorSpec, connect
 
 UP = Edge(Stream.ACTIVATION, 1)
 """From rank 0 to rank 1."""
 DOWN = Edge(Stream.TARGET, 1)
 """From rank 1 to rank 0."""
 
-ROWS = Frame((TensorSpec((3, 5)), TensorSpec((7,), torch.int64)))
+ROWS = MessageLayout((TensorSpec((3, 5)), TensorSpec((7,), torch.int64)))
 
 
-def rows(_: Tag) -> Frame:
+def rows(_: Tag) -> MessageLayout:
     return ROWS
 
 
@@ -28,11 +28,11 @@ def batches(count: int) -> Iterator[Tag]:
     return (Tag(MessageKind.ACTIVATION, n) for n in range(count))
 
 
-def filled(frame: Frame, n: int) -> tuple[torch.Tensor, ...]:
-    """Tensors of ``frame`` that are a function of ``n`` alone: random bits, so that floats may be anything."""
+def filled(layout: MessageLayout, n: int) -> tuple[torch.Tensor, ...]:
+    """Tensors of ``layout`` that are a function of ``n`` alone: random bits, so that floats may be anything."""
     generator = torch.Generator().manual_seed(n)
     tensors = []
-    for spec in frame.specs:
+    for spec in layout.specs:
         high = 2 if spec.dtype == torch.bool else 256
         raw = torch.randint(high, (spec.nbytes,), dtype=torch.uint8, generator=generator)
         tensors.append(raw.view(spec.dtype).view(spec.shape))
@@ -47,28 +47,28 @@ def same_bits(found: tuple[torch.Tensor, ...], expected: tuple[torch.Tensor, ...
     )
 
 
-def join(rank: int, size: int, store_path: str, waits: float = 20.0) -> World:
+def join(rank: int, size: int, store_path: str, waits: float = 20.0) -> Communicator:
     """One block a rank, all edges open. No wait of a channel lasts more than ``waits`` seconds; setting up may."""
-    world = connect(dist.FileStore(store_path, size), rank, size, timeout=60)
-    world.open_edges(Topology(size, size), "gloo", torch.device("cpu"))
-    world.gather(None, "the start")
-    world.watch.timeout = waits
-    return world
+    comm = connect(dist.FileStore(store_path, size), rank, size, timeout=60)
+    comm.open_edges(Topology(size, size), "gloo", torch.device("cpu"))
+    comm.all_gather(None, "the start")
+    comm.watch.timeout = waits
+    return comm
 
 
 @contextmanager
-def joined(rank: int, size: int, store_path: str, waits: float = 20.0) -> Iterator[World]:
+def joined(rank: int, size: int, store_path: str, waits: float = 20.0) -> Iterator[Communicator]:
     """For processes of the pool, which go on: what was joined is taken apart once all are done."""
-    world = join(rank, size, store_path, waits)
-    yield world
-    world.gather(None, "the end")
-    world.close()
+    comm = join(rank, size, store_path, waits)
+    yield comm
+    comm.all_gather(None, "the end")
+    comm.close()
 
 
-def until(world: World, rank: int, i: int = 0) -> None:
+def until(comm: Communicator, rank: int, i: int = 0) -> None:
     """Wait for note ``i`` of ``rank``; only one rank may wait for it."""
     end = time.monotonic() + 30
-    while world.collect(rank, i) is None:
+    while comm.poll_report(rank, i) is None:
         assert time.monotonic() < end, f"rank {rank} posts no note {i}"
         time.sleep(0.01)
 
@@ -81,7 +81,7 @@ def soon(true: Callable[[], bool], seconds: float = 20.0) -> bool:
     return true()
 
 
-def take(receiver: Receiver, frame: Callable[[Tag], Frame], tags: Iterator[Tag]) -> None:
+def take(receiver: Receiver, layout: Callable[[Tag], MessageLayout], tags: Iterator[Tag]) -> None:
     """Receive and release all of ``tags``, each with the content that `filled` gives it."""
     for tag in tags:
         assert same_bits(receiver.receive(tag), filled(frame(tag), tag.n)), tag

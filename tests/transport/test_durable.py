@@ -9,17 +9,17 @@ import torch
 import torch.distributed as dist
 
 from counterflow.message import MessageKind, Tag, pack_header
+from counterflow.recovery.recoverable import _count
+from counterflow.recovery.replaying import Link, ReplayingReceiver, ReplayingSender
 from counterflow.topology import Edge, Stream
-from counterflow.transport import ChannelError, Frame, TensorSpec
-from counterflow.transport.channel import Watch
-from counterflow.transport.durable import DurableReceiver, DurableSender, Link
+from counterflow.transport import ChannelError, MessageLayout, TensorSpec
+from counterflow.transport.buffers import CpuGloo
+from counterflow.transport.channel import Watchdog
 from counterflow.transport.interface import address
-from counterflow.transport.medium import HostMedium
-from counterflow.transport.mortal import _count
 from links import soon
 
 EDGE = Edge(Stream.ACTIVATION, 1)
-FRAME = Frame((TensorSpec((5,)), TensorSpec((3,), torch.int64)))
+FRAME = MessageLayout((TensorSpec((5,)), TensorSpec((3,), torch.int64)))
 TOKEN = b"t" * 32
 
 
@@ -36,21 +36,21 @@ class Ends:
 
     def __init__(self) -> None:
         self.store = dist.HashStore()
-        self.made: list[DurableSender | DurableReceiver] = []
+        self.made: list[ReplayingSender | ReplayingReceiver] = []
 
     def link(self, rank: int, timeout: float = 20) -> Link:
-        return Link(EDGE, rank, 1 - rank, lambda tag: FRAME, HostMedium(), Watch(timeout), self.store, TOKEN)
+        return Link(EDGE, rank, 1 - rank, lambda tag: FRAME, CpuGloo(), Watchdog(timeout), self.store, TOKEN)
 
-    def sender(self, first: int = 0, end: int = 0, timeout: float = 20) -> DurableSender:
+    def sender(self, first: int = 0, end: int = 0, timeout: float = 20) -> ReplayingSender:
         """One that has sent messages ``first`` .. ``end`` - 1 as far as there was room."""
-        sender = DurableSender(self.link(0, timeout), "127.0.0.1", 1 << 20)
+        sender = ReplayingSender(self.link(0, timeout), "127.0.0.1", 1 << 20)
         self.made.append(sender)
         for tag in tags(first, end):
             sender.send(tag, filled(tag))
         return sender
 
-    def receiver(self, first: int, end: int, depth: int = 2, timeout: float = 20) -> DurableReceiver:
-        receiver = DurableReceiver(self.link(1, timeout), depth, tags(first, end))
+    def receiver(self, first: int, end: int, depth: int = 2, timeout: float = 20) -> ReplayingReceiver:
+        receiver = ReplayingReceiver(self.link(1, timeout), depth, tags(first, end))
         self.made.append(receiver)
         return receiver
 
@@ -63,7 +63,7 @@ def ends() -> Iterator[Ends]:
         end.end()
 
 
-def take(receiver: DurableReceiver, first: int, end: int) -> None:
+def take(receiver: ReplayingReceiver, first: int, end: int) -> None:
     for tag in tags(first, end):
         message = receiver.receive(tag)
         assert all(torch.equal(found, sent) for found, sent in zip(message, filled(tag), strict=True)), tag

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from counterflow.message import HEADER_BYTES
-from counterflow.transport import Frame, TensorSpec
+from counterflow.transport import MessageLayout, TensorSpec
 from links import filled, same_bits
 
 DTYPES = {
@@ -26,11 +26,11 @@ DTYPES = {
 specs = st.builds(
     TensorSpec, st.lists(st.integers(0, 6), max_size=4).map(tuple), st.sampled_from(sorted(DTYPES, key=str))
 )
-frames = st.lists(specs, max_size=5).map(lambda several: Frame(tuple(several)))
+layouts = st.lists(specs, max_size=5).map(lambda several: MessageLayout(tuple(several)))
 
 
 def test_layout_by_hand() -> None:
-    frame = Frame(
+    layout = MessageLayout(
         (
             TensorSpec((3, 5)),  # 60 bytes, so 64
             TensorSpec((2, 9), torch.int64),  # 144 bytes, so 192
@@ -39,13 +39,13 @@ def test_layout_by_hand() -> None:
             TensorSpec((64,), torch.bool),  # exactly 64
         )
     )
-    assert frame.offsets == (64, 128, 320, 384, 384)
-    assert frame.nbytes == 448
-    assert frame.payload_nbytes == 384
+    assert layout.offsets == (64, 128, 320, 384, 384)
+    assert layout.nbytes == 448
+    assert layout.payload_nbytes == 384
 
 
 def test_large_tensors_come_last_and_travel_alone() -> None:
-    frame = Frame(
+    layout = MessageLayout(
         (
             TensorSpec((1 << 19,)),  # 2 MB, the least that is large
             TensorSpec((3, 5)),
@@ -54,59 +54,59 @@ def test_large_tensors_come_last_and_travel_alone() -> None:
         )
     )
     small = 64 + (1 << 21)  # 60 bytes and 2,097,148
-    assert frame.large == (0, 2)
-    assert frame.head == 64 + small
-    assert frame.offsets == (frame.head, 64, frame.head + (1 << 21), 128)
-    end = frame.head + (1 << 21)
-    assert frame.pieces == (slice(0, frame.head), slice(frame.head, end), slice(end, end + 8 * 600_001))
-    assert frame.nbytes == end + 8 * 600_001 + 56
+    assert layout.large == (0, 2)
+    assert layout.head == 64 + small
+    assert layout.offsets == (layout.head, 64, layout.head + (1 << 21), 128)
+    end = layout.head + (1 << 21)
+    assert layout.pieces == (slice(0, layout.head), slice(layout.head, end), slice(end, end + 8 * 600_001))
+    assert layout.nbytes == end + 8 * 600_001 + 56
 
 
 def test_a_message_without_tensors() -> None:
-    frame = Frame(())
-    assert (frame.nbytes, frame.payload_nbytes) == (HEADER_BYTES, 0)
-    assert frame.views(torch.zeros(64, dtype=torch.uint8)) == ()
-    frame.check(())
+    layout = MessageLayout(())
+    assert (layout.nbytes, layout.payload_nbytes) == (HEADER_BYTES, 0)
+    assert layout.views(torch.zeros(64, dtype=torch.uint8)) == ()
+    layout.check(())
 
 
-@given(frames)
-def test_tensors_are_apart_and_aligned(frame: Frame) -> None:
+@given(layouts)
+def test_tensors_are_apart_and_aligned(layout: MessageLayout) -> None:
     end = HEADER_BYTES
-    for spec, offset in zip(frame.specs, frame.offsets, strict=True):
+    for spec, offset in zip(layout.specs, layout.offsets, strict=True):
         assert spec.nbytes == math.prod(spec.shape) * DTYPES[spec.dtype]
         assert offset % 64 == 0
         assert end <= offset < end + 64
         end = offset + spec.nbytes
-    assert end <= frame.nbytes < end + 64
-    assert frame.nbytes % 64 == 0
-    assert frame.payload_nbytes == frame.nbytes - HEADER_BYTES
+    assert end <= layout.nbytes < end + 64
+    assert layout.nbytes % 64 == 0
+    assert layout.payload_nbytes == layout.nbytes - HEADER_BYTES
 
 
-@given(frames, st.integers(0, 200))
-def test_views_alias_the_buffer(frame: Frame, spare: int) -> None:
+@given(layouts, st.integers(0, 200))
+def test_views_alias_the_buffer(layout: MessageLayout, spare: int) -> None:
     """What is written through the views lies in the buffer at the offsets; the buffer may be larger."""
-    buffer = torch.zeros(frame.nbytes + spare, dtype=torch.uint8)
-    content = filled(frame, 5)
-    for view, tensor in zip(frame.views(buffer), content, strict=True):
+    buffer = torch.zeros(layout.nbytes + spare, dtype=torch.uint8)
+    content = filled(layout, 5)
+    for view, tensor in zip(layout.views(buffer), content, strict=True):
         assert view.data_ptr() % 64 == 0 or not view.numel()
         view.copy_(tensor)
     expected = torch.zeros_like(buffer)
-    for offset, tensor in zip(frame.offsets, content, strict=True):
+    for offset, tensor in zip(layout.offsets, content, strict=True):
         raw = tensor.flatten().view(torch.uint8)
         expected[offset : offset + len(raw)] = raw
     assert torch.equal(buffer, expected)
-    assert same_bits(frame.views(buffer), content)
+    assert same_bits(layout.views(buffer), content)
 
 
-@given(frames)
-def test_check_accepts_what_was_agreed(frame: Frame) -> None:
-    content = filled(frame, 1)
-    frame.check(content)
-    frame.check(list(content))
-    assert Frame(tuple(TensorSpec.of(tensor) for tensor in content)) == frame
+@given(layouts)
+def test_check_accepts_what_was_agreed(layout: MessageLayout) -> None:
+    content = filled(layout, 1)
+    layout.check(content)
+    layout.check(list(content))
+    assert MessageLayout(tuple(TensorSpec.of(tensor) for tensor in content)) == layout
 
 
-AGREED = Frame((TensorSpec((3, 5)), TensorSpec((7,), torch.int64)))
+AGREED = MessageLayout((TensorSpec((3, 5)), TensorSpec((7,), torch.int64)))
 
 
 @pytest.mark.parametrize(

@@ -113,11 +113,11 @@ def meet(rank: int, size: int, store_path: str, port: int, agent: bool) -> None:
     os.environ.update(by_hand(rank, size, port))
     if agent:
         os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"
-    world = connect(*rendezvous(20), timeout=20)
-    world.open_edges(Topology(size, size), "gloo", torch.device("cpu"))
-    world.gather(None, "all is open")
+    comm = connect(*rendezvous(20), timeout=20)
+    comm.open_edges(Topology(size, size), "gloo", torch.device("cpu"))
+    comm.all_gather(None, "all is open")
     print(json.dumps(sorted(listening(os.getpid()))), file=sys.stderr, flush=True)
-    world.gather(None, "all has been read")
+    comm.all_gather(None, "all has been read")
     os._exit(0)
 
 

@@ -10,45 +10,49 @@ import torch
 
 from counterflow.message import MessageKind, Tag
 from counterflow.topology import Edge, Stream
-from counterflow.transport import Frame, TensorSpec
+from counterflow.transport import MessageLayout, TensorSpec
 from links import DOWN, ROWS, UP, batches, filled, joined, rows, same_bits, soon, take, until
 from processes import Pool
 
 VARIOUS = [
-    Frame((TensorSpec((3, 5)),)),
-    Frame((TensorSpec((2, 3, 4), torch.float16), TensorSpec((7,), torch.int64))),
-    Frame((TensorSpec(()), TensorSpec((), torch.float64), TensorSpec((), torch.bool))),
-    Frame((TensorSpec((0, 3)), TensorSpec((5,), torch.bool), TensorSpec((0,), torch.int64))),
-    Frame(()),
-    Frame((TensorSpec((9,), torch.bfloat16), TensorSpec((4, 1), torch.complex64), TensorSpec((33,), torch.int32))),
-    Frame((TensorSpec((1,), torch.uint8), TensorSpec((129, 3), torch.float64))),
-    Frame((TensorSpec((100_003,)),)),
+    MessageLayout((TensorSpec((3, 5)),)),
+    MessageLayout((TensorSpec((2, 3, 4), torch.float16), TensorSpec((7,), torch.int64))),
+    MessageLayout((TensorSpec(()), TensorSpec((), torch.float64), TensorSpec((), torch.bool))),
+    MessageLayout((TensorSpec((0, 3)), TensorSpec((5,), torch.bool), TensorSpec((0,), torch.int64))),
+    MessageLayout(()),
+    MessageLayout(
+        (TensorSpec((9,), torch.bfloat16), TensorSpec((4, 1), torch.complex64), TensorSpec((33,), torch.int32))
+    ),
+    MessageLayout((TensorSpec((1,), torch.uint8), TensorSpec((129, 3), torch.float64))),
+    MessageLayout((TensorSpec((100_003,)),)),
 ]
 
 
-def various(tag: Tag) -> Frame:
+def various(tag: Tag) -> MessageLayout:
     return VARIOUS[tag.n % len(VARIOUS)]
 
 
-def growing(tag: Tag) -> Frame:
+def growing(tag: Tag) -> MessageLayout:
     """Up and down again, so that buffers are made anew, and then too large."""
-    return Frame((TensorSpec((round(2000 * (1 + math.sin(tag.n / 3))) + 1,)), TensorSpec((tag.n % 5,), torch.int64)))
+    return MessageLayout(
+        (TensorSpec((round(2000 * (1 + math.sin(tag.n / 3))) + 1,)), TensorSpec((tag.n % 5,), torch.int64))
+    )
 
 
 def exchange(rank: int, size: int, store_path: str, count: int) -> None:
     """Both streams at once, every message checked for bits, order and alignment."""
-    with joined(rank, size, store_path) as world:
-        for frames, depth in ((various, 2), (growing, 1), (growing, 4)):
+    with joined(rank, size, store_path) as comm:
+        for layouts, depth in ((various, 2), (growing, 1), (growing, 4)):
             mine, theirs = (UP, DOWN) if rank == 0 else (DOWN, UP)
-            sender = world.sender(mine, frames)
-            receiver = world.receiver(theirs, frames, depth, batches(count))
+            sender = comm.sender(mine, layouts)
+            receiver = comm.receiver(theirs, layouts, depth, batches(count))
             for tag in batches(count):
-                content = filled(frames(tag), tag.n + 1000 * rank)
+                content = filled(layouts(tag), tag.n + 1000 * rank)
                 sender.send(tag, content)
                 for tensor in content:
                     tensor.zero_()  # the channel has a copy
                 payload = receiver.receive(tag)
-                assert same_bits(payload, filled(frames(tag), tag.n + 1000 * (1 - rank))), tag
+                assert same_bits(payload, filled(layouts(tag), tag.n + 1000 * (1 - rank))), tag
                 assert all(tensor.data_ptr() % 64 == 0 for tensor in payload if tensor.numel()), tag
                 receiver.release()
             sender.close()
@@ -61,27 +65,27 @@ def test_messages_arrive_as_sent(pool: Pool) -> None:
 
 def three(rank: int, size: int, store_path: str, count: int) -> list[float]:
     """A middle rank with four channels that hands on what it gets, in both directions."""
-    with joined(rank, size, store_path) as world:
+    with joined(rank, size, store_path) as comm:
         seen = []
         up = [Edge(Stream.ACTIVATION, 1), Edge(Stream.ACTIVATION, 2)]
         down = [Edge(Stream.TARGET, 1), Edge(Stream.TARGET, 2)]
         if rank == 0:
-            sender, receiver = world.sender(up[0], rows), world.receiver(down[0], rows, 2, batches(count))
+            sender, receiver = comm.sender(up[0], rows), comm.receiver(down[0], rows, 2, batches(count))
             for tag in batches(count):
                 sender.send(tag, filled(ROWS, tag.n))
                 assert same_bits(receiver.receive(tag), filled(ROWS, tag.n))
                 receiver.release()
             ends = [sender, receiver]
         elif rank == 1:
-            sources = [world.receiver(up[0], rows, 2, batches(count)), world.receiver(down[1], rows, 2, batches(count))]
-            sinks = [world.sender(up[1], rows), world.sender(down[0], rows)]
+            sources = [comm.receiver(up[0], rows, 2, batches(count)), comm.receiver(down[1], rows, 2, batches(count))]
+            sinks = [comm.sender(up[1], rows), comm.sender(down[0], rows)]
             for tag in batches(count):
                 for source, sink in zip(sources, sinks, strict=True):
                     sink.send(tag, source.receive(tag))
                     source.release()
             ends = [*sources, *sinks]
         else:
-            sender, receiver = world.sender(down[1], rows), world.receiver(up[1], rows, 2, batches(count))
+            sender, receiver = comm.sender(down[1], rows), comm.receiver(up[1], rows, 2, batches(count))
             for tag in batches(count):
                 sender.send(tag, receiver.receive(tag))
                 receiver.release()
@@ -96,25 +100,27 @@ def test_a_column_of_three(pool: Pool) -> None:
     assert pool.run(3, three, 30)[2] == list(range(30))
 
 
-LARGE = Frame((TensorSpec((700_000,)), TensorSpec((3, 5)), TensorSpec((2, 300_001), torch.int64), TensorSpec(())))
+LARGE = MessageLayout(
+    (TensorSpec((700_000,)), TensorSpec((3, 5)), TensorSpec((2, 300_001), torch.int64), TensorSpec(()))
+)
 
 
 def large(rank: int, size: int, store_path: str, depth: int) -> bool:
     """Large tensors among small ones; every other message has none. Whether a sender keeps what has left."""
-    frames = (LARGE, ROWS)
-    with joined(rank, size, store_path) as world:
+    layouts = (LARGE, ROWS)
+    with joined(rank, size, store_path) as comm:
         if rank == 0:
-            sender = world.sender(UP, lambda tag: frames[tag.n % 2])
+            sender = comm.sender(UP, lambda tag: layouts[tag.n % 2])
             for tag in batches(12):
-                content = filled(frames[tag.n % 2], tag.n)
+                content = filled(layouts[tag.n % 2], tag.n)
                 sender.send(tag, content)
             kept = weakref.ref(content[0].untyped_storage())
             sender.close()
             del content
             return kept() is not None
-        receiver = world.receiver(UP, lambda tag: frames[tag.n % 2], depth, batches(12))
+        receiver = comm.receiver(UP, lambda tag: layouts[tag.n % 2], depth, batches(12))
         for tag in batches(12):
-            assert same_bits(receiver.receive(tag), filled(frames[tag.n % 2], tag.n)), str(tag)
+            assert same_bits(receiver.receive(tag), filled(layouts[tag.n % 2], tag.n)), str(tag)
             receiver.release()
         receiver.close()
         return False
@@ -133,16 +139,16 @@ def mixed(rank: int, size: int, store_path: str) -> None:
         Tag(MessageKind.TEST, 0, 1),
         Tag(MessageKind.ACTIVATION, 1),
     ]
-    frame = Frame((TensorSpec((4, 6)),))
-    with joined(rank, size, store_path) as world:
+    layout = MessageLayout((TensorSpec((4, 6)),))
+    with joined(rank, size, store_path) as comm:
         square = torch.arange(48.0).view(6, 8)
         if rank == 0:
-            sender = world.sender(UP, lambda tag: frame)
+            sender = comm.sender(UP, lambda tag: layout)
             for e, tag in enumerate(tags):
                 sender.send(tag, ((square + e).t()[::2],))
             sender.close()
         else:
-            receiver = world.receiver(UP, lambda tag: frame, 1, iter(tags))
+            receiver = comm.receiver(UP, lambda tag: layout, 1, iter(tags))
             for e, tag in enumerate(tags):
                 (tensor,) = receiver.receive(tag)
                 assert tensor.is_contiguous()
@@ -157,15 +163,15 @@ def test_kinds_and_layouts(pool: Pool) -> None:
 
 def reuse(rank: int, size: int, store_path: str, depth: int, count: int) -> int:
     """How many different places the messages of a receiver had."""
-    with joined(rank, size, store_path) as world:
+    with joined(rank, size, store_path) as comm:
         places = set()
         if rank == 0:
-            sender = world.sender(UP, rows)
+            sender = comm.sender(UP, rows)
             for tag in batches(count):
                 sender.send(tag, filled(ROWS, tag.n))
             sender.close()
         else:
-            receiver = world.receiver(UP, rows, depth, batches(count))
+            receiver = comm.receiver(UP, rows, depth, batches(count))
             for tag in batches(count):
                 places.add(receiver.receive(tag)[0].data_ptr())
                 receiver.release()
@@ -181,14 +187,14 @@ def test_buffers_are_a_small_ring(pool: Pool, depth: int) -> None:
 def hold(rank: int, size: int, store_path: str, depth: int) -> None:
     """A receiver that keeps all that its buffers hold, while as much as possible is under way to it."""
     count = 3 * depth + 6
-    with joined(rank, size, store_path) as world:
+    with joined(rank, size, store_path) as comm:
         if rank == 0:
-            sender = world.sender(UP, rows)
+            sender = comm.sender(UP, rows)
             for tag in batches(count):
                 sender.send(tag, filled(ROWS, tag.n))
             sender.close()
             return
-        receiver = world.receiver(UP, rows, depth, batches(count))
+        receiver = comm.receiver(UP, rows, depth, batches(count))
         held = [(tag.n, receiver.receive(tag)) for tag in batches(depth + 1)]
         for n in range(depth + 1, count):
             time.sleep(0.02)
@@ -229,32 +235,32 @@ def fill(rank: int, size: int, store_path: str, depth: int) -> None:
         time.sleep(0.2)  # if it were not full, the next one would go now
         return reached and len(handed) == room
 
-    with joined(rank, size, store_path) as world:
+    with joined(rank, size, store_path) as comm:
         if rank == 0:
-            sender = world.sender(UP, rows)
+            sender = comm.sender(UP, rows)
             thread = threading.Thread(target=send_all)
             thread.start()
             assert is_full(room), handed
-            world.gather(None, "full")
-            world.gather(None, "one taken")
+            comm.all_gather(None, "full")
+            comm.all_gather(None, "one taken")
             assert is_full(room), handed  # it is in use: no buffer is free
-            world.gather(None, "one released")
-            world.gather(None, "room for one")
+            comm.all_gather(None, "one released")
+            comm.all_gather(None, "room for one")
             assert is_full(room + 1), handed
-            world.gather(None, "go on")
+            comm.all_gather(None, "go on")
             thread.join(20)
             assert handed == list(range(count))
             sender.close()
         else:
-            receiver = world.receiver(UP, rows, depth, batches(count))
-            world.gather(None, "full")
+            receiver = comm.receiver(UP, rows, depth, batches(count))
+            comm.all_gather(None, "full")
             first = receiver.receive(Tag(MessageKind.ACTIVATION, 0))
             assert same_bits(first, filled(ROWS, 0))
-            world.gather(None, "one taken")
-            world.gather(None, "one released")
+            comm.all_gather(None, "one taken")
+            comm.all_gather(None, "one released")
             receiver.release()
-            world.gather(None, "room for one")
-            world.gather(None, "go on")
+            comm.all_gather(None, "room for one")
+            comm.all_gather(None, "go on")
             for n in range(1, count):
                 assert same_bits(receiver.receive(Tag(MessageKind.ACTIVATION, n)), filled(ROWS, n))
                 receiver.release()
@@ -269,14 +275,14 @@ def test_depth_bounds_what_is_under_way(pool: Pool, depth: int) -> None:
 def short(rank: int, size: int, store_path: str) -> list[str]:
     """A queue deeper than the run is long: no receive is posted that no message meets. Which threads are left."""
     before = set(threading.enumerate())  # a run that was stopped in this process left some
-    with joined(rank, size, store_path) as world:
+    with joined(rank, size, store_path) as comm:
         if rank == 0:
-            sender = world.sender(UP, rows)
+            sender = comm.sender(UP, rows)
             for tag in batches(2):
                 sender.send(tag, filled(ROWS, tag.n))
             sender.close()
         else:
-            receiver = world.receiver(UP, rows, 8, batches(2))
+            receiver = comm.receiver(UP, rows, 8, batches(2))
             take(receiver, rows, batches(2))
             receiver.close()
         return [thread.name for thread in set(threading.enumerate()) - before if "edge" in thread.name]
@@ -287,10 +293,10 @@ def test_a_run_shorter_than_the_queue_leaves_nothing_behind(pool: Pool) -> None:
 
 
 def refuse(rank: int, size: int, store_path: str) -> list[str]:
-    with joined(rank, size, store_path) as world:
+    with joined(rank, size, store_path) as comm:
         refused = []
         if rank == 0:
-            sender = world.sender(UP, rows)
+            sender = comm.sender(UP, rows)
             for tag in batches(12):
                 for wrong in ((torch.zeros(3, 5),), (torch.zeros(3, 6), torch.zeros(7, dtype=torch.int64)), ()):
                     try:
@@ -300,7 +306,7 @@ def refuse(rank: int, size: int, store_path: str) -> list[str]:
                 sender.send(tag, filled(ROWS, tag.n))
             sender.close()
         else:
-            receiver = world.receiver(UP, rows, 2, batches(12))
+            receiver = comm.receiver(UP, rows, 2, batches(12))
             take(receiver, rows, batches(12))
             receiver.close()
         return refused
@@ -318,15 +324,15 @@ def test_what_was_not_agreed_is_refused_and_the_channel_goes_on(pool: Pool) -> N
 
 def wrong_turn(rank: int, size: int, store_path: str) -> str:
     """A program that asks for another message than the next one."""
-    with joined(rank, size, store_path) as world:
+    with joined(rank, size, store_path) as comm:
         text = ""
         if rank == 0:
-            sender = world.sender(UP, rows)
+            sender = comm.sender(UP, rows)
             for tag in batches(2):
                 sender.send(tag, filled(ROWS, tag.n))
             sender.close()
         else:
-            receiver = world.receiver(UP, rows, 2, batches(2))
+            receiver = comm.receiver(UP, rows, 2, batches(2))
             try:
                 receiver.receive(Tag(MessageKind.ACTIVATION, 1))
             except Exception as error:
@@ -343,22 +349,22 @@ def test_a_program_that_asks_for_another_message(pool: Pool) -> None:
 
 def drain(rank: int, size: int, store_path: str, depth: int, count: int, limit: float) -> bool:
     """Close at once after the last message; the receiver is slow. Whether the sender's close took over ``limit`` s."""
-    with joined(rank, size, store_path) as world:
+    with joined(rank, size, store_path) as comm:
         waited = False
         if rank == 0:
-            sender = world.sender(UP, rows)
+            sender = comm.sender(UP, rows)
             for tag in batches(count):
                 sender.send(tag, filled(ROWS, tag.n))
             closing = threading.Thread(target=sender.close)
             closing.start()
             closing.join(limit)
             waited = closing.is_alive()
-            world.post("closing")
+            comm.send_report("closing")
             closing.join(20)
             assert not closing.is_alive()
         else:
-            receiver = world.receiver(UP, rows, depth, batches(count))
-            until(world, 0)
+            receiver = comm.receiver(UP, rows, depth, batches(count))
+            until(comm, 0)
             for tag in batches(count):
                 time.sleep(0.03)
                 assert same_bits(receiver.receive(tag), filled(ROWS, tag.n)), tag
@@ -378,21 +384,21 @@ def test_close_waits_for_what_has_not_left(pool: Pool) -> None:
 
 def late(rank: int, size: int, store_path: str) -> bool:
     """The receiver closes while its messages are still to come."""
-    with joined(rank, size, store_path) as world:
+    with joined(rank, size, store_path) as comm:
         waited = False
         if rank == 0:
-            sender = world.sender(UP, rows)
-            until(world, 1)
+            sender = comm.sender(UP, rows)
+            until(comm, 1)
             for tag in batches(2):
                 sender.send(tag, filled(ROWS, tag.n))
             sender.close()
         else:
-            receiver = world.receiver(UP, rows, 2, batches(2))
+            receiver = comm.receiver(UP, rows, 2, batches(2))
             closing = threading.Thread(target=receiver.close)
             closing.start()
             closing.join(0.3)
             waited = closing.is_alive()
-            world.post("closing")
+            comm.send_report("closing")
             closing.join(20)
             assert not closing.is_alive()
             take(receiver, rows, batches(2))
@@ -405,11 +411,11 @@ def test_a_receiver_closes_when_nothing_is_under_way(pool: Pool) -> None:
 
 def idle(rank: int, size: int, store_path: str) -> None:
     """The target channel rests for longer than a wait may last, while activations come all the time."""
-    with joined(rank, size, store_path) as world:
-        world.watch.timeout = 1.0
+    with joined(rank, size, store_path) as comm:
+        comm.watch.timeout = 1.0
         if rank == 0:
-            targets = world.receiver(DOWN, rows, 2, batches(1))
-            sender = world.sender(UP, rows)
+            targets = comm.receiver(DOWN, rows, 2, batches(1))
+            sender = comm.sender(UP, rows)
             for tag in batches(25):
                 time.sleep(0.1)
                 sender.send(tag, filled(ROWS, tag.n))
@@ -417,8 +423,8 @@ def idle(rank: int, size: int, store_path: str) -> None:
             sender.close()
             targets.close()
         else:
-            activations = world.receiver(UP, rows, 2, batches(25))
-            sender = world.sender(DOWN, rows)
+            activations = comm.receiver(UP, rows, 2, batches(25))
+            sender = comm.sender(DOWN, rows)
             take(activations, rows, batches(25))
             sender.send(Tag(MessageKind.ACTIVATION, 0), filled(ROWS, 0))
             sender.close()

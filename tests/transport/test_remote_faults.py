@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from counterflow.message import HEADER_BYTES, MessageKind, Tag, pack_header
 from counterflow.topology import Edge, Stream
-from counterflow.transport import Frame, TensorSpec, World
+from counterflow.transport import Communicator, MessageLayout, TensorSpec
 from links import DOWN, ROWS, UP, batches, filled, join, log, rows, until
 from processes import Ended, run_fresh
 
@@ -60,9 +60,9 @@ def raw(message: bytes) -> torch.Tensor:
     return torch.frombuffer(bytearray(message), dtype=torch.uint8)
 
 
-def send_raw(world: World, message: bytes) -> None:
+def send_raw(comm: Communicator, message: bytes) -> None:
     """Bytes on the edge as no `RemoteSender` would send them."""
-    group, peer = world._groups[UP]
+    group, peer = comm._groups[UP]
     work = dist.isend(raw(message), peer, group=group)
     assert work is not None
     work.wait()
@@ -75,21 +75,21 @@ def whole(n: int) -> bytes:
 
 def forge(rank: int, size: int, store_path: str, forged: bytes) -> None:
     """Two right messages, and when they have been taken, a forged one."""
-    world = join(rank, size, store_path)
+    comm = join(rank, size, store_path)
     if rank == 0:
         for message in (whole(0), whole(1)):
-            send_raw(world, message)
-        world.gather(None, "taken")
-        send_raw(world, forged)
+            send_raw(comm, message)
+        comm.all_gather(None, "taken")
+        send_raw(comm, forged)
     else:
-        receiver = world.receiver(UP, rows, 2, batches(10))
+        receiver = comm.receiver(UP, rows, 2, batches(10))
         for n in (0, 1):
             receiver.receive(Tag(MessageKind.ACTIVATION, n))
             receiver.release()
-        world.gather(None, "taken")
+        comm.all_gather(None, "taken")
         log("forged", lambda: receiver.receive(Tag(MessageKind.ACTIVATION, 2)))
         log("again", lambda: receiver.receive(Tag(MessageKind.ACTIVATION, 3)))
-    world.gather(None, "the end")
+    comm.all_gather(None, "the end")
     bye()
 
 
@@ -126,23 +126,23 @@ def test_a_forged_message_ends_the_run(case: str) -> None:
 
 def oversize(rank: int, size: int, store_path: str, nbytes: int) -> None:
     """A message larger than the posted buffer, and a channel in the other direction."""
-    world = join(rank, size, store_path)
+    comm = join(rank, size, store_path)
     if rank == 0:
-        other = world.receiver(DOWN, rows, 2, batches(10))
-        group, peer = world._groups[UP]
+        other = comm.receiver(DOWN, rows, 2, batches(10))
+        group, peer = comm._groups[UP]
         message = raw(whole(0).ljust(nbytes, b"\0"))
         work = dist.isend(message, peer, group=group)
         log("other channel", lambda: other.receive(FIRST))
         del work
     else:
-        receiver = world.receiver(UP, rows, 2, batches(10))
+        receiver = comm.receiver(UP, rows, 2, batches(10))
         log("oversize", lambda: receiver.receive(FIRST))
     bye()
 
 
 @pytest.mark.parametrize("nbytes", [ROWS.nbytes + 1, 20_000_000])
 def test_gloo_aborts_on_a_message_larger_than_agreed(nbytes: int) -> None:
-    """The reason why `Frame.check` comes before every send. If this fails, gloo has learnt to raise: simplify."""
+    """The reason why `MessageLayout.check` comes before every send. If this fails, gloo has learnt to raise: simplify."""
     sender, receiver = run_fresh(2, oversize, nbytes, timeout=60)
     assert receiver.status == -signal.SIGABRT
     assert f"{nbytes} vs {ROWS.nbytes}" in receiver.stderr
@@ -157,20 +157,20 @@ def test_gloo_aborts_on_a_message_larger_than_agreed(nbytes: int) -> None:
 
 def killed_while_we_receive(rank: int, size: int, store_path: str, before: int) -> None:
     """Rank 0 sends ``before`` messages and dies."""
-    world = join(rank, size, store_path, 60)
+    comm = join(rank, size, store_path, 60)
     if rank == 0:
-        sender = world.sender(UP, rows)
+        sender = comm.sender(UP, rows)
         for tag in batches(before):
             sender.send(tag, filled(ROWS, tag.n))
         sender.close()
         time.sleep(0.5)
         die()
-    receiver = world.receiver(UP, rows, 2, batches(20))
+    receiver = comm.receiver(UP, rows, 2, batches(20))
     for tag in batches(before):
         receiver.receive(tag)
         receiver.release()
     log("receive", lambda: receiver.receive(Tag(MessageKind.ACTIVATION, before)))
-    log("gather", lambda: world.gather(None, "outcomes"))
+    log("gather", lambda: comm.all_gather(None, "outcomes"))
     bye()
 
 
@@ -185,37 +185,37 @@ def test_killed_while_we_receive(before: int) -> None:
 
 
 def killed_while_we_wait_for_room(
-    rank: int, size: int, store_path: str, depth: int, frame: Frame, closes: bool
+    rank: int, size: int, store_path: str, depth: int, layout: MessageLayout, closes: bool
 ) -> None:
     """Rank 1 takes nothing and dies once rank 0 has filled the channel, and sends one more or closes."""
-    world = join(rank, size, store_path, 60)
+    comm = join(rank, size, store_path, 60)
 
-    def frames(_: Tag) -> Frame:
-        return frame
+    def layouts(_: Tag) -> MessageLayout:
+        return layout
 
     if rank == 1:
-        world.receiver(UP, frames, depth, batches(100))
-        world.gather(None, "full")
+        comm.receiver(UP, layouts, depth, batches(100))
+        comm.all_gather(None, "full")
         time.sleep(0.5)
         die()
-    sender = world.sender(UP, frames)
+    sender = comm.sender(UP, layouts)
     room = depth + 3
     for tag in batches(room):
-        sender.send(tag, filled(frame, tag.n))
-    world.gather(None, "full")
+        sender.send(tag, filled(layout, tag.n))
+    comm.all_gather(None, "full")
     if not closes:
-        log("send", lambda: sender.send(Tag(MessageKind.ACTIVATION, room), filled(frame, room)))
+        log("send", lambda: sender.send(Tag(MessageKind.ACTIVATION, room), filled(layout, room)))
     log("close", sender.close)
     bye()
 
 
-MEGABYTES = Frame((TensorSpec((2_000_000,)),))
+MEGABYTES = MessageLayout((TensorSpec((2_000_000,)),))
 
 
 @pytest.mark.parametrize("closes", [False, True], ids=["send", "close"])
 @pytest.mark.parametrize("frame", [ROWS, MEGABYTES], ids=["small", "large"])
-def test_killed_while_we_wait_for_room(frame: Frame, closes: bool) -> None:
-    survivor, killed = run_fresh(2, killed_while_we_wait_for_room, 2, frame, closes, timeout=60)
+def test_killed_while_we_wait_for_room(layout: MessageLayout, closes: bool) -> None:
+    survivor, killed = run_fresh(2, killed_while_we_wait_for_room, 2, layout, closes, timeout=60)
     assert killed.status == -signal.SIGKILL
     found = told(survivor, "close" if closes else "send")
     # the message that is under way, the first after the three that were received
@@ -225,18 +225,18 @@ def test_killed_while_we_wait_for_room(frame: Frame, closes: bool) -> None:
 
 
 def killed_before_we_send(rank: int, size: int, store_path: str) -> None:
-    world = join(rank, size, store_path, 60)
+    comm = join(rank, size, store_path, 60)
     if rank == 1:
         die()
     time.sleep(1.0)
-    sender = world.sender(UP, rows)
+    sender = comm.sender(UP, rows)
 
     def send_all() -> None:
         for tag in batches(10):
             sender.send(tag, filled(ROWS, tag.n))
 
     log("send", send_all)
-    log("receiver", lambda: world.receiver(DOWN, rows, 2, batches(3)).receive(FIRST))
+    log("receiver", lambda: comm.receiver(DOWN, rows, 2, batches(3)).receive(FIRST))
     bye()
 
 
@@ -255,7 +255,7 @@ def test_killed_before_we_send() -> None:
     assert later.seconds < PROMPT
 
 
-HUGE = Frame((TensorSpec((40_000_000,), torch.uint8),))
+HUGE = MessageLayout((TensorSpec((40_000_000,), torch.uint8),))
 
 
 def killed_mid_message(rank: int, size: int, store_path: str, other: bool) -> None:
@@ -263,9 +263,9 @@ def killed_mid_message(rank: int, size: int, store_path: str, other: bool) -> No
 
     It stops first, so that the socket fills up; then another process would see the message half sent.
     """
-    world = join(rank, size, store_path, 8)
+    comm = join(rank, size, store_path, 8)
     if rank == 1:
-        world.receiver(UP, lambda tag: HUGE, 1, batches(100))
+        comm.receiver(UP, lambda tag: HUGE, 1, batches(100))
         if os.fork() == 0:
             parent = os.getppid()
             os.kill(parent, signal.SIGSTOP)
@@ -274,9 +274,9 @@ def killed_mid_message(rank: int, size: int, store_path: str, other: bool) -> No
             os._exit(0)
         time.sleep(60)
     if other:
-        world.receiver(DOWN, rows, 2, batches(100))
+        comm.receiver(DOWN, rows, 2, batches(100))
     time.sleep(0.7)  # rank 1 is stopped: nobody reads the socket
-    sender = world.sender(UP, lambda tag: HUGE)
+    sender = comm.sender(UP, lambda tag: HUGE)
     content = filled(HUGE, 0)
 
     def send_all() -> None:
@@ -309,14 +309,14 @@ def test_killed_mid_message_without_a_channel_back() -> None:
 
 def silent(rank: int, size: int, store_path: str, seconds: float) -> None:
     """Rank 0 lives and neither sends nor receives."""
-    world = join(rank, size, store_path, 60)
+    comm = join(rank, size, store_path, 60)
     if rank == 0:
-        world.gather(None, "the end")
+        comm.all_gather(None, "the end")
         bye()
-    world.watch.timeout = seconds
-    receiver = world.receiver(UP, rows, 2, batches(3))
+    comm.watch.timeout = seconds
+    receiver = comm.receiver(UP, rows, 2, batches(3))
     log("receive", lambda: receiver.receive(FIRST))
-    world.gather(None, "the end")
+    comm.all_gather(None, "the end")
     bye()
 
 
@@ -334,17 +334,17 @@ def test_a_silent_sender_is_given_up() -> None:
 
 def silent_above(rank: int, size: int, store_path: str, seconds: float) -> None:
     """Rank 1 lives and posts no receive."""
-    world = join(rank, size, store_path, 60)
+    comm = join(rank, size, store_path, 60)
     if rank == 1:
-        world.gather(None, "the end")
+        comm.all_gather(None, "the end")
         bye()
-    world.watch.timeout = seconds
-    sender = world.sender(UP, rows)
+    comm.watch.timeout = seconds
+    sender = comm.sender(UP, rows)
     for tag in batches(2):
         sender.send(tag, filled(ROWS, tag.n))
     log("send", lambda: sender.send(Tag(MessageKind.ACTIVATION, 2), filled(ROWS, 2)))
     log("close", sender.close)
-    world.gather(None, "the end")
+    comm.all_gather(None, "the end")
     bye()
 
 
@@ -366,16 +366,16 @@ def test_a_silent_receiver_is_given_up() -> None:
 
 def middle(rank: int, size: int, store_path: str, waits_in: str) -> None:
     """Rank 0 dies while rank 1 waits for rank 2, which lives, and neither sends nor receives."""
-    world = join(rank, size, store_path, 60)
+    comm = join(rank, size, store_path, 60)
     if rank == 0:
         time.sleep(1.0)
         die()
     if rank == 2:
-        until(world, 1)
+        until(comm, 1)
         bye()
-    world.receiver(UP, rows, 2, batches(10))
+    comm.receiver(UP, rows, 2, batches(10))
     if waits_in == "send":
-        sender = world.sender(Edge(Stream.ACTIVATION, 2), rows)
+        sender = comm.sender(Edge(Stream.ACTIVATION, 2), rows)
 
         def send_all() -> None:
             for tag in batches(20):
@@ -383,9 +383,9 @@ def middle(rank: int, size: int, store_path: str, waits_in: str) -> None:
 
         log("wait", send_all)
     else:
-        receiver = world.receiver(Edge(Stream.TARGET, 2), rows, 2, batches(10))
+        receiver = comm.receiver(Edge(Stream.TARGET, 2), rows, 2, batches(10))
         log("wait", receiver.close if waits_in == "close" else lambda: receiver.receive(FIRST))
-    world.post("told")
+    comm.send_report("told")
     bye()
 
 
@@ -400,10 +400,10 @@ def test_a_failure_on_one_edge_ends_the_wait_on_another(waits_in: str) -> None:
 
 def wave(rank: int, size: int, store_path: str) -> None:
     """Every rank waits for the one below, and the lowest dies: each that ends takes the next one along."""
-    world = join(rank, size, store_path, 60)
+    comm = join(rank, size, store_path, 60)
     if rank == 0:
         die()
-    receiver = world.receiver(Edge(Stream.ACTIVATION, rank), rows, 2, batches(10))
+    receiver = comm.receiver(Edge(Stream.ACTIVATION, rank), rows, 2, batches(10))
     log("wait", lambda: receiver.receive(FIRST))
     bye()
 

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from counterflow.message import MessageKind, Tag
+from counterflow.recovery.replay_buffer import ReplayBuffer, order
 from counterflow.schedule import RunPlan
 from counterflow.topology import Edge, Stream
-from counterflow.transport.replay import Replay, order
 
 BYTES = 8
 
@@ -26,7 +26,7 @@ def tags(count: int) -> list[Tag]:
 @given(st.integers(1, 40), st.integers(0, 60), st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), max_size=4))
 def test_it_keeps_what_is_not_forgotten(count: int, most: int, forgotten: list[tuple[int, int]]) -> None:
     """However little is held in memory, and whenever something is forgotten on the way."""
-    replay = Replay(most)
+    replay = ReplayBuffer(most)
     kept = 0
     for i, tag in enumerate(tags(count)):
         replay.append(tag, message(i))
@@ -45,7 +45,7 @@ def test_it_keeps_what_is_not_forgotten(count: int, most: int, forgotten: list[t
 
 
 def test_memory_is_bounded() -> None:
-    replay = Replay(3 * BYTES)
+    replay = ReplayBuffer(3 * BYTES)
     for i, tag in enumerate(tags(100)):
         replay.append(tag, message(i))
         assert replay.held <= 3 * BYTES
@@ -53,7 +53,7 @@ def test_memory_is_bounded() -> None:
 
 
 def test_files_go_with_what_is_in_them() -> None:
-    replay = Replay(BYTES)
+    replay = ReplayBuffer(BYTES)
     before = len(os.listdir("/proc/self/fd"))
     for i, tag in enumerate(tags(1000)):
         replay.append(tag, message(i))

@@ -6,13 +6,13 @@ import time
 import pytest
 
 from counterflow.transport import ChannelError
-from counterflow.transport.channel import Watch
+from counterflow.transport.channel import Watchdog
 
 
 class Waiter(threading.Thread):
     """Waits in a thread of its own; ``outcome`` is the seconds that `Watch.wait` returned, or its error."""
 
-    def __init__(self, watch: Watch, ready: object, what: str = "a message") -> None:
+    def __init__(self, watch: Watchdog, ready: object, what: str = "a message") -> None:
         super().__init__(daemon=True)
         self.outcome: float | ChannelError | None = None
         self._wait = (watch, ready, what)
@@ -32,12 +32,12 @@ class Waiter(threading.Thread):
 
 
 def test_what_is_ready_needs_no_wait() -> None:
-    assert Watch(10).wait(lambda: True, "nothing") < 5
-    assert Watch(0).wait(lambda: [0], "nothing") < 5
+    assert Watchdog(10).wait(lambda: True, "nothing") < 5
+    assert Watchdog(0).wait(lambda: [0], "nothing") < 5
 
 
 def test_a_wait_ends_when_another_thread_makes_it_ready() -> None:
-    watch = Watch(30)
+    watch = Watchdog(30)
     box: list[int] = []
     waiter = Waiter(watch, lambda: box)
     time.sleep(0.2)
@@ -50,7 +50,7 @@ def test_a_wait_ends_when_another_thread_makes_it_ready() -> None:
 
 
 def test_a_failure_wakes_all_waits() -> None:
-    watch = Watch(30)
+    watch = Watchdog(30)
     waiters = [Waiter(watch, lambda: False, f"channel {i}") for i in range(5)]
     time.sleep(0.1)
     error = ChannelError("lost rank 7")
@@ -59,14 +59,14 @@ def test_a_failure_wakes_all_waits() -> None:
 
 
 def test_a_failure_ends_later_waits_too() -> None:
-    watch = Watch(30)
+    watch = Watchdog(30)
     watch.fail(ChannelError("lost rank 7"))
     with pytest.raises(ChannelError, match=r"^lost rank 7$"):
         watch.wait(lambda: True, "what is there already")
 
 
 def test_the_first_failure_counts() -> None:
-    watch = Watch(30)
+    watch = Watchdog(30)
     watch.fail(ChannelError("lost rank 7"))
     watch.fail(ChannelError("lost rank 8, because of 7"))
     with pytest.raises(ChannelError, match="rank 7"):
@@ -76,13 +76,13 @@ def test_the_first_failure_counts() -> None:
 def test_timeout_says_what_and_how_long() -> None:
     start = time.monotonic()
     with pytest.raises(ChannelError, match=r"^rank 1: room for batch 3: nothing for 0\.25 s \(engine\.timeout\)$"):
-        Watch(0.25).wait(lambda: False, "rank 1: room for batch 3")
+        Watchdog(0.25).wait(lambda: False, "rank 1: room for batch 3")
     assert 0.25 <= time.monotonic() - start < 5
 
 
 def test_a_timeout_is_for_one_wait_only() -> None:
     """Waits do not add up, and one that ran out leaves the others alone."""
-    watch = Watch(0.4)
+    watch = Watchdog(0.4)
     box: list[int] = []
     waiter = Waiter(watch, lambda: False)
     assert isinstance(waiter.end(), ChannelError)

@@ -7,17 +7,17 @@ import torch
 import torch.distributed as dist
 
 from counterflow.topology import Edge, Stream, Topology
-from counterflow.transport import World, connect, rendezvous
+from counterflow.transport import Communicator, connect, rendezvous
 from links import joined, until
 from processes import Pool
 
 
 @pytest.fixture
-def alone() -> World:
+def alone() -> Communicator:
     return connect(None, 0, 1, timeout=1)
 
 
-def test_one_process_needs_no_group(alone: World) -> None:
+def test_one_process_needs_no_group(alone: Communicator) -> None:
     assert (alone.rank, alone.size, alone.watch.timeout) == (0, 1, 1)
     alone.open_edges(Topology(5, 1), "gloo", torch.device("cpu"))
     assert alone.gather({"a": 1}, "things") == [{"a": 1}]
@@ -25,7 +25,7 @@ def test_one_process_needs_no_group(alone: World) -> None:
     assert not dist.is_initialized()
 
 
-def test_notes_of_one_process(alone: World) -> None:
+def test_notes_of_one_process(alone: Communicator) -> None:
     assert alone.collect(0, 0) is None
     alone.post("first")
     alone.post("second")
@@ -43,10 +43,10 @@ def test_rendezvous_without_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def gather(rank: int, size: int, store_path: str) -> list[Any]:
-    with joined(rank, size, store_path) as world:
-        first = world.gather({"rank": rank, "text": "x" * 1000 * rank}, "first")
-        second = world.gather(rank if rank else None, "second")
-        return [first, second, (world.rank, world.size)]
+    with joined(rank, size, store_path) as comm:
+        first = comm.all_gather({"rank": rank, "text": "x" * 1000 * rank}, "first")
+        second = comm.all_gather(rank if rank else None, "second")
+        return [first, second, (comm.rank, comm.size)]
 
 
 def test_gather_is_the_same_everywhere(pool: Pool) -> None:
@@ -55,18 +55,18 @@ def test_gather_is_the_same_everywhere(pool: Pool) -> None:
 
 
 def notes(rank: int, size: int, store_path: str) -> list[str | None]:
-    with joined(rank, size, store_path) as world:
+    with joined(rank, size, store_path) as comm:
         if rank:
             for i in range(3):
-                world.post(f"note {i} of {rank}, größer")
-            world.gather(None, "posted")
+                comm.send_report(f"note {i} of {rank}, größer")
+            comm.all_gather(None, "posted")
             return []
-        found = [world.collect(9, 0)]
-        world.gather(None, "posted")
+        found = [comm.poll_report(9, 0)]
+        comm.all_gather(None, "posted")
         for r in (2, 1):
             for i in range(3):
-                found.append(world.collect(r, i))
-        found.append(world.collect(1, 0))  # it has been taken
+                found.append(comm.poll_report(r, i))
+        found.append(comm.poll_report(1, 0))  # it has been taken
         return found
 
 
@@ -77,13 +77,13 @@ def test_notes_reach_rank_0_once(pool: Pool) -> None:
 
 def nobody_waits(rank: int, size: int, store_path: str) -> None:
     """A note waits for no reader: rank 1 posts before rank 0 looks at anything."""
-    with joined(rank, size, store_path) as world:
+    with joined(rank, size, store_path) as comm:
         if rank == 1:
-            world.post("early")
-            world.post("ready")
+            comm.send_report("early")
+            comm.send_report("ready")
         else:
-            until(world, 1, 1)
-            assert world.collect(1, 0) == "early"
+            until(comm, 1, 1)
+            assert comm.poll_report(1, 0) == "early"
 
 
 def test_posting_does_not_wait(pool: Pool) -> None:
@@ -92,11 +92,11 @@ def test_posting_does_not_wait(pool: Pool) -> None:
 
 def groups(rank: int, size: int, store_path: str) -> dict[str, tuple[int, list[int]]]:
     """The other end, and the members of the group, of every edge that this rank has opened."""
-    with joined(rank, size, store_path) as world:
+    with joined(rank, size, store_path) as comm:
         found = {}
-        for edge, (group, peer) in world._groups.items():
+        for edge, (group, peer) in comm._groups.items():
             found[str(edge)] = (peer, dist.get_process_group_ranks(group))
-        assert len({id(group) for group, _ in world._groups.values()}) == len(world._groups)
+        assert len({id(group) for group, _ in comm._groups.values()}) == len(comm._groups)
         return found
 
 

@@ -14,7 +14,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from counterflow.bench.buffers import watch_buffers
 from counterflow.bench.contender import Contender, Reading, train
 from counterflow.bench.ledger import Ledger
-from counterflow.transport import World
+from counterflow.transport import Communicator
 
 
 class _Kept:
@@ -71,10 +71,10 @@ class Held:
     all: int
 
 
-def account(world: World, contender: Contender) -> Held:
+def account(comm: Communicator, contender: Contender) -> Held:
     """A run whose engine does not know that somebody counts."""
     accounts = Accounts()
     watch_buffers(accounts.message)
     with accounts.saving():
-        reading = train(world, contender)
+        reading = train(comm, contender)
     return Held(reading, accounts.saved.peak, accounts.messages.peak, accounts.all.peak)

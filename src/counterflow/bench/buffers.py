@@ -6,9 +6,9 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
-from counterflow.transport.medium import DeviceMedium, HostMedium, Loaded, StagedMedium
+from counterflow.transport.buffers import CpuGloo, CudaGloo, CudaNccl, Loaded
 
-_MEDIA: tuple[Any, ...] = (HostMedium, StagedMedium, DeviceMedium)
+_MEDIA: tuple[Any, ...] = (CpuGloo, CudaGloo, CudaNccl)
 _OPERATION: Any = dist.P2POp
 
 

@@ -11,7 +11,7 @@ import torch
 from counterflow.bench.raw import RawReceiver, RawSender, open_group
 from counterflow.message import HEADER_BYTES, MessageKind, Tag
 from counterflow.topology import Edge, Stream, Topology
-from counterflow.transport import Frame, Receiver, Sender, TensorSpec, World
+from counterflow.transport import Communicator, MessageLayout, Receiver, Sender, TensorSpec
 
 CHANNEL, RAW = "channel", "raw gloo"
 WAYS = (CHANNEL, RAW)
@@ -46,16 +46,16 @@ class Timed:
 class Line:
     """The two directions between ranks 0 and 1, each over both ways; both ranks make theirs at the same time."""
 
-    def __init__(self, world: World) -> None:
-        assert world.size == 2
-        world.open_edges(Topology(2, 2), "gloo", torch.device("cpu"))
-        self._world = world
-        self._raw: Mapping[Edge, Any] = {edge: open_group(world.watch.timeout) for edge in (_UP, _DOWN)}
+    def __init__(self, comm: Communicator) -> None:
+        assert comm.size == 2
+        comm.open_edges(Topology(2, 2), "gloo", torch.device("cpu"))
+        self._comm = comm
+        self._raw: Mapping[Edge, Any] = {edge: open_group(comm.watch.timeout) for edge in (_UP, _DOWN)}
 
     def flow(self, way: str, load: Load) -> Timed:
         """From rank 0 to rank 1, as fast as it goes; the same answer on both ranks."""
-        mine = self._send(way, load) if self._world.rank == 0 else self._receive(way, load)
-        (_, sending), (seconds, receiving) = self._world.gather(mine, "times")
+        mine = self._send(way, load) if self._comm.rank == 0 else self._receive(way, load)
+        (_, sending), (seconds, receiving) = self._comm.all_gather(mine, "times")
         return Timed(seconds / (load.count - load.warm), (sending + receiving) / (load.count - load.warm))
 
     def _send(self, way: str, load: Load) -> tuple[float, float]:
@@ -80,7 +80,7 @@ class Line:
 
     def echo(self, way: str, load: Load) -> Timed:
         """To and fro, one at a time; the median of half of a round trip. The same answer on both ranks."""
-        asks = self._world.rank == 0
+        asks = self._comm.rank == 0
         sender = self._sender(way, _UP if asks else _DOWN, load)
         receiver = self._receiver(way, _DOWN if asks else _UP, load)
         content, trips, cpu = _content(load), [], 0.0
@@ -98,20 +98,20 @@ class Line:
         cpu = time.process_time() - cpu
         sender.close()
         receiver.close()
-        (half, asking), (_, answering) = self._world.gather((median(trips[load.warm :]) / 2, cpu), "times")
+        (half, asking), (_, answering) = self._comm.all_gather((median(trips[load.warm :]) / 2, cpu), "times")
         return Timed(half, (asking + answering) / (2 * (load.count - load.warm)))
 
     def _sender(self, way: str, edge: Edge, load: Load) -> Sender:
         if way == RAW:
-            return RawSender(self._raw[edge], 1 - self._world.rank, load.nbytes)
-        frame = _frame(load)
-        return self._world.sender(edge, lambda _: frame)
+            return RawSender(self._raw[edge], 1 - self._comm.rank, load.nbytes)
+        layout = _frame(load)
+        return self._comm.sender(edge, lambda _: layout)
 
     def _receiver(self, way: str, edge: Edge, load: Load) -> Receiver:
         if way == RAW:
-            return RawReceiver(self._raw[edge], 1 - self._world.rank, load.nbytes, DEPTH, load.count)
-        frame = _frame(load)
-        return self._world.receiver(edge, lambda _: frame, DEPTH, _tags(load))
+            return RawReceiver(self._raw[edge], 1 - self._comm.rank, load.nbytes, DEPTH, load.count)
+        layout = _frame(load)
+        return self._comm.receiver(edge, lambda _: layout, DEPTH, _tags(load))
 
 
 @dataclass(frozen=True)
@@ -123,9 +123,9 @@ class Found:
     echoes: Mapping[str, Sequence[Timed]]
 
 
-def compare(world: World, loads: Sequence[Load], echo: Load, rounds: int) -> Found:
+def compare(comm: Communicator, loads: Sequence[Load], echo: Load, rounds: int) -> Found:
     """Every way in every round, and every other round in the opposite order."""
-    line = Line(world)
+    line = Line(comm)
     flows: dict[int, dict[str, list[Timed]]] = {load.nbytes: {way: [] for way in WAYS} for load in loads}
     echoes: dict[str, list[Timed]] = {way: [] for way in WAYS}
     for i in range(rounds):
@@ -137,10 +137,10 @@ def compare(world: World, loads: Sequence[Load], echo: Load, rounds: int) -> Fou
     return Found(flows, echoes)
 
 
-def _frame(load: Load) -> Frame:
-    frame = Frame((TensorSpec((load.nbytes - HEADER_BYTES,), torch.uint8),))
-    assert frame.nbytes == load.nbytes, "messages of whole cache lines"
-    return frame
+def _frame(load: Load) -> MessageLayout:
+    layout = MessageLayout((TensorSpec((load.nbytes - HEADER_BYTES,), torch.uint8),))
+    assert layout.nbytes == load.nbytes, "messages of whole cache lines"
+    return layout
 
 
 def _content(load: Load) -> tuple[torch.Tensor]:

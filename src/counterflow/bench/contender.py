@@ -24,7 +24,7 @@ from counterflow.engine.station import Waits
 from counterflow.engine.system import build, cut
 from counterflow.trace.recorder import Recorder
 from counterflow.trace.track import Track
-from counterflow.transport import World
+from counterflow.transport import Communicator
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Contender:
     """Update batches of one measurement."""
     warm: int
     """The first ones of these, which are not timed: the fill, and whatever is slow once."""
-    task: "Callable[[World, Contender], Reading]"
+    task: "Callable[[Communicator, Contender], Reading]"
     """What every rank does."""
     sleep: Sleep | None = None
     """What blocks take, if they sleep."""
@@ -57,14 +57,14 @@ class Reading:
     """Layers of every block."""
 
 
-def train(world: World, contender: Contender) -> Reading:
+def train(comm: Communicator, contender: Contender) -> Reading:
     """A run as ``launch/train.py`` makes it, without its reports."""
-    return _train(world, contender, None)
+    return _train(comm, contender, None)
 
 
-def _train(world: World, contender: Contender, recorder: Recorder | None) -> Reading:
-    job = _job(contender, world.size, world.rank)
-    watch, session = _session(world, contender, recorder)
+def _train(comm: Communicator, contender: Contender, recorder: Recorder | None) -> Reading:
+    job = _job(contender, comm.size, comm.rank)
+    watch, session = _session(comm, contender, recorder)
     config, sleep = contender.config, contender.sleep
     if sleep is not None:
         sleep_in_updates(sleep)
@@ -72,25 +72,25 @@ def _train(world: World, contender: Contender, recorder: Recorder | None) -> Rea
         counts = [1] * config.blocks
         free.run(job, SleepingColumn(config.blocks, sleep, config.optimizer, contender.batches), session)
     else:
-        counts = world.gather(cut(job) if world.rank == 0 else None, "the cut")[0]
+        counts = comm.all_gather(cut(job) if comm.rank == 0 else None, "the cut")[0]
         build(job, counts).run(session)
     return _reading(watch, counts)
 
 
-def trace(world: World, contender: Contender) -> tuple[Reading, Track]:
+def trace(comm: Communicator, contender: Contender) -> tuple[Reading, Track]:
     """The same, with all that this rank did; all ranks are on one machine, and so on one clock."""
     recorder = Recorder()
-    return _train(world, contender, recorder), Track.of(world.rank, recorder)
+    return _train(comm, contender, recorder), Track.of(comm.rank, recorder)
 
 
-def replicate(world: World, contender: Contender) -> Reading:
+def replicate(comm: Communicator, contender: Contender) -> Reading:
     """DistributedDataParallel: every rank has the whole network and its share of each batch."""
     job = _job(contender, ranks=1)
-    watch, session = _session(world, contender)
+    watch, session = _session(comm, contender)
     network = DistributedDataParallel(job.network.train())
     optimizer = BlockOptimizer(network.parameters(), job.config.optimizer, job.plan.batches)
-    share = job.config.train.batch_size // world.size
-    mine = slice(world.rank * share, (world.rank + 1) * share)
+    share = job.config.train.batch_size // comm.size
+    mine = slice(comm.rank * share, (comm.rank + 1) * share)
     items = ((job.batches.inputs(n)[mine], job.batches.labels(n)[mine]) for n in range(job.plan.batches))
     for n, (inputs, labels) in enumerate(prefetch(items)):
         torch.autograd.backward(F.cross_entropy(network(inputs), labels))
@@ -105,11 +105,11 @@ def _job(contender: Contender, ranks: int, rank: int = 0) -> Job:
     return replace(job, plan=plan)
 
 
-def _session(world: World, contender: Contender, recorder: Recorder | None = None) -> tuple[Stopwatch, Session]:
+def _session(comm: Communicator, contender: Contender, recorder: Recorder | None = None) -> tuple[Stopwatch, Session]:
     waits = Waits()
     watch = Stopwatch(waits, contender.warm, contender.batches)
-    nothing = Archive(Shelf(Path()), None, torch.device("cpu"), lambda saved: None, world.watch.timeout)
-    return watch, Session(world, watch, waits, nothing, recorder)
+    nothing = Archive(Shelf(Path()), None, torch.device("cpu"), lambda saved: None, comm.watch.timeout)
+    return watch, Session(comm, watch, waits, nothing, recorder)
 
 
 def _reading(watch: Stopwatch, counts: Sequence[int]) -> Reading:

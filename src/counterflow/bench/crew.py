@@ -16,7 +16,7 @@ from torch._C._distributed_c10d import TCPStore
 
 from counterflow.bench import network
 from counterflow.bench.network import Door
-from counterflow.transport import World, connect
+from counterflow.transport import Communicator, connect
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["counterflow.bench.contender", "counterflow.engine.scheduled", "sklearn.datasets"])
@@ -47,9 +47,13 @@ class Setting:
 
 
 def run(
-    setting: Setting, ranks: int, task: Callable[Concatenate[World, P], Result], *args: P.args, **kwargs: P.kwargs
+    setting: Setting,
+    ranks: int,
+    task: Callable[Concatenate[Communicator, P], Result],
+    *args: P.args,
+    **kwargs: P.kwargs,
 ) -> list[Result]:
-    """``task(world, *args)`` in ``ranks`` processes; what each returned, in rank order. Raises `CrewError`."""
+    """``task(comm, *args)`` in ``ranks`` processes; what each returned, in rank order. Raises `CrewError`."""
     pipes, processes = [], []
     for rank in range(ranks):
         ours, theirs = _context.Pipe()
@@ -107,9 +111,9 @@ def _serve(
     kwargs: dict[str, Any],
 ) -> None:
     try:
-        world = _join(pipe, setting, rank, ranks)
-        value = task(world, *args, **kwargs)
-        world.gather(None, "the end")
+        comm = _join(pipe, setting, rank, ranks)
+        value = task(comm, *args, **kwargs)
+        comm.all_gather(None, "the end")
         pipe.send(("done", value))
         pipe.close()
     except BaseException:
@@ -118,7 +122,7 @@ def _serve(
     os._exit(0)  # waiting threads of channels and sockets need no good-bye
 
 
-def _join(pipe: Connection, setting: Setting, rank: int, ranks: int) -> World:
+def _join(pipe: Connection, setting: Setting, rank: int, ranks: int) -> Communicator:
     ctypes.CDLL(None).prctl(_TIMER_SLACK, 1, 0, 0, 0)
     torch.set_num_threads(setting.threads)
     cores = sorted(os.sched_getaffinity(0))

@@ -26,14 +26,14 @@ from counterflow.engine.execute import RunError
 from counterflow.engine.job import Job, prepare
 from counterflow.engine.session import StoppedError
 from counterflow.metrics.files import Found, InUseError, find
+from counterflow.recovery.recoverable import connect_recoverable
 from counterflow.recovery.supervisor import Life, keep
 from counterflow.signals import Signals
 from counterflow.trainer.rank0 import warn
 from counterflow.trainer.resume import ResumePoint, open_run_dir
 from counterflow.trainer.run import train
-from counterflow.transport import ChannelError, World, connect, rendezvous
+from counterflow.transport import ChannelError, Communicator, connect, rendezvous
 from counterflow.transport.interface import interfaces
-from counterflow.transport.mortal import connect_mortal
 
 EXIT_USAGE = 2
 EXIT_FAILURE = 1
@@ -67,25 +67,25 @@ def launch(config: TrainConfig, signals: Signals | None = None, life: Life | Non
             signals.expire(number, grace, message)
 
     with origin.directory if origin is not None else nullcontext():
-        world = _connect(config, life, halting)
+        comm = _connect(config, life, halting)
 
         def stop(number: int) -> bool:
-            if world.halt.possible:
+            if comm.stop.possible:
                 halting(number)
-                world.request_halt(number)
-            return world.halt.possible
+                comm.request_stop(number)
+            return comm.stop.possible
 
         with signals.handled_by(stop) if signals is not None and config.checkpoint.every else nullcontext():
-            train(job, world, origin)
-            world.close()
+            train(job, comm, origin)
+            comm.close()
 
 
-def _connect(config: TrainConfig, life: Life | None, on_halt: Callable[[int], None]) -> World:
+def _connect(config: TrainConfig, life: Life | None, on_halt: Callable[[int], None]) -> Communicator:
     timeout = config.engine.timeout
     store, rank, size = rendezvous(timeout)
     if life is None or store is None:
         return connect(store, rank, size, timeout=timeout, on_halt=on_halt)
-    return connect_mortal(
+    return connect_recoverable(
         store,
         rank,
         size,

@@ -22,7 +22,7 @@ from counterflow.doctor.pingpong import Amount, Measured, PairError, measure
 from counterflow.doctor.place import Place
 from counterflow.doctor.software import same_versions, versions
 from counterflow.topology import Topology
-from counterflow.transport import ChannelError, World
+from counterflow.transport import ChannelError, Communicator
 
 _GRACE = 2.0
 """Seconds between ranks that do the same."""
@@ -43,25 +43,25 @@ class RunPlan:
     """A time of the monotonic clock, after which no measurement begins."""
 
 
-def examine(notes: Notes, meet: Callable[[], World], place: Place, plan: RunPlan) -> list[Check]:
+def examine(notes: Notes, meet: Callable[[], Communicator], place: Place, plan: RunPlan) -> list[Check]:
     """All checks on rank 0, none on the others, which return when rank 0 has no more use of them.
 
     ``meet`` makes one world of the ranks, which stays open: groups of lost ranks cannot be closed.
     """
     notes.post(f"here/{place.rank}", {"host": place.host, "looks": place.local_rank == 0, "versions": versions()})
-    world, reason = None, ""
+    comm, reason = None, ""
     try:
-        world = meet()
-        world.open_edges(Topology(place.size, place.size), "gloo", torch.device("cpu"))
-        world.watch.explain = lambda: ""  # the table says how the other ranks are
+        comm = meet()
+        comm.open_edges(Topology(place.size, place.size), "gloo", torch.device("cpu"))
+        comm.watch.explain = lambda: ""  # the table says how the other ranks are
     except (ChannelError, RuntimeError) as error:
-        world, reason = None, _reason(error, place.rank)
+        comm, reason = None, _reason(error, place.rank)
     notes.post(f"met/{place.rank}", reason)
     if place.local_rank == 0:
         notes.post(f"node/{place.rank}", [asdict(check) for check in look(place, plan.run_dir)])
     if place.rank == 0:
-        return _conduct(notes, world, place, plan)
-    _assist(notes, world, place.rank, plan)
+        return _conduct(notes, comm, place, plan)
+    _assist(notes, comm, place.rank, plan)
     return []
 
 
@@ -70,25 +70,25 @@ def _reason(error: Exception, rank: int) -> str:
     return re.sub(r"\[[^]]*\.cc:\d+\] ", "", str(error).strip().splitlines()[0]).removeprefix(f"rank {rank}: ")
 
 
-def _assist(notes: Notes, world: World | None, rank: int, plan: RunPlan) -> None:
+def _assist(notes: Notes, comm: Communicator | None, rank: int, plan: RunPlan) -> None:
     """Measure when told to. Nothing of rank 0, or of the store that it may hold, is the end as well."""
     until = plan.ends + plan.timeout + _LOOK
     try:
-        while (lower := notes.take(f"go/{rank}", until)) is not None and lower != _END and world is not None:
-            notes.post(f"done {lower}/{rank}", _measured(world, lower, plan.amount))
+        while (lower := notes.take(f"go/{rank}", until)) is not None and lower != _END and comm is not None:
+            notes.post(f"done {lower}/{rank}", _measured(comm, lower, plan.amount))
         notes.post(f"left/{rank}", True)
     except RuntimeError:
         return
 
 
-def _measured(world: World, lower: int, amount: Amount) -> dict[str, Any]:
+def _measured(comm: Communicator, lower: int, amount: Amount) -> dict[str, Any]:
     try:
-        return measure(world, lower, amount).note()
+        return measure(comm, lower, amount).note()
     except PairError as error:
         return {"error": str(error)}
 
 
-def _conduct(notes: Notes, world: World | None, place: Place, plan: RunPlan) -> list[Check]:
+def _conduct(notes: Notes, comm: Communicator | None, place: Place, plan: RunPlan) -> list[Check]:
     here = notes.take_all("here", list(range(place.size)), _GRACE)
     met = notes.take_all("met", list(here), _GRACE)
     nodes = notes.take_all("node", [rank for rank, note in here.items() if note["looks"]], _LOOK)
@@ -100,8 +100,8 @@ def _conduct(notes: Notes, world: World | None, place: Place, plan: RunPlan) -> 
         if rank not in here or rank not in met or (here[rank]["looks"] and rank not in nodes)
     ]
     checks.append(meeting(place.size, met))
-    if world is not None and checks[-1].status is Status.OK:
-        checks += _edges(notes, world, plan)
+    if comm is not None and checks[-1].status is Status.OK:
+        checks += _edges(notes, comm, plan)
     _dismiss(notes, list(here))
     return checks
 
@@ -131,19 +131,19 @@ def meeting(size: int, met: Mapping[int, str]) -> Check:
     )
 
 
-def _edges(notes: Notes, world: World, plan: RunPlan) -> list[Check]:
+def _edges(notes: Notes, comm: Communicator, plan: RunPlan) -> list[Check]:
     """One pair of neighbours after the other, so that none disturbs another."""
     checks: list[Check] = []
     offsets: list[Offset] = []
-    for lower in range(world.size - 1):
+    for lower in range(comm.size - 1):
         if time.monotonic() > plan.ends:
-            found = f"{lower} of {world.size - 1} pairs of neighbours were measured in time"
+            found = f"{lower} of {comm.size - 1} pairs of neighbours were measured in time"
             return [*checks, Check("edges", Status.WARN, found, "--quick, or fewer ranks")]
         ends = [lower, lower + 1]
-        for rank in set(ends) - {world.rank}:
+        for rank in set(ends) - {comm.rank}:
             notes.post(f"go/{rank}", lower)
-        if world.rank in ends:
-            notes.post(f"done {lower}/{world.rank}", _measured(world, lower, plan.amount))
+        if comm.rank in ends:
+            notes.post(f"done {lower}/{comm.rank}", _measured(comm, lower, plan.amount))
         answers = notes.take_all(f"done {lower}", ends, plan.timeout + _GRACE)
         missing = [f"rank {rank} says nothing" for rank in ends if rank not in answers]
         broken = [answer["error"] for answer in answers.values() if "error" in answer] + missing
@@ -153,7 +153,7 @@ def _edges(notes: Notes, world: World, plan: RunPlan) -> list[Check]:
         below, above = (Measured.read(answers[rank]) for rank in ends)
         checks += [edge(lower, lower + 1, below, above), edge(lower + 1, lower, above, below)]
         offsets.append(below.ahead)
-    if len(offsets) == world.size - 1 > 0:
+    if len(offsets) == comm.size - 1 > 0:
         checks.append(wall_clocks(offsets))
     return checks
 

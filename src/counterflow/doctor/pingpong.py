@@ -15,13 +15,13 @@ import torch
 from counterflow.doctor.clock import Offset
 from counterflow.message import HEADER_BYTES, MessageKind, Tag
 from counterflow.topology import Edge, Stream
-from counterflow.transport import ChannelError, Frame, Payload, TensorSpec, World
+from counterflow.transport import ChannelError, Communicator, MessageLayout, Payload, TensorSpec
 
-_SMALL = Frame(())
+_SMALL = MessageLayout(())
 """A header alone, which makes 64 bytes."""
-_LARGE = Frame((TensorSpec((2**20 - HEADER_BYTES,), torch.uint8),))
+_LARGE = MessageLayout((TensorSpec((2**20 - HEADER_BYTES,), torch.uint8),))
 """1 MiB with its header."""
-_TIME = Frame((TensorSpec((1,), torch.int64),))
+_TIME = MessageLayout((TensorSpec((1,), torch.int64),))
 
 _AHEAD = 2
 """Receives posted ahead, as a run does."""
@@ -65,14 +65,14 @@ class PairError(Exception):
     """A measurement that did not end; the text says which one, and names the edge by its ranks."""
 
 
-def measure(world: World, lower: int, amount: Amount) -> Measured:
+def measure(comm: Communicator, lower: int, amount: Amount) -> Measured:
     """What this rank, ``lower`` or the one above it, finds out about the edges between the two.
 
-    Every rank has one block, and all edges of ``world`` are open. Raises `PairError` if the other one is lost, or
-    silent for the timeout of ``world``.
+    Every rank has one block, and all edges of ``comm`` are open. Raises `PairError` if the other one is lost, or
+    silent for the timeout of ``comm``.
     """
-    pair = _Pair(world, lower)
-    turns = (world.rank == lower, world.rank != lower)
+    pair = _Pair(comm, lower)
+    turns = (comm.rank == lower, comm.rank != lower)
     step = "latency"
     try:
         halves = [seconds / 2 for asks in turns for seconds in pair.echo(asks, amount.echoes)]
@@ -96,12 +96,12 @@ class _Pair:
     The end that asks, or receives, gets the numbers; the other one gets none.
     """
 
-    def __init__(self, world: World, lower: int) -> None:
-        self._world = world
+    def __init__(self, comm: Communicator, lower: int) -> None:
+        self._comm = comm
         self._lower = lower
         self._up = Edge(Stream.ACTIVATION, lower + 1)
         self._down = Edge(Stream.TARGET, lower + 1)
-        self._out, self._in = (self._up, self._down) if world.rank == lower else (self._down, self._up)
+        self._out, self._in = (self._up, self._down) if comm.rank == lower else (self._down, self._up)
 
     def by_ranks(self, text: str) -> str:
         """``text`` of the transport, which counts blocks, and speaks to users of engine.timeout."""
@@ -129,11 +129,11 @@ class _Pair:
         ]
 
     def _questions(
-        self, frame: Frame, asks: bool, count: int, answer: Callable[[], Payload]
+        self, layout: MessageLayout, asks: bool, count: int, answer: Callable[[], Payload]
     ) -> list[tuple[float, float, Payload]]:
         """When each question left and its answer came, by ``time.perf_counter()``, and the answer."""
-        sender = self._world.sender(self._out, lambda _: frame)
-        receiver = self._world.receiver(self._in, lambda _: frame, 1, _tags(count))
+        sender = self._comm.sender(self._out, lambda _: layout)
+        receiver = self._comm.receiver(self._in, lambda _: layout, 1, _tags(count))
         found = []
         for tag in _tags(count):
             before = time.perf_counter()
@@ -153,13 +153,13 @@ class _Pair:
     def stream(self, receives: bool, count: int) -> list[float]:
         """When each message had come, in seconds."""
         if not receives:
-            sender = self._world.sender(self._out, lambda _: _LARGE)
+            sender = self._comm.sender(self._out, lambda _: _LARGE)
             content = torch.zeros(_LARGE.payload_nbytes, dtype=torch.uint8)
             for tag in _tags(count):
                 sender.send(tag, (content,))
             sender.close()
             return []
-        receiver = self._world.receiver(self._in, lambda _: _LARGE, _AHEAD, _tags(count))
+        receiver = self._comm.receiver(self._in, lambda _: _LARGE, _AHEAD, _tags(count))
         arrivals = []
         for tag in _tags(count):
             receiver.receive(tag)

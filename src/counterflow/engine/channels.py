@@ -9,13 +9,13 @@ from counterflow.engine.job import Job
 from counterflow.engine.station import Ports
 from counterflow.message import MessageKind, Tag
 from counterflow.topology import Edge, Stream
-from counterflow.transport import Frame, LocalChannel, Receiver, Sender, TensorSpec, World
+from counterflow.transport import Communicator, LocalChannel, MessageLayout, Receiver, Sender, TensorSpec
 
 
-def channel_frames(column: RuleSet, job: Job, edge: Edge) -> Callable[[Tag], Frame]:
+def message_layouts(column: RuleSet, job: Job, edge: Edge) -> Callable[[Tag], MessageLayout]:
     """The layout of every message of ``edge``, agreed on by both ends without a word: a function of its tag."""
     batch = job.config.train.batch_size
-    frames: dict[MessageSpec, Frame] = {}
+    layouts: dict[MessageSpec, MessageLayout] = {}
     packed = job.numerics.packed_shape
 
     def specs(tag: Tag) -> MessageSpec:
@@ -35,22 +35,22 @@ def channel_frames(column: RuleSet, job: Job, edge: Edge) -> Callable[[Tag], Fra
                 labels = job.batches.labels_of(job.plan.evaluation(tag.n))
                 return (*target, (tuple(labels.shape), labels.dtype))
 
-    def frame(tag: Tag) -> Frame:
+    def frame(tag: Tag) -> MessageLayout:
         key = specs(tag)
-        if key not in frames:
-            frames[key] = Frame(tuple(TensorSpec(packed(shape), dtype) for shape, dtype in key))
-        return frames[key]
+        if key not in layouts:
+            layouts[key] = MessageLayout(tuple(TensorSpec(packed(shape), dtype) for shape, dtype in key))
+        return layouts[key]
 
-    return frame
+    return layout
 
 
 class Channels:
     """The ports of all blocks of one rank."""
 
-    def __init__(self, job: Job, column: RuleSet, world: World) -> None:
+    def __init__(self, job: Job, column: RuleSet, comm: Communicator) -> None:
         self._job = job
         self._column = column
-        self._world = world
+        self._comm = comm
         self._local: dict[Edge, LocalChannel] = {}
 
     def ports(self, block: int) -> Ports:
@@ -73,12 +73,12 @@ class Channels:
     def _sender(self, edge: Edge) -> Sender:
         if self._is_local(edge):
             return self._local.setdefault(edge, LocalChannel(edge))
-        return self._world.sender(edge, channel_frames(self._column, self._job, edge))
+        return self._comm.sender(edge, message_layouts(self._column, self._job, edge))
 
     def _receiver(self, edge: Edge) -> Receiver:
         if self._is_local(edge):
             return self._local.setdefault(edge, LocalChannel(edge))
         engine, plan = self._job.config.engine, self._job.plan
         depth = engine.depth if edge.stream is Stream.ACTIVATION else engine.target_depth or plan.lag
-        frames = channel_frames(self._column, self._job, edge)
-        return self._world.receiver(edge, frames, depth, plan.messages(edge))
+        layouts = message_layouts(self._column, self._job, edge)
+        return self._comm.receiver(edge, layouts, depth, plan.messages(edge))

@@ -30,10 +30,10 @@ def run(job: Job, column: RuleSet, session: Session) -> Outcome:
 
     Raises `ChannelError` or `RunError`, after which the process should end, and `StoppedError`.
     """
-    world, waits = session.world, session.waits
-    blocks = job.topology.blocks_of(world.rank)
-    world.open_edges(job.topology, job.backend, job.device)
-    channels = Channels(job, column, world)
+    comm, waits = session.comm, session.waits
+    blocks = job.topology.blocks_of(comm.rank)
+    comm.open_edges(job.topology, job.backend, job.device)
+    channels = Channels(job, column, comm)
     rules = {block: column.rule(block) for block in blocks}
     cost = sum((_cost(job, column, block, rule) for block, rule in rules.items()), Cost(0, 0, 0))
     for rule in rules.values():
@@ -56,12 +56,12 @@ def run(job: Job, column: RuleSet, session: Session) -> Outcome:
     }
     for block, station in stations.items():
         restore(session, block, station.restore)
-    world.restarts_at(lambda batches, edge: next(replace(job.plan, start=batches).messages(edge), None))
-    world.halt.begin(job.plan.start)
+    comm.restarts_at(lambda batches, edge: next(replace(job.plan, start=batches).messages(edge), None))
+    comm.stop.start(job.plan.start)
     steady = job.plan.first_steady(job.topology.blocks)
     start, before = perf_counter(), Waits()
-    program = rank_program(blocks, job.plan, world.halt.after)
-    actions = execute(program, stations, session.archive, world.rank)
+    program = rank_program(blocks, job.plan, comm.stop.should_stop_after)
+    actions = execute(program, stations, session.archive, comm.rank)
     for action in actions if session.recorder is None else _recorded(actions, session.recorder):
         if action.op in (Op.LEARN, Op.BACKWARD) and action.block == blocks[-1] and action.n == steady - 1:
             start, before = perf_counter(), replace(waits)

@@ -32,7 +32,7 @@ from counterflow.engine.tally import Tally
 from counterflow.metrics.fingerprint import digest
 from counterflow.schedule.pipelines import blocks_of_stages, owners
 from counterflow.trace.recorder import Recorder, span
-from counterflow.transport import ChannelError, World
+from counterflow.transport import ChannelError, Communicator
 from counterflow.transport.channel import gloo_reason
 
 Step = Callable[[int, Tensor, Tensor], tuple[Tensor | None, Tensor | None]]
@@ -136,12 +136,12 @@ class Pipeline:
 
         Raises `RunError`, after which the process should end, and `StoppedError`.
         """
-        world, observer, waits = session.world, session.observer, session.waits
+        comm, observer, waits = session.comm, session.observer, session.waits
         job, plan, recorder = self._job, self._job.plan, session.recorder
         mine = {
             stage: _Blocks([self._blocks[block - 1] for block in blocks], job.numerics)
             for stage, (blocks, rank) in enumerate(zip(self._stages, self._ranks, strict=True))
-            if rank == world.rank
+            if rank == comm.rank
         }
         owned = [block for stage in mine for block in self._stages[stage]]
         cost = sum((self._cost(block) for block in owned), Cost(0, 0, 0))
@@ -151,8 +151,8 @@ class Pipeline:
         trained = {block: _Trained(self._blocks[block - 1], job) for block in owned}
         for block, pair in trained.items():
             restore(session, block, pair.restore)
-        world.halt.begin(plan.start)
-        busy, step = self._pipelined(mine, world, recorder) if world.size > 1 else self._alone(mine[0], recorder)
+        comm.stop.start(plan.start)
+        busy, step = self._pipelined(mine, comm, recorder) if comm.size > 1 else self._alone(mine[0], recorder)
         lanes = {block: self._lane(stage) for stage in mine for block in self._stages[stage]}
         if recorder is not None:
             recorder.lanes |= {self._lane(stage): _named(self._stages[stage]) for stage in mine}
@@ -179,7 +179,7 @@ class Pipeline:
                 for block in owned:
                     observer.learnt(block, n, metrics if block == job.topology.blocks else {})
                 self._evaluate(mine, n, observer, specimens, recorder)
-                halts = n < plan.batches - 1 and world.halt.after(n)
+                halts = n < plan.batches - 1 and comm.stop.should_stop_after(n)
                 if halts or plan.saves_after(n):
                     for block, pair in trained.items():
                         with span(recorder, "checkpoint", lanes[block], n):
@@ -189,11 +189,11 @@ class Pipeline:
                 raise
             except Exception as error:
                 if "gloo/transport" in str(error):
-                    text = f"rank {world.rank}: schedule {job.schedule}: batch {n}: lost a rank ({gloo_reason(error)})"
+                    text = f"rank {comm.rank}: schedule {job.schedule}: batch {n}: lost a rank ({gloo_reason(error)})"
                     raise ChannelError(text) from error
                 reason = f"{type(error).__name__}: {error}".splitlines()[0]
-                raise RunError(f"rank {world.rank}: schedule {job.schedule}: batch {n}: {reason}") from error
-            if world.size > 1:
+                raise RunError(f"rank {comm.rank}: schedule {job.schedule}: batch {n}: {reason}") from error
+            if comm.size > 1:
                 waits.receive = max(0.0, perf_counter() - begin - busy() - other)
             if n == steady - 1:
                 start, waited = perf_counter(), waits.receive
@@ -237,7 +237,7 @@ class Pipeline:
         return lambda: 0.0, step
 
     def _pipelined(
-        self, mine: Mapping[int, nn.Module], world: World, recorder: Recorder | None
+        self, mine: Mapping[int, nn.Module], comm: Communicator, recorder: Recorder | None
     ) -> tuple[Callable[[], float], Step]:
         job, last = self._job, len(self._stages) - 1
         group = dist.new_group(backend=job.backend) if job.backend == "nccl" else dist.group.WORLD
@@ -261,7 +261,7 @@ class Pipeline:
         schedule = self._schedule(stages)
 
         def step(n: int, inputs: Tensor, labels: Tensor) -> tuple[Tensor | None, Tensor | None]:
-            seed_forward(job.device, job.config.seed, world.rank, n)
+            seed_forward(job.device, job.config.seed, comm.rank, n)
             for stage in stages:
                 stage.batch = n
             losses: list[Tensor] = []

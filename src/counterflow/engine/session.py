@@ -7,12 +7,12 @@ from counterflow.checkpoint import Archive, BlockState
 from counterflow.engine.execute import RunError
 from counterflow.engine.station import Observer, Waits
 from counterflow.trace.recorder import Recorder
-from counterflow.transport import World
+from counterflow.transport import Communicator
 
 
 @dataclass(frozen=True)
 class Session:
-    world: World
+    comm: Communicator
     observer: Observer
     waits: Waits
     archive: Archive
@@ -37,13 +37,13 @@ def restore(session: Session, block: int, load: Callable[[BlockState], object]) 
         if state is not None:
             load(state)
     except (ValueError, RuntimeError) as error:  # torch's, for a state that does not fit
-        raise RunError(f"rank {session.world.rank}: block {block}: {str(error).splitlines()[0]}") from error
+        raise RunError(f"rank {session.comm.rank}: block {block}: {str(error).splitlines()[0]}") from error
 
 
 def check_halt(session: Session, batches: int) -> None:
     """Called after the last action of a run of ``batches`` batches: raises `StoppedError` if it was halted, once all
     is written."""
-    halt = session.world.halt
+    halt = session.comm.stop
     if halt.last is not None and halt.last < batches - 1:
         session.archive.finish()
         raise StoppedError(halt.last + 1, halt.signal or 0)

@@ -9,7 +9,7 @@ from counterflow.trace import chrome, track
 from counterflow.trace.clock import meet
 from counterflow.trace.recorder import Recorder
 from counterflow.trace.track import Track
-from counterflow.transport import World
+from counterflow.transport import Communicator
 
 TRACE = "trace.json"
 """In a run directory, for Perfetto and chrome://tracing."""
@@ -19,27 +19,27 @@ TIMELINE = "timeline.png"
 class Tracing:
     """From the beginning of a run to its end, on all ranks: the first one then merges what each has recorded."""
 
-    def __init__(self, world: World, folder: Path, log: Callable[[str], None]) -> None:
+    def __init__(self, comm: Communicator, folder: Path, log: Callable[[str], None]) -> None:
         """``folder`` is the run directory; ``log`` hears of disks that take no more."""
         self.recorder = Recorder()
-        self._world = world
+        self._comm = comm
         self._folder = folder
         self._tell = log
         stamps = meet(self._barrier, "start")
         # Who takes another one's place finds that the others have met.
-        self._meetings = [] if world.life else [stamps]
+        self._meetings = [] if comm.restart_count else [stamps]
 
     def finish(self, title: str) -> None:
         """Write `TRACE`, and `TIMELINE` with ``title``; returns on other ranks before that is done."""
-        world = self._world
+        comm = self._comm
         self._meetings.append(meet(self._barrier, "end"))
         failure = ""
         try:
-            track.write(self._path(world.rank), Track.of(world.rank, self.recorder), self._meetings)
+            track.write(self._path(comm.rank), Track.of(comm.rank, self.recorder), self._meetings)
         except OSError as error:
-            failure = f"{self._path(world.rank)}: {error.strerror}"
-        failures = [failure for failure in world.gather(failure, "spans") if failure]
-        if world.rank == 0:
+            failure = f"{self._path(comm.rank)}: {error.strerror}"
+        failures = [failure for failure in comm.all_gather(failure, "spans") if failure]
+        if comm.rank == 0:
             try:
                 if not failures:
                     self._merge(title)
@@ -52,7 +52,7 @@ class Tracing:
     def _merge(self, title: str) -> None:
         from counterflow.trace import timeline  # matplotlib takes its time, and only this needs it
 
-        paths = [self._path(rank) for rank in range(self._world.size)]
+        paths = [self._path(rank) for rank in range(self._comm.size)]
         left = [track.read(path, paths[0]) for path in paths]
         tracks = [found for found, _ in left]
         error = max(clock.error for _, clock in left)
@@ -63,4 +63,4 @@ class Tracing:
         return self._folder / "spans" / f"rank-{rank}"
 
     def _barrier(self, purpose: str) -> None:
-        self._world.gather(None, purpose)
+        self._comm.all_gather(None, purpose)

@@ -10,7 +10,7 @@ from counterflow.schedule.load import Link, Load
 from counterflow.schedule.local_schedule import Action, Op, rank_program
 from counterflow.schedule.pipelines import PIPELINES, Move, Task, blocks_of_stages, owners, tasks
 from counterflow.schedule.run_plan import RunPlan
-from counterflow.schedule.steps import BUFFERED, Joint, joints, steps
+from counterflow.schedule.steps import BUFFERED, Endpoint, joints, steps
 from counterflow.topology import Edge, Stream, Topology
 
 Jitter = Callable[[int, int], float]
@@ -153,11 +153,11 @@ def _free(topology: Topology, costs: _Costs, batches: int, lag: int, depth: int)
     load = costs.load
     plan = RunPlan(batches + lag * topology.blocks + 1, lag, predicts_down=not load.down and topology.blocks > 1)
 
-    def crossing(edge: Edge, source: int, destination: int) -> Joint:
+    def crossing(edge: Edge, source: int, destination: int) -> Endpoint:
         up = edge.stream is Stream.ACTIVATION
         size, room = (load.up[edge.lower - 1], depth) if up else (load.down[edge.lower - 1] if load.down else 0, lag)
         # One more is posted than the depth, for the message in the block's hands.
-        return Joint(costs.channel(source, destination, size, room + 1, _SEND_BUFFERS), BUFFERED)
+        return Endpoint(costs.channel(source, destination, size, room + 1, _SEND_BUFFERS), BUFFERED)
 
     edges = joints(topology, crossing)
 

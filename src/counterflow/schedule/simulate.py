@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from counterflow.schedule.clock import Channel, Span, Timetable, run
 from counterflow.schedule.local_schedule import Action, Op, rank_program
 from counterflow.schedule.run_plan import RunPlan
-from counterflow.schedule.steps import RENDEZVOUS, Joint, joints, steps
+from counterflow.schedule.steps import RENDEZVOUS, Endpoint, joints, steps
 from counterflow.topology import Edge, Stream, Topology
 
 
@@ -39,9 +39,9 @@ def simulate(
     """
     durations = durations or Durations()
 
-    def crossing(edge: Edge, source: int, destination: int) -> Joint:
+    def crossing(edge: Edge, source: int, destination: int) -> Endpoint:
         channel = Channel(source, destination, posted=room[edge.stream], latency=durations.latency)
-        return Joint(channel, RENDEZVOUS)
+        return Endpoint(channel, RENDEZVOUS)
 
     edges = joints(topology, crossing)
     spans: list[list[Span[Action]]] = [[] for _ in range(topology.ranks)]

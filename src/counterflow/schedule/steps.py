@@ -16,28 +16,28 @@ BUFFERED = (Verb.SENT, Verb.SEND)
 
 
 @dataclass(frozen=True)
-class Joint:
+class Endpoint:
     """An edge as its two ends use it."""
 
     channel: Channel
     sends: tuple[Verb, ...]
 
 
-def joints(topology: Topology, crossing: Callable[[Edge, int, int], Joint]) -> dict[Edge, Joint]:
+def joints(topology: Topology, crossing: Callable[[Edge, int, int], Endpoint]) -> dict[Edge, Endpoint]:
     """Of all edges; those between two ranks come from ``crossing``, which gets the edge, its source and destination."""
     owner = {block: rank for rank in range(topology.ranks) for block in topology.blocks_of(rank)}
     found = {}
     for edge in topology.edges():
         source, destination = owner[edge.source], owner[edge.destination]
         inside = source == destination
-        found[edge] = Joint(Channel(source, source), INSIDE) if inside else crossing(edge, source, destination)
+        found[edge] = Endpoint(Channel(source, source), INSIDE) if inside else crossing(edge, source, destination)
     return found
 
 
 def steps(
     program: Iterable[Action],
     blocks: range,
-    joints: Mapping[Edge, Joint],
+    joints: Mapping[Edge, Endpoint],
     seconds: Callable[[Action], float],
     keeps: bool = False,
 ) -> Iterator[Step[Action]]:
@@ -51,7 +51,7 @@ def steps(
         yield Step(action, seconds(action), parts[action.block, action.op.name])
 
 
-def _parts(block: int, op: Op, joints: Mapping[Edge, Joint], keeps: bool) -> tuple[Part, ...]:
+def _parts(block: int, op: Op, joints: Mapping[Edge, Endpoint], keeps: bool) -> tuple[Part, ...]:
     up, down = (
         (joints.get(Edge(stream, block - 1)), joints.get(Edge(stream, block)))
         for stream in (Stream.ACTIVATION, Stream.TARGET)
@@ -73,13 +73,13 @@ def _parts(block: int, op: Op, joints: Mapping[Edge, Joint], keeps: bool) -> tup
             return (*_take(down[1]), *_post(down[1]), work, *_send(down[0]))
 
 
-def _take(joint: Joint | None) -> tuple[Part, ...]:
+def _take(joint: Endpoint | None) -> tuple[Part, ...]:
     return () if joint is None else ((Verb.TAKE, joint.channel),)
 
 
-def _post(joint: Joint | None) -> tuple[Part, ...]:
+def _post(joint: Endpoint | None) -> tuple[Part, ...]:
     return () if joint is None or joint.sends is INSIDE else ((Verb.POST, joint.channel),)
 
 
-def _send(joint: Joint | None) -> tuple[Part, ...]:
+def _send(joint: Endpoint | None) -> tuple[Part, ...]:
     return () if joint is None else tuple((verb, joint.channel) for verb in joint.sends)

@@ -16,7 +16,7 @@ from counterflow.metrics.display import Display
 from counterflow.metrics.record import Record, Row
 from counterflow.metrics.rows import Rows
 from counterflow.trainer.resume import ResumePoint, identity, versions
-from counterflow.transport import World
+from counterflow.transport import Communicator
 
 
 class Rank0Services:
@@ -30,7 +30,7 @@ class Rank0Services:
         cut: Sequence[int],
         owners: Sequence[int],
         summarize: Callable[[Figures], Mapping[str, float]],
-        world: World,
+        comm: Communicator,
         console: Console,
     ) -> None:
         """``owners`` are the ranks of all blocks, bottom to top, ``summarize`` makes a row's figures of theirs."""
@@ -38,7 +38,7 @@ class Rank0Services:
         self.evaluations: dict[str, Row] = {}
         """The last one of every split."""
         self._directory = origin.directory
-        self._world = world
+        self._comm = comm
         self._display = Display(
             console, plan.batches, config.train.batch_size, owners, (plan.start, origin.directory.seconds)
         )
@@ -52,14 +52,14 @@ class Rank0Services:
             versions(job),
             warn,
             plan.start,
-            world.complete,
+            comm.complete,
         )
         self._stack = ExitStack()
 
     def __enter__(self) -> "Rank0Services":
         self._stack.enter_context(self._directory)
         self._stack.enter_context(self._display)
-        self._collector = Collector[Record | Saved](self._world.size, self._fetch, self._deliver)
+        self._collector = Collector[Record | Saved](self._comm.size, self._fetch, self._deliver)
         return self
 
     def __exit__(self, *raised: type[BaseException] | BaseException | TracebackType | None) -> None:
@@ -67,7 +67,7 @@ class Rank0Services:
 
     def finish(self, posted: Sequence[int]) -> None:
         """Wait until all that the ranks have ``posted`` is dealt with; raises what went wrong with it."""
-        self._collector.finish(posted, self._world.watch.timeout)
+        self._collector.finish(posted, self._comm.watch.timeout)
 
     def summarise(self, summary: Mapping[str, Any]) -> None:
         """The run has finished."""
@@ -79,7 +79,7 @@ class Rank0Services:
         return self._display.table()
 
     def _fetch(self, rank: int, i: int) -> Record | Saved | None:
-        text = self._world.collect(rank, i)
+        text = self._comm.poll_report(rank, i)
         if text is None:
             return None
         return Saved.from_json(text) if '"sha256"' in text else Record.from_json(text)

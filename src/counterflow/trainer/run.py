@@ -25,7 +25,7 @@ from counterflow.metrics.record import Record, Row
 from counterflow.metrics.reporter import Reporter
 from counterflow.trainer.rank0 import Rank0Services, warn
 from counterflow.trainer.resume import CHECKPOINTS, ResumePoint
-from counterflow.transport import World
+from counterflow.transport import Communicator
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class _Beginning:
     seconds: float
 
 
-def train(job: Job, world: World, origin: ResumePoint | None) -> dict[str, Any] | None:
+def train(job: Job, comm: Communicator, origin: ResumePoint | None) -> dict[str, Any] | None:
     """Run ``job``; returns the summary on rank 0, which alone has an ``origin``, and None elsewhere.
 
     Without an ``origin`` there is nothing left to do.
@@ -47,12 +47,12 @@ def train(job: Job, world: World, origin: ResumePoint | None) -> dict[str, Any] 
     Raises `StoppedError` on all ranks where a signal ended the run early, once its checkpoint is whole.
     """
     mine = _beginning(job, origin) if origin is not None else None
-    begin = world.gather(mine, "where to begin")[0]
-    if begin is None or world.over:
-        world.gather(None, "the end")
+    begin = comm.all_gather(mine, "where to begin")[0]
+    if begin is None or comm.over:
+        comm.all_gather(None, "the end")
         return None
     assert isinstance(begin, _Beginning)
-    if world.life and origin is None:
+    if comm.restart_count and origin is None:
         begin = _newest(begin, job)
     job = replace(job, plan=replace(job.plan, start=begin.batches))
     config, plan = job.config, job.plan
@@ -60,35 +60,35 @@ def train(job: Job, world: World, origin: ResumePoint | None) -> dict[str, Any] 
     waits = Waits()
 
     def report(item: Record | Saved) -> None:
-        world.post(item.to_json())
+        comm.send_report(item.to_json())
 
     reporter = Reporter(
-        world.rank, config.train.log_every, plan.batches, lambda: waits.receive, report, before=begin.seconds
+        comm.rank, config.train.log_every, plan.batches, lambda: waits.receive, report, before=begin.seconds
     )
     shelf = Shelf(begin.path / CHECKPOINTS)
-    archive = Archive(shelf, begin.checkpoint, job.device, report, world.watch.timeout)
-    tracing = Tracing(world, begin.path, warn) if config.trace else None
-    session = Session(world, reporter, waits, archive, tracing.recorder if tracing is not None else None)
+    archive = Archive(shelf, begin.checkpoint, job.device, report, comm.watch.timeout)
+    tracing = Tracing(comm, begin.path, warn) if config.trace else None
+    session = Session(comm, reporter, waits, archive, tracing.recorder if tracing is not None else None)
     console = Console(quiet=not config.run.display)
     with ExitStack() as stack:
         stack.enter_context(archive)
         desk = None
         if origin is not None:
             console.print(_setting(job, begin.cut), soft_wrap=True)
-            desk = Rank0Services(job, origin, shelf, begin.cut, system.owners, system.summarize, world, console)
+            desk = Rank0Services(job, origin, shelf, begin.cut, system.owners, system.summarize, comm, console)
             stack.enter_context(desk)
         try:
             outcome = system.run(session)
         except StoppedError:
-            posted = world.gather(world.posted, "the last checkpoint")
+            posted = comm.all_gather(comm.posted, "the last checkpoint")
             if desk is not None:
                 desk.finish(posted)
             if tracing is not None:
                 tracing.finish(_title(job))
-            world.gather(None, "the end")
+            comm.all_gather(None, "the end")
             raise
         archive.finish()
-        outcomes = world.gather((outcome, world.posted), "outcomes")
+        outcomes = comm.all_gather((outcome, comm.posted), "outcomes")
         summary = None
         if desk is not None:
             desk.finish([posted for _, posted in outcomes])
@@ -98,7 +98,7 @@ def train(job: Job, world: World, origin: ResumePoint | None) -> dict[str, Any] 
             desk.summarise(summary)
     if tracing is not None:
         tracing.finish(_title(job))
-    world.gather(None, "the end")  # rank 0 may still read from a store that ends with another process
+    comm.all_gather(None, "the end")  # rank 0 may still read from a store that ends with another process
     if origin is not None and desk is not None and summary is not None:
         console.print(desk.table())
         console.print(

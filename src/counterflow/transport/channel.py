@@ -49,7 +49,7 @@ class Receiver(Protocol):
         """Return when nothing of this channel is under way any more."""
 
 
-class Watch:
+class Watchdog:
     """The waits of one process: they all end when one channel of the process fails, or after ``timeout`` seconds."""
 
     def __init__(self, timeout: float) -> None:

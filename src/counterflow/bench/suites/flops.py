@@ -19,7 +19,7 @@ from counterflow.engine.cost import Cost
 from counterflow.engine.job import prepare
 from counterflow.engine.profile import column_of
 from counterflow.engine.system import cut
-from counterflow.transport import World
+from counterflow.transport import Communicator
 
 _MODELS = ("resnet18", "resnet20", "resnet32", "resnet50")
 _BLOCKS = 4
@@ -54,9 +54,9 @@ def measure(brief: Brief) -> Result:
     return Result("flops", settings, found, [Goal("pooled head, most of all ResNets", _MOST, worst, at_most=True)])
 
 
-def count(world: World, config: TrainConfig) -> Cost:
+def count(comm: Communicator, config: TrainConfig) -> Cost:
     """FLOPs for each sample, of all blocks."""
-    job = prepare(config, world.size)
+    job = prepare(config, comm.size)
     column = column_of(job, cut(job))
     blocks = range(1, config.blocks + 1)
     return sum((costs.local(column, block, column.rule(block), job) for block in blocks), Cost(0, 0, 0))

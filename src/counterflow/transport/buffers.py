@@ -13,13 +13,13 @@ from torch import Tensor
 
 from counterflow.message import HEADER_BYTES
 from counterflow.transport.channel import Payload
-from counterflow.transport.frame import Frame
+from counterflow.transport.message_layout import MessageLayout
 
 Loaded = tuple[Sequence[Tensor], torch.cuda.Event | None]
 """The pieces of a message, and when they are there."""
 
 
-class Medium(Protocol):
+class MessageBuffers(Protocol):
     """Buffers of one kind. `write` and `load` run on the thread that computes, everything else may run on another."""
 
     starts_at_once: bool
@@ -28,13 +28,13 @@ class Medium(Protocol):
     def buffer(self, nbytes: int) -> Tensor:
         """A uint8 buffer for messages of up to ``nbytes`` bytes."""
 
-    def write(self, buffer: Tensor, frame: Frame, header: bytes, tensors: Payload) -> torch.cuda.Event | None:
+    def write(self, buffer: Tensor, layout: MessageLayout, header: bytes, tensors: Payload) -> torch.cuda.Event | None:
         """Copy a message into ``buffer``; the event says when it is there."""
 
-    def room(self, frame: Frame) -> int:
+    def room(self, layout: MessageLayout) -> int:
         """Bytes of a buffer that `load` needs."""
 
-    def load(self, buffer: Tensor, frame: Frame, header: bytes, tensors: Payload) -> Loaded:
+    def load(self, buffer: Tensor, layout: MessageLayout, header: bytes, tensors: Payload) -> Loaded:
         """Have a message ready in ``buffer``, or in ``tensors`` themselves, whose owner leaves them as they are."""
 
     def send(self, piece: Tensor, written: torch.cuda.Event | None, rank: int, group: dist.ProcessGroup) -> dist.Work:
@@ -46,7 +46,7 @@ class Medium(Protocol):
     def header(self, buffer: Tensor) -> bytes:
         """The header of a received message."""
 
-    def read(self, buffer: Tensor, frame: Frame) -> Payload:
+    def read(self, buffer: Tensor, layout: MessageLayout) -> Payload:
         """The tensors of a received message on the device where blocks compute."""
 
 
@@ -62,9 +62,9 @@ def _label(buffer: Tensor, header: bytes) -> None:
         buffer.numpy()[:HEADER_BYTES] = np.frombuffer(header, np.uint8)
 
 
-def _write(buffer: Tensor, frame: Frame, header: bytes, tensors: Payload) -> None:
+def _write(buffer: Tensor, layout: MessageLayout, header: bytes, tensors: Payload) -> None:
     _label(buffer, header)
-    for view, tensor in zip(frame.views(buffer), tensors, strict=True):
+    for view, tensor in zip(layout.views(buffer), tensors, strict=True):
         view.copy_(tensor, non_blocking=True)
 
 
@@ -72,14 +72,14 @@ class _Copying(ABC):
     """What media share that send nothing but their buffers."""
 
     @abstractmethod
-    def write(self, buffer: Tensor, frame: Frame, header: bytes, tensors: Payload) -> torch.cuda.Event: ...
+    def write(self, buffer: Tensor, layout: MessageLayout, header: bytes, tensors: Payload) -> torch.cuda.Event: ...
 
-    def room(self, frame: Frame) -> int:
-        return frame.nbytes
+    def room(self, layout: MessageLayout) -> int:
+        return layout.nbytes
 
-    def load(self, buffer: Tensor, frame: Frame, header: bytes, tensors: Payload) -> Loaded:
-        written = self.write(buffer, frame, header, tensors)
-        return [buffer[piece] for piece in frame.pieces], written
+    def load(self, buffer: Tensor, layout: MessageLayout, header: bytes, tensors: Payload) -> Loaded:
+        written = self.write(buffer, layout, header, tensors)
+        return [buffer[piece] for piece in layout.pieces], written
 
 
 class _Gloo:
@@ -92,7 +92,7 @@ class _Gloo:
         return _host_header(buffer)
 
 
-class HostMedium(_Gloo):
+class CpuGloo(_Gloo):
     """CPU tensors over gloo."""
 
     starts_at_once = True
@@ -100,27 +100,27 @@ class HostMedium(_Gloo):
     def buffer(self, nbytes: int) -> Tensor:
         return torch.empty(nbytes, dtype=torch.uint8)
 
-    def write(self, buffer: Tensor, frame: Frame, header: bytes, tensors: Payload) -> None:
-        _write(buffer, frame, header, tensors)
+    def write(self, buffer: Tensor, layout: MessageLayout, header: bytes, tensors: Payload) -> None:
+        _write(buffer, layout, header, tensors)
 
-    def room(self, frame: Frame) -> int:
-        return frame.head
+    def room(self, layout: MessageLayout) -> int:
+        return layout.head
 
-    def load(self, buffer: Tensor, frame: Frame, header: bytes, tensors: Payload) -> Loaded:
+    def load(self, buffer: Tensor, layout: MessageLayout, header: bytes, tensors: Payload) -> Loaded:
         _label(buffer, header)
         for i, tensor in enumerate(tensors):
-            if i not in frame.large:
-                frame.view(buffer, i).copy_(tensor)
-        return [buffer[frame.pieces[0]], *(tensors[i].contiguous() for i in frame.large)], None
+            if i not in layout.large:
+                layout.view(buffer, i).copy_(tensor)
+        return [buffer[layout.pieces[0]], *(tensors[i].contiguous() for i in layout.large)], None
 
     def send(self, piece: Tensor, written: object, rank: int, group: dist.ProcessGroup) -> dist.Work:
         return posted(dist.isend(piece, rank, group=group))
 
-    def read(self, buffer: Tensor, frame: Frame) -> Payload:
-        return frame.views(buffer)
+    def read(self, buffer: Tensor, layout: MessageLayout) -> Payload:
+        return layout.views(buffer)
 
 
-class StagedMedium(_Copying, _Gloo):
+class CudaGloo(_Copying, _Gloo):
     """CUDA tensors over gloo, which moves no device memory: staged through pinned host memory."""
 
     starts_at_once = False
@@ -132,8 +132,8 @@ class StagedMedium(_Copying, _Gloo):
     def buffer(self, nbytes: int) -> Tensor:
         return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
 
-    def write(self, buffer: Tensor, frame: Frame, header: bytes, tensors: Payload) -> torch.cuda.Event:
-        _write(buffer, frame, header, tensors)
+    def write(self, buffer: Tensor, layout: MessageLayout, header: bytes, tensors: Payload) -> torch.cuda.Event:
+        _write(buffer, layout, header, tensors)
         written: torch.cuda.Event = torch.cuda.current_stream(self.device).record_event()
         return written
 
@@ -142,9 +142,9 @@ class StagedMedium(_Copying, _Gloo):
         written.synchronize()
         return posted(dist.isend(piece, rank, group=group))
 
-    def read(self, buffer: Tensor, frame: Frame) -> Payload:
+    def read(self, buffer: Tensor, layout: MessageLayout) -> Payload:
         with torch.cuda.stream(self._stream):
-            tensors = tuple(view.to(self.device, non_blocking=True) for view in frame.views(buffer))
+            tensors = tuple(view.to(self.device, non_blocking=True) for view in layout.views(buffer))
         # Once this thread has seen the copies end, any stream may use them and the buffer is free again.
         self._stream.synchronize()
         for tensor in tensors:
@@ -152,7 +152,7 @@ class StagedMedium(_Copying, _Gloo):
         return tensors
 
 
-class DeviceMedium(_Copying):
+class CudaNccl(_Copying):
     """CUDA tensors over NCCL, whose ``Work.wait`` orders streams and does not block the host."""
 
     starts_at_once = False
@@ -164,8 +164,8 @@ class DeviceMedium(_Copying):
     def buffer(self, nbytes: int) -> Tensor:
         return torch.empty(nbytes, dtype=torch.uint8, device=self.device)
 
-    def write(self, buffer: Tensor, frame: Frame, header: bytes, tensors: Payload) -> torch.cuda.Event:
-        _write(buffer, frame, header, tensors)
+    def write(self, buffer: Tensor, layout: MessageLayout, header: bytes, tensors: Payload) -> torch.cuda.Event:
+        _write(buffer, layout, header, tensors)
         written: torch.cuda.Event = torch.cuda.current_stream(self.device).record_event()
         return written
 
@@ -189,15 +189,15 @@ class DeviceMedium(_Copying):
         with torch.cuda.stream(self._stream):
             return _host_header(buffer[:HEADER_BYTES].cpu())
 
-    def read(self, buffer: Tensor, frame: Frame) -> Payload:
-        return frame.views(buffer)
+    def read(self, buffer: Tensor, layout: MessageLayout) -> Payload:
+        return layout.views(buffer)
 
 
-def medium(backend: str, device: torch.device) -> Medium:
+def medium(backend: str, device: torch.device) -> MessageBuffers:
     """The medium for a process group's ``backend`` and the device where blocks compute."""
     if device.type == "cpu":
-        return HostMedium()
-    return DeviceMedium(device) if backend == "nccl" else StagedMedium(device)
+        return CpuGloo()
+    return CudaNccl(device) if backend == "nccl" else CudaGloo(device)
 
 
 def posted(work: dist.Work | None) -> dist.Work:

@@ -5,30 +5,30 @@ from dataclasses import dataclass
 
 from counterflow.message import Tag
 from counterflow.topology import Edge
-from counterflow.transport.channel import ChannelError, Payload, Watch
-from counterflow.transport.frame import Frame
-from counterflow.transport.medium import Medium
+from counterflow.transport.buffers import MessageBuffers
+from counterflow.transport.channel import ChannelError, Payload, Watchdog
+from counterflow.transport.message_layout import MessageLayout
 
 
 @dataclass(frozen=True)
-class Joint:
+class Endpoint:
     edge: Edge
     rank: int
     """This process."""
     peer: int
     """The process at the other end."""
-    frames: Callable[[Tag], Frame]
-    medium: Medium
-    watch: Watch
+    layouts: Callable[[Tag], MessageLayout]
+    medium: MessageBuffers
+    watch: Watchdog
 
-    def frame(self, tag: Tag, tensors: Payload) -> Frame:
+    def frame(self, tag: Tag, tensors: Payload) -> MessageLayout:
         """The layout of message ``tag``. Raises ``ValueError`` for tensors not agreed on."""
-        frame = self.frames(tag)
+        layout = self.layouts(tag)
         try:
-            frame.check(tensors)
+            layout.check(tensors)
         except ValueError as error:
             raise ValueError(f"rank {self.rank}: {self.edge}: {tag}: {error}") from None
-        return frame
+        return layout
 
     def sending(self, what: object) -> str:
         """What this end, which sends, waits for."""

@@ -15,20 +15,20 @@ import torch
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from counterflow.message import Tag
+from counterflow.recovery.replaying import Link, ReplayingReceiver, ReplayingSender
 from counterflow.topology import Edge, Topology
-from counterflow.transport.attempt import join
-from counterflow.transport.channel import ChannelError, Watch
-from counterflow.transport.durable import DurableReceiver, DurableSender, Link
-from counterflow.transport.frame import Frame
+from counterflow.transport.buffers import medium
+from counterflow.transport.channel import ChannelError, Watchdog
+from counterflow.transport.communicator import Communicator
 from counterflow.transport.interface import address
-from counterflow.transport.medium import medium
-from counterflow.transport.world import World
+from counterflow.transport.message_layout import MessageLayout
+from counterflow.transport.rendezvous import join
 
 _PAUSE = 0.02
 """Seconds between looks at the store."""
 
 
-class MortalWorld(World):
+class RecoverableCommunicator(Communicator):
     """Notes stay in the store, where whoever replaces rank 0 finds them."""
 
     def __init__(
@@ -36,7 +36,7 @@ class MortalWorld(World):
         store: Store,
         rank: int,
         size: int,
-        watch: Watch,
+        watch: Watchdog,
         on_halt: Callable[[int], None],
         token: bytes,
         life: int,
@@ -44,14 +44,14 @@ class MortalWorld(World):
     ) -> None:
         """``token`` is known to the ranks of this run alone; ``life`` counts the processes that were this rank before;
         every edge holds ``replay`` bytes of messages in memory."""
-        self._senders: list[DurableSender] = []
+        self._senders: list[ReplayingSender] = []
         self._token = token
         self._replay = replay
         self._first: Callable[[int, Edge], Tag | None] = lambda batches, edge: None
         super().__init__(store, rank, size, watch, on_halt)
-        self.life = life
-        assert self._attendant is not None
-        self._attendant.on_whole = self._forget
+        self.restart_count = life
+        assert self._control is not None
+        self._control.on_whole = self._forget
         if life:
             self.posted = _count(lambda i: store.check([f"note/{rank}/{i}"]))
 
@@ -59,23 +59,23 @@ class MortalWorld(World):
         self._medium = medium(backend, device)
         self._topology = topology
 
-    def sender(self, edge: Edge, frames: Callable[[Tag], Frame]) -> DurableSender:  # type: ignore[override]
-        sender = DurableSender(self._link(edge, frames, edge.destination), address(os.environ), self._replay)
+    def sender(self, edge: Edge, layouts: Callable[[Tag], MessageLayout]) -> ReplayingSender:  # type: ignore[override]
+        sender = ReplayingSender(self._link(edge, layouts, edge.destination), address(os.environ), self._replay)
         self._senders.append(sender)
         self._channels.append(sender)
         return sender
 
     def receiver(  # type: ignore[override]
-        self, edge: Edge, frames: Callable[[Tag], Frame], depth: int, tags: Iterator[Tag]
-    ) -> DurableReceiver:
-        receiver = DurableReceiver(self._link(edge, frames, edge.source), depth, tags)
+        self, edge: Edge, layouts: Callable[[Tag], MessageLayout], depth: int, tags: Iterator[Tag]
+    ) -> ReplayingReceiver:
+        receiver = ReplayingReceiver(self._link(edge, layouts, edge.source), depth, tags)
         self._channels.append(receiver)
         return receiver
 
-    def _link(self, edge: Edge, frames: Callable[[Tag], Frame], block: int) -> Link:
+    def _link(self, edge: Edge, layouts: Callable[[Tag], MessageLayout], block: int) -> Link:
         peer = self._topology.rank_of(block)
         assert self._store is not None
-        return Link(edge, self.rank, peer, frames, self._medium, self.watch, self._store, self._token)
+        return Link(edge, self.rank, peer, layouts, self._medium, self.watch, self._store, self._token)
 
     def restarts_at(self, first: Callable[[int, Edge], Tag | None]) -> None:
         self._first = first
@@ -83,7 +83,7 @@ class MortalWorld(World):
     @property
     def over(self) -> bool:
         assert self._store is not None
-        return self.life > 0 and self._store.check([f"gather/the end/{self.rank}"])
+        return self.restart_count > 0 and self._store.check([f"gather/the end/{self.rank}"])
 
     def complete(self, batches: int) -> None:
         assert self._store is not None
@@ -95,7 +95,7 @@ class MortalWorld(World):
             if tag is not None:
                 sender.forget(tag)
 
-    def gather(self, value: Any, purpose: str) -> list[Any]:
+    def all_gather(self, value: Any, purpose: str) -> list[Any]:
         assert self._store is not None
         self._store.set(f"gather/{purpose}/{self.rank}", b64encode(pickle.dumps(value)).decode())
         deadline = time.monotonic() + self.watch.timeout
@@ -110,16 +110,16 @@ class MortalWorld(World):
             values.append(pickle.loads(b64decode(self._store.get(key))))
         return values
 
-    def collect(self, rank: int, i: int) -> str | None:
+    def poll_report(self, rank: int, i: int) -> str | None:
         assert self._store is not None
         key = f"note/{rank}/{i}"
         return self._store.get(key).decode() if self._store.check([key]) else None
 
     def close(self) -> None:
-        assert self._attendant is not None
-        self._attendant.close()
+        assert self._control is not None
+        self._control.close()
         for channel in self._channels:
-            assert isinstance(channel, DurableSender | DurableReceiver)
+            assert isinstance(channel, ReplayingSender | ReplayingReceiver)
             channel.end()
 
 
@@ -135,7 +135,7 @@ def _count(there: Callable[[int], bool]) -> int:
     return low
 
 
-def connect_mortal(
+def connect_recoverable(
     store: Store,
     rank: int,
     size: int,
@@ -146,10 +146,12 @@ def connect_mortal(
     name: str | None,
     log: Callable[[str], None],
     replay: int,
-) -> MortalWorld:
+) -> RecoverableCommunicator:
     """Join the processes that meet in ``store``, or take the place of one: then ``name`` is what that one had ``log``
     keep."""
     if name is None:
         name = join(store, rank, size, timeout)
         log(name)
-    return MortalWorld(PrefixStore(name, store), rank, size, Watch(timeout), on_halt, name.encode(), life, replay)
+    return RecoverableCommunicator(
+        PrefixStore(name, store), rank, size, Watchdog(timeout), on_halt, name.encode(), life, replay
+    )

@@ -15,7 +15,7 @@ def order(tag: Tag) -> tuple[int, bool, int]:
     return tag.n, tag.kind in (MessageKind.TEST, MessageKind.PREDICTION), tag.e
 
 
-class Replay:
+class ReplayBuffer:
     """A queue of messages of one edge that is read at any place. Not for several threads at a time.
 
     Messages are held in memory up to ``most`` bytes, and the oldest beyond that in files without a name.

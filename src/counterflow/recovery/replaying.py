@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import Store
 
 from counterflow.message import HEADER_BYTES, MessageError, Tag, check_header, pack_header, unpack_header
+from counterflow.recovery.replay_buffer import ReplayBuffer, order
 from counterflow.transport.channel import ChannelError, Payload
-from counterflow.transport.joint import Joint
-from counterflow.transport.replay import Replay, order
+from counterflow.transport.endpoint import Endpoint
 
 _PAUSE = 0.02
 """Seconds between attempts to reach a neighbour."""
@@ -33,7 +33,7 @@ _CREDIT = b"c"
 
 
 @dataclass(frozen=True)
-class Link(Joint):
+class Link(Endpoint):
     """What both ends of a durable edge share."""
 
     store: Store
@@ -49,13 +49,13 @@ class Link(Joint):
         self.watch.fail(ChannelError(f"rank {self.rank}: {self.edge} with rank {self.peer}: {why}"))
 
 
-class DurableSender:
+class ReplayingSender:
     """Keeps what it has sent until `forget`, and sends it again to whoever comes in its neighbour's place."""
 
     def __init__(self, link: Link, host: str, most: int) -> None:
         """Listens on ``host``; holds ``most`` bytes in memory, and what is more in a file."""
         self.link = link
-        self._replay = Replay(most)
+        self._replay = ReplayBuffer(most)
         self._connection: socket.socket | None = None
         self._position = 0
         self._wanted: Tag | None = None
@@ -71,9 +71,9 @@ class DurableSender:
     def send(self, tag: Tag, tensors: Payload) -> None:
         """Copy and send; returns before the message has left. Raises ``ValueError`` for tensors not agreed on."""
         link = self.link
-        frame = link.frame(tag, tensors)
-        buffer = link.medium.buffer(frame.nbytes)
-        written = link.medium.write(buffer, frame, pack_header(tag, frame.payload_nbytes), tensors)
+        layout = link.frame(tag, tensors)
+        buffer = link.medium.buffer(layout.nbytes)
+        written = link.medium.write(buffer, layout, pack_header(tag, layout.payload_nbytes), tensors)
         if written is not None:
             written.synchronize()
         what = link.sending(f"room for {tag}")
@@ -186,7 +186,7 @@ class DurableSender:
                     self._credits -= 1
 
 
-class DurableReceiver:
+class ReplayingReceiver:
     """``depth`` messages ahead, and one more in the block's hands; ``tags`` is everything that will come, in order."""
 
     def __init__(self, link: Link, depth: int, tags: Iterator[Tag]) -> None:
@@ -272,17 +272,17 @@ class DurableReceiver:
     def _take_from(self, connection: socket.socket) -> None:
         link = self.link
         while self._expected is not None:
-            tag, frame = self._expected, link.frames(self._expected)
+            tag, layout = self._expected, link.layouts(self._expected)
             buffer = self._free.popleft()
-            if buffer.numel() < frame.nbytes:
-                buffer = link.medium.buffer(frame.nbytes)
+            if buffer.numel() < layout.nbytes:
+                buffer = link.medium.buffer(layout.nbytes)
             try:
-                _fill(connection, buffer.numpy().data[: frame.nbytes])
+                _fill(connection, buffer.numpy().data[: layout.nbytes])
             except OSError:
                 self._free.append(buffer)
                 raise
-            check_header(link.medium.header(buffer), tag, frame.payload_nbytes)
-            payload = link.medium.read(buffer, frame)
+            check_header(link.medium.header(buffer), tag, layout.payload_nbytes)
+            payload = link.medium.read(buffer, layout)
             with link.watch:
                 self._arrived.append((tag, buffer, payload))
                 self._expected = next(self._tags, None)

@@ -13,13 +13,13 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from counterflow.message import Tag
 from counterflow.topology import Edge, Topology
-from counterflow.transport.attempt import join
-from counterflow.transport.attendant import Attendant
-from counterflow.transport.channel import ChannelError, Watch, gloo_reason
-from counterflow.transport.frame import Frame
-from counterflow.transport.halt import Halt
-from counterflow.transport.medium import HostMedium, Medium, medium
-from counterflow.transport.remote import RemoteReceiver, RemoteSender, Wire
+from counterflow.transport.buffers import CpuGloo, MessageBuffers, medium
+from counterflow.transport.channel import ChannelError, Watchdog, gloo_reason
+from counterflow.transport.control import ControlThread
+from counterflow.transport.message_layout import MessageLayout
+from counterflow.transport.remote import P2PEndpoint, RemoteReceiver, RemoteSender
+from counterflow.transport.rendezvous import join
+from counterflow.transport.stop_consensus import StopConsensus
 
 _LIFELINE = 1
 """The tag of the one message that says that a rank ends in good order."""
@@ -32,7 +32,7 @@ class Stateful(Protocol):
     def state(self) -> str: ...
 
 
-class World:
+class Communicator:
     """The processes of a run as one of them sees them; a single process needs no process group at all."""
 
     def __init__(
@@ -40,36 +40,36 @@ class World:
         store: Store | None,
         rank: int,
         size: int,
-        watch: Watch,
+        watch: Watchdog,
         on_halt: Callable[[int], None] = lambda signal: None,
     ) -> None:
         self.rank = rank
         self.size = size
         self.watch = watch
-        self.life = 0
+        self.restart_count = 0
         """How many processes were this rank before."""
         self._store = store
-        self.halt = Halt(rank, watch, on_halt)
+        self.stop = StopConsensus(rank, watch, on_halt)
         self.posted = 0
         """Notes that this rank has left so far."""
         self._posting = threading.Lock()
         self._notes: dict[str, str] = {}
         self._groups: dict[Edge, tuple[dist.ProcessGroup, int]] = {}
         """This rank's edges to other processes: the group of each, and who is at the other end."""
-        self._medium: Medium = HostMedium()
+        self._medium: MessageBuffers = CpuGloo()
         self._lifelines: list[threading.Thread] = []
         self._channels: list[Stateful] = []
-        self._attendant: Attendant | None = None
+        self._control: ControlThread | None = None
         if store is not None and size > 1:
-            self._attendant = Attendant(store, rank, size, self.halt, self.state)
-            watch.explain = self._attendant.inquire
+            self._control = ControlThread(store, rank, size, self.stop, self.state)
+            watch.explain = self._control.inquire
 
-    def request_halt(self, signal: int) -> None:
+    def request_stop(self, signal: int) -> None:
         """Have all ranks stop after one and the same batch, because of ``signal``; returns at once."""
-        if self._attendant is None:
-            self.halt.decide(self.halt.ask(signal))
+        if self._control is None:
+            self.stop.agree(self.stop.request(signal))
         else:
-            self._attendant.request(signal)
+            self._control.request(signal)
 
     def state(self) -> str:
         """What this rank waits for, and a line for each of its channels to other ranks."""
@@ -107,21 +107,23 @@ class World:
             time.sleep(_GRACE)
             self.watch.lose(peer)
 
-    def sender(self, edge: Edge, frames: Callable[[Tag], Frame]) -> RemoteSender:
-        sender = RemoteSender(self._wire(edge, frames))
+    def sender(self, edge: Edge, layouts: Callable[[Tag], MessageLayout]) -> RemoteSender:
+        sender = RemoteSender(self._wire(edge, layouts))
         self._channels.append(sender)
         return sender
 
-    def receiver(self, edge: Edge, frames: Callable[[Tag], Frame], depth: int, tags: Iterator[Tag]) -> RemoteReceiver:
-        receiver = RemoteReceiver(self._wire(edge, frames), depth, tags)
+    def receiver(
+        self, edge: Edge, layouts: Callable[[Tag], MessageLayout], depth: int, tags: Iterator[Tag]
+    ) -> RemoteReceiver:
+        receiver = RemoteReceiver(self._wire(edge, layouts), depth, tags)
         self._channels.append(receiver)
         return receiver
 
-    def _wire(self, edge: Edge, frames: Callable[[Tag], Frame]) -> Wire:
+    def _wire(self, edge: Edge, layouts: Callable[[Tag], MessageLayout]) -> P2PEndpoint:
         group, peer = self._groups[edge]
-        return Wire(edge, self.rank, peer, frames, self._medium, self.watch, group)
+        return P2PEndpoint(edge, self.rank, peer, layouts, self._medium, self.watch, group)
 
-    def gather(self, value: Any, purpose: str) -> list[Any]:
+    def all_gather(self, value: Any, purpose: str) -> list[Any]:
         """Every rank's ``value`` in rank order, on every rank. A barrier: raises `ChannelError` if a rank is lost."""
         if self.size == 1:
             return [value]
@@ -133,7 +135,7 @@ class World:
             raise ChannelError(f"rank {self.rank}: lost a rank while all gather {purpose}{explanation}") from error
         return values
 
-    def post(self, text: str) -> None:
+    def send_report(self, text: str) -> None:
         """Leave a note for rank 0, on whatever thread; does not wait for anybody."""
         with self._posting:
             key = f"note/{self.rank}/{self.posted}"
@@ -143,7 +145,7 @@ class World:
                 self._store.set(key, text)
             self.posted += 1
 
-    def collect(self, rank: int, i: int) -> str | None:
+    def poll_report(self, rank: int, i: int) -> str | None:
         """Take note ``i`` of ``rank`` if it is there."""
         key = f"note/{rank}/{i}"
         if self._store is None:
@@ -166,8 +168,8 @@ class World:
         """There is a whole checkpoint after so many batches."""
 
     def close(self) -> None:
-        if self._attendant is not None:
-            self._attendant.close()
+        if self._control is not None:
+            self._control.close()
         if self.size > 1:
             for peer in {peer for _, peer in self._groups.values()}:
                 dist.send(torch.empty(1), peer, tag=_LIFELINE)
@@ -183,18 +185,18 @@ def connect(
     *,
     timeout: float,
     on_halt: Callable[[int], None] = lambda signal: None,
-) -> World:
-    """Join the processes that meet in ``store``; every wait in this world lasts ``timeout`` seconds at most.
+) -> Communicator:
+    """Join the processes that meet in ``store``; every wait in this comm lasts ``timeout`` seconds at most.
 
     ``on_halt`` hears of the signal because of which the run is to stop, on whatever thread.
     """
-    watch = Watch(timeout)
+    watch = Watchdog(timeout)
     if store is None or size == 1:
-        return World(None, rank, size, watch, on_halt)
+        return Communicator(None, rank, size, watch, on_halt)
     limit = timedelta(seconds=timeout)
     try:
         store = PrefixStore(join(store, rank, size, timeout), store)
         dist.init_process_group("gloo", store=PrefixStore("gloo", store), rank=rank, world_size=size, timeout=limit)
     except RuntimeError as error:
         raise ChannelError(f"rank {rank}: the {size} ranks did not meet within {timeout:g} s: {error}") from error
-    return World(PrefixStore("notes", store), rank, size, watch, on_halt)
+    return Communicator(PrefixStore("notes", store), rank, size, watch, on_halt)

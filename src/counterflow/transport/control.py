@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch.distributed.distributed_c10d import Store
 
-from counterflow.transport.halt import Halt
+from counterflow.transport.stop_consensus import StopConsensus
 
 _INTERVAL = 0.2
 """Seconds between looks at the store."""
@@ -15,15 +15,15 @@ _ANSWERS_WITHIN = 2.0
 """Seconds in which a rank that is alive says how it is."""
 
 
-class Attendant:
-    """Agrees on a `Halt`, and answers when another rank asks how this one is."""
+class ControlThread:
+    """Agrees on a `StopConsensus`, and answers when another rank asks how this one is."""
 
-    def __init__(self, store: Store, rank: int, size: int, halt: Halt, state: Callable[[], str]) -> None:
+    def __init__(self, store: Store, rank: int, size: int, halt: StopConsensus, state: Callable[[], str]) -> None:
         """``state`` says what this rank waits for, and how its channels are."""
         self._store = store
         self._rank = rank
         self._size = size
-        self._halt = halt
+        self._stop = halt
         self._state = state
         self.on_whole: Callable[[int], None] | None = None
         """Hears after how many batches the newest whole checkpoint was taken, if anybody says so."""
@@ -102,7 +102,7 @@ class Attendant:
             return
 
     def _agree(self, signal: int) -> None:
-        self._store.set(f"begun/{self._rank}", str(self._halt.ask(signal)))
+        self._store.set(f"begun/{self._rank}", str(self._stop.request(signal)))
         begun = []
         deadline = time.monotonic() + 2 * _ANSWERS_WITHIN
         for rank in range(self._size):
@@ -110,8 +110,8 @@ class Attendant:
                 if self._closing:
                     return
                 if time.monotonic() > deadline:
-                    self._halt.fail(f"rank {self._rank}: rank {rank} does not say which batch it is in")
+                    self._stop.fail(f"rank {self._rank}: rank {rank} does not say which batch it is in")
                     return
                 time.sleep(0.02)
             begun.append(int(self._store.get(f"begun/{rank}")))
-        self._halt.decide(max(begun))
+        self._stop.agree(max(begun))

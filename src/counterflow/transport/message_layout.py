@@ -38,7 +38,7 @@ class TensorSpec:
 
 
 @dataclass(frozen=True)
-class Frame:
+class MessageLayout:
     """The layout of messages of ``specs`` in a uint8 buffer of at least ``nbytes`` bytes."""
 
     specs: tuple[TensorSpec, ...]

@@ -3,16 +3,16 @@
 import threading
 from collections.abc import Callable
 
-from counterflow.transport.channel import ChannelError, Watch
+from counterflow.transport.channel import ChannelError, Watchdog
 
 
-class Halt:
+class StopConsensus:
     """Once asked, a rank begins no other batch before all have said which one they are in; the highest is the last.
 
     Whatever a block needs to finish that batch comes from blocks that finish it too, so nobody waits in vain.
     """
 
-    def __init__(self, rank: int, watch: Watch, on_halt: Callable[[int], None]) -> None:
+    def __init__(self, rank: int, watch: Watchdog, on_halt: Callable[[int], None]) -> None:
         """``on_halt`` hears of the signal, once, on whatever thread learns of it first."""
         self._rank = rank
         self._watch = watch
@@ -26,13 +26,13 @@ class Halt:
         self.signal: int | None = None
         """The signal that somebody caught; None if nobody did."""
 
-    def begin(self, n: int) -> None:
+    def start(self, n: int) -> None:
         """This rank begins with batch ``n``."""
         with self._lock:
             self._begun = n
             self.possible = True
 
-    def after(self, n: int) -> bool:
+    def should_stop_after(self, n: int) -> bool:
         """Whether the run stops after batch ``n``, which this rank has finished. Raises `ChannelError`."""
         with self._lock:
             if self.signal is None:
@@ -42,7 +42,7 @@ class Halt:
         assert self.last is not None
         return n >= self.last
 
-    def ask(self, signal: int) -> int:
+    def request(self, signal: int) -> int:
         """Stop at the next chance. Returns the batch that this rank is in."""
         with self._lock:
             first, self.signal = self.signal is None, self.signal or signal
@@ -55,7 +55,7 @@ class Halt:
         """Not all can be asked: the run ends as it is."""
         self._watch.fail(ChannelError(why))
 
-    def decide(self, last: int) -> None:
+    def agree(self, last: int) -> None:
         """All ranks have said where they are."""
         with self._watch:
             self.last = last
