@@ -84,7 +84,7 @@ def soon(true: Callable[[], bool], seconds: float = 20.0) -> bool:
 def take(receiver: Receiver, layout: Callable[[Tag], MessageLayout], tags: Iterator[Tag]) -> None:
     """Receive and release all of ``tags``, each with the content that `filled` gives it."""
     for tag in tags:
-        assert same_bits(receiver.receive(tag), filled(frame(tag), tag.n)), tag
+        assert same_bits(receiver.receive(tag), filled(layout(tag), tag.n)), tag
         receiver.release()
 
 

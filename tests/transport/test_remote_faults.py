@@ -142,7 +142,7 @@ def oversize(rank: int, size: int, store_path: str, nbytes: int) -> None:
 
 @pytest.mark.parametrize("nbytes", [ROWS.nbytes + 1, 20_000_000])
 def test_gloo_aborts_on_a_message_larger_than_agreed(nbytes: int) -> None:
-    """The reason why `MessageLayout.check` comes before every send. If this fails, gloo has learnt to raise: simplify."""
+    """The reason why `MessageLayout.check` comes before every send. If it fails, gloo raises: simplify."""
     sender, receiver = run_fresh(2, oversize, nbytes, timeout=60)
     assert receiver.status == -signal.SIGABRT
     assert f"{nbytes} vs {ROWS.nbytes}" in receiver.stderr
@@ -213,7 +213,7 @@ MEGABYTES = MessageLayout((TensorSpec((2_000_000,)),))
 
 
 @pytest.mark.parametrize("closes", [False, True], ids=["send", "close"])
-@pytest.mark.parametrize("frame", [ROWS, MEGABYTES], ids=["small", "large"])
+@pytest.mark.parametrize("layout", [ROWS, MEGABYTES], ids=["small", "large"])
 def test_killed_while_we_wait_for_room(layout: MessageLayout, closes: bool) -> None:
     survivor, killed = run_fresh(2, killed_while_we_wait_for_room, 2, layout, closes, timeout=60)
     assert killed.status == -signal.SIGKILL

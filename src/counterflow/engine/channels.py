@@ -35,7 +35,7 @@ def message_layouts(column: RuleSet, job: Job, edge: Edge) -> Callable[[Tag], Me
                 labels = job.batches.labels_of(job.plan.evaluation(tag.n))
                 return (*target, (tuple(labels.shape), labels.dtype))
 
-    def frame(tag: Tag) -> MessageLayout:
+    def layout(tag: Tag) -> MessageLayout:
         key = specs(tag)
         if key not in layouts:
             layouts[key] = MessageLayout(tuple(TensorSpec(packed(shape), dtype) for shape, dtype in key))

@@ -71,7 +71,7 @@ class ReplayingSender:
     def send(self, tag: Tag, tensors: Payload) -> None:
         """Copy and send; returns before the message has left. Raises ``ValueError`` for tensors not agreed on."""
         link = self.link
-        layout = link.frame(tag, tensors)
+        layout = link.layout(tag, tensors)
         buffer = link.medium.buffer(layout.nbytes)
         written = link.medium.write(buffer, layout, pack_header(tag, layout.payload_nbytes), tensors)
         if written is not None:

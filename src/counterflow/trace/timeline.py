@@ -56,7 +56,7 @@ _LOOKS: Mapping[str, _Look] = {
     "checkpoint": _Look("checkpoint", "#707070"),
     "receive": _Look("", "white", inner=True),
 }
-"""Of spans by their name, in the order of the legend, which leaves out what has no label. ``make_target`` shows the colour of
+"""Of spans by their name, in the order of the legend, which leaves out what has no label. ``emit`` shows the colour of
 the box around it, and waits show none."""
 
 _TRAINING = [NAMES.index(name) for name in ("forward", "learn", "update")]

@@ -21,7 +21,7 @@ class Endpoint:
     medium: MessageBuffers
     watch: Watchdog
 
-    def frame(self, tag: Tag, tensors: Payload) -> MessageLayout:
+    def layout(self, tag: Tag, tensors: Payload) -> MessageLayout:
         """The layout of message ``tag``. Raises ``ValueError`` for tensors not agreed on."""
         layout = self.layouts(tag)
         try:

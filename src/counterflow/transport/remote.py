@@ -89,7 +89,7 @@ class RemoteSender(_End):
     def send(self, tag: Tag, tensors: Payload) -> None:
         """Returns before the message has left. Raises ``ValueError`` for tensors not agreed on."""
         endpoint = self.endpoint
-        layout = endpoint.frame(tag, tensors)
+        layout = endpoint.layout(tag, tensors)
         free = endpoint.watch.take(self._free, lambda: endpoint.sending(f"room for {tag}"))
         buffer = self._grown(free, endpoint.medium.room(layout))
         loaded = endpoint.medium.load(buffer, layout, pack_header(tag, layout.payload_nbytes), tensors)
