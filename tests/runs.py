@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from counterflow.checkpoint import Archive, Shelf
+from counterflow.checkpoint import CheckpointDirectory, CheckpointWriter
 from counterflow.cli.hydra_app import load_config
 from counterflow.engine.job import prepare
 from counterflow.engine.session import Session
@@ -69,7 +69,7 @@ def delay(comm: Communicator, most: float, seed: int) -> None:
 
 def unrecorded(comm: Communicator, observer: Any) -> Session:
     """Of a run that leaves nothing on the disk."""
-    archive = Archive(Shelf(Path("/nowhere")), None, torch.device("cpu"), lambda saved: None, 30)
+    archive = CheckpointWriter(CheckpointDirectory(Path("/nowhere")), None, torch.device("cpu"), lambda saved: None, 30)
     return Session(comm, observer, Waits(), archive)
 
 

@@ -2,11 +2,11 @@
 
 import torch
 
-from counterflow.bench.ledger import Ledger
+from counterflow.bench.ledger import CheckpointCommitter
 
 
 def test_a_storage_counts_once_and_as_a_whole() -> None:
-    ledger = Ledger()
+    ledger = CheckpointCommitter()
     whole = torch.zeros(100)
     first = ledger.hold(whole[:10].untyped_storage())
     second = ledger.hold(whole[50:].untyped_storage())
@@ -18,7 +18,7 @@ def test_a_storage_counts_once_and_as_a_whole() -> None:
 
 
 def test_the_peak_is_that_of_the_sum() -> None:
-    ledger = Ledger()
+    ledger = CheckpointCommitter()
     a, b, c = torch.zeros(10), torch.zeros(20), torch.zeros(5)
     ledger.drop(ledger.hold(a.untyped_storage()))
     ledger.hold(b.untyped_storage())
@@ -29,7 +29,7 @@ def test_the_peak_is_that_of_the_sum() -> None:
 
 def test_a_storage_where_another_one_was() -> None:
     """Keys are addresses, which are used again."""
-    ledger = Ledger()
+    ledger = CheckpointCommitter()
     for size in range(1, 50):
         tensor = torch.zeros(size)
         ledger.drop(ledger.hold(tensor.untyped_storage()))

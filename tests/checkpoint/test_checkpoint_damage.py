@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from counterflow.checkpoint.files import sha256
+from counterflow.checkpoint.atomic_write import sha256
 from counterflow.checkpoint.manifest import block_file
 from counterflow.cli.hydra_app import load_config
 from counterflow.engine.execute import RunError

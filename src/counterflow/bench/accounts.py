@@ -13,7 +13,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from counterflow.bench.buffers import watch_buffers
 from counterflow.bench.contender import Contender, Reading, train
-from counterflow.bench.ledger import Ledger
+from counterflow.bench.ledger import CheckpointCommitter
 from counterflow.transport import Communicator
 
 
@@ -22,7 +22,7 @@ class _Kept:
 
     __slots__ = ("_key", "_ledgers", "tensor")
 
-    def __init__(self, tensor: Tensor, ledgers: Sequence[Ledger]) -> None:
+    def __init__(self, tensor: Tensor, ledgers: Sequence[CheckpointCommitter]) -> None:
         self.tensor = tensor.detach()  # with its history, what a node puts out would keep that node
         self._ledgers = ledgers
         (self._key,) = {ledger.hold(tensor.untyped_storage()) for ledger in ledgers}
@@ -34,11 +34,11 @@ class _Kept:
 
 class Accounts:
     def __init__(self) -> None:
-        self.saved = Ledger()
+        self.saved = CheckpointCommitter()
         """What autograd keeps, inputs of the network included."""
-        self.messages = Ledger()
+        self.messages = CheckpointCommitter()
         """Buffers of messages, from the moment when they are made, as long as anybody has them."""
-        self.all = Ledger()
+        self.all = CheckpointCommitter()
         """Both, and what is in both once."""
 
     def saving(self) -> saved_tensors_hooks:

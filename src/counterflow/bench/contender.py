@@ -14,7 +14,7 @@ from counterflow.algorithms import ALGORITHMS
 from counterflow.algorithms.optimizer import BlockOptimizer
 from counterflow.bench.sleeping import Sleep, SleepingColumn, sleep_in_updates
 from counterflow.bench.stopwatch import Lap, Stopwatch
-from counterflow.checkpoint import Archive, Shelf
+from counterflow.checkpoint import CheckpointDirectory, CheckpointWriter
 from counterflow.config import TrainConfig
 from counterflow.data.prefetch import prefetch
 from counterflow.engine import free
@@ -108,7 +108,9 @@ def _job(contender: Contender, ranks: int, rank: int = 0) -> Job:
 def _session(comm: Communicator, contender: Contender, recorder: Recorder | None = None) -> tuple[Stopwatch, Session]:
     waits = Waits()
     watch = Stopwatch(waits, contender.warm, contender.batches)
-    nothing = Archive(Shelf(Path()), None, torch.device("cpu"), lambda saved: None, comm.watch.timeout)
+    nothing = CheckpointWriter(
+        CheckpointDirectory(Path()), None, torch.device("cpu"), lambda saved: None, comm.watch.timeout
+    )
     return watch, Session(comm, watch, waits, nothing, recorder)
 
 

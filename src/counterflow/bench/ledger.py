@@ -5,7 +5,7 @@ from collections import deque
 from torch import UntypedStorage
 
 
-class Ledger:
+class CheckpointCommitter:
     """`hold` is for one thread; `drop` for any, and for destructors, which run in the midst of anything."""
 
     def __init__(self) -> None:

@@ -19,7 +19,7 @@ from counterflow.bench.options import BenchOptions
 from counterflow.bench.row import Result
 from counterflow.bench.suites import SUITES
 from counterflow.bench.table import goals, markdown, table
-from counterflow.checkpoint.files import write_whole
+from counterflow.checkpoint.atomic_write import atomic_write
 from counterflow.cli.hydra_app import check, run_hydra
 from counterflow.metrics import provenance
 
@@ -64,8 +64,8 @@ def bench(options: BenchOptions, conf: Path) -> None:
             result = SUITES[name].measure(Brief(options, conf, out, Path(folder), log))
         note = _signed(result, time.monotonic() - start)
         known[name] = note
-        write_whole(out / "bench.json", (json.dumps(list(known.values()), indent=2) + "\n").encode())
-        write_whole(out / "bench.md", markdown(list(known.values())).encode())
+        atomic_write(out / "bench.json", (json.dumps(list(known.values()), indent=2) + "\n").encode())
+        atomic_write(out / "bench.md", markdown(list(known.values())).encode())
         SUITES[name].draw(note, out)
         console.print(table(note))
         console.print(*goals(note), sep="\n", soft_wrap=True)

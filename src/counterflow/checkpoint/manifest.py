@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from counterflow.checkpoint.files import sha256, write_whole
+from counterflow.checkpoint.atomic_write import atomic_write, sha256
 
 NAME = "manifest.json"
 FORMAT = 1
@@ -14,7 +14,7 @@ _MOST_BYTES = 16 << 20
 """No manifest is longer; what is longer is not read at all."""
 
 
-class DamagedError(Exception):
+class CorruptCheckpointError(Exception):
     """A checkpoint that is incomplete, or not what was written; the text says why."""
 
 
@@ -33,7 +33,7 @@ class Manifest:
     format: int = FORMAT
 
     def write(self, folder: Path) -> None:
-        write_whole(folder / NAME, json.dumps(asdict(self), indent=1).encode())
+        atomic_write(folder / NAME, json.dumps(asdict(self), indent=1).encode())
 
 
 def block_file(folder: Path, block: int) -> Path:
@@ -48,21 +48,21 @@ def read(folder: Path) -> Manifest:
         with path.open("rb") as file:
             text = file.read(_MOST_BYTES + 1)
     except FileNotFoundError:
-        raise DamagedError(f"it has no {NAME}, so it was never completed") from None
+        raise CorruptCheckpointError(f"it has no {NAME}, so it was never completed") from None
     except OSError as error:
-        raise DamagedError(f"{NAME}: {error.strerror}") from error
+        raise CorruptCheckpointError(f"{NAME}: {error.strerror}") from error
     try:
         content = json.loads(text) if len(text) <= _MOST_BYTES else None
     except (ValueError, RecursionError):
         content = None
     if not isinstance(content, dict):
-        raise DamagedError(f"{NAME} is damaged")
+        raise CorruptCheckpointError(f"{NAME} is damaged")
     if content.get("format") != FORMAT:
         raise ValueError(f"{path}: is of format {content.get('format')}, this version of counterflow reads {FORMAT}")
     try:
         return _checked(Manifest(**content))
     except (TypeError, KeyError) as error:
-        raise DamagedError(f"{NAME} is damaged") from error
+        raise CorruptCheckpointError(f"{NAME} is damaged") from error
 
 
 def _checked(manifest: Manifest) -> Manifest:
@@ -83,14 +83,14 @@ def _checked(manifest: Manifest) -> Manifest:
 
 
 def verify(folder: Path, manifest: Manifest) -> None:
-    """`DamagedError` unless every block's file is there, and is what was written."""
+    """`CorruptCheckpointError` unless every block's file is there, and is what was written."""
     for block, entry in enumerate(manifest.blocks, 1):
         path = block_file(folder, block)
         try:
             nbytes = path.stat().st_size
             if nbytes != entry["nbytes"]:
-                raise DamagedError(f"{path.name} has {nbytes} bytes, {entry['nbytes']} were written")
+                raise CorruptCheckpointError(f"{path.name} has {nbytes} bytes, {entry['nbytes']} were written")
             if sha256(path) != entry["sha256"]:
-                raise DamagedError(f"{path.name} is not what was written")
+                raise CorruptCheckpointError(f"{path.name} is not what was written")
         except OSError as error:
-            raise DamagedError(f"{path.name}: {error.strerror}") from error
+            raise CorruptCheckpointError(f"{path.name}: {error.strerror}") from error

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 
-from counterflow.checkpoint import Archive
+from counterflow.checkpoint import CheckpointWriter
 from counterflow.engine.station import Station
 from counterflow.schedule import Action, Op
 from counterflow.transport import ChannelError
@@ -13,7 +13,7 @@ class RunError(Exception):
 
 
 def execute(
-    program: Iterable[Action], stations: Mapping[int, Station], archive: Archive, rank: int
+    program: Iterable[Action], stations: Mapping[int, Station], archive: CheckpointWriter, rank: int
 ) -> Iterable[Action]:
     """Run ``program``, and yield every action once it is done; checkpoints go to ``archive``.
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from counterflow.checkpoint import Archive, BlockState
+from counterflow.checkpoint import BlockState, CheckpointWriter
 from counterflow.engine.execute import RunError
 from counterflow.engine.station import Observer, Waits
 from counterflow.trace.recorder import Recorder
@@ -15,7 +15,7 @@ class Session:
     comm: Communicator
     observer: Observer
     waits: Waits
-    archive: Archive
+    archive: CheckpointWriter
     recorder: Recorder | None = None
     """Of spans, if they are wanted."""
 

@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from counterflow.checkpoint.files import write_whole
+from counterflow.checkpoint.atomic_write import atomic_write
 from counterflow.trace import chrome, track
 from counterflow.trace.clock import meet
 from counterflow.trace.recorder import Recorder
@@ -56,7 +56,7 @@ class Tracing:
         left = [track.read(path, paths[0]) for path in paths]
         tracks = [found for found, _ in left]
         error = max(clock.error for _, clock in left)
-        write_whole(self._folder / TRACE, lambda file: chrome.write(file, tracks, error))
+        atomic_write(self._folder / TRACE, lambda file: chrome.write(file, tracks, error))
         timeline.draw([timeline.Panel(title, tracks)], self._folder / TIMELINE)
 
     def _path(self, rank: int) -> Path:

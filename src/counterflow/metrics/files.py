@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torch.utils.tensorboard import SummaryWriter
 from yaml import YAMLError
 
-from counterflow.checkpoint.files import write_whole
+from counterflow.checkpoint.atomic_write import atomic_write
 from counterflow.config import TrainConfig
 from counterflow.metrics.provenance import config_hash, settings
 from counterflow.metrics.record import Row
@@ -67,7 +67,7 @@ class RunDirectory:
             if batches == 0:
                 for leftover in self.path.glob("events.out.tfevents.*"):
                     leftover.unlink()
-            write_whole(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)).encode())
+            atomic_write(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)).encode())
             self._events = SummaryWriter(str(self.path), purge_step=batches or None)
         except OSError as error:
             raise ValueError(f"run.dir={self.path}: must be a folder that can be written ({error.strerror})") from error
@@ -113,7 +113,7 @@ class RunDirectory:
     def summarise(self, summary: Mapping[str, Any]) -> None:
         """The mark of a finished run. ``OSError`` where not all of it could be written."""
         self._flush()
-        write_whole(self.path / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
+        atomic_write(self.path / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
 
     def _flush(self) -> None:
         while self._unwritten:

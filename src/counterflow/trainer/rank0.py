@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from counterflow.checkpoint import Ledger, Saved, Shelf
+from counterflow.checkpoint import BlockWritten, CheckpointCommitter, CheckpointDirectory
 from counterflow.engine.job import Job
 from counterflow.engine.system import Figures
 from counterflow.metrics.collector import Collector
@@ -26,7 +26,7 @@ class Rank0Services:
         self,
         job: Job,
         origin: ResumePoint,
-        shelf: Shelf,
+        shelf: CheckpointDirectory,
         cut: Sequence[int],
         owners: Sequence[int],
         summarize: Callable[[Figures], Mapping[str, float]],
@@ -43,7 +43,7 @@ class Rank0Services:
             console, plan.batches, config.train.batch_size, owners, (plan.start, origin.directory.seconds)
         )
         self._rows = Rows(job.topology.blocks, summarize, self._sink, plan.start)
-        self._ledger = Ledger(
+        self._ledger = CheckpointCommitter(
             shelf,
             config.checkpoint.keep,
             plan.batches,
@@ -59,7 +59,7 @@ class Rank0Services:
     def __enter__(self) -> "Rank0Services":
         self._stack.enter_context(self._directory)
         self._stack.enter_context(self._display)
-        self._collector = Collector[Record | Saved](self._comm.size, self._fetch, self._deliver)
+        self._collector = Collector[Record | BlockWritten](self._comm.size, self._fetch, self._deliver)
         return self
 
     def __exit__(self, *raised: type[BaseException] | BaseException | TracebackType | None) -> None:
@@ -78,13 +78,13 @@ class Rank0Services:
         """All blocks, to be printed."""
         return self._display.table()
 
-    def _fetch(self, rank: int, i: int) -> Record | Saved | None:
+    def _fetch(self, rank: int, i: int) -> Record | BlockWritten | None:
         text = self._comm.poll_report(rank, i)
         if text is None:
             return None
-        return Saved.from_json(text) if '"sha256"' in text else Record.from_json(text)
+        return BlockWritten.from_json(text) if '"sha256"' in text else Record.from_json(text)
 
-    def _deliver(self, item: Record | Saved) -> None:
+    def _deliver(self, item: Record | BlockWritten) -> None:
         if isinstance(item, Record):
             self._rows.add(item)
             return

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from counterflow.checkpoint import Manifest, Shelf
-from counterflow.checkpoint.manifest import NAME, DamagedError
-from counterflow.checkpoint.shelf import load
+from counterflow.checkpoint import CheckpointDirectory, Manifest
+from counterflow.checkpoint.directory import load
+from counterflow.checkpoint.manifest import NAME, CorruptCheckpointError
 from counterflow.config import PIPELINES
 from counterflow.engine.job import Job
 from counterflow.metrics import provenance
@@ -50,9 +50,9 @@ def open_run_dir(job: Job, path: Path, log: Callable[[str], None], alone: bool =
         raise ValueError(f"run.dir={path}: already holds a run, which run.resume=auto would go on with")
     begin = None if resume in ("auto", "never") else _named(resume, path, job, log)
     directory = RunDirectory(path)
-    shelf = Shelf(path / CHECKPOINTS)
+    shelf = CheckpointDirectory(path / CHECKPOINTS)
     try:
-        if resume != "never" and (own := shelf.newest(job.plan.batches, log)) is not None:
+        if resume != "never" and (own := shelf.latest(job.plan.batches, log)) is not None:
             begin = _checked(own, job, log)
         batches = begin[1].batches if begin is not None else 0
         directory.begin(job.config, batches)
@@ -79,10 +79,10 @@ def _named(resume: str, path: Path, job: Job, log: Callable[[str], None]) -> tup
     if (folder / NAME).exists():
         try:
             found = folder, load(folder)
-        except DamagedError as error:
+        except CorruptCheckpointError as error:
             raise ValueError(f"run.resume={resume}: is no whole checkpoint ({error})") from error
     elif (folder / CHECKPOINTS).is_dir():
-        found = Shelf(folder / CHECKPOINTS).newest(job.plan.batches, log)
+        found = CheckpointDirectory(folder / CHECKPOINTS).latest(job.plan.batches, log)
     if found is None:
         raise ValueError(
             f"run.resume={resume}: allowed are auto, never, the folder of a checkpoint or of a run that has one"

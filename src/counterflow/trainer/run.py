@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from counterflow.checkpoint import Archive, Saved, Shelf
+from counterflow.checkpoint import BlockWritten, CheckpointDirectory, CheckpointWriter
 from counterflow.engine.cost import Cost
 from counterflow.engine.job import Job
 from counterflow.engine.outcome import Outcome
@@ -59,14 +59,14 @@ def train(job: Job, comm: Communicator, origin: ResumePoint | None) -> dict[str,
     system = build(job, begin.cut)
     waits = Waits()
 
-    def report(item: Record | Saved) -> None:
+    def report(item: Record | BlockWritten) -> None:
         comm.send_report(item.to_json())
 
     reporter = Reporter(
         comm.rank, config.train.log_every, plan.batches, lambda: waits.receive, report, before=begin.seconds
     )
-    shelf = Shelf(begin.path / CHECKPOINTS)
-    archive = Archive(shelf, begin.checkpoint, job.device, report, comm.watch.timeout)
+    shelf = CheckpointDirectory(begin.path / CHECKPOINTS)
+    archive = CheckpointWriter(shelf, begin.checkpoint, job.device, report, comm.watch.timeout)
     tracing = Tracing(comm, begin.path, warn) if config.trace else None
     session = Session(comm, reporter, waits, archive, tracing.recorder if tracing is not None else None)
     console = Console(quiet=not config.run.display)
@@ -111,7 +111,7 @@ def train(job: Job, comm: Communicator, origin: ResumePoint | None) -> dict[str,
 
 def _newest(begin: _Beginning, job: Job) -> _Beginning:
     """What a rank begins with that takes the place of one that ``begin`` was meant for."""
-    found = Shelf(begin.path / CHECKPOINTS).newest(job.plan.batches, lambda text: None)
+    found = CheckpointDirectory(begin.path / CHECKPOINTS).latest(job.plan.batches, lambda text: None)
     return begin if found is None else replace(begin, checkpoint=found[0], batches=found[1].batches)
 
 

@@ -5,13 +5,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from counterflow.checkpoint.manifest import NAME, DamagedError, Manifest, read, verify
+from counterflow.checkpoint.manifest import NAME, CorruptCheckpointError, Manifest, read, verify
 
 _PREFIX = "batch-"
 
 
 @dataclass(frozen=True)
-class Shelf:
+class CheckpointDirectory:
     path: Path
 
     def folder(self, batches: int) -> Path:
@@ -23,7 +23,7 @@ class Shelf:
         found = [path for path in self.path.glob(f"{_PREFIX}*") if _batches(path) is not None and path.is_dir()]
         return sorted(found, key=lambda path: _batches(path) or 0, reverse=True)
 
-    def newest(self, before: int, log: Callable[[str], None]) -> tuple[Path, Manifest] | None:
+    def latest(self, before: int, log: Callable[[str], None]) -> tuple[Path, Manifest] | None:
         """The newest whole checkpoint after fewer than ``before`` batches; ``log`` hears of every damaged one.
 
         ``ValueError`` for one of another version of this program.
@@ -34,8 +34,8 @@ class Shelf:
             try:
                 manifest = load(folder)
                 if manifest.batches != _batches(folder):
-                    raise DamagedError(f"{NAME} is of the checkpoint after {manifest.batches} batches")
-            except DamagedError as error:
+                    raise CorruptCheckpointError(f"{NAME} is of the checkpoint after {manifest.batches} batches")
+            except CorruptCheckpointError as error:
                 log(f"{folder}: is no whole checkpoint ({error}), an older one is looked for")
             else:
                 return folder, manifest

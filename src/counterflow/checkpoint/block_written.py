@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 
 
 @dataclass(frozen=True)
-class Saved:
+class BlockWritten:
     batches: int
     """Training batches before the cut."""
     block: int
@@ -18,5 +18,5 @@ class Saved:
         return json.dumps(asdict(self))
 
     @classmethod
-    def from_json(cls, text: str) -> "Saved":
+    def from_json(cls, text: str) -> "BlockWritten":
         return cls(**json.loads(text))

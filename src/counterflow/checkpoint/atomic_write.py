@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 
-def write_whole(path: Path, content: bytes | Callable[[BinaryIO], object]) -> None:
+def atomic_write(path: Path, content: bytes | Callable[[BinaryIO], object]) -> None:
     """Write ``path`` under another name, wait until the disk has it, and rename. Raises ``OSError``."""
     part = path.with_name(path.name + ".part")
     try:

@@ -4,17 +4,17 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from counterflow.checkpoint.block_written import BlockWritten
+from counterflow.checkpoint.directory import CheckpointDirectory
 from counterflow.checkpoint.manifest import Manifest
-from counterflow.checkpoint.saved import Saved
-from counterflow.checkpoint.shelf import Shelf
 
 
-class Ledger:
+class CheckpointCommitter:
     """Completes a checkpoint once every block of it is on the disk, and removes those that are not kept."""
 
     def __init__(
         self,
-        shelf: Shelf,
+        shelf: CheckpointDirectory,
         keep: int,
         last: int,
         identity: Mapping[str, Any],
@@ -35,9 +35,9 @@ class Ledger:
         self._tell = log
         self._newest = start
         self._completed = completed
-        self._saved: dict[int, dict[int, Saved]] = defaultdict(dict)
+        self._saved: dict[int, dict[int, BlockWritten]] = defaultdict(dict)
 
-    def add(self, saved: Saved) -> None:
+    def add(self, saved: BlockWritten) -> None:
         if saved.batches <= self._newest:  # a rank that was replaced says it again
             return
         blocks = self._saved[saved.batches]
@@ -56,7 +56,7 @@ class Ledger:
                 "does the last whole checkpoint"
             )
 
-    def _complete(self, batches: int, blocks: Mapping[int, Saved]) -> None:
+    def _complete(self, batches: int, blocks: Mapping[int, BlockWritten]) -> None:
         files = [{"nbytes": blocks[b].nbytes, "sha256": blocks[b].sha256} for b in sorted(blocks)]
         Manifest(batches, self._identity, self._cut, files, self._versions).write(self._shelf.folder(batches))
         self._newest = batches

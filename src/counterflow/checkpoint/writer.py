@@ -7,19 +7,24 @@ from pathlib import Path
 
 import torch
 
-from counterflow.checkpoint.files import sha256, write_whole
+from counterflow.checkpoint.atomic_write import atomic_write, sha256
+from counterflow.checkpoint.block_state import BlockState
+from counterflow.checkpoint.block_written import BlockWritten
+from counterflow.checkpoint.directory import CheckpointDirectory
 from counterflow.checkpoint.manifest import block_file
-from counterflow.checkpoint.saved import Saved
-from counterflow.checkpoint.shelf import Shelf
-from counterflow.checkpoint.state import BlockState
 
 
-class Archive:
+class CheckpointWriter:
     """Writes on a thread, while the blocks train on: a state is copied once, and a second copy of the same block waits
     until the one before it is on the disk."""
 
     def __init__(
-        self, shelf: Shelf, origin: Path | None, device: torch.device, report: Callable[[Saved], None], timeout: float
+        self,
+        shelf: CheckpointDirectory,
+        origin: Path | None,
+        device: torch.device,
+        report: Callable[[BlockWritten], None],
+        timeout: float,
     ) -> None:
         """``origin`` is the folder of the checkpoint that the run goes on from; ``report`` hears of every file;
         ``timeout`` bounds, in seconds, every wait for the disk."""
@@ -64,7 +69,7 @@ class Archive:
         for block in self._writing:
             self._wait(block)
 
-    def __enter__(self) -> "Archive":
+    def __enter__(self) -> "CheckpointWriter":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -84,14 +89,14 @@ class Archive:
             self._report(self._write(block, batches, state))
             self._writing[block].set()
 
-    def _write(self, block: int, batches: int, state: BlockState) -> Saved:
+    def _write(self, block: int, batches: int, state: BlockState) -> BlockWritten:
         folder = self._shelf.folder(batches)
         path = block_file(folder, block)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if not path.exists():  # or who was this rank before has written the same
-                write_whole(path, lambda file: torch.save(state.plain(), file))
-            return Saved(batches, block, path.stat().st_size, sha256(path))
+                atomic_write(path, lambda file: torch.save(state.plain(), file))
+            return BlockWritten(batches, block, path.stat().st_size, sha256(path))
         except (OSError, RuntimeError) as error:  # torch says what the disk said as a RuntimeError
             reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-            return Saved(batches, block, 0, "", reason)
+            return BlockWritten(batches, block, 0, "", reason)
