@@ -67,10 +67,10 @@ def delay(comm: Communicator, most: float, seed: int) -> None:
     comm.receiver = lambda edge, *a: Delayed(receiver(edge, *a), most, hash((seed, edge.source, 1)))  # type: ignore[method-assign]
 
 
-def unrecorded(comm: Communicator, observer: Any) -> Session:
+def unrecorded(comm: Communicator, callback: Any) -> Session:
     """Of a run that leaves nothing on the disk."""
     archive = CheckpointWriter(CheckpointDirectory(Path("/nowhere")), None, torch.device("cpu"), lambda saved: None, 30)
-    return Session(comm, observer, Waits(), archive)
+    return Session(comm, callback, Waits(), archive)
 
 
 def train_rank(

@@ -44,13 +44,13 @@ class Seen:
     metrics: dict[tuple[int, int], dict[str, Tensor]] = field(default_factory=dict)
     accuracies: dict[tuple[int, int, str], float | None] = field(default_factory=dict)
 
-    def wants(self, n: int) -> bool:
+    def should_log(self, n: int) -> bool:
         return True
 
-    def learnt(self, block: int, n: int, metrics: dict[str, Tensor]) -> None:
+    def on_step(self, block: int, n: int, metrics: dict[str, Tensor]) -> None:
         self.metrics[block, n] = {name: value.clone() for name, value in metrics.items()}
 
-    def evaluated(self, block: int, n: int, split: str, figures: dict[str, float]) -> None:
+    def on_eval(self, block: int, n: int, split: str, figures: dict[str, float]) -> None:
         self.accuracies[block, n, split] = figures.get("accuracy")
 
 
@@ -125,7 +125,7 @@ def slides(job: Job, c: RuleSet) -> Seen:
             associated.backward()
             autoencoder.backward()
             figures = {"loss": associated + autoencoder, "associated": associated, "autoencoder": autoencoder}
-            seen.learnt(i + 1, n, {name: value.detach() for name, value in figures.items()})
+            seen.on_step(i + 1, n, {name: value.detach() for name, value in figures.items()})
             s, t = s_i.detach(), t_i.detach()
         optimizer.param_groups[0]["lr"] = 1e-3 * 0.5 * (1.0 + math.cos(math.pi * (n / STEPS)))
         optimizer.step()
@@ -133,7 +133,7 @@ def slides(job: Job, c: RuleSet) -> Seen:
         if n in EVALUATIONS:
             for i in range(1, N + 1):
                 for split in ("validation", "test") if n == EVALUATIONS[-1] else ("validation",):
-                    seen.evaluated(i, n, split, {"accuracy": accuracy(job, c, i, split)})
+                    seen.on_eval(i, n, split, {"accuracy": accuracy(job, c, i, split)})
     return seen
 
 

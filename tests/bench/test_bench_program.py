@@ -9,7 +9,7 @@ import pytest
 from counterflow.bench.options import SUITES as NAMES
 from counterflow.bench.options import BenchOptions, LinkOptions, StageOptions
 from counterflow.bench.program import bench, main
-from counterflow.bench.row import Goal, Result, Row
+from counterflow.bench.row import Goal, Result, StepMetrics
 from counterflow.bench.suites import SUITES
 from counterflow.bench.table import goals, show
 
@@ -62,7 +62,7 @@ def test_goals_say_whether_they_were_reached() -> None:
 
 
 def test_figures_of_a_suite_stand_beside_the_others() -> None:
-    note = Result("x", {"a": 1}, [Row(name="r", ranks=2).having(depth=3.0)], []).note()
+    note = Result("x", {"a": 1}, [StepMetrics(name="r", ranks=2).having(depth=3.0)], []).note()
     assert note["rows"][0]["depth"] == 3.0
     assert note["rows"][0]["name"] == "r"
     assert "more" not in note["rows"][0]
@@ -83,7 +83,7 @@ def test_a_small_suite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     options = BenchOptions(
         suite="emulated", ranks=2, microbatches=4, repeats=1, quick=True, stage=stage, out=str(tmp_path)
     )
-    earlier = Result("other", {}, [Row(name="row", ranks=1)], []).note()
+    earlier = Result("other", {}, [StepMetrics(name="row", ranks=1)], []).note()
     earlier |= dict.fromkeys(("command", "hardware", "torch_version", "git_commit"), "x") | {"seconds": 1.0}
     (tmp_path / "bench.json").write_text(json.dumps([earlier]))
     bench(options, CONF)

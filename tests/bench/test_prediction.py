@@ -7,7 +7,7 @@ import pytest
 from counterflow.bench.contender import Contender
 from counterflow.bench.entrants import asleep, pipelines
 from counterflow.bench.prediction import all_beside, overhead, predict
-from counterflow.bench.row import Row
+from counterflow.bench.row import StepMetrics
 from counterflow.bench.sleeping import Sleep
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -18,10 +18,10 @@ def contender(schedule: str, microbatches: int = 1, ranks: int = 4) -> Contender
     return asleep(CONF, Path(), schedule, SLEEP, ranks, batches=8, microbatches=microbatches)
 
 
-def row(entrant: Contender, extra: float) -> Row:
+def row(entrant: Contender, extra: float) -> StepMetrics:
     """As if every action took ``extra`` seconds more than its sleep."""
     seconds = predict(entrant, overhead=extra).seconds_per_batch
-    return Row(name=entrant.name, ranks=entrant.ranks, samples_per_second=SLEEP.batch / seconds)
+    return StepMetrics(name=entrant.name, ranks=entrant.ranks, samples_per_second=SLEEP.batch / seconds)
 
 
 def test_a_pipeline_takes_its_bubble() -> None:
@@ -48,7 +48,7 @@ def test_one_row_calibrates_all_of_its_engine() -> None:
 
 def test_the_share_of_the_ideal_counts_both_stages_of_a_rank() -> None:
     entrants = [contender("interleaved1f1b", 8)]
-    (found,) = all_beside([Row(name="x", ranks=4, samples_per_second=96 / 0.3)], entrants, [])
+    (found,) = all_beside([StepMetrics(name="x", ranks=4, samples_per_second=96 / 0.3)], entrants, [])
     assert found.more["share_of_ideal"] == pytest.approx(1.0)
 
 

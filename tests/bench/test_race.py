@@ -76,7 +76,7 @@ def test_a_lap_leaves_out_what_came_before() -> None:
     for n in range(5):
         waits.receive += 1.0
         waits.send += 0.5
-        watch.learnt(1, n, {})
+        watch.on_step(1, n, {})
     lap = watch.lap()
     assert (lap.batches, lap.receive_wait, lap.send_wait) == (3, 3.0, 1.5)
     assert 0 < lap.seconds < 1

@@ -38,13 +38,13 @@ class Losses:
     def __init__(self) -> None:
         self.losses: dict[tuple[int, int], Tensor] = {}
 
-    def wants(self, n: int) -> bool:
+    def should_log(self, n: int) -> bool:
         return True
 
-    def learnt(self, block: int, n: int, metrics: dict[str, Tensor]) -> None:
+    def on_step(self, block: int, n: int, metrics: dict[str, Tensor]) -> None:
         self.losses[block, n] = metrics["loss"].clone()
 
-    def evaluated(self, block: int, n: int, split: str, figures: dict[str, float]) -> None:
+    def on_eval(self, block: int, n: int, split: str, figures: dict[str, float]) -> None:
         pass
 
 
@@ -123,7 +123,7 @@ def test_equals_the_loop_of_the_paper_to_the_bit(model: str) -> None:
     assert all(isinstance(rule, BLLRule) for rule in rules)
     blocks = [copy.deepcopy(rule.get_submodule("block")) for rule in rules]
     feedback = [weights(rule.get_submodule("feedback")) for rule in rules[1:]]
-    observer, trained = Losses(), {}
+    callback, trained = Losses(), {}
 
     make = algorithm.rule
 
@@ -133,10 +133,10 @@ def test_equals_the_loop_of_the_paper_to_the_bit(model: str) -> None:
 
     algorithm.rule = keep  # type: ignore[assignment, method-assign]
 
-    run(job, algorithm, unrecorded(connect(None, 0, 1, timeout=30), observer))
+    run(job, algorithm, unrecorded(connect(None, 0, 1, timeout=30), callback))
     expected = figure_2(job, blocks, feedback)
 
-    assert [[observer.losses[k, n] for k in range(1, 5)] for n in range(STEPS)] == expected
+    assert [[callback.losses[k, n] for k in range(1, 5)] for n in range(STEPS)] == expected
     for k, block in enumerate(blocks, 1):
         ours = trained[k].get_submodule("block").state_dict()
         assert ours.keys() == block.state_dict().keys()

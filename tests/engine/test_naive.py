@@ -27,14 +27,14 @@ class Errors:
     def __init__(self) -> None:
         self.errors: dict[tuple[int, int], float] = {}
 
-    def wants(self, n: int) -> bool:
+    def should_log(self, n: int) -> bool:
         return True
 
-    def learnt(self, block: int, n: int, metrics: dict[str, Tensor]) -> None:
+    def on_step(self, block: int, n: int, metrics: dict[str, Tensor]) -> None:
         if "update_error" in metrics:
             self.errors[block, n] = float(metrics["update_error"])
 
-    def evaluated(self, block: int, n: int, split: str, figures: dict[str, float]) -> None:
+    def on_eval(self, block: int, n: int, split: str, figures: dict[str, float]) -> None:
         pass
 
 
@@ -43,10 +43,10 @@ def prepared(blocks: int = 4) -> Job:
 
 
 def run(job: Job) -> Errors:
-    observer = Errors()
+    callback = Errors()
     assert job.counts is not None
-    build(job, job.counts).run(unrecorded(connect(None, 0, 1, timeout=30), observer))
-    return observer
+    build(job, job.counts).run(unrecorded(connect(None, 0, 1, timeout=30), callback))
+    return callback
 
 
 def late_gradients(job: Job) -> None:

@@ -55,14 +55,14 @@ class Losses:
     def __init__(self) -> None:
         self.losses: dict[int, float] = {}
 
-    def wants(self, n: int) -> bool:
+    def should_log(self, n: int) -> bool:
         return True
 
-    def learnt(self, block: int, n: int, metrics: dict[str, Tensor]) -> None:
+    def on_step(self, block: int, n: int, metrics: dict[str, Tensor]) -> None:
         if metrics:
             self.losses[n] = float(metrics["loss"])
 
-    def evaluated(self, block: int, n: int, split: str, figures: dict[str, float]) -> None:
+    def on_eval(self, block: int, n: int, split: str, figures: dict[str, float]) -> None:
         pass
 
 

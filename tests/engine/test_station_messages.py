@@ -46,8 +46,8 @@ def test_what_is_sent_does_not_lie_where_the_next_message_comes() -> None:
     numerics = Numerics(torch.device("cpu"))
     ports = Ports(below, up, below, None)
     rule: Any = Through()
-    observer: Any = None
-    station = Station(1, rule, ports, plan, 0, numerics, observer, Waits(), Specimens(0, plan))
+    callback: Any = None
+    station = Station(1, rule, ports, plan, 0, numerics, callback, Waits(), Specimens(0, plan))
     for n in range(3):
         station.forward(n)
     assert [(float(a.mean()), float(b.mean())) for a, b in up.sent] == [(0, 1), (1, 2), (2, 3)]

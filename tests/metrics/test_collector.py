@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from counterflow.metrics.collector import Collector
-from counterflow.metrics.record import Record, Row
-from counterflow.metrics.rows import Rows
+from counterflow.metrics.block_metrics import BlockMetrics, StepMetrics
+from counterflow.metrics.report_poller import ReportPoller
+from counterflow.metrics.row_assembler import RowAssembler
 
 # Blocks of every rank, bottom to top.
 PLACEMENTS = [[[1, 2, 3, 4]], [[1, 2], [3, 4]], [[1], [2, 3], [4]], [[1], [2], [3], [4]]]
@@ -17,11 +17,11 @@ PLACEMENTS = [[[1, 2, 3, 4]], [[1, 2], [3, 4]], [[1], [2, 3], [4]], [[1], [2], [
 EVENTS = [("train", 0), ("train", 4), ("test", 4), ("train", 8), ("train", 9), ("test", 9)]
 
 
-def record(event: str, n: int, block: int, rank: int = 0) -> Record:
-    return Record(event, n, block, rank, {"accuracy": block / 8, "loss": n + block / 8}, float(n), 0.0)
+def record(event: str, n: int, block: int, rank: int = 0) -> BlockMetrics:
+    return BlockMetrics(event, n, block, rank, {"accuracy": block / 8, "loss": n + block / 8}, float(n), 0.0)
 
 
-def reports(placement: list[list[int]]) -> list[list[Record]]:
+def reports(placement: list[list[int]]) -> list[list[BlockMetrics]]:
     return [
         [record(event, n, block, rank) for event, n in EVENTS for block in blocks]
         for rank, blocks in enumerate(placement)
@@ -33,9 +33,9 @@ def total_loss(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def collect(
-    placement: list[list[int]], fetch: Callable[[int, int], Record | None], sink: Callable[[Row], None]
-) -> Collector[Record]:
-    return Collector(len(placement), fetch, Rows(4, total_loss, sink).add)
+    placement: list[list[int]], fetch: Callable[[int, int], BlockMetrics | None], sink: Callable[[StepMetrics], None]
+) -> ReportPoller[BlockMetrics]:
+    return ReportPoller(len(placement), fetch, RowAssembler(4, total_loss, sink).add)
 
 
 @settings(deadline=None, max_examples=25)
@@ -45,7 +45,7 @@ def test_records_that_come_in_any_order_make_rows_in_order(placement: list[list[
     ranks_that_report = [rank for rank, records in enumerate(posted) for _ in records]
     draw.shuffle(ranks_that_report)
 
-    def fetch(rank: int, i: int) -> Record | None:
+    def fetch(rank: int, i: int) -> BlockMetrics | None:
         """At every look, a random number of records is there that was not before."""
         for _ in range(draw.choice([0, 0, 1, 2, 6])):
             if ranks_that_report:
@@ -53,7 +53,7 @@ def test_records_that_come_in_any_order_make_rows_in_order(placement: list[list[
         assert i < len(posted[rank]) + 1
         return posted[rank][i] if i < shown[rank] else None
 
-    rows: list[Row] = []
+    rows: list[StepMetrics] = []
     collect(placement, fetch, rows.append).finish([len(records) for records in posted], timeout=30)
 
     assert [(row.event, row.n) for row in rows] == EVENTS
@@ -75,7 +75,7 @@ def test_rows_come_while_the_ranks_still_run() -> None:
 
 
 def test_the_end_waits_neither_for_the_next_look_nor_for_the_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("counterflow.metrics.collector._INTERVAL", 30.0)
+    monkeypatch.setattr("counterflow.metrics.report_poller._INTERVAL", 30.0)
     posted = reports(PLACEMENTS[1])
     collector = collect(PLACEMENTS[1], lambda r, i: posted[r][i] if i < len(posted[r]) else None, lambda _: None)
     start = time.monotonic()
@@ -113,7 +113,7 @@ def test_waiting_for_the_last_records_leaves_the_core_to_others() -> None:
 def test_what_fails_in_the_sink_surfaces_at_the_end() -> None:
     posted = reports([[1, 2, 3, 4]])[0]
 
-    def sink(row: Row) -> None:
+    def sink(row: StepMetrics) -> None:
         raise OSError("no space left on device")
 
     collector = collect([[1, 2, 3, 4]], lambda _, i: posted[i], sink)
@@ -124,7 +124,7 @@ def test_what_fails_in_the_sink_surfaces_at_the_end() -> None:
 
 
 def test_what_fails_on_the_way_surfaces_at_the_end() -> None:
-    def fetch(rank: int, i: int) -> Record | None:
+    def fetch(rank: int, i: int) -> BlockMetrics | None:
         raise ConnectionError("the store is gone")
 
     collector = collect([[1, 2, 3, 4]], fetch, lambda _: None)

@@ -4,22 +4,24 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from counterflow.metrics.display import Display
-from counterflow.metrics.record import Record, Row
+from counterflow.metrics.block_metrics import BlockMetrics, StepMetrics
+from counterflow.metrics.progress_display import ProgressDisplay
 
 RANKS = [0, 0, 1]
 
 
-def train(n: int, seconds: float, loss: float = 0.5) -> Row:
+def train(n: int, seconds: float, loss: float = 0.5) -> StepMetrics:
     records = [
-        Record("train", n, block, rank, {"loss": loss * block, "accuracy": block / 8}, seconds, rank / 4)
+        BlockMetrics("train", n, block, rank, {"loss": loss * block, "accuracy": block / 8}, seconds, rank / 4)
         for block, rank in enumerate(RANKS, 1)
     ]
-    return Row("train", n, records, {"free_energy": 2.5})
+    return StepMetrics("train", n, records, {"free_energy": 2.5})
 
 
-def evaluation(n: int) -> Row:
-    return Row("test", n, [Record("test", n, b, r, {"accuracy": b / 4}, 9.0, 0.0) for b, r in enumerate(RANKS, 1)], {})
+def evaluation(n: int) -> StepMetrics:
+    return StepMetrics(
+        "test", n, [BlockMetrics("test", n, b, r, {"accuracy": b / 4}, 9.0, 0.0) for b, r in enumerate(RANKS, 1)], {}
+    )
 
 
 def console(terminal: bool = False) -> Console:
@@ -31,7 +33,7 @@ def text_of(console: Console) -> str:
     return console.file.getvalue()
 
 
-def table_of(display: Display) -> list[list[str]]:
+def table_of(display: ProgressDisplay) -> list[list[str]]:
     """The cells of the table; no cell but the header's has a space."""
     to = console()
     to.print(display.table())
@@ -42,11 +44,11 @@ HEADER = ["block", "rank", "loss", "accuracy", "test accuracy", "waits"]
 
 
 def test_table_before_anything_happened() -> None:
-    assert table_of(Display(console(), 10, 32, RANKS)) == [HEADER]
+    assert table_of(ProgressDisplay(console(), 10, 32, RANKS)) == [HEADER]
 
 
 def test_table_before_the_first_evaluation() -> None:
-    display = Display(console(), 10, 32, RANKS)
+    display = ProgressDisplay(console(), 10, 32, RANKS)
     display.show(train(3, 2.0))
     assert table_of(display) == [
         HEADER,
@@ -57,7 +59,7 @@ def test_table_before_the_first_evaluation() -> None:
 
 
 def test_table_has_the_last_of_both() -> None:
-    display = Display(console(), 10, 32, RANKS)
+    display = ProgressDisplay(console(), 10, 32, RANKS)
     display.show(train(3, 2.0, loss=7.0))
     display.show(evaluation(3))
     display.show(train(6, 3.0))
@@ -70,14 +72,14 @@ def test_table_has_the_last_of_both() -> None:
 
 
 def test_a_figure_that_a_block_does_not_have_is_a_dash() -> None:
-    display = Display(console(), 10, 32, [0])
-    display.show(Row("train", 0, [Record("train", 0, 1, 0, {}, 1.0, 0.0)], {}))
+    display = ProgressDisplay(console(), 10, 32, [0])
+    display.show(StepMetrics("train", 0, [BlockMetrics("train", 0, 1, 0, {}, 1.0, 0.0)], {}))
     assert table_of(display)[1] == ["1", "0", "-", "-", "-", "0%"]
 
 
 def test_without_a_terminal_a_line_is_an_evaluation() -> None:
     to = console()
-    with Display(to, 1000, 32, RANKS) as display:
+    with ProgressDisplay(to, 1000, 32, RANKS) as display:
         for n in (0, 4, 8):
             display.show(train(n, 1.0 + n))
         display.show(evaluation(9))
@@ -90,7 +92,7 @@ def test_without_a_terminal_a_line_is_an_evaluation() -> None:
 
 def test_a_line_stays_one_line_however_narrow_the_log_is() -> None:
     to = Console(file=StringIO(), width=20)
-    with Display(to, 1000, 32, RANKS) as display:
+    with ProgressDisplay(to, 1000, 32, RANKS) as display:
         display.show(evaluation(9))
     assert len(text_of(to).splitlines()) == 1
 
@@ -104,7 +106,7 @@ def test_a_terminal_shows_progress_and_speed() -> None:
     """32 samples a batch: 4 batches in 2 s, and 4 more in half a second."""
     first, second = console(terminal=True), console(terminal=True)
     for to, rows in ((first, [train(3, 2.0)]), (second, [train(3, 2.0), train(7, 2.5)])):
-        with Display(to, 10, 32, RANKS) as display:
+        with ProgressDisplay(to, 10, 32, RANKS) as display:
             for row in rows:
                 display.show(row)
     assert re.search(r"^batch +4/10 .* 64 samples/s  free_energy 2\.5000$", plain(text_of(first)), re.MULTILINE)
@@ -113,7 +115,7 @@ def test_a_terminal_shows_progress_and_speed() -> None:
 
 def test_a_terminal_shows_the_table_instead_of_lines() -> None:
     to = console(terminal=True)
-    with Display(to, 10, 32, RANKS) as display:
+    with ProgressDisplay(to, 10, 32, RANKS) as display:
         display.show(train(7, 2.5))
         display.show(evaluation(7))
     text = plain(text_of(to))
@@ -123,7 +125,7 @@ def test_a_terminal_shows_the_table_instead_of_lines() -> None:
 
 
 def crash(to: Console) -> None:
-    with Display(to, 10, 32, RANKS) as display:
+    with ProgressDisplay(to, 10, 32, RANKS) as display:
         display.show(train(3, 2.0))
         raise ZeroDivisionError
 
@@ -139,7 +141,7 @@ def test_a_terminal_is_given_back_whatever_happens() -> None:
 def test_a_quiet_console_stays_quiet() -> None:
     for terminal in (False, True):
         to = Console(file=StringIO(), force_terminal=terminal, quiet=True)
-        with Display(to, 10, 32, RANKS) as display:
+        with ProgressDisplay(to, 10, 32, RANKS) as display:
             display.show(train(3, 2.0))
             display.show(evaluation(3))
         assert plain(text_of(to)).strip() == ""

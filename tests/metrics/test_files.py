@@ -10,8 +10,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from counterflow.cli.hydra_app import load_config
 from counterflow.config import TrainConfig
-from counterflow.metrics.files import Found, InUseError, RunDirectory, find
-from counterflow.metrics.record import Record, Row
+from counterflow.metrics.block_metrics import BlockMetrics, StepMetrics
+from counterflow.metrics.run_dir import Found, InUseError, RunDirectory, inspect_run_dir
 from processes import CONF
 
 
@@ -26,10 +26,10 @@ def begun(path: Path, config: TrainConfig, batches: int = 0) -> RunDirectory:
     return directory
 
 
-def row(n: int, event: str = "train") -> Row:
+def row(n: int, event: str = "train") -> StepMetrics:
     figures = [{"accuracy": 0.25 + n / 64}, {"accuracy": 0.5 + n / 64, "feedback_loss": 1.5}]
-    records = [Record(event, n, block, 0, f, float(n), 0.5) for block, f in enumerate(figures, 1)]
-    return Row(event, n, records, {"free_energy": 4.0 - n / 64} if event == "train" else {})
+    records = [BlockMetrics(event, n, block, 0, f, float(n), 0.5) for block, f in enumerate(figures, 1)]
+    return StepMetrics(event, n, records, {"free_energy": 4.0 - n / 64} if event == "train" else {})
 
 
 def test_rows_become_lines_at_once(tmp_path: Path, config: TrainConfig) -> None:
@@ -106,7 +106,7 @@ def test_an_interrupted_run_is_begun_anew_and_what_is_not_its_own_stays(tmp_path
     with begun(tmp_path, config) as directory:
         directory.write(row(0))
     (tmp_path / "notes.txt").write_text("mine")
-    assert find(tmp_path, config) is Found.INTERRUPTED
+    assert inspect_run_dir(tmp_path, config) is Found.INTERRUPTED
     with begun(tmp_path, config) as directory:
         directory.write(row(4))
     (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
@@ -118,12 +118,12 @@ def test_an_interrupted_run_is_begun_anew_and_what_is_not_its_own_stays(tmp_path
 def test_a_run_in_the_making_is_left_to_who_makes_it(tmp_path: Path, config: TrainConfig) -> None:
     with begun(tmp_path, config) as directory:
         directory.write(row(0))
-        assert find(tmp_path, config) is Found.RUNNING
+        assert inspect_run_dir(tmp_path, config) is Found.RUNNING
         with pytest.raises(InUseError, match=re.escape(f"run.dir={tmp_path}: another process came first")):
             RunDirectory(tmp_path)
         directory.write(row(4))
         directory.summarise({})
-    assert find(tmp_path, config) is Found.FINISHED
+    assert inspect_run_dir(tmp_path, config) is Found.FINISHED
     with pytest.raises(InUseError):
         RunDirectory(tmp_path)
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
@@ -131,10 +131,10 @@ def test_a_run_in_the_making_is_left_to_who_makes_it(tmp_path: Path, config: Tra
 
 def test_nothing_is_found_where_no_run_is(tmp_path: Path, config: TrainConfig) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    assert find(tmp_path, config) is Found.NOTHING
-    assert find(tmp_path / "none", config) is Found.NOTHING
+    assert inspect_run_dir(tmp_path, config) is Found.NOTHING
+    assert inspect_run_dir(tmp_path / "none", config) is Found.NOTHING
     (tmp_path / "metrics.jsonl").touch()
-    assert find(tmp_path, config) is Found.NOTHING, "a process that ended before it wrote anything"
+    assert inspect_run_dir(tmp_path, config) is Found.NOTHING, "a process that ended before it wrote anything"
 
 
 def test_a_run_of_another_configuration_is_refused_by_what_differs(tmp_path: Path, config: TrainConfig) -> None:
@@ -142,7 +142,7 @@ def test_a_run_of_another_configuration_is_refused_by_what_differs(tmp_path: Pat
         directory.summarise({})
     other = load_config(CONF, ["model=cnn", "model.cut=[1,2,3,1]", "algorithm.feedback.lr_scale=0.5", "engine.depth=7"])
     with pytest.raises(ValueError) as error:  # noqa: PT011  # the whole message is compared
-        find(tmp_path, other)
+        inspect_run_dir(tmp_path, other)
     assert str(error.value) == f"run.dir={tmp_path}: holds a run of another configuration: seed=17 there, 1 here"
 
 
@@ -152,7 +152,7 @@ def test_a_run_without_a_configuration_is_refused(tmp_path: Path, config: TrainC
     if content is not None:
         (tmp_path / "config.yaml").write_text(content)
     with pytest.raises(ValueError, match=rf"^{re.escape(f'run.dir={tmp_path}: holds a run ')}[^\n]+$"):
-        find(tmp_path, config)
+        inspect_run_dir(tmp_path, config)
 
 
 def test_a_path_that_cannot_be_a_folder_is_refused(tmp_path: Path, config: TrainConfig) -> None:

@@ -4,11 +4,11 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from counterflow.metrics.record import Record, Row
+from counterflow.metrics.block_metrics import BlockMetrics, StepMetrics
 
 numbers = st.floats(allow_nan=False)
 records = st.builds(
-    Record,
+    BlockMetrics,
     event=st.sampled_from(["train", "test"]),
     n=st.integers(0, 2**40),
     block=st.integers(1, 100),
@@ -20,26 +20,26 @@ records = st.builds(
 
 
 @given(records)
-def test_a_record_survives_its_text_to_the_bit(record: Record) -> None:
+def test_a_record_survives_its_text_to_the_bit(record: BlockMetrics) -> None:
     text = record.to_json()
     assert "\n" not in text
-    assert Record.from_json(text) == record
+    assert BlockMetrics.from_json(text) == record
 
 
 def test_a_figure_that_is_no_number_survives_too() -> None:
-    record = Record("train", 3, 1, 0, {"loss": math.nan}, 1.0, 0.0)
-    assert math.isnan(Record.from_json(record.to_json()).figures["loss"])
+    record = BlockMetrics("train", 3, 1, 0, {"loss": math.nan}, 1.0, 0.0)
+    assert math.isnan(BlockMetrics.from_json(record.to_json()).figures["loss"])
 
 
-def row() -> Row:
+def row() -> StepMetrics:
     """Three blocks on two ranks; the bottom block has no feedback."""
-    return Row(
+    return StepMetrics(
         "train",
         20,
         [
-            Record("train", 20, 1, 0, {"loss": 0.5, "accuracy": 0.25}, 1.5, 0.123456),
-            Record("train", 20, 2, 0, {"loss": 0.75, "accuracy": 0.5, "feedback_loss": 1.25}, 1.75, 0.25),
-            Record("train", 20, 3, 1, {"loss": 1.0, "accuracy": 0.625, "feedback_loss": 2.0}, 1.23456, 0.5),
+            BlockMetrics("train", 20, 1, 0, {"loss": 0.5, "accuracy": 0.25}, 1.5, 0.123456),
+            BlockMetrics("train", 20, 2, 0, {"loss": 0.75, "accuracy": 0.5, "feedback_loss": 1.25}, 1.75, 0.25),
+            BlockMetrics("train", 20, 3, 1, {"loss": 1.0, "accuracy": 0.625, "feedback_loss": 2.0}, 1.23456, 0.5),
         ],
         {"free_energy": 3.25},
     )
@@ -76,8 +76,8 @@ def test_the_line_of_a_row() -> None:
 
 def test_figures_keep_all_their_digits() -> None:
     value = 0.1 + 0.2
-    record = Record("test", 7, 1, 0, {"accuracy": value}, 12.345678, 0.1234567)
-    line = json.loads(Row("test", 7, [record], {}).to_json())
+    record = BlockMetrics("test", 7, 1, 0, {"accuracy": value}, 12.345678, 0.1234567)
+    line = json.loads(StepMetrics("test", 7, [record], {}).to_json())
     assert line == {
         "event": "test",
         "n": 7,

@@ -6,11 +6,11 @@ from dataclasses import replace
 import pytest
 
 from counterflow.planner.network import Head, Layer, Network
-from counterflow.planner.plan import Row, RunPlan
+from counterflow.planner.plan import RunPlan, StepMetrics
 from made_up import link, network, planned
 
 
-def row(found: RunPlan, blocks: int) -> Row:
+def row(found: RunPlan, blocks: int) -> StepMetrics:
     return next(row for row in found.rows if row.blocks == blocks)
 
 

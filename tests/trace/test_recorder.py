@@ -2,10 +2,10 @@ import pytest
 
 from counterflow.trace.recorder import DTYPE, NAMES, Recorder, span
 
-Row = tuple[str, int, int, int, float, float]
+StepMetrics = tuple[str, int, int, int, float, float]
 
 
-def rows(recorder: Recorder) -> list[Row]:
+def rows(recorder: Recorder) -> list[StepMetrics]:
     return [(NAMES[name], *others) for name, *others in recorder.spans().tolist()]
 
 

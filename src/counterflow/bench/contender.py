@@ -95,7 +95,7 @@ def replicate(comm: Communicator, contender: Contender) -> Reading:
     for n, (inputs, labels) in enumerate(prefetch(items)):
         torch.autograd.backward(F.cross_entropy(network(inputs), labels))
         optimizer.step(n)
-        session.observer.learnt(1, n, {})
+        session.callback.on_step(1, n, {})
     return _reading(watch, [len(job.network)])
 
 

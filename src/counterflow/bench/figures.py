@@ -32,7 +32,7 @@ _STYLE: Any = {
 }
 _WIDTH = 8.0
 
-Rows = Sequence[Mapping[str, Any]]
+RowAssembler = Sequence[Mapping[str, Any]]
 
 
 def colour(name: str) -> str:
@@ -48,7 +48,7 @@ def save(path: Path, rows: int, columns: int, height: float, draw: Callable[[Fig
         figure.savefig(path, metadata={"Software": None})
 
 
-def bars(axes: Axes, rows: Rows) -> None:
+def bars(axes: Axes, rows: RowAssembler) -> None:
     """Medians as horizontal bars, the first one on top, and a whisker from the lowest to the highest."""
     for y, row in enumerate(reversed(rows)):
         middle = row["samples_per_second"]

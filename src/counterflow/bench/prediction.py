@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Sequence
 
 from counterflow.bench.contender import Contender
-from counterflow.bench.row import Row
+from counterflow.bench.row import StepMetrics
 from counterflow.bench.sleeping import CLASSES, Sleep
 from counterflow.schedule.forecast import Forecast, forecast
 from counterflow.schedule.load import Link, Load, StageTimes
@@ -36,7 +36,7 @@ def predict(contender: Contender, link: Link | None = None, overhead: float = 0.
     )
 
 
-def overhead(row: Row, contender: Contender) -> float:
+def overhead(row: StepMetrics, contender: Contender) -> float:
     """Seconds that every action took beside its sleep, if all that was not predicted of ``row`` is that."""
     assert row.samples_per_second is not None
     assert contender.sleep is not None
@@ -46,7 +46,7 @@ def overhead(row: Row, contender: Contender) -> float:
     return max(0.0, (measured - without) / slope)
 
 
-def beside(row: Row, contender: Contender, link: Link | None = None, overhead: float = 0.0) -> Row:
+def beside(row: StepMetrics, contender: Contender, link: Link | None = None, overhead: float = 0.0) -> StepMetrics:
     """``row`` with the share of the ideal rate, which is that of a block that never waits, and what was predicted."""
     assert row.samples_per_second is not None
     assert contender.sleep is not None
@@ -60,11 +60,11 @@ def beside(row: Row, contender: Contender, link: Link | None = None, overhead: f
 
 
 def all_beside(
-    found: Sequence[Row],
+    found: Sequence[StepMetrics],
     contenders: Sequence[Contender],
     calibrations: Collection[str],
     link: Callable[[Contender], Link | None] = lambda _: None,
-) -> list[Row]:
+) -> list[StepMetrics]:
     """Every row with its prediction.
 
     Engines take time beside that of the stages, for every action. How much is taken from the rows that

@@ -6,7 +6,7 @@ from statistics import median
 
 from counterflow.bench.contender import Contender, Reading
 from counterflow.bench.crew import Setting, run
-from counterflow.bench.row import Row
+from counterflow.bench.row import StepMetrics
 
 Told = Callable[[str], None]
 
@@ -54,7 +54,9 @@ def _ratios(own: Sequence[Measured], other: Sequence[Measured]) -> list[float]:
     return [one.rate / base.rate for one, base in zip(own, other, strict=True)]
 
 
-def rows(contenders: Sequence[Contender], measured: Mapping[str, Sequence[Measured]], baseline: str) -> list[Row]:
+def rows(
+    contenders: Sequence[Contender], measured: Mapping[str, Sequence[Measured]], baseline: str
+) -> list[StepMetrics]:
     """A row for each contender. Ratios are medians of those within a round, to the contender named ``baseline``."""
     found = []
     for contender in contenders:
@@ -63,7 +65,7 @@ def rows(contenders: Sequence[Contender], measured: Mapping[str, Sequence[Measur
         ratios = _ratios(own, other)
         cuda = [reading.peak_cuda_bytes for one in own for reading in one.readings]
         found.append(
-            Row(
+            StepMetrics(
                 name=contender.name,
                 ranks=contender.ranks,
                 samples_per_second=median(rates),

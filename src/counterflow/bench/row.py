@@ -6,7 +6,7 @@ from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class StepMetrics:
     """Medians over rounds, and the lowest and highest of them. What a suite does not measure is None."""
 
     name: str
@@ -30,7 +30,7 @@ class Row:
     more: Mapping[str, float | str | None] = field(default_factory=dict)
     """Figures of this suite alone."""
 
-    def having(self, **figures: float | str | None) -> "Row":
+    def having(self, **figures: float | str | None) -> "StepMetrics":
         """With more ``figures``."""
         return replace(self, more={**self.more, **figures})
 
@@ -56,7 +56,7 @@ class Result:
     suite: str
     settings: Mapping[str, Any]
     """What was run, in words and numbers; with ``emulated`` where something was."""
-    rows: Sequence[Row]
+    rows: Sequence[StepMetrics]
     goals: Sequence[Goal]
 
     def note(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""When a rank had learnt which batch: an `Observer` that takes the time, and nothing else."""
+"""When a rank had learnt which batch: an `Callback` that takes the time, and nothing else."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,14 +28,14 @@ class Stopwatch:
         self._last = batches - 1
         self._marks: dict[int, tuple[float, float, float]] = {}
 
-    def wants(self, n: int) -> bool:
+    def should_log(self, n: int) -> bool:
         return False
 
-    def learnt(self, block: int, n: int, metrics: Metrics) -> None:
+    def on_step(self, block: int, n: int, metrics: Metrics) -> None:
         if n in (self._first - 1, self._last):  # of several blocks of a rank, the last one counts
             self._marks[n] = perf_counter(), self._waits.receive, self._waits.send
 
-    def evaluated(self, block: int, n: int, split: str, figures: Mapping[str, float]) -> None:
+    def on_eval(self, block: int, n: int, split: str, figures: Mapping[str, float]) -> None:
         raise AssertionError("nothing is evaluated here")
 
     def lap(self) -> Lap:

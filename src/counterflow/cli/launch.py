@@ -25,7 +25,7 @@ from counterflow.config import TrainConfig
 from counterflow.engine.execute import RunError
 from counterflow.engine.job import Job, prepare
 from counterflow.engine.session import StoppedError
-from counterflow.metrics.files import Found, InUseError, find
+from counterflow.metrics.run_dir import Found, InUseError, inspect_run_dir
 from counterflow.recovery.recoverable import connect_recoverable
 from counterflow.recovery.supervisor import Life, keep
 from counterflow.signals import Signals
@@ -102,7 +102,7 @@ def _open(job: Job, again: bool) -> ResumePoint | None:
     """Where the run begins, or this process ``again``; None if a rank was lost when all had been said."""
     path = _run_path(job.config)
     restarted = again or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
-    if restarted and find(path, job.config) is Found.FINISHED:
+    if restarted and inspect_run_dir(path, job.config) is Found.FINISHED:
         warn(f"{path}: has finished")
         return None
     return open_run_dir(job, path, (lambda text: None) if again else warn, alone=not again)
@@ -157,7 +157,7 @@ class Sweep:
         gc.collect()  # what failed leaves cycles behind, and threads that end with them
 
     def _launch(self, config: TrainConfig, path: Path) -> None:
-        found = find(path, config)
+        found = inspect_run_dir(path, config)
         if found is Found.FINISHED:
             self._skip(f"{path}: has finished")
         elif found is Found.RUNNING:

@@ -47,7 +47,7 @@ def run(job: Job, column: RuleSet, session: Session) -> Outcome:
             job.plan,
             job.config.seed,
             job.numerics,
-            session.observer,
+            session.callback,
             waits,
             specimens[block],
             session.recorder,

@@ -27,7 +27,7 @@ from counterflow.engine.outcome import Outcome, count
 from counterflow.engine.randomness import seed_forward
 from counterflow.engine.session import Session, check_halt, restore
 from counterflow.engine.specimens import Specimens
-from counterflow.engine.station import Observer
+from counterflow.engine.station import Callback
 from counterflow.engine.tally import Tally
 from counterflow.metrics.fingerprint import digest
 from counterflow.schedule.pipelines import blocks_of_stages, owners
@@ -136,7 +136,7 @@ class Pipeline:
 
         Raises `RunError`, after which the process should end, and `StoppedError`.
         """
-        comm, observer, waits = session.comm, session.observer, session.waits
+        comm, callback, waits = session.comm, session.callback, session.waits
         job, plan, recorder = self._job, self._job.plan, session.recorder
         mine = {
             stage: _Blocks([self._blocks[block - 1] for block in blocks], job.numerics)
@@ -174,11 +174,15 @@ class Pipeline:
                         pair.optimizer.step(n)
                 metrics = {} if loss is None or output is None else _metrics(loss, output, labels.to(job.device))
                 # On a GPU, to look at a number is to wait for it.
-                if metrics and (job.device.type == "cpu" or observer.wants(n)) and not math.isfinite(metrics["loss"]):
+                if (
+                    metrics
+                    and (job.device.type == "cpu" or callback.should_log(n))
+                    and not math.isfinite(metrics["loss"])
+                ):
                     raise FloatingPointError(f"the loss is {float(metrics['loss'])}")
                 for block in owned:
-                    observer.learnt(block, n, metrics if block == job.topology.blocks else {})
-                self._evaluate(mine, n, observer, specimens, recorder)
+                    callback.on_step(block, n, metrics if block == job.topology.blocks else {})
+                self._evaluate(mine, n, callback, specimens, recorder)
                 halts = n < plan.batches - 1 and comm.stop.should_stop_after(n)
                 if halts or plan.saves_after(n):
                     for block, pair in trained.items():
@@ -303,7 +307,7 @@ class Pipeline:
         self,
         mine: Mapping[int, "_Blocks"],
         n: int,
-        observer: Observer,
+        callback: Callback,
         specimens: Mapping[int, Specimens],
         recorder: Recorder | None,
     ) -> None:
@@ -334,7 +338,7 @@ class Pipeline:
             split = job.plan.split_ending(e)
             if split is not None:
                 for block in (block for stage in mine for block in self._stages[stage]):
-                    observer.evaluated(block, n, split, tally.take()[0] if block == job.topology.blocks else {})
+                    callback.on_eval(block, n, split, tally.take()[0] if block == job.topology.blocks else {})
         for blocks in mine.values():
             blocks.train()
 

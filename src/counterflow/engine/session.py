@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from counterflow.checkpoint import BlockState, CheckpointWriter
 from counterflow.engine.execute import RunError
-from counterflow.engine.station import Observer, Waits
+from counterflow.engine.station import Callback, Waits
 from counterflow.trace.recorder import Recorder
 from counterflow.transport import Communicator
 
@@ -13,7 +13,7 @@ from counterflow.transport import Communicator
 @dataclass(frozen=True)
 class Session:
     comm: Communicator
-    observer: Observer
+    callback: Callback
     waits: Waits
     archive: CheckpointWriter
     recorder: Recorder | None = None

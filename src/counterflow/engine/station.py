@@ -36,16 +36,16 @@ class Ports:
     down: Sender | None
 
 
-class Observer(Protocol):
+class Callback(Protocol):
     """Who is told what happened in which block."""
 
-    def wants(self, n: int) -> bool:
+    def should_log(self, n: int) -> bool:
         """Whether the figures of batch ``n`` will be read."""
         ...
 
-    def learnt(self, block: int, n: int, metrics: Metrics) -> None: ...
+    def on_step(self, block: int, n: int, metrics: Metrics) -> None: ...
 
-    def evaluated(self, block: int, n: int, split: str, figures: Mapping[str, float]) -> None: ...
+    def on_eval(self, block: int, n: int, split: str, figures: Mapping[str, float]) -> None: ...
 
 
 @dataclass
@@ -67,7 +67,7 @@ class Station:
         plan: RunPlan,
         seed: int,
         numerics: Numerics,
-        observer: Observer,
+        callback: Callback,
         waits: Waits,
         specimens: Specimens,
         recorder: Recorder | None = None,
@@ -80,7 +80,7 @@ class Station:
         self._plan = plan
         self._seed = seed
         self._numerics = numerics
-        self._observer = observer
+        self._callback = callback
         self._specimens = specimens
         self._recorder = recorder
         if recorder is not None:
@@ -184,7 +184,7 @@ class Station:
         split = self._plan.split_ending(e)
         if split is not None:
             rows = self._tally.take()
-            self._observer.evaluated(self.block, n, split, rows[0] if rows else {})
+            self._callback.on_eval(self.block, n, split, rows[0] if rows else {})
         if e == self._plan.evaluation(n)[-1]:
             self._test_labels.pop(n, None)
             self._judged = 0
@@ -203,7 +203,7 @@ class Station:
         split = self._plan.split_ending(e)
         if split is not None:
             for block, figures in enumerate(self._tally.take(), self.block):
-                self._observer.evaluated(block, n, split, figures)
+                self._callback.on_eval(block, n, split, figures)
 
     def state(self, n: int) -> BlockState:
         """After batch ``n``. Its tensors are those that the block goes on with: to be copied before it does."""
@@ -244,11 +244,11 @@ class Station:
 
     def _report(self, n: int, metrics: Metrics) -> None:
         # On a GPU, to look at a number is to wait for it: the loss is looked at when somebody reads it anyway.
-        if "loss" in metrics and (self._numerics.device.type == "cpu" or self._observer.wants(n)):
+        if "loss" in metrics and (self._numerics.device.type == "cpu" or self._callback.should_log(n)):
             loss = float(metrics["loss"])
             if not math.isfinite(loss):
                 raise FloatingPointError(f"the loss is {loss}")
-        self._observer.learnt(self.block, n, metrics)
+        self._callback.on_step(self.block, n, metrics)
 
     def _receive(self, channel: Receiver, tag: Tag) -> Payload:
         start = perf_counter()

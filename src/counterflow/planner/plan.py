@@ -32,7 +32,7 @@ _LARGEST = 2048
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class StepMetrics:
     """What is predicted for one number of blocks, a process each."""
 
     blocks: int
@@ -58,12 +58,12 @@ class Row:
 
 @dataclass(frozen=True)
 class RunPlan:
-    rows: Sequence[Row]
+    rows: Sequence[StepMetrics]
     refused: Sequence[tuple[int, int]]
     """Numbers of blocks that do not fit into memory, with what their largest process needs, in bytes."""
 
     @property
-    def best(self) -> Row:
+    def best(self) -> StepMetrics:
         """The smallest of those that are as fast as any."""
         best_of = min(row.seconds_per_batch for row in self.rows)
         return next(row for row in self.rows if row.seconds_per_batch * (1 - TOLERANCE) <= best_of)
@@ -118,7 +118,7 @@ def _row(
     lag: int,
     depth: int,
     one: float,
-) -> Row | int:
+) -> StepMetrics | int:
     """The memory that is needed, if there is less."""
     least = max(local_memory(stages, lag, depth))
     if least > machines.memory:
@@ -129,7 +129,7 @@ def _row(
     if len(stages) > _WINDOW:
         whole = _simulate(stages, machines, lag, depth, _FEW, 0, len(stages))
     seconds = max(whole.seconds_per_batch, found.seconds_per_batch)
-    return Row(
+    return StepMetrics(
         blocks=len(stages),
         cut=counts,
         lag=lag,

@@ -9,9 +9,9 @@ from rich import box
 from rich.table import Table
 
 from counterflow.planner.pipelines import SCHEDULES
-from counterflow.planner.plan import Row, RunPlan
+from counterflow.planner.plan import RunPlan, StepMetrics
 
-_Cell = Callable[[Row], str]
+_Cell = Callable[[StepMetrics], str]
 _OWN = ("machines.", "plan.", "blocks=", "model.cut=", "engine.lag=", "engine.depth=", "engine.threads=", "hydra.")
 """Overrides that are not those of the run, or that the plan says anew."""
 
@@ -27,7 +27,7 @@ def table(plan: RunPlan) -> Table:
     return found
 
 
-def command(row: Row, overrides: Iterable[str], threads: int) -> str:
+def command(row: StepMetrics, overrides: Iterable[str], threads: int) -> str:
     """What starts the run that ``row`` plans; ``overrides`` are those of the plan."""
     cut = "[" + ",".join(map(str, row.cut)) + "]"
     own = [f"blocks={row.blocks}", f"model.cut={cut}", f"engine.lag={row.lag}", f"engine.depth={row.depth}"]
@@ -58,7 +58,7 @@ def _counts(counts: Sequence[int]) -> str:
 
 
 def _pipeline(schedule: str) -> _Cell:
-    def cell(row: Row) -> str:
+    def cell(row: StepMetrics) -> str:
         for one in row.pipelines:
             if one.schedule == schedule:
                 return f"{one.samples_per_second:,.0f} ({one.microbatches})"

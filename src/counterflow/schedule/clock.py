@@ -25,7 +25,7 @@ class Deed(Protocol):
 
 
 D = TypeVar("D", bound=Deed)
-Record = Callable[[int, D, float, float], object]
+BlockMetrics = Callable[[int, D, float, float], object]
 """Is told the rank, the deed, its start and its end."""
 
 
@@ -147,7 +147,7 @@ class Step(NamedTuple, Generic[D]):
     parts: tuple[Part, ...]
 
 
-def run(programs: Sequence[Iterator[Step[D]]], record: Record[D]) -> None:
+def run(programs: Sequence[Iterator[Step[D]]], record: BlockMetrics[D]) -> None:
     """Run the programs of all ranks to the end, all from time 0.
 
     Raises `DeadlockError` when they cannot end.

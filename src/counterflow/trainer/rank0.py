@@ -11,10 +11,10 @@ from rich.console import Console
 from counterflow.checkpoint import BlockWritten, CheckpointCommitter, CheckpointDirectory
 from counterflow.engine.job import Job
 from counterflow.engine.system import Figures
-from counterflow.metrics.collector import Collector
-from counterflow.metrics.display import Display
-from counterflow.metrics.record import Record, Row
-from counterflow.metrics.rows import Rows
+from counterflow.metrics.block_metrics import BlockMetrics, StepMetrics
+from counterflow.metrics.progress_display import ProgressDisplay
+from counterflow.metrics.report_poller import ReportPoller
+from counterflow.metrics.row_assembler import RowAssembler
 from counterflow.trainer.resume import ResumePoint, identity, versions
 from counterflow.transport import Communicator
 
@@ -35,14 +35,14 @@ class Rank0Services:
     ) -> None:
         """``owners`` are the ranks of all blocks, bottom to top, ``summarize`` makes a row's figures of theirs."""
         plan, config = job.plan, job.config
-        self.evaluations: dict[str, Row] = {}
+        self.evaluations: dict[str, StepMetrics] = {}
         """The last one of every split."""
         self._directory = origin.directory
         self._comm = comm
-        self._display = Display(
+        self._display = ProgressDisplay(
             console, plan.batches, config.train.batch_size, owners, (plan.start, origin.directory.seconds)
         )
-        self._rows = Rows(job.topology.blocks, summarize, self._sink, plan.start)
+        self._rows = RowAssembler(job.topology.blocks, summarize, self._sink, plan.start)
         self._ledger = CheckpointCommitter(
             shelf,
             config.checkpoint.keep,
@@ -59,7 +59,7 @@ class Rank0Services:
     def __enter__(self) -> "Rank0Services":
         self._stack.enter_context(self._directory)
         self._stack.enter_context(self._display)
-        self._collector = Collector[Record | BlockWritten](self._comm.size, self._fetch, self._deliver)
+        self._collector = ReportPoller[BlockMetrics | BlockWritten](self._comm.size, self._fetch, self._deliver)
         return self
 
     def __exit__(self, *raised: type[BaseException] | BaseException | TracebackType | None) -> None:
@@ -78,14 +78,14 @@ class Rank0Services:
         """All blocks, to be printed."""
         return self._display.table()
 
-    def _fetch(self, rank: int, i: int) -> Record | BlockWritten | None:
+    def _fetch(self, rank: int, i: int) -> BlockMetrics | BlockWritten | None:
         text = self._comm.poll_report(rank, i)
         if text is None:
             return None
-        return BlockWritten.from_json(text) if '"sha256"' in text else Record.from_json(text)
+        return BlockWritten.from_json(text) if '"sha256"' in text else BlockMetrics.from_json(text)
 
-    def _deliver(self, item: Record | BlockWritten) -> None:
-        if isinstance(item, Record):
+    def _deliver(self, item: BlockMetrics | BlockWritten) -> None:
+        if isinstance(item, BlockMetrics):
             self._rows.add(item)
             return
         try:
@@ -94,7 +94,7 @@ class Rank0Services:
             warn(f"{self._directory.path}: the metrics may be lost if the machine fails ({error.strerror})")
         self._ledger.add(item)
 
-    def _sink(self, row: Row) -> None:
+    def _sink(self, row: StepMetrics) -> None:
         try:
             self._directory.write(row)
         except OSError as error:

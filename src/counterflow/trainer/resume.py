@@ -16,7 +16,7 @@ from counterflow.checkpoint.manifest import NAME, CorruptCheckpointError
 from counterflow.config import PIPELINES
 from counterflow.engine.job import Job
 from counterflow.metrics import provenance
-from counterflow.metrics.files import Found, InUseError, RunDirectory, difference, find
+from counterflow.metrics.run_dir import Found, InUseError, RunDirectory, config_diff, inspect_run_dir
 
 CHECKPOINTS = "checkpoints"
 """In a run directory."""
@@ -40,7 +40,7 @@ def open_run_dir(job: Job, path: Path, log: Callable[[str], None], alone: bool =
     Raises ``ValueError`` where it holds another run or a finished one, or where a checkpoint is of another
     configuration; `InUseError` where another process writes it.
     """
-    found = find(path, job.config)
+    found = inspect_run_dir(path, job.config)
     if found is Found.RUNNING:
         raise InUseError(f"run.dir={path}: another process writes it")
     if found is Found.FINISHED:
@@ -95,7 +95,7 @@ def _checked(found: tuple[Path, Manifest], job: Job, log: Callable[[str], None])
     folder, manifest = found
     here = json.loads(json.dumps(identity(job)))
     if manifest.identity != here:
-        raise ValueError(f"run.resume: {folder} is of another configuration: {difference(manifest.identity, here)}")
+        raise ValueError(f"run.resume: {folder} is of another configuration: {config_diff(manifest.identity, here)}")
     if manifest.batches >= job.plan.batches:
         raise ValueError(f"run.resume: {folder} is of the end of a run, nothing is left of {job.plan.batches} batches")
     for name, now in versions(job).items():

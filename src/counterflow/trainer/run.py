@@ -20,9 +20,9 @@ from counterflow.engine.station import Waits
 from counterflow.engine.system import build, cut
 from counterflow.engine.tracing import Tracing
 from counterflow.metrics import provenance
+from counterflow.metrics.block_metrics import BlockMetrics, StepMetrics
 from counterflow.metrics.fingerprint import fingerprint
-from counterflow.metrics.record import Record, Row
-from counterflow.metrics.reporter import Reporter
+from counterflow.metrics.metrics_callback import MetricsCallback
 from counterflow.trainer.rank0 import Rank0Services, warn
 from counterflow.trainer.resume import CHECKPOINTS, ResumePoint
 from counterflow.transport import Communicator
@@ -59,10 +59,10 @@ def train(job: Job, comm: Communicator, origin: ResumePoint | None) -> dict[str,
     system = build(job, begin.cut)
     waits = Waits()
 
-    def report(item: Record | BlockWritten) -> None:
+    def report(item: BlockMetrics | BlockWritten) -> None:
         comm.send_report(item.to_json())
 
-    reporter = Reporter(
+    reporter = MetricsCallback(
         comm.rank, config.train.log_every, plan.batches, lambda: waits.receive, report, before=begin.seconds
     )
     shelf = CheckpointDirectory(begin.path / CHECKPOINTS)
@@ -147,7 +147,7 @@ def _accuracies(summary: Mapping[str, Any]) -> str:
 
 
 def _summary(
-    job: Job, begin: _Beginning, outcomes: Sequence[Outcome], evaluations: Mapping[str, Row]
+    job: Job, begin: _Beginning, outcomes: Sequence[Outcome], evaluations: Mapping[str, StepMetrics]
 ) -> dict[str, Any]:
     config = job.config
     figures = {

@@ -17,7 +17,7 @@ from counterflow.bench.entrants import asleep, common_batch, noise, pipelines, t
 from counterflow.bench.options import BenchOptions
 from counterflow.bench.prediction import all_beside
 from counterflow.bench.race import race, rows
-from counterflow.bench.row import Goal, Result, Row
+from counterflow.bench.row import Goal, Result, StepMetrics
 from counterflow.bench.sleeping import Sleep
 
 _TIMED = 12
@@ -33,7 +33,7 @@ _OVER_1F1B = {8: 1.20}
 def measure(brief: Brief) -> Result:
     options = brief.options
     noise(brief.folder, 512, pixels=4, channels=1)
-    found: list[Row] = []
+    found: list[StepMetrics] = []
     settings: dict[str, Any] = {"rounds": options.rounds}
     for ranks in options.numbers("ranks", [2, 4, 8, 16, 32]):
         sleep, microbatches = _sleep(ranks, options)
@@ -57,7 +57,7 @@ def _sleep(ranks: int, options: BenchOptions) -> tuple[Sleep, list[int]]:
     return Sleep(forward, backward, update, common_batch(microbatches), _WIDTH), microbatches
 
 
-def _of(ranks: int, sleep: Sleep, microbatches: Sequence[int], brief: Brief) -> list[Row]:
+def _of(ranks: int, sleep: Sleep, microbatches: Sequence[int], brief: Brief) -> list[StepMetrics]:
     options = brief.options
     contenders = [asleep(brief.conf, brief.folder, "free", sleep, ranks, _TIMED * 3 // 2)] + [
         asleep(brief.conf, brief.folder, schedule, sleep, ranks, 1 + _TIMED_IN_STEP, m)
@@ -73,7 +73,7 @@ def _of(ranks: int, sleep: Sleep, microbatches: Sequence[int], brief: Brief) -> 
     return all_beside(found, contenders, [title("1f1b", microbatches[0])])
 
 
-def _goals(found: Sequence[Row]) -> Iterator[Goal]:
+def _goals(found: Sequence[StepMetrics]) -> Iterator[Goal]:
     for row in found:
         share = row.more["share_of_ideal"]
         if row.name == "BLL" and row.ranks in _OF_IDEAL:

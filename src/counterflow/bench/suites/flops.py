@@ -11,7 +11,7 @@ from counterflow.bench import figures
 from counterflow.bench.brief import Brief
 from counterflow.bench.crew import Setting, run
 from counterflow.bench.entrants import common, noise
-from counterflow.bench.row import Goal, Result, Row
+from counterflow.bench.row import Goal, Result, StepMetrics
 from counterflow.cli.hydra_app import load_config
 from counterflow.config import TrainConfig
 from counterflow.engine import cost as costs
@@ -41,7 +41,7 @@ def measure(brief: Brief) -> Result:
             config = load_config(brief.conf, [*common(brief.folder, _BATCH), f"blocks={_BLOCKS}", *wanted])
             (cost,) = run(Setting(_LIMIT), 1, count, config)
             found.append(
-                Row(name=f"{model}, {head}", ranks=1, batch=_BATCH).having(
+                StepMetrics(name=f"{model}, {head}", ranks=1, batch=_BATCH).having(
                     model=model,
                     convolutions=float(convolutions),
                     network_mflops=cost.forward / 1e6,

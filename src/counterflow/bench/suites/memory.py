@@ -19,7 +19,7 @@ from counterflow.bench.brief import Brief
 from counterflow.bench.contender import Contender
 from counterflow.bench.crew import Setting, run
 from counterflow.bench.entrants import awake, common_batch, noise, title
-from counterflow.bench.row import Goal, Result, Row
+from counterflow.bench.row import Goal, Result, StepMetrics
 
 _SAMPLES = 16
 """Samples of a message, where all have equal ones."""
@@ -93,11 +93,11 @@ def _contender(brief: Brief, name: str, ranks: int, blocks: int, batch: int, sys
     return awake(brief.conf, brief.folder, name, ranks, batches, 1, batch, options)
 
 
-def _row(brief: Brief, contender: Contender, comparison: str, blocks: int) -> Row:
+def _row(brief: Brief, contender: Contender, comparison: str, blocks: int) -> StepMetrics:
     brief.log(f"{comparison}: P={blocks}: {contender.name}")
     ranks = run(Setting(timeout=300), contender.ranks, account, contender)
     cuda = [held.reading.peak_cuda_bytes for held in ranks]
-    return Row(
+    return StepMetrics(
         name=contender.name,
         ranks=contender.ranks,
         peak_rss_bytes=max(held.reading.peak_rss_bytes for held in ranks),
@@ -117,7 +117,7 @@ def _row(brief: Brief, contender: Contender, comparison: str, blocks: int) -> Ro
     )
 
 
-def _beside(row: Row, bll: Row) -> Row:
+def _beside(row: StepMetrics, bll: StepMetrics) -> StepMetrics:
     """With how many times more than BLL's the bottom stage holds."""
     return row.having(
         saved_over_bll=_number(row, "saved_mb") / _number(bll, "saved_mb"),
@@ -125,13 +125,13 @@ def _beside(row: Row, bll: Row) -> Row:
     )
 
 
-def _number(row: Row, key: str) -> float:
+def _number(row: StepMetrics, key: str) -> float:
     value = row.more[key]
     assert isinstance(value, int | float)
     return value
 
 
-def _goals(found: Sequence[Row]) -> Iterator[Goal]:
+def _goals(found: Sequence[StepMetrics]) -> Iterator[Goal]:
     equal = [row for row in found if row.more["comparison"] == _BY_MESSAGE]
     bottom = [_number(row, "saved_mb") for row in equal if row.name == _BLL]
     if len(bottom) > 1:
@@ -159,7 +159,7 @@ def draw(note: Mapping[str, Any], folder: Path) -> None:
     figures.save(folder / "memory.png", 1, 2, 4.2, paint)
 
 
-def _panel(ax: Axes, rows: figures.Rows) -> None:
+def _panel(ax: Axes, rows: figures.RowAssembler) -> None:
     curves: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         curves.setdefault(_label(row), []).append(row)

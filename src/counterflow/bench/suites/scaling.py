@@ -14,7 +14,7 @@ from counterflow.bench.crew import Setting
 from counterflow.bench.entrants import asleep, common_batch, noise, title
 from counterflow.bench.prediction import beside
 from counterflow.bench.race import race, rows
-from counterflow.bench.row import Result, Row
+from counterflow.bench.row import Result, StepMetrics
 from counterflow.bench.sleeping import Sleep
 
 _BATCHES = 24
@@ -31,7 +31,7 @@ def measure(brief: Brief) -> Result:
     return Result("scaling", sleep.note | {"rounds": options.rounds}, found, [])
 
 
-def _of(ranks: int, each: Sleep, brief: Brief) -> Iterator[Row]:
+def _of(ranks: int, each: Sleep, brief: Brief) -> Iterator[StepMetrics]:
     microbatches = brief.options.numbers("microbatches", [2 * ranks])
     sleep = replace(each, batch=common_batch(microbatches))
     contenders = [asleep(brief.conf, brief.folder, "free", sleep, ranks, _BATCHES)]

@@ -19,7 +19,7 @@ from counterflow.bench.contender import Contender, Reading
 from counterflow.bench.crew import Setting, run
 from counterflow.bench.entrants import asleep, noise
 from counterflow.bench.idle import idle
-from counterflow.bench.row import Goal, Result, Row
+from counterflow.bench.row import Goal, Result, StepMetrics
 from counterflow.bench.sleeping import Sleep
 
 _KILO, _MEGA = 1 << 10, 1 << 20
@@ -57,7 +57,7 @@ def measure(brief: Brief) -> Result:
     return Result("transport", settings, rows, goals)
 
 
-def _messages(brief: Brief) -> tuple[list[Row], list[Goal]]:
+def _messages(brief: Brief) -> tuple[list[StepMetrics], list[Goal]]:
     loads = [_load(nbytes) for nbytes in (_SOME_SIZES if brief.options.quick else _SIZES)]
     brief.log(f"{len(loads)} sizes of messages, over channels and over bare gloo")
     echo = Load(_KILO, _ECHOES, _ECHOES // 10)
@@ -74,12 +74,12 @@ def _load(nbytes: int) -> Load:
     return Load(nbytes, count, max(4, count // 10))
 
 
-def _flow(load: Load, found: Mapping[str, Sequence[Timed]]) -> Iterator[Row]:
+def _flow(load: Load, found: Mapping[str, Sequence[Timed]]) -> Iterator[StepMetrics]:
     ratios = [raw.seconds / own.seconds for own, raw in zip(found[CHANNEL], found[RAW], strict=True)]
     for way in WAYS:
         own = way == CHANNEL
         seconds = [timed.seconds for timed in found[way]]
-        yield Row(
+        yield StepMetrics(
             name=f"{way}, {_size(load.nbytes)}",
             ranks=2,
             baseline=f"{RAW}, {_size(load.nbytes)}",
@@ -99,12 +99,12 @@ def _flow(load: Load, found: Mapping[str, Sequence[Timed]]) -> Iterator[Row]:
         )
 
 
-def _echo(load: Load, found: Mapping[str, Sequence[Timed]]) -> Iterator[Row]:
+def _echo(load: Load, found: Mapping[str, Sequence[Timed]]) -> Iterator[StepMetrics]:
     """There and back, one at a time: what a message waits for, and what it costs beyond bare gloo."""
     pairs = list(zip(found[CHANNEL], found[RAW], strict=True))
     for way in WAYS:
         own = way == CHANNEL
-        yield Row(
+        yield StepMetrics(
             name=f"{way}, {_size(load.nbytes)}, there and back",
             ranks=2,
             repeats=len(pairs),
@@ -120,13 +120,13 @@ def _echo(load: Load, found: Mapping[str, Sequence[Timed]]) -> Iterator[Row]:
         )
 
 
-def _engine(brief: Brief) -> tuple[list[Row], list[Goal]]:
+def _engine(brief: Brief) -> tuple[list[StepMetrics], list[Goal]]:
     """What the engine takes for a batch; a rank in the middle of three has neighbours on both sides, as most have."""
     noise(brief.folder, 2 * _BATCH, pixels=4, channels=1)
     limits, engine, nothing = zip(*(_round(brief) for _ in range(brief.options.rounds)), strict=True)
     added = [tuple(a - b for a, b in zip(*pair, strict=True)) for pair in zip(engine, nothing, strict=True)]
     rows = [
-        Row(name="engine, no work", ranks=2, repeats=len(limits), more={"wall_us": 1e6 * median(limits)}),
+        StepMetrics(name="engine, no work", ranks=2, repeats=len(limits), more={"wall_us": 1e6 * median(limits)}),
         _row("engine, 10 ms asleep", engine),
         _row("no engine, 10 ms asleep", nothing),
         _row("added by the engine", added),
@@ -138,10 +138,10 @@ def _engine(brief: Brief) -> tuple[list[Row], list[Goal]]:
     return rows, goals
 
 
-def _row(name: str, pairs: Sequence[Sequence[float]]) -> Row:
+def _row(name: str, pairs: Sequence[Sequence[float]]) -> StepMetrics:
     wall, cpu = (median(seconds) for seconds in zip(*pairs, strict=True))
     more = {"wall_us": 1e6 * wall, "cpu_us": 1e6 * cpu, "share_of_10_ms": wall / _STAGE}
-    return Row(name=name, ranks=_RANKS, batch=_BATCH, repeats=len(pairs), more=more)
+    return StepMetrics(name=name, ranks=_RANKS, batch=_BATCH, repeats=len(pairs), more=more)
 
 
 def _round(brief: Brief) -> tuple[float, tuple[float, float], tuple[float, float]]:
@@ -169,12 +169,12 @@ def _run(contender: Contender) -> Sequence[Reading]:
     return run(_SETTING, contender.ranks, contender.task, contender)
 
 
-def _ratio(row: Row) -> float:
+def _ratio(row: StepMetrics) -> float:
     assert row.ratio_to_baseline is not None
     return row.ratio_to_baseline
 
 
-def _bytes(row: Row) -> float:
+def _bytes(row: StepMetrics) -> float:
     value = row.more["bytes"]
     assert isinstance(value, int)
     return value

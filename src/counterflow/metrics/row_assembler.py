@@ -3,12 +3,12 @@
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 
-from counterflow.metrics.record import Record, Row
+from counterflow.metrics.block_metrics import BlockMetrics, StepMetrics
 
 _ORDER = ("train", "validation", "test")
 
 
-class Rows:
+class RowAssembler:
     """Calls ``sink`` with every row, in the order of batches, once the records of all ``blocks`` are in.
 
     Blocks of one rank can be ahead of the others', and under a rule that predicts at the bottom the bottom alone
@@ -19,7 +19,7 @@ class Rows:
         self,
         blocks: int,
         summarize: Callable[[Sequence[Mapping[str, float]]], Mapping[str, float]],
-        sink: Callable[[Row], None],
+        sink: Callable[[StepMetrics], None],
         start: int = 0,
     ) -> None:
         """Records of batches before ``start`` belong to rows begun before an interruption: they are dropped. So is what
@@ -28,9 +28,9 @@ class Rows:
         self._objective = summarize
         self._sink = sink
         self._next = (start, 0)
-        self._partial: dict[tuple[int, int], dict[int, Record]] = defaultdict(dict)
+        self._partial: dict[tuple[int, int], dict[int, BlockMetrics]] = defaultdict(dict)
 
-    def add(self, record: Record) -> None:
+    def add(self, record: BlockMetrics) -> None:
         key = record.n, _ORDER.index(record.event)
         if key < self._next:
             return
@@ -40,7 +40,7 @@ class Rows:
             self._next = first[0], first[1] + 1
             self._complete([blocks[block] for block in sorted(blocks)])
 
-    def _complete(self, records: list[Record]) -> None:
+    def _complete(self, records: list[BlockMetrics]) -> None:
         event, n = records[0].event, records[0].n
         system = self._objective([r.figures for r in records]) if event == "train" else {}
-        self._sink(Row(event, n, records, system))
+        self._sink(StepMetrics(event, n, records, system))

@@ -8,10 +8,10 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from counterflow.metrics.record import Row
+from counterflow.metrics.block_metrics import StepMetrics
 
 
-class Display:
+class ProgressDisplay:
     """A progress bar and a table of all blocks; without a terminal, a line per evaluation and the table at the end."""
 
     def __init__(
@@ -28,8 +28,8 @@ class Display:
         self._batches = batches
         self._batch_size = batch_size
         self._ranks = ranks
-        self._train: Row | None = None
-        self._test: Row | None = None
+        self._train: StepMetrics | None = None
+        self._test: StepMetrics | None = None
         self._before = before
         self._progress = Progress(
             TextColumn("batch"),
@@ -41,7 +41,7 @@ class Display:
         self._task = self._progress.add_task("", total=batches, completed=before[0])
         self._live = Live(console=console, refresh_per_second=4, transient=True)
 
-    def __enter__(self) -> "Display":
+    def __enter__(self) -> "ProgressDisplay":
         if self._console.is_terminal:
             self._live.start()
         return self
@@ -49,7 +49,7 @@ class Display:
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         self._live.stop()
 
-    def show(self, row: Row) -> None:
+    def show(self, row: StepMetrics) -> None:
         if row.event == "train":
             self._train = row
             done, seconds = row.n + 1, row.seconds

@@ -16,8 +16,8 @@ from yaml import YAMLError
 
 from counterflow.checkpoint.atomic_write import atomic_write
 from counterflow.config import TrainConfig
+from counterflow.metrics.block_metrics import StepMetrics
 from counterflow.metrics.provenance import config_hash, settings
-from counterflow.metrics.record import Row
 
 _SHOWN = 3
 """Keys named where two configurations differ."""
@@ -95,7 +95,7 @@ class RunDirectory:
         if self._events is not None:
             self._events.close()
 
-    def write(self, row: Row) -> None:
+    def write(self, row: StepMetrics) -> None:
         """Raises ``OSError``, after which the row waits to be written with the next one."""
         self._unwritten += row.to_json().encode() + b"\n"
         self._flush()
@@ -128,7 +128,7 @@ def _row(line: bytes) -> dict[str, Any] | None:
     return row if isinstance(row, dict) and isinstance(row.get("n"), int) and "seconds" in row else None
 
 
-def find(path: Path, config: TrainConfig) -> Found:
+def inspect_run_dir(path: Path, config: TrainConfig) -> Found:
     """What is left of an earlier run of ``config``. ``ValueError`` of one line where ``path`` holds another's."""
     metrics = path / "metrics.jsonl"
     if metrics.exists():
@@ -147,12 +147,12 @@ def find(path: Path, config: TrainConfig) -> Found:
         raise ValueError(f"run.dir={path}: holds a run whose config.yaml is none")
     if config_hash(there) != config_hash(config):
         raise ValueError(
-            f"run.dir={path}: holds a run of another configuration: {difference(settings(there), settings(config))}"
+            f"run.dir={path}: holds a run of another configuration: {config_diff(settings(there), settings(config))}"
         )
     return Found.FINISHED if (path / "summary.json").exists() else Found.INTERRUPTED
 
 
-def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+def config_diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """The keys in which two configurations differ, with both values."""
     keys = [key for key in {**new, **old} if old.get(key, ...) != new.get(key, ...)]
     named = [f"{key}={old.get(key, 'unknown')} there, {new.get(key, 'unknown')} here" for key in keys[:_SHOWN]]

@@ -11,7 +11,7 @@ _INTERVAL = 0.2
 """Seconds between looks; a display needs no more, and every look costs a core that trains."""
 
 
-class Collector(Generic[Item]):
+class ReportPoller(Generic[Item]):
     """Calls ``deliver`` with every item, those of one rank in their order, on one thread.
 
     ``fetch(rank, i)`` is item i of a rank, or None while it is not there.

@@ -7,7 +7,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Record:
+class BlockMetrics:
     """``event`` is ``train`` (figures of `LocalRule.update`), or the split evaluated: ``validation``, ``test``."""
 
     event: str
@@ -24,17 +24,17 @@ class Record:
         return json.dumps(asdict(self))
 
     @classmethod
-    def from_json(cls, text: str) -> "Record":
+    def from_json(cls, text: str) -> "BlockMetrics":
         return cls(**json.loads(text))
 
 
 @dataclass(frozen=True)
-class Row:
+class StepMetrics:
     """The records of all blocks about batch ``n``, bottom to top, and the figures of the whole system."""
 
     event: str
     n: int
-    records: Sequence[Record]
+    records: Sequence[BlockMetrics]
     system: Mapping[str, float]
 
     @property
