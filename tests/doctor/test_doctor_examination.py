@@ -46,7 +46,7 @@ def test_ping_pong(pool: Pool) -> None:
 def examined(rank: int, size: int, store_path: str, seconds: float, folder: str) -> list[dict[str, Any]]:
     worlds = []
 
-    def meet() -> Communicator:
+    def barrier_stamps() -> Communicator:
         worlds.append(connect(dist.FileStore(store_path, size), rank, size, timeout=20))
         return worlds[0]
 
@@ -88,7 +88,7 @@ def unwell(rank: int, size: int, store_path: str, dies: bool) -> None:
     """The last rank ends, or does nothing, when its edge is to be measured."""
     waits = 3.0
 
-    def meet() -> Communicator:
+    def barrier_stamps() -> Communicator:
         comm = connect(dist.FileStore(store_path, size), rank, size, timeout=20)
         comm.watch.timeout = waits
         return comm
@@ -120,7 +120,7 @@ def alone(rank: int, size: int, store_path: str) -> None:
     plan = RunPlan(Path(), QUICK, 1.0, time.monotonic() + 30)
     examination.look = lambda *_: []
 
-    def meet() -> Communicator:
+    def barrier_stamps() -> Communicator:
         return connect(dist.FileStore(store_path, 2), 0, 2, timeout=1.0)
 
     for check in examine(notes, meet, Place(0, 2, 0, 2), plan):

@@ -20,8 +20,8 @@ from counterflow.cli.hydra_app import load_config
 from counterflow.engine.job import prepare
 from counterflow.engine.session import StoppedError
 from counterflow.trace import chrome, track
+from counterflow.trace.rank_trace import RankTrace
 from counterflow.trace.recorder import NAMES, SHORT
-from counterflow.trace.track import Track
 from counterflow.trainer.resume import open_run_dir
 from counterflow.trainer.run import train
 from counterflow.transport import Communicator, connect
@@ -35,21 +35,21 @@ OUTER = {"target", "forward", "learn", "evaluate", "predict", "checkpoint", "res
 TWO = ("blocks=2", "trace=true")
 
 
-def traced(pool: Pool, folder: Path, ranks: int, *overrides: str) -> tuple[dict[str, Any], list[Track]]:
+def traced(pool: Pool, folder: Path, ranks: int, *overrides: str) -> tuple[dict[str, Any], list[RankTrace]]:
     summary = summary_of(pool, ranks, "trace=true", *overrides, directory=folder)
     assert sorted(path.name for path in folder.glob("t*")) == ["timeline.png", "trace.json"]
     assert not (folder / "spans").exists()
     return summary, chrome.read(folder / "trace.json")
 
 
-def count(track: Track, *keys: str) -> Counter[tuple[Any, ...]]:
+def count(track: RankTrace, *keys: str) -> Counter[tuple[Any, ...]]:
     """How many spans there are by name and ``keys``."""
     return Counter(
         (NAMES[row["name"]], *(int(row[key]) for key in keys)) for row in track.spans if NAMES[row["name"]] != "loss"
     )
 
 
-def nested(track: Track, lane: int | None = None) -> None:
+def nested(track: RankTrace, lane: int | None = None) -> None:
     """Assert that each span of a lane ends before the one around it, and before the next one beside it begins."""
     spans = track.spans if lane is None else track.spans[track.spans["lane"] == lane]
     around: list[float] = []
@@ -63,18 +63,18 @@ def nested(track: Track, lane: int | None = None) -> None:
 
 
 @pytest.fixture(scope="module")
-def bll(pool: Pool, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], list[Track]]:
+def bll(pool: Pool, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], list[RankTrace]]:
     return traced(
         pool, tmp_path_factory.mktemp("bll") / "run", 2, "blocks=3", "checkpoint.every=6", "data.validation=0"
     )
 
 
-def test_not_a_bit_changes(pool: Pool, bll: tuple[dict[str, Any], list[Track]]) -> None:
+def test_not_a_bit_changes(pool: Pool, bll: tuple[dict[str, Any], list[RankTrace]]) -> None:
     plain = summary_of(pool, 2, "blocks=3", "checkpoint.every=6", "data.validation=0")
     assert bll[0]["fingerprint"] == plain["fingerprint"]
 
 
-def test_every_block_does_everything_once_a_batch(bll: tuple[dict[str, Any], list[Track]]) -> None:
+def test_every_block_does_everything_once_a_batch(bll: tuple[dict[str, Any], list[RankTrace]]) -> None:
     first, second = bll[1]
     assert (first.lanes, second.lanes) == ({1: "block 1", 2: "block 2"}, {3: "block 3"})
     for block, found in ((1, first), (2, first), (3, second)):
@@ -92,12 +92,12 @@ def test_every_block_does_everything_once_a_batch(bll: tuple[dict[str, Any], lis
             assert counts["send", block, n] == (block > 1) + (block < 3) * (1 + tests)
 
 
-def test_spans_lie_within_those_around_them(bll: tuple[dict[str, Any], list[Track]]) -> None:
+def test_spans_lie_within_those_around_them(bll: tuple[dict[str, Any], list[RankTrace]]) -> None:
     for found in bll[1]:
         nested(found)
 
 
-def test_what_is_learnt_is_loss_backward_and_update(bll: tuple[dict[str, Any], list[Track]]) -> None:
+def test_what_is_learnt_is_loss_backward_and_update(bll: tuple[dict[str, Any], list[RankTrace]]) -> None:
     """One after the other; only what the engine does with the figures comes after them."""
     for found in bll[1]:
         spans = [(NAMES[number], *others) for number, *others in found.spans.tolist()]
@@ -110,7 +110,7 @@ def test_what_is_learnt_is_loss_backward_and_update(bll: tuple[dict[str, Any], l
             assert all(after[4] - before[5] < SHORT + 2e-9 for before, after in pairwise(within))
 
 
-def test_actions_and_the_gaps_between_them_are_all_of_the_time(bll: tuple[dict[str, Any], list[Track]]) -> None:
+def test_actions_and_the_gaps_between_them_are_all_of_the_time(bll: tuple[dict[str, Any], list[RankTrace]]) -> None:
     for found in bll[1]:
         actions = found.spans[[NAMES[number] in OUTER for number in found.spans["name"]]]
         gaps = actions["start"][1:] - actions["end"][:-1]
@@ -121,7 +121,7 @@ def test_actions_and_the_gaps_between_them_are_all_of_the_time(bll: tuple[dict[s
         assert busy > 0.8 * wall  # between two actions hardly anything happens
 
 
-def test_waits_are_those_of_the_summary(bll: tuple[dict[str, Any], list[Track]]) -> None:
+def test_waits_are_those_of_the_summary(bll: tuple[dict[str, Any], list[RankTrace]]) -> None:
     summary, tracks = bll
     steady = 3
     for rank, found in enumerate(tracks):
@@ -132,10 +132,10 @@ def test_waits_are_those_of_the_summary(bll: tuple[dict[str, Any], list[Track]])
         assert share == pytest.approx(summary["wait_fraction"][rank], abs=0.05)
 
 
-def test_ranks_share_a_clock(bll: tuple[dict[str, Any], list[Track]]) -> None:
+def test_ranks_share_a_clock(bll: tuple[dict[str, Any], list[RankTrace]]) -> None:
     """No activation is taken before it was sent, and no target."""
 
-    def ends(found: Track, name: str, block: int) -> dict[int, float]:
+    def ends(found: RankTrace, name: str, block: int) -> dict[int, float]:
         spans = found.spans[(found.spans["name"] == NAMES.index(name)) & (found.spans["lane"] == block)]
         return dict(zip(spans["n"].tolist(), spans["end"].tolist(), strict=True))
 

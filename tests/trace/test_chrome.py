@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from counterflow.trace import chrome
+from counterflow.trace.rank_trace import RankTrace
 from counterflow.trace.recorder import DTYPE, Recorder
-from counterflow.trace.track import Track
 
 
-def tracks() -> list[Track]:
+def tracks() -> list[RankTrace]:
     found = []
     for rank in range(2):
         recorder = Recorder()
@@ -22,11 +22,11 @@ def tracks() -> list[Track]:
         recorder.add("forward", 3, 0, zero, zero + 3e-3, 1)
         recorder.add("evaluate", 3, 0, zero + 4e-3, zero + 5e-3, 2)
         recorder.add("update", 1, 0, zero + 6e-3, zero + 7e-3)
-        found.append(Track.of(rank, recorder))
+        found.append(RankTrace.of(rank, recorder))
     return found
 
 
-def written(of: list[Track], error: float = 0.0) -> dict[str, Any]:
+def written(of: list[RankTrace], error: float = 0.0) -> dict[str, Any]:
     file = io.BytesIO()
     chrome.write(file, of, error)
     content = json.loads(file.getvalue())
@@ -81,14 +81,14 @@ def test_rounding_keeps_what_is_within_another_span_there() -> None:
         a, b, c, d = 12345 + n + np.sort(draw.random(4))
         recorder.add("send", 1, n, float(b), float(c))
         recorder.add("forward", 1, n, float(a), float(d))
-    events = [e for e in written([Track.of(0, recorder)])["traceEvents"] if e["ph"] == "X"]
+    events = [e for e in written([RankTrace.of(0, recorder)])["traceEvents"] if e["ph"] == "X"]
     for outer, inner in zip(events[::2], events[1::2], strict=True):
         assert outer["ts"] <= inner["ts"]
         assert round(1000 * (inner["ts"] + inner["dur"])) <= round(1000 * (outer["ts"] + outer["dur"]))
 
 
 def test_a_trace_without_spans_is_one_too(tmp_path: Path) -> None:
-    assert [e["ph"] for e in written([Track.of(0, Recorder())])["traceEvents"]] == ["M", "M"]
+    assert [e["ph"] for e in written([RankTrace.of(0, Recorder())])["traceEvents"]] == ["M", "M"]
 
 
 class Nowhere(io.RawIOBase):
@@ -106,7 +106,7 @@ def test_the_file_is_never_in_memory_as_a_whole() -> None:
     file = Nowhere()
     tracemalloc.start()
     try:
-        chrome.write(file, [Track(0, {0: "block 0"}, spans)], 0.0)  # type: ignore[arg-type]
+        chrome.write(file, [RankTrace(0, {0: "block 0"}, spans)], 0.0)  # type: ignore[arg-type]
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

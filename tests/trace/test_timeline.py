@@ -7,14 +7,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from counterflow.trace import timeline
+from counterflow.trace.rank_trace import RankTrace
 from counterflow.trace.recorder import Recorder
 from counterflow.trace.timeline import Panel
-from counterflow.trace.track import Track
 
 BATCHES = 14
 
 
-def column(ranks: int, forward: float, begin: float = 100.0) -> list[Track]:
+def column(ranks: int, forward: float, begin: float = 100.0) -> list[RankTrace]:
     """Every rank takes a second for a batch, of which it waits for 0.2 and ``forward`` are its forward pass."""
     found = []
     for rank in range(ranks):
@@ -26,7 +26,7 @@ def column(ranks: int, forward: float, begin: float = 100.0) -> list[Track]:
             recorder.add("backward", rank + 1, n, start + forward + 0.1, start + 0.8)
             recorder.add("update", rank + 1, n, start + 0.8, start + 0.9)
             recorder.add("learn", rank + 1, n, start + forward, start + 1.0)
-        found.append(Track.of(rank, recorder))
+        found.append(RankTrace.of(rank, recorder))
     return found
 
 
@@ -107,7 +107,7 @@ def test_the_legend_tells_what_is_there(figures: list[Figure], tmp_path: Path) -
 
 
 def test_what_recorded_nothing_can_be_drawn(figures: list[Figure], tmp_path: Path) -> None:
-    nothing = Panel("", [Track.of(0, Recorder())])
+    nothing = Panel("", [RankTrace.of(0, Recorder())])
     (axes,) = drawn(figures, tmp_path / "t.png", [nothing])
     assert boxes(axes) == 0
     assert len(drawn(figures, tmp_path / "t.png", [nothing, Panel("BLL", column(2, 0.4))], range(90, 99))) == 2

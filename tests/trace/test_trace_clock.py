@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from counterflow.trace import track
-from counterflow.trace.clock import Clock, Offset, Stamps, machine, meet
+from counterflow.trace import rank_trace
+from counterflow.trace.clock_sync import Clock, Offset, Stamps, barrier_stamps, clock_domain
+from counterflow.trace.rank_trace import RankTrace
 from counterflow.trace.recorder import Recorder
-from counterflow.trace.track import Track
 
 
 def barriers(ahead: float, draw: random.Random, start: float = 0.0) -> tuple[Stamps, Stamps]:
@@ -48,7 +48,7 @@ def test_between_two_meetings_a_clock_drifts_evenly() -> None:
 
 def test_meeting_is_five_barriers_of_different_names() -> None:
     names: list[str] = []
-    stamps = meet(names.append, "start")
+    stamps = barrier_stamps(names.append, "start")
     assert len(stamps) == len(set(names)) == 5
     times = [time for stamp in stamps for time in stamp]
     assert times == sorted(times)
@@ -62,14 +62,16 @@ def recorded(start: float) -> Recorder:
 
 def left(
     folder: Path, monkeypatch: pytest.MonkeyPatch, machines: tuple[str, str], late: bool
-) -> tuple[Track, Clock, float]:
+) -> tuple[RankTrace, Clock, float]:
     """What the first rank reads of the second, whose clock is 50 s behind at the start and 52 at the end."""
     begin = barriers(50.0, random.Random(1))
     end = barriers(52.0, random.Random(2), 1000.0)
     for rank, (name, meetings) in enumerate(zip(machines, zip(begin, end, strict=True), strict=True)):
         monkeypatch.setattr(track, "machine", lambda name=name: name)
         track.write(
-            folder / "spans" / f"{rank}", Track.of(rank, recorded(500.0)), meetings[1:] if rank and late else meetings
+            folder / "spans" / f"{rank}",
+            RankTrace.of(rank, recorded(500.0)),
+            meetings[1:] if rank and late else meetings,
         )
     found, clock = track.read(folder / "spans" / "1", folder / "spans" / "0")
     return found, clock, float(found.spans["start"][0])
@@ -95,11 +97,11 @@ def test_who_came_late_has_the_end_alone(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_a_rank_that_did_nothing_leaves_nothing(tmp_path: Path) -> None:
     path = tmp_path / "spans" / "0"
-    track.write(path, Track.of(0, Recorder()), [[(0.0, 1.0)]])
+    track.write(path, RankTrace.of(0, Recorder()), [[(0.0, 1.0)]])
     found, _ = track.read(path, path)
     assert len(found.spans) == 0
     assert found.lanes == {}
 
 
 def test_this_machine_is_itself() -> None:
-    assert machine() == machine() != ""
+    assert clock_domain() == clock_domain() != ""

@@ -22,8 +22,8 @@ from counterflow.engine.job import Job, prepare
 from counterflow.engine.session import Session
 from counterflow.engine.station import Waits
 from counterflow.engine.system import build, cut
+from counterflow.trace.rank_trace import RankTrace
 from counterflow.trace.recorder import Recorder
-from counterflow.trace.track import Track
 from counterflow.transport import Communicator
 
 
@@ -77,10 +77,10 @@ def _train(comm: Communicator, contender: Contender, recorder: Recorder | None) 
     return _reading(watch, counts)
 
 
-def trace(comm: Communicator, contender: Contender) -> tuple[Reading, Track]:
+def trace(comm: Communicator, contender: Contender) -> tuple[Reading, RankTrace]:
     """The same, with all that this rank did; all ranks are on one machine, and so on one clock."""
     recorder = Recorder()
-    return _train(comm, contender, recorder), Track.of(comm.rank, recorder)
+    return _train(comm, contender, recorder), RankTrace.of(comm.rank, recorder)
 
 
 def replicate(comm: Communicator, contender: Contender) -> Reading:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from counterflow.checkpoint.atomic_write import atomic_write
 from counterflow.trace import chrome, track
-from counterflow.trace.clock import meet
+from counterflow.trace.clock_sync import barrier_stamps
+from counterflow.trace.rank_trace import RankTrace
 from counterflow.trace.recorder import Recorder
-from counterflow.trace.track import Track
 from counterflow.transport import Communicator
 
 TRACE = "trace.json"
@@ -16,7 +16,7 @@ TRACE = "trace.json"
 TIMELINE = "timeline.png"
 
 
-class Tracing:
+class TraceSession:
     """From the beginning of a run to its end, on all ranks: the first one then merges what each has recorded."""
 
     def __init__(self, comm: Communicator, folder: Path, log: Callable[[str], None]) -> None:
@@ -25,17 +25,17 @@ class Tracing:
         self._comm = comm
         self._folder = folder
         self._tell = log
-        stamps = meet(self._barrier, "start")
+        stamps = barrier_stamps(self._barrier, "start")
         # Who takes another one's place finds that the others have met.
         self._meetings = [] if comm.restart_count else [stamps]
 
     def finish(self, title: str) -> None:
         """Write `TRACE`, and `TIMELINE` with ``title``; returns on other ranks before that is done."""
         comm = self._comm
-        self._meetings.append(meet(self._barrier, "end"))
+        self._meetings.append(barrier_stamps(self._barrier, "end"))
         failure = ""
         try:
-            track.write(self._path(comm.rank), Track.of(comm.rank, self.recorder), self._meetings)
+            track.write(self._path(comm.rank), RankTrace.of(comm.rank, self.recorder), self._meetings)
         except OSError as error:
             failure = f"{self._path(comm.rank)}: {error.strerror}"
         failures = [failure for failure in comm.all_gather(failure, "spans") if failure]

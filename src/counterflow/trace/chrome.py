@@ -8,8 +8,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from counterflow.trace.rank_trace import RankTrace
 from counterflow.trace.recorder import DTYPE, NAMES, Spans
-from counterflow.trace.track import Track
 
 _CHUNK = 4096
 """Spans at a time."""
@@ -18,7 +18,7 @@ _OF_TEST_BATCHES = frozenset(("evaluate", "predict", "receive", "send"))
 """What a part of such a span is."""
 
 
-def write(file: BinaryIO, tracks: Sequence[Track], clock_error: float) -> None:
+def write(file: BinaryIO, tracks: Sequence[RankTrace], clock_error: float) -> None:
     """Write ``tracks``, which are on one clock; time 0 is their first span. Raises ``OSError``.
 
     ``clock_error`` is by how many seconds times of different ranks may be wrong against each other.
@@ -34,7 +34,7 @@ def write(file: BinaryIO, tracks: Sequence[Track], clock_error: float) -> None:
     file.write(b"\n]}\n")
 
 
-def _lines(track: Track, zero: float) -> Iterator[list[str]]:
+def _lines(track: RankTrace, zero: float) -> Iterator[list[str]]:
     """Some events at a time, each on a line of its own."""
     names = [
         ("process_name", 0, {"name": f"rank {track.rank}"}),
@@ -62,7 +62,7 @@ def _event(rank: int, zero: float, number: int, lane: int, n: int, part: int, st
     )
 
 
-def read(path: Path) -> list[Track]:
+def read(path: Path) -> list[RankTrace]:
     """The tracks that `write` wrote. ``ValueError`` of one line if ``path`` is no such file."""
     lanes: dict[int, dict[int, str]] = {}
     spans: dict[int, list[tuple[Any, ...]]] = {}
@@ -83,7 +83,7 @@ def read(path: Path) -> list[Track]:
                 raise ValueError("it has no end")
     except (ValueError, KeyError, TypeError, StopIteration) as error:
         raise ValueError(f"{path}: is no trace of a run") from error
-    return [Track(rank, lanes.get(rank, {}), _array(found)) for rank, found in sorted(spans.items())]
+    return [RankTrace(rank, lanes.get(rank, {}), _array(found)) for rank, found in sorted(spans.items())]
 
 
 def _span(event: dict[str, Any]) -> tuple[Any, ...]:

@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from counterflow.trace.rank_trace import RankTrace
 from counterflow.trace.recorder import NAMES, Spans
-from counterflow.trace.track import Track
 
 _BATCHES = 10
 """Of training that are shown by default, with the fill before them."""
@@ -24,7 +24,7 @@ class Panel:
     """One trace, all ranks of it on one clock."""
 
     title: str
-    tracks: Sequence[Track]
+    tracks: Sequence[RankTrace]
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def _extent(panels: Sequence[Panel], window: range | None) -> tuple[list[float],
     return begins, max(max(lengths), _SHORTEST)
 
 
-def _work(track: Track) -> float:
+def _work(track: RankTrace) -> float:
     """When a rank first did something else than wait."""
     spans = track.spans
     if not len(spans):
@@ -138,7 +138,7 @@ def _work(track: Track) -> float:
     return float(waits["end"][0] if len(waits) else spans["start"][0])
 
 
-def _training(track: Track) -> Spans:
+def _training(track: RankTrace) -> Spans:
     return track.spans[np.isin(track.spans["name"], _TRAINING)]
 
 
@@ -165,7 +165,7 @@ def _fill(axes: Axes, panel: Panel, begin: float, length: float) -> set[str]:
     return labels
 
 
-def _name(track: Track) -> str:
+def _name(track: RankTrace) -> str:
     lanes = sorted(track.lanes)
     if len(lanes) == 1:
         return f"rank {track.rank}, {track.lanes[lanes[0]]}"

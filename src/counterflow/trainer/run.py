@@ -18,7 +18,7 @@ from counterflow.engine.outcome import Outcome
 from counterflow.engine.session import Session, StoppedError
 from counterflow.engine.station import Waits
 from counterflow.engine.system import build, cut
-from counterflow.engine.tracing import Tracing
+from counterflow.engine.tracing import TraceSession
 from counterflow.metrics import provenance
 from counterflow.metrics.block_metrics import BlockMetrics, StepMetrics
 from counterflow.metrics.fingerprint import fingerprint
@@ -67,7 +67,7 @@ def train(job: Job, comm: Communicator, origin: ResumePoint | None) -> dict[str,
     )
     shelf = CheckpointDirectory(begin.path / CHECKPOINTS)
     archive = CheckpointWriter(shelf, begin.checkpoint, job.device, report, comm.watch.timeout)
-    tracing = Tracing(comm, begin.path, warn) if config.trace else None
+    tracing = TraceSession(comm, begin.path, warn) if config.trace else None
     session = Session(comm, reporter, waits, archive, tracing.recorder if tracing is not None else None)
     console = Console(quiet=not config.run.display)
     with ExitStack() as stack:

@@ -21,7 +21,7 @@ Stamps = Sequence[tuple[float, float]]
 _BARRIERS = 5
 
 
-def meet(barrier: Callable[[str], object], when: str) -> Stamps:
+def barrier_stamps(barrier: Callable[[str], object], when: str) -> Stamps:
     """Go through some barriers with all other ranks; each has a name of its own."""
     stamps = []
     for i in range(_BARRIERS):
@@ -31,7 +31,7 @@ def meet(barrier: Callable[[str], object], when: str) -> Stamps:
     return stamps
 
 
-def machine() -> str:
+def clock_domain() -> str:
     """Equal for processes that share a clock."""
     boot = Path("/proc/sys/kernel/random/boot_id")
     namespace = Path("/proc/self/ns/time")
