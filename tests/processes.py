@@ -20,7 +20,7 @@ context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(
     [
         "counterflow.cli.launch",
-        "counterflow.engine.scheduled",
+        "counterflow.engine.pipelined",
         "sklearn.datasets",
         "sklearn.model_selection",
         "torchvision.models",

@@ -12,9 +12,9 @@ import torch.distributed as dist
 
 from counterflow.checkpoint import CheckpointDirectory, CheckpointWriter
 from counterflow.cli.hydra_app import load_config
-from counterflow.engine.job import prepare
-from counterflow.engine.session import Session
-from counterflow.engine.station import Waits
+from counterflow.engine.job import build_job
+from counterflow.engine.run_context import RunContext
+from counterflow.engine.stage import WaitTimes
 from counterflow.message import Tag
 from counterflow.trainer.resume import open_run_dir
 from counterflow.trainer.run import train
@@ -67,17 +67,17 @@ def delay(comm: Communicator, most: float, seed: int) -> None:
     comm.receiver = lambda edge, *a: Delayed(receiver(edge, *a), most, hash((seed, edge.source, 1)))  # type: ignore[method-assign]
 
 
-def unrecorded(comm: Communicator, callback: Any) -> Session:
+def unrecorded(comm: Communicator, callback: Any) -> RunContext:
     """Of a run that leaves nothing on the disk."""
     archive = CheckpointWriter(CheckpointDirectory(Path("/nowhere")), None, torch.device("cpu"), lambda saved: None, 30)
-    return Session(comm, callback, Waits(), archive)
+    return RunContext(comm, callback, WaitTimes(), archive)
 
 
 def train_rank(
     rank: int, size: int, store_path: str, overrides: list[str], most: float, seed: int, folder: Path | None = None
 ) -> Any:
     config = load_config(CONF, [*overrides, f"run.dir={folder or mkdtemp(prefix='counterflow-run-')}"])
-    job = prepare(config, size)
+    job = build_job(config, size)
     store = dist.FileStore(store_path, size) if size > 1 else None
     comm = connect(store, rank, size, timeout=config.engine.timeout)
     if most:

@@ -68,7 +68,7 @@ def as_rank(rank: int, ranks: int, port: int, overrides: list[str], folder: str)
     os._exit(0)
 
 
-def outcome(ranks: int, overrides: list[str]) -> list[Rank]:
+def result(ranks: int, overrides: list[str]) -> list[Rank]:
     """How every rank of ``train.py overrides`` ended. Fails if one did not, or left a process behind."""
     with TemporaryDirectory(prefix="counterflow-fuzz-", ignore_cleanup_errors=True) as folder:
         # Torchrun's agent hosts the store, so that it outlives the rank that reads from it last.
@@ -94,7 +94,7 @@ def outcome(ranks: int, overrides: list[str]) -> list[Rank]:
             for process in processes:
                 process.kill()
                 process.join()
-        left = [pid for process in processes for pid in session(process.pid)]
+        left = [pid for process in processes for pid in context(process.pid)]
         assert not left, f"{overrides} on {ranks} ranks: processes {left} are left"
         stderr = texts(folder, ranks)
         return [Rank(status, stderr[rank]) for rank, status in enumerate(statuses)]
@@ -106,7 +106,7 @@ def texts(folder: str, ranks: int) -> list[str]:
     return [path.read_text(errors="replace") if path.exists() else "" for path in paths]
 
 
-def session(leader: int | None) -> list[int]:
+def context(leader: int | None) -> list[int]:
     """The processes of a session that still run."""
     found = []
     for path in Path("/proc").glob("[0-9]*/stat"):
@@ -120,7 +120,7 @@ def session(leader: int | None) -> list[int]:
 
 
 def check(ranks: int, overrides: list[str]) -> None:
-    ends = outcome(ranks, overrides)
+    ends = result(ranks, overrides)
     context = f"{overrides} on {ranks} ranks: {ends}"
     for end in ends:
         lines = end.stderr.splitlines()

@@ -48,7 +48,7 @@ MAY_IMPORT = {
 }
 WITHOUT_TENSORS = ("message", "topology", "seeding", "schedule", "config")
 KNOWS_PROCESSES = {
-    "counterflow.engine.scheduled",
+    "counterflow.engine.pipelined",
     "counterflow.bench.crew",
     "counterflow.bench.raw",
     "counterflow.bench.buffers",
@@ -105,7 +105,7 @@ def test_the_house_is_read_right() -> None:
     """This test sees what it is about."""
     assert {"counterflow.engine.channels", "counterflow.transport", "counterflow.trainer.run"} <= modules().keys()
     assert "counterflow.transport" in imported_modules("counterflow.engine.channels")
-    assert "counterflow.engine.source" in imported_modules("counterflow.engine.channels")
+    assert "counterflow.engine.inputs" in imported_modules("counterflow.engine.channels")
     assert "torch.distributed" in imports(modules()["counterflow.transport.remote"])
 
 
@@ -137,7 +137,7 @@ def test_the_table_itself_goes_downward() -> None:
 
 def test_no_cycles() -> None:
     try:
-        TopologicalSorter({name: imported_modules(name) - {name} for name in modules()}).prepare()
+        TopologicalSorter({name: imported_modules(name) - {name} for name in modules()}).build_job()
     except CycleError as error:
         pytest.fail(f"modules import each other: {' <- '.join(error.args[1])}")
 

@@ -14,7 +14,7 @@ import pytest
 from counterflow.cli.hydra_app import load_config
 from counterflow.cli.launch import Sweep, launch
 from counterflow.config import TrainConfig
-from counterflow.engine.execute import RunError
+from counterflow.engine.execute import BlockError
 from processes import CONF
 from test_launch import PROGRAM, ROOT, errors, start, torchrun
 
@@ -167,7 +167,7 @@ def test_runs_leave_each_other_alone(fingerprint) -> None:  # type: ignore[no-un
     for algorithm in ("bp", "al", "predsim", "fa"):
         fingerprint(algorithm, f"algorithm={algorithm}", "seed=1", "blocks=2")
     for algorithm in ("bp", "bll"):
-        with pytest.raises(RunError):
+        with pytest.raises(BlockError):
             fingerprint(f"{algorithm} fails", f"algorithm={algorithm}", "optimizer=sgd", "optimizer.lr=1e6",
                         "optimizer.weight_decay=1e6", "train.steps=20")  # fmt: skip
     assert fingerprint("after", "seed=2") == alone

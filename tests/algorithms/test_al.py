@@ -14,8 +14,8 @@ from counterflow.algorithms.al import AL, ALConfig, ALRule
 from counterflow.algorithms.rule import Algorithm
 from counterflow.cli.hydra_app import load_config
 from counterflow.config import AdamWConfig, OptimizerConfig, SGDConfig
-from counterflow.engine.free import run
 from counterflow.engine.job import Job, prepare
+from counterflow.engine.local import run
 from counterflow.models.partition import output_shapes, partition
 from counterflow.transport import connect
 from processes import CONF, Pool
@@ -76,7 +76,7 @@ class RuleSet:
 
 
 def prepared(*overrides: str) -> tuple[Job, Algorithm]:
-    job = prepare(load_config(CONF, [*SMALL, "algorithm=al", *overrides]), 1)
+    job = build_job(load_config(CONF, [*SMALL, "algorithm=al", *overrides]), 1)
     example, config = job.batches.inputs(0), job.config
     blocks = partition(job.network, N, "flops", example)
     shapes = output_shapes(blocks, example)

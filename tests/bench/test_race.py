@@ -11,7 +11,7 @@ from counterflow.bench.crew import Setting
 from counterflow.bench.race import Measured, race, ratio, rows
 from counterflow.bench.stopwatch import Lap, Stopwatch
 from counterflow.cli.hydra_app import load_config
-from counterflow.engine.station import Waits
+from counterflow.engine.stage import WaitTimes
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -71,7 +71,7 @@ def test_every_other_round_goes_backwards(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_lap_leaves_out_what_came_before() -> None:
-    waits = Waits()
+    waits = WaitTimes()
     watch = Stopwatch(waits, first=2, batches=5)
     for n in range(5):
         waits.receive += 1.0

@@ -17,8 +17,8 @@ import torch
 from counterflow.checkpoint.atomic_write import sha256
 from counterflow.checkpoint.manifest import block_file
 from counterflow.cli.hydra_app import load_config
-from counterflow.engine.execute import RunError
-from counterflow.engine.job import prepare
+from counterflow.engine.execute import BlockError
+from counterflow.engine.job import build_job
 from counterflow.trainer.resume import open_run_dir
 from processes import CONF, Pool
 from runs import SMALL, summary_of, train_rank
@@ -90,7 +90,7 @@ def test_a_damaged_checkpoint_is_told_and_passed_over(
     action(broken / "checkpoints" / "batch-00000008")
     told: list[str] = []
     config = load_config(CONF, [*SMALL, *OPTIONS, f"run.dir={broken}"])
-    origin = open_run_dir(prepare(config, 1), broken, told.append)
+    origin = open_run_dir(build_job(config, 1), broken, told.append)
     origin.directory.close()
     assert origin.batches == 4
     assert re.search(f"batch-00000008: is no whole checkpoint .*{reason}", told[0])
@@ -113,7 +113,7 @@ def refused(run: Path, *overrides: str) -> str:
     config = load_config(CONF, [*SMALL, *OPTIONS, f"run.dir={run}", *overrides])
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     with pytest.raises(ValueError) as error:  # noqa: PT011  # the message is compared
-        open_run_dir(prepare(config, 1), run, lambda text: None)
+        open_run_dir(build_job(config, 1), run, lambda text: None)
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
     assert "\n" not in str(error.value)
     return str(error.value)
@@ -134,7 +134,7 @@ def test_another_configuration_is_refused_by_what_differs(broken: Path, override
 
 def test_what_cannot_change_the_result_may_change(broken: Path) -> None:
     config = load_config(CONF, [*SMALL, *OPTIONS, "engine.depth=5", "checkpoint.every=3", "train.log_every=1"])
-    origin = open_run_dir(prepare(config, 3), broken, lambda text: None)
+    origin = open_run_dir(build_job(config, 3), broken, lambda text: None)
     origin.directory.close()
     assert origin.batches == 8
 
@@ -168,7 +168,7 @@ def test_another_version_of_torch_is_told(broken: Path) -> None:
     versions = json.loads((folder / "manifest.json").read_text())["versions"]
     edit("versions", {**versions, "torch": "1.0"})(folder)
     told: list[str] = []
-    origin = open_run_dir(prepare(load_config(CONF, [*SMALL, *OPTIONS]), 1), broken, told.append)
+    origin = open_run_dir(build_job(load_config(CONF, [*SMALL, *OPTIONS]), 1), broken, told.append)
     origin.directory.close()
     assert told[0].startswith(f"{folder} was computed with torch 1.0, here is {torch.__version__}: ")
 
@@ -188,7 +188,7 @@ def test_nothing_in_a_checkpoint_is_executed(broken: Path, tmp_path: Path, monke
     blocks = json.loads((folder / "manifest.json").read_text())["blocks"]
     blocks[0] = {"nbytes": len(content.getvalue()), "sha256": sha256(block_file(folder, 1))}
     edit("blocks", blocks)(folder)
-    with pytest.raises(RunError, match=r"^rank 0: block 1: .*block-0001.pt: cannot be read \(UnpicklingError: "):
+    with pytest.raises(BlockError, match=r"^rank 0: block 1: .*block-0001.pt: cannot be read \(UnpicklingError: "):
         train_rank(0, 1, "", [*SMALL, *OPTIONS], 0.0, 0, broken)
     assert not (tmp_path / "executed").exists()
     pickle.loads(pickle.dumps(Malice()))
@@ -201,7 +201,7 @@ def test_the_state_of_another_network_is_refused(broken: Path) -> None:
     blocks = json.loads((folder / "manifest.json").read_text())["blocks"]
     blocks[0] = blocks[2]
     edit("blocks", blocks)(folder)
-    with pytest.raises(RunError, match=r"^rank 0: block 1: Error\(s\) in loading state_dict"):
+    with pytest.raises(BlockError, match=r"^rank 0: block 1: Error\(s\) in loading state_dict"):
         train_rank(0, 1, "", [*SMALL, *OPTIONS], 0.0, 0, broken)
 
 
@@ -243,5 +243,5 @@ def test_what_cannot_be_gone_on_from_leaves_no_trace(
     named = resume.format(broken=broken, finished=finished[0], new=new)
     config = load_config(CONF, [*SMALL, *OPTIONS, f"run.resume={named}"])
     with pytest.raises(ValueError, match=f"^run.resume.*{reason}$"):
-        open_run_dir(prepare(config, 1), new, lambda text: None)
+        open_run_dir(build_job(config, 1), new, lambda text: None)
     assert not new.exists()

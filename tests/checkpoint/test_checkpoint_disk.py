@@ -13,7 +13,7 @@ import torch
 from counterflow.checkpoint import BlockState, BlockWritten, CheckpointCommitter, CheckpointDirectory, CheckpointWriter
 from counterflow.checkpoint.manifest import block_file
 from counterflow.cli.hydra_app import load_config
-from counterflow.engine.job import prepare
+from counterflow.engine.job import build_job
 from counterflow.trainer.resume import open_run_dir
 from processes import CONF, Pool
 from runs import SMALL, summary_of, train_rank
@@ -48,7 +48,7 @@ def test_a_run_outlives_a_disk_without_room(pool: Pool, tmp_path: Path) -> None:
 def test_a_place_that_nobody_may_write(path: str) -> None:
     config = load_config(CONF, [*SMALL, *OPTIONS])
     with pytest.raises(ValueError, match=f"^run.dir={path}: must be a folder that can be written [^\n]+$"):
-        open_run_dir(prepare(config, 1), Path(path), lambda text: None)
+        open_run_dir(build_job(config, 1), Path(path), lambda text: None)
 
 
 def test_checkpoints_that_have_no_folder(pool: Pool, tmp_path: Path) -> None:

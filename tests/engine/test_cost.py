@@ -6,8 +6,8 @@ from torch import nn
 
 from counterflow.cli.hydra_app import load_config
 from counterflow.engine.cost import SAMPLES, backprop
-from counterflow.engine.job import prepare
-from counterflow.engine.system import build, cut
+from counterflow.engine.factory import build_engine, choose_partition
+from counterflow.engine.job import build_job
 from processes import CONF, Pool
 from runs import SMALL, summary_of
 
@@ -45,7 +45,7 @@ def test_bll_by_hand(pool: Pool) -> None:
 
 @pytest.mark.parametrize("algorithm", ["bll", "al", "predsim"])
 def test_counting_changes_no_bit(algorithm: str) -> None:
-    job = prepare(load_config(CONF, [*SMALL, f"algorithm={algorithm}", "model.dropout=0.2"]), 1)
+    job = build_job(load_config(CONF, [*SMALL, f"algorithm={algorithm}", "model.dropout=0.2"]), 1)
     state = torch.get_rng_state()
-    build(job, cut(job))
+    build_engine(job, choose_partition(job))
     assert torch.equal(torch.get_rng_state(), state)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from counterflow.algorithms import ALGORITHMS, Algorithm
 from counterflow.algorithms.bll import BLLRule
 from counterflow.cli.hydra_app import load_config
-from counterflow.engine.free import run
 from counterflow.engine.job import Job, prepare
+from counterflow.engine.local import run
 from counterflow.models.partition import output_shapes, partition
 from counterflow.transport import connect
 from processes import CONF
@@ -49,7 +49,7 @@ class Losses:
 
 
 def prepared(*overrides: str) -> tuple[Job, Algorithm]:
-    job = prepare(load_config(CONF, [*SMALL, "engine.lag=exact", *overrides]), 1)
+    job = build_job(load_config(CONF, [*SMALL, "engine.lag=exact", *overrides]), 1)
     example, config = job.batches.inputs(0), job.config
     blocks = partition(job.network, 4, "flops", example)
     shapes = output_shapes(blocks, example)

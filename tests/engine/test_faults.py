@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from counterflow.algorithms.bll import BLLRule
 from counterflow.cli.launch import exit_with_error
-from counterflow.engine.execute import RunError
+from counterflow.engine.execute import BlockError
 from counterflow.transport import ChannelError
 from processes import Ended, run_fresh
 from runs import SMALL, train_rank
@@ -75,7 +75,7 @@ def faulty_rank(rank: int, size: int, store_path: str, culprit: int, where: str,
         _inject(where, fault)
     try:
         train_rank(rank, size, store_path, [*SMALL, "train.steps=200"], 0.0, 0)
-    except (RunError, ChannelError) as error:
+    except (BlockError, ChannelError) as error:
         exit_with_error(error)
 
 

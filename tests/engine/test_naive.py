@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from counterflow.cli.hydra_app import load_config
+from counterflow.engine.factory import build
 from counterflow.engine.job import Job, prepare
-from counterflow.engine.system import build
 from counterflow.models.partition import partition
 from counterflow.transport import connect
 from processes import CONF, Pool
@@ -39,13 +39,13 @@ class Errors:
 
 
 def prepared(blocks: int = 4) -> Job:
-    return prepare(load_config(CONF, [*SMALL, *NAIVE, *PLAIN, "train.log_every=1", f"blocks={blocks}"]), 1)
+    return build_job(load_config(CONF, [*SMALL, *NAIVE, *PLAIN, "train.log_every=1", f"blocks={blocks}"]), 1)
 
 
 def run(job: Job) -> Errors:
     callback = Errors()
     assert job.counts is not None
-    build(job, job.counts).run(unrecorded(connect(None, 0, 1, timeout=30), callback))
+    build_engine(job, job.counts).run(unrecorded(connect(None, 0, 1, timeout=30), callback))
     return callback
 
 

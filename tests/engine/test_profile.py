@@ -19,7 +19,7 @@ from runs import SMALL
 
 
 def job_of(*overrides: str) -> Job:
-    return prepare(load_config(CONF, [*SMALL, *overrides]), 1)
+    return build_job(load_config(CONF, [*SMALL, *overrides]), 1)
 
 
 class Sleepy(LocalRule):

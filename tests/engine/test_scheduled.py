@@ -24,10 +24,10 @@ from torch import Tensor
 
 from counterflow.cli.hydra_app import load_config
 from counterflow.cli.launch import exit_with_error
-from counterflow.engine import scheduled
-from counterflow.engine.execute import RunError
+from counterflow.engine import pipelined
+from counterflow.engine.execute import BlockError
+from counterflow.engine.factory import build_engine, choose_partition
 from counterflow.engine.job import Job, prepare
-from counterflow.engine.system import build, cut
 from counterflow.models.feedback_alignment import apply_feedback_alignment
 from counterflow.transport import ChannelError, connect
 from processes import CONF, Ended, Pool, run_fresh
@@ -69,10 +69,10 @@ class Losses:
 def rank_weights(rank: int, size: int, store_path: str, overrides: list[str]) -> tuple[Weights, dict[int, float]]:
     """The layers that this rank has trained, and the losses if it has the top."""
     config = load_config(CONF, overrides)
-    job = prepare(config, size)
+    job = build_job(config, size)
     comm = connect(dist.FileStore(store_path, size) if size > 1 else None, rank, size, timeout=config.engine.timeout)
-    counts = cut(job)
-    system = build(job, counts)
+    counts = choose_partition(job)
+    system = build_engine(job, counts)
     losses = Losses()
     system.run(unrecorded(comm, losses))
     comm.all_gather(None, "the end")
@@ -99,7 +99,7 @@ def trained(pool: Pool, ranks: int, *overrides: str) -> tuple[Weights, dict[int,
 
 
 def prepared(*overrides: str) -> Job:
-    return prepare(load_config(CONF, [*SMALL, "algorithm=bp", *overrides]), 1)
+    return build_job(load_config(CONF, [*SMALL, "algorithm=bp", *overrides]), 1)
 
 
 def plain(job: Job, parts: int = 1) -> tuple[Weights, dict[int, float]]:
@@ -244,7 +244,7 @@ def test_summary(pool: Pool, ranks: int, schedule: str) -> None:
     assert summary["samples_per_second"] > 0
     assert len(summary["fingerprint"]) == 64
     assert summary["affiliated_parameters"] == 0
-    job = prepare(load_config(CONF, [*SMALL, "algorithm=bp"]), 1)
+    job = build_job(load_config(CONF, [*SMALL, "algorithm=bp"]), 1)
     assert summary["effective_parameters"] == sum(p.numel() for p in job.network.parameters())
 
 
@@ -305,12 +305,12 @@ def faulty_rank(
     rank: int, size: int, store_path: str, schedule: str, culprit: int, where: str, fault: Callable[[], None]
 ) -> None:
     if rank == culprit:
-        owner: Any = scheduled._Stage if where.endswith("chunk") else scheduled.Pipeline
+        owner: Any = scheduled._Stage if where.endswith("chunk") else pipelined.Pipeline
         setattr(owner, where, _at(getattr(owner, where), CALL if where.endswith("chunk") else 1, fault))
     overrides = [*SMALL, "algorithm=bp", f"schedule={schedule}", "train.steps=200"]
     try:
         train_rank(rank, size, store_path, overrides, 0.0, 0)
-    except (RunError, ChannelError) as error:
+    except (BlockError, ChannelError) as error:
         exit_with_error(error)
 
 
@@ -370,7 +370,7 @@ def test_a_killed_rank_in_the_middle_ends_every_process() -> None:
 )
 def test_what_makes_no_sense_is_refused_in_one_line(ranks: int, overrides: str, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)) as refusal:
-        prepare(load_config(CONF, [*SMALL, "algorithm=bp", *overrides.split()]), ranks)
+        build_job(load_config(CONF, [*SMALL, "algorithm=bp", *overrides.split()]), ranks)
     assert "\n" not in str(refusal.value)
 
 

@@ -4,9 +4,9 @@ from typing import Any
 
 import torch
 
+from counterflow.engine.activation_recorder import ActivationRecorder
 from counterflow.engine.numerics import Numerics
-from counterflow.engine.specimens import Specimens
-from counterflow.engine.station import Ports, Station, Waits
+from counterflow.engine.stage import Stage, StageChannels, WaitTimes
 from counterflow.message import Tag
 from counterflow.schedule import RunPlan
 from counterflow.transport import Payload
@@ -44,11 +44,11 @@ def test_what_is_sent_does_not_lie_where_the_next_message_comes() -> None:
     up: Any = Holding()
     plan = RunPlan(batches=3, lag=1)
     numerics = Numerics(torch.device("cpu"))
-    ports = Ports(below, up, below, None)
+    ports = StageChannels(below, up, below, None)
     rule: Any = Through()
     callback: Any = None
-    station = Station(1, rule, ports, plan, 0, numerics, callback, Waits(), Specimens(0, plan))
+    stage = Stage(1, rule, ports, plan, 0, numerics, callback, WaitTimes(), ActivationRecorder(0, plan))
     for n in range(3):
-        station.forward(n)
+        stage.forward(n)
     assert [(float(a.mean()), float(b.mean())) for a, b in up.sent] == [(0, 1), (1, 2), (2, 3)]
     assert [tuple(a.shape) for a, _ in up.sent] == [(4, 6)] * 3

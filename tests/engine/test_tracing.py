@@ -17,8 +17,8 @@ import pytest
 import torch.distributed as dist
 
 from counterflow.cli.hydra_app import load_config
-from counterflow.engine.job import prepare
-from counterflow.engine.session import StoppedError
+from counterflow.engine.job import build_job
+from counterflow.engine.run_context import PreemptedError
 from counterflow.trace import chrome, track
 from counterflow.trace.rank_trace import RankTrace
 from counterflow.trace.recorder import NAMES, SHORT
@@ -232,7 +232,7 @@ def test_a_resumed_run_leaves_what_it_did_itself(pool: Pool, tmp_path: Path) -> 
 def halted_rank(rank: int, size: int, store_path: str, overrides: list[str], folder: Path) -> int:
     """A rank of a run of which the first one is told to end; after how many batches it did."""
     config = load_config(CONF, [*overrides, f"run.dir={folder}"])
-    job = prepare(config, size)
+    job = build_job(config, size)
     comm = connect(dist.FileStore(store_path, size), rank, size, timeout=config.engine.timeout)
     if rank == 0:
         threading.Thread(target=_halt, args=(comm,), daemon=True).start()
@@ -240,7 +240,7 @@ def halted_rank(rank: int, size: int, store_path: str, overrides: list[str], fol
     with origin.directory if origin is not None else nullcontext():
         try:
             train(job, comm, origin)
-        except StoppedError as stop:
+        except PreemptedError as stop:
             comm.close()
             return stop.batches
     raise AssertionError("it was not halted")

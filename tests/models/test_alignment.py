@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from counterflow.cli.hydra_app import load_config
 from counterflow.config import CNNConfig, MLPConfig
-from counterflow.engine.job import prepare
+from counterflow.engine.job import build_job
 from counterflow.models import build
 from counterflow.models.feedback_alignment import FeedbackAligned, apply_feedback_alignment
 from processes import CONF
@@ -234,7 +234,7 @@ def test_the_angle_to_the_true_gradient_falls_while_a_network_trains() -> None:
 
     Of the gradients of both hidden layers, at the weights of the moment; the output layer's are the true ones.
     """
-    job = prepare(load_config(CONF, [*SMALL, "algorithm=fa"]), 1)
+    job = build_job(load_config(CONF, [*SMALL, "algorithm=fa"]), 1)
     torch.manual_seed(1)
     sizes = (64, 64, 64)
     hidden = [nn.Sequential(nn.Linear(a, b), nn.Tanh()) for a, b in pairwise(sizes)]

@@ -12,7 +12,7 @@ from runs import SMALL
 
 
 def job_of(*overrides: str) -> Job:
-    return prepare(load_config(CONF, [*SMALL, "blocks=1", *overrides]), 1)
+    return build_job(load_config(CONF, [*SMALL, "blocks=1", *overrides]), 1)
 
 
 def test_bytes_by_hand() -> None:

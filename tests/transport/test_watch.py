@@ -10,25 +10,25 @@ from counterflow.transport.channel import Watchdog
 
 
 class Waiter(threading.Thread):
-    """Waits in a thread of its own; ``outcome`` is the seconds that `Watch.wait` returned, or its error."""
+    """Waits in a thread of its own; ``result`` is the seconds that `Watch.wait` returned, or its error."""
 
     def __init__(self, watch: Watchdog, ready: object, what: str = "a message") -> None:
         super().__init__(daemon=True)
-        self.outcome: float | ChannelError | None = None
+        self.result: float | ChannelError | None = None
         self._wait = (watch, ready, what)
         self.start()
 
     def run(self) -> None:
         watch, ready, what = self._wait
         try:
-            self.outcome = watch.wait(ready, what)  # type: ignore[arg-type]
+            self.result = watch.wait(ready, what)  # type: ignore[arg-type]
         except ChannelError as error:
-            self.outcome = error
+            self.result = error
 
     def end(self) -> float | ChannelError | None:
         self.join(10)
         assert not self.is_alive(), "it still waits"
-        return self.outcome
+        return self.result
 
 
 def test_what_is_ready_needs_no_wait() -> None:

@@ -17,11 +17,11 @@ from counterflow.bench.stopwatch import Lap, Stopwatch
 from counterflow.checkpoint import CheckpointDirectory, CheckpointWriter
 from counterflow.config import TrainConfig
 from counterflow.data.prefetch import prefetch
-from counterflow.engine import free
+from counterflow.engine import local
+from counterflow.engine.factory import build_engine, choose_partition
 from counterflow.engine.job import Job, prepare
-from counterflow.engine.session import Session
-from counterflow.engine.station import Waits
-from counterflow.engine.system import build, cut
+from counterflow.engine.run_context import RunContext
+from counterflow.engine.stage import WaitTimes
 from counterflow.trace.rank_trace import RankTrace
 from counterflow.trace.recorder import Recorder
 from counterflow.transport import Communicator
@@ -64,16 +64,16 @@ def train(comm: Communicator, contender: Contender) -> Reading:
 
 def _train(comm: Communicator, contender: Contender, recorder: Recorder | None) -> Reading:
     job = _job(contender, comm.size, comm.rank)
-    watch, session = _session(comm, contender, recorder)
+    watch, context = _session(comm, contender, recorder)
     config, sleep = contender.config, contender.sleep
     if sleep is not None:
         sleep_in_updates(sleep)
     if sleep is not None and config.algorithm.name in ALGORITHMS:
         counts = [1] * config.blocks
-        free.run(job, SleepingColumn(config.blocks, sleep, config.optimizer, contender.batches), session)
+        local.run(job, SleepingColumn(config.blocks, sleep, config.optimizer, contender.batches), context)
     else:
-        counts = comm.all_gather(cut(job) if comm.rank == 0 else None, "the cut")[0]
-        build(job, counts).run(session)
+        counts = comm.all_gather(choose_partition(job) if comm.rank == 0 else None, "the cut")[0]
+        build_engine(job, counts).run(context)
     return _reading(watch, counts)
 
 
@@ -86,7 +86,7 @@ def trace(comm: Communicator, contender: Contender) -> tuple[Reading, RankTrace]
 def replicate(comm: Communicator, contender: Contender) -> Reading:
     """DistributedDataParallel: every rank has the whole network and its share of each batch."""
     job = _job(contender, ranks=1)
-    watch, session = _session(comm, contender)
+    watch, context = _session(comm, contender)
     network = DistributedDataParallel(job.network.train())
     optimizer = BlockOptimizer(network.parameters(), job.config.optimizer, job.plan.batches)
     share = job.config.train.batch_size // comm.size
@@ -95,23 +95,25 @@ def replicate(comm: Communicator, contender: Contender) -> Reading:
     for n, (inputs, labels) in enumerate(prefetch(items)):
         torch.autograd.backward(F.cross_entropy(network(inputs), labels))
         optimizer.step(n)
-        session.callback.on_step(1, n, {})
+        context.callback.on_step(1, n, {})
     return _reading(watch, [len(job.network)])
 
 
 def _job(contender: Contender, ranks: int, rank: int = 0) -> Job:
-    job = prepare(contender.config, ranks, rank, ranks)
+    job = build_job(contender.config, ranks, rank, ranks)
     plan = replace(job.plan, batches=contender.batches, validation_batches=0, test_batches=0, evaluate_every=0)
     return replace(job, plan=plan)
 
 
-def _session(comm: Communicator, contender: Contender, recorder: Recorder | None = None) -> tuple[Stopwatch, Session]:
-    waits = Waits()
+def _session(
+    comm: Communicator, contender: Contender, recorder: Recorder | None = None
+) -> tuple[Stopwatch, RunContext]:
+    waits = WaitTimes()
     watch = Stopwatch(waits, contender.warm, contender.batches)
     nothing = CheckpointWriter(
         CheckpointDirectory(Path()), None, torch.device("cpu"), lambda saved: None, comm.watch.timeout
     )
-    return watch, Session(comm, watch, waits, nothing, recorder)
+    return watch, RunContext(comm, watch, waits, nothing, recorder)
 
 
 def _reading(watch: Stopwatch, counts: Sequence[int]) -> Reading:

@@ -19,7 +19,7 @@ from counterflow.bench.network import Door
 from counterflow.transport import Communicator, connect
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["counterflow.bench.contender", "counterflow.engine.scheduled", "sklearn.datasets"])
+_context.set_forkserver_preload(["counterflow.bench.contender", "counterflow.engine.pipelined", "sklearn.datasets"])
 
 _TIMER_SLACK = 29
 """Linux's prctl(PR_SET_TIMERSLACK): sleeps end within a microsecond, not 50."""

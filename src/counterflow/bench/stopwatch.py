@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from time import perf_counter
 
 from counterflow.algorithms.rule import Metrics
-from counterflow.engine.station import Waits
+from counterflow.engine.stage import WaitTimes
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Lap:
 class Stopwatch:
     """Of ``batches`` batches, those before ``first`` warm up and fill."""
 
-    def __init__(self, waits: Waits, first: int, batches: int) -> None:
+    def __init__(self, waits: WaitTimes, first: int, batches: int) -> None:
         assert 0 < first < batches
         self._waits = waits
         self._first = first

@@ -22,9 +22,9 @@ from omegaconf import DictConfig
 
 from counterflow.cli.hydra_app import check, job_name, run_hydra
 from counterflow.config import TrainConfig
-from counterflow.engine.execute import RunError
+from counterflow.engine.execute import BlockError
 from counterflow.engine.job import Job, prepare
-from counterflow.engine.session import StoppedError
+from counterflow.engine.run_context import PreemptedError
 from counterflow.metrics.run_dir import Found, InUseError, inspect_run_dir
 from counterflow.recovery.recoverable import connect_recoverable
 from counterflow.recovery.supervisor import Life, keep
@@ -54,7 +54,7 @@ def launch(config: TrainConfig, signals: Signals | None = None, life: Life | Non
     a keeper replaces ranks that are lost.
     """
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    job = prepare(config, ranks, int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    job = build_job(config, ranks, int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     if ranks > 1:
         interfaces(os.environ)  # what is wrong with them leaves no folder behind
     grace = config.checkpoint.grace
@@ -144,11 +144,11 @@ class Sweep:
             self._skip(error)
         except ValueError as error:
             self._fail(name, error)
-        except StoppedError:
+        except PreemptedError:
             if time.monotonic() < self.ends:
                 raise
             self._remain(path)
-        except (RunError, ChannelError) as error:
+        except (BlockError, ChannelError) as error:
             _explain(error)
             self._fail(name, error)
         except Exception as error:
@@ -245,14 +245,14 @@ def main(conf: Path, seconds: float = math.inf) -> None:
                     launch(config, Signals(), life)
                 else:
                     launch(config, signals)
-        except StoppedError as stop:
+        except PreemptedError as stop:
             if os.environ.get("RANK", "0") == "0":
                 name = signal.Signals(stop.signal).name
                 warn(f"{name}: stopped after batch {stop.batches - 1}, with a checkpoint; run.resume=auto goes on")
             _exit(128 + stop.signal)
         except ValueError as error:
             _refuse(error)
-        except (RunError, ChannelError) as error:
+        except (BlockError, ChannelError) as error:
             exit_with_error(error)
         except Exception as error:
             if _out_of_memory(error):
@@ -270,7 +270,7 @@ def main(conf: Path, seconds: float = math.inf) -> None:
         _exit(sweep.status)
 
 
-def exit_with_error(error: RunError | ChannelError) -> NoReturn:
+def exit_with_error(error: BlockError | ChannelError) -> NoReturn:
     """Say what ended the run, and end the process at once, so that its neighbours notice."""
     _explain(error)
     # A report of who waits for whom has a line for each; what a block raised is one, whatever torch made of it.
@@ -279,11 +279,11 @@ def exit_with_error(error: RunError | ChannelError) -> NoReturn:
     _exit(EXIT_FAILURE)
 
 
-def _explain(error: RunError | ChannelError) -> None:
+def _explain(error: BlockError | ChannelError) -> None:
     """The traceback of what was not foreseen."""
     cause = error.__cause__
     foreseen = cause is None or isinstance(cause, FloatingPointError | ValueError) or _out_of_memory(cause)
-    if isinstance(error, RunError) and not foreseen:
+    if isinstance(error, BlockError) and not foreseen:
         traceback.print_exception(cause)
 
 

@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 from counterflow.algorithms import RuleSet
 from counterflow.algorithms.rule import MessageSpec
-from counterflow.engine import source
+from counterflow.engine import inputs
 from counterflow.engine.job import Job
-from counterflow.engine.station import Ports
+from counterflow.engine.stage import StageChannels
 from counterflow.message import MessageKind, Tag
 from counterflow.topology import Edge, Stream
 from counterflow.transport import Communicator, LocalChannel, MessageLayout, Receiver, Sender, TensorSpec
@@ -44,7 +44,7 @@ def message_layouts(column: RuleSet, job: Job, edge: Edge) -> Callable[[Tag], Me
     return layout
 
 
-class Channels:
+class ChannelFactory:
     """The ports of all blocks of one rank."""
 
     def __init__(self, job: Job, column: RuleSet, comm: Communicator) -> None:
@@ -53,10 +53,10 @@ class Channels:
         self._comm = comm
         self._local: dict[Edge, LocalChannel] = {}
 
-    def ports(self, block: int) -> Ports:
+    def ports(self, block: int) -> StageChannels:
         job = self._job
         top = job.topology.blocks
-        return Ports(
+        return StageChannels(
             below=self._receiver(Edge(Stream.ACTIVATION, block - 1))
             if block > 1
             else source.inputs(job.batches, job.plan, job.numerics),

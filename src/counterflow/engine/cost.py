@@ -16,7 +16,7 @@ SAMPLES = 2
 
 
 @dataclass(frozen=True)
-class Cost:
+class Flops:
     """FLOPs per sample."""
 
     forward: float
@@ -26,11 +26,11 @@ class Cost:
     learning: float
     """Of training as it is done here, with all that only helps to learn."""
 
-    def __add__(self, other: "Cost") -> "Cost":
-        return Cost(self.forward + other.forward, self.backprop + other.backprop, self.learning + other.learning)
+    def __add__(self, other: "Flops") -> "Flops":
+        return Flops(self.forward + other.forward, self.backprop + other.backprop, self.learning + other.learning)
 
 
-def backprop(block: nn.Module, example: Tensor, bottom: bool) -> Cost:
+def backprop(block: nn.Module, example: Tensor, bottom: bool) -> Flops:
     """Of a block in an end-to-end network. ``example`` is a batch of `SAMPLES` inputs; at the ``bottom`` of the network
     they need no gradient."""
     block = copy.deepcopy(block).train()
@@ -41,7 +41,7 @@ def backprop(block: nn.Module, example: Tensor, bottom: bool) -> Cost:
         if output.requires_grad:
             torch.autograd.backward(output.sum())
     total = counter.get_total_flops()
-    return Cost(forward / SAMPLES, total / SAMPLES, total / SAMPLES)
+    return Flops(forward / SAMPLES, total / SAMPLES, total / SAMPLES)
 
 
 def inputs(job: Job) -> Tensor:
@@ -49,13 +49,13 @@ def inputs(job: Job) -> Tensor:
     return _repeated(job, SAMPLES)
 
 
-def local(column: RuleSet, block: int, rule: LocalRule, job: Job) -> Cost:
+def local(column: RuleSet, block: int, rule: LocalRule, job: Job) -> Flops:
     """Of ``rule``, the block pair ``block`` of ``column``."""
     few, more = (_learning(column, block, rule, job, samples) for samples in (SAMPLES, 2 * SAMPLES))
     each = (more - few) / SAMPLES
     once = few - SAMPLES * each  # what a batch costs whatever its size: code books
     plain = backprop(rule.inference_modules[0], _message(column, block, job, SAMPLES)[0], bottom=block == 1)
-    return Cost(plain.forward, plain.backprop, each + once / job.config.train.batch_size)
+    return Flops(plain.forward, plain.backprop, each + once / job.config.train.batch_size)
 
 
 def _learning(column: RuleSet, block: int, rule: LocalRule, job: Job, samples: int) -> float:

@@ -3,46 +3,46 @@
 from collections.abc import Iterable, Mapping
 
 from counterflow.checkpoint import CheckpointWriter
-from counterflow.engine.station import Station
+from counterflow.engine.stage import Stage
 from counterflow.schedule import Action, Op
 from counterflow.transport import ChannelError
 
 
-class RunError(Exception):
+class BlockError(Exception):
     """A block that cannot go on; the text names rank, block and batch, and the cause is chained."""
 
 
 def execute(
-    program: Iterable[Action], stations: Mapping[int, Station], archive: CheckpointWriter, rank: int
+    program: Iterable[Action], stages: Mapping[int, Stage], archive: CheckpointWriter, rank: int
 ) -> Iterable[Action]:
     """Run ``program``, and yield every action once it is done; checkpoints go to ``archive``.
 
-    Raises `ChannelError` where a channel ended the run and `RunError` where a block did.
+    Raises `ChannelError` where a channel ended the run and `BlockError` where a block did.
     """
     for action in program:
-        station = stations[action.block]
+        stage = stages[action.block]
         try:
             match action.op:
                 case Op.TARGET:
-                    station.target(action.n)
+                    stage.target(action.n)
                 case Op.FORWARD:
-                    station.forward(action.n)
+                    stage.forward(action.n)
                 case Op.LEARN:
-                    station.learn(action.n)
+                    stage.learn(action.n)
                 case Op.EVALUATE:
-                    station.evaluate(action.n, action.e)
+                    stage.evaluate(action.n, action.e)
                 case Op.BACKWARD:
-                    station.backward(action.n)
+                    stage.backward(action.n)
                 case Op.PREDICT:
-                    station.predict(action.n, action.e)
+                    stage.predict(action.n, action.e)
                 case Op.RESEND:
-                    station.resend(action.n)
+                    stage.resend(action.n)
                 case Op.SAVE:
-                    archive.save(action.block, action.n + 1, station.state(action.n))
+                    archive.save(action.block, action.n + 1, stage.state(action.n))
         except ChannelError:
             raise
         except Exception as error:
             what = action.op.name.lower()
             text = f"rank {rank}: block {action.block}: {what} of batch {action.n}: {type(error).__name__}: {error}"
-            raise RunError(text) from error
+            raise BlockError(text) from error
         yield action

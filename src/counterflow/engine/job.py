@@ -11,7 +11,7 @@ from counterflow.config import PIPELINES, TrainConfig
 from counterflow.data import load
 from counterflow.data.batch_loader import BatchLoader
 from counterflow.data.sampler import EpochSampler
-from counterflow.engine.memory import keep_freed_memory
+from counterflow.engine.memory import disable_malloc_trim
 from counterflow.engine.numerics import Numerics
 from counterflow.engine.threads import intra_op_threads
 from counterflow.models.partition import layer_counts, output_shapes
@@ -42,7 +42,7 @@ class Job:
         return self.batches.inputs(0).cpu()
 
 
-def prepare(config: TrainConfig, ranks: int, local_rank: int = 0, local_ranks: int = 1) -> Job:
+def build_job(config: TrainConfig, ranks: int, local_rank: int = 0, local_ranks: int = 1) -> Job:
     """Load the data and build the network. Raises ``ValueError`` naming the key for whatever does not fit.
 
     Sets the process's number of threads first: what is computed from here on is a function of it. And the process keeps
@@ -56,7 +56,7 @@ def prepare(config: TrainConfig, ranks: int, local_rank: int = 0, local_ranks: i
     if exact and ranks > 1 and schedule == "free":
         raise ValueError(f"engine.lag=exact: the locked algorithm runs on one process, not on ranks={ranks}")
     torch.set_num_threads(intra_op_threads(config.engine.threads, config.blocks))
-    keep_freed_memory()
+    disable_malloc_trim()
     device, backend = _device(config, local_rank, local_ranks)
     if schedule in PIPELINES and ranks > 1 and device.type == "cuda" and backend == "gloo":
         raise ValueError(

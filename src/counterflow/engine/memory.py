@@ -13,7 +13,7 @@ _LARGEST = 32 << 20
 
 
 @cache
-def keep_freed_memory() -> None:
+def disable_malloc_trim() -> None:
     """Have this process keep the host memory that it frees, for the activations of the next batch.
 
     By default the GNU C library returns large blocks to the system, which then hands out pages of zeros, one fault for

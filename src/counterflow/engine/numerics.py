@@ -27,7 +27,7 @@ class Numerics:
     def autocast(self) -> AbstractContextManager[object]:
         return torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext()
 
-    def place(self, module: nn.Module, hot: Iterable[nn.Module]) -> None:
+    def prepare_module(self, module: nn.Module, hot: Iterable[nn.Module]) -> None:
         """Move ``module`` to the device and layout, in place; its parts ``hot`` are compiled if configured."""
         module.to(self.device)
         if self.channels_last:

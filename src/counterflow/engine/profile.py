@@ -23,7 +23,7 @@ from counterflow.models.partition import (
 
 
 @dataclass(frozen=True)
-class PairTime:
+class BlockTime:
     """Nanoseconds of a block pair for one training batch, of several passes the fastest."""
 
     target: int
@@ -55,7 +55,7 @@ def profiled_cut(job: Job) -> list[int]:
 def plain_times(job: Job, batch: int, inputs: bool = True) -> list[tuple[int, int]]:
     """`layer_times` for ``batch`` samples, as this job computes."""
     network = copy.deepcopy(job.network)
-    job.numerics.place(network, ())
+    job.numerics.prepare_module(network, ())
     (example,) = _received(job, (job.example[:batch],))
     with job.numerics.autocast():
         return layer_times(network, example, inputs)
@@ -70,12 +70,12 @@ def column_of(job: Job, counts: Sequence[int]) -> RuleSet:
     return algorithm(config.algorithm, config.optimizer, blocks, shapes, job.task, job.plan.batches, config.seed)
 
 
-def pair_time(job: Job, column: RuleSet, block: int) -> PairTime:
+def pair_time(job: Job, column: RuleSet, block: int) -> BlockTime:
     """Of block pair ``block`` of ``column``, which learns from it: messages are made up, as large as real ones."""
     device = job.device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         rule = column.rule(block)
-        job.numerics.place(rule, rule.inference_modules)
+        job.numerics.prepare_module(rule, rule.inference_modules)
         below, above = message_from_below(job, column, block), _target_message(job, column, block)
 
         def timed() -> tuple[int, int, int]:
@@ -83,7 +83,7 @@ def pair_time(job: Job, column: RuleSet, block: int) -> PairTime:
             target, forward, learn = (after - before for before, after in pairwise(times))
             return target, forward, learn
 
-        return PairTime(*best_of(timed))
+        return BlockTime(*best_of(timed))
 
 
 def message_from_below(job: Job, column: RuleSet, block: int) -> Payload:

@@ -60,7 +60,7 @@ def _head(job: Job, column: RuleSet, i: int, layer: Layer) -> Head:
     block, batch, top = i + 1, job.config.train.batch_size, i + 1 == len(job.network)
     time = pair_time(job, column, block)
     rule = column.rule(block)
-    job.numerics.place(rule, ())
+    job.numerics.prepare_module(rule, ())
     message = message_from_below(job, column, block)
     with job.numerics.autocast():
         kept, _ = _kept(rule, message[0], lambda: rule.forward_message(message)[0])
@@ -78,7 +78,7 @@ def _head(job: Job, column: RuleSet, i: int, layer: Layer) -> Head:
 def _update(job: Job, i: int) -> int:
     """Nanoseconds of an update of the parameters of layer ``i``."""
     layer = copy.deepcopy(job.network[i])
-    job.numerics.place(layer, ())
+    job.numerics.prepare_module(layer, ())
     parameters = list(layer.parameters())
     if not parameters:
         return 0
@@ -98,7 +98,7 @@ def _update(job: Job, i: int) -> int:
 def _plain_bytes(job: Job, column: RuleSet, i: int) -> tuple[int, int]:
     """What layer ``i`` keeps, and its output."""
     layer = copy.deepcopy(job.network[i]).train()
-    job.numerics.place(layer, ())
+    job.numerics.prepare_module(layer, ())
     source, *_ = message_from_below(job, column, i + 1)
     source = source.detach().requires_grad_(source.is_floating_point())
     with job.numerics.autocast():

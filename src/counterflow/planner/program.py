@@ -41,7 +41,7 @@ def main(conf: Path) -> None:
 def _tell(config: PlanConfig, overrides: Sequence[str]) -> None:
     console = Console(width=None if sys.stdout.isatty() else _WIDE)
     threads = intra_op_threads(config.engine.threads, config.machines.ranks)
-    job = prepare(config.training(threads), 1)
+    job = build_job(config.training(threads), 1)
     with console.status("measures") as status:
         network = measure(job, lambda what: status.update(f"measures {what}"))
         machines = Machines.of(config.machines)

@@ -9,8 +9,8 @@ from typing import Any
 from rich.console import Console
 
 from counterflow.checkpoint import BlockWritten, CheckpointCommitter, CheckpointDirectory
+from counterflow.engine.factory import Figures
 from counterflow.engine.job import Job
-from counterflow.engine.system import Figures
 from counterflow.metrics.block_metrics import BlockMetrics, StepMetrics
 from counterflow.metrics.progress_display import ProgressDisplay
 from counterflow.metrics.report_poller import ReportPoller

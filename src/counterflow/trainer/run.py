@@ -12,17 +12,17 @@ import torch
 from rich.console import Console
 
 from counterflow.checkpoint import BlockWritten, CheckpointDirectory, CheckpointWriter
-from counterflow.engine.cost import Cost
+from counterflow.engine.cost import Flops
+from counterflow.engine.factory import build_engine, choose_partition
 from counterflow.engine.job import Job
-from counterflow.engine.outcome import Outcome
-from counterflow.engine.session import Session, StoppedError
-from counterflow.engine.station import Waits
-from counterflow.engine.system import build, cut
-from counterflow.engine.tracing import TraceSession
+from counterflow.engine.rank_result import RankResult
+from counterflow.engine.run_context import PreemptedError, RunContext
+from counterflow.engine.stage import WaitTimes
 from counterflow.metrics import provenance
 from counterflow.metrics.block_metrics import BlockMetrics, StepMetrics
 from counterflow.metrics.fingerprint import fingerprint
 from counterflow.metrics.metrics_callback import MetricsCallback
+from counterflow.trace.context import TraceSession
 from counterflow.trainer.rank0 import Rank0Services, warn
 from counterflow.trainer.resume import CHECKPOINTS, ResumePoint
 from counterflow.transport import Communicator
@@ -44,7 +44,7 @@ def train(job: Job, comm: Communicator, origin: ResumePoint | None) -> dict[str,
 
     Without an ``origin`` there is nothing left to do.
 
-    Raises `StoppedError` on all ranks where a signal ended the run early, once its checkpoint is whole.
+    Raises `PreemptedError` on all ranks where a signal ended the run early, once its checkpoint is whole.
     """
     mine = _beginning(job, origin) if origin is not None else None
     begin = comm.all_gather(mine, "where to begin")[0]
@@ -56,8 +56,8 @@ def train(job: Job, comm: Communicator, origin: ResumePoint | None) -> dict[str,
         begin = _newest(begin, job)
     job = replace(job, plan=replace(job.plan, start=begin.batches))
     config, plan = job.config, job.plan
-    system = build(job, begin.cut)
-    waits = Waits()
+    system = build_engine(job, begin.cut)
+    waits = WaitTimes()
 
     def report(item: BlockMetrics | BlockWritten) -> None:
         comm.send_report(item.to_json())
@@ -68,7 +68,7 @@ def train(job: Job, comm: Communicator, origin: ResumePoint | None) -> dict[str,
     shelf = CheckpointDirectory(begin.path / CHECKPOINTS)
     archive = CheckpointWriter(shelf, begin.checkpoint, job.device, report, comm.watch.timeout)
     tracing = TraceSession(comm, begin.path, warn) if config.trace else None
-    session = Session(comm, reporter, waits, archive, tracing.recorder if tracing is not None else None)
+    context = RunContext(comm, reporter, waits, archive, tracing.recorder if tracing is not None else None)
     console = Console(quiet=not config.run.display)
     with ExitStack() as stack:
         stack.enter_context(archive)
@@ -78,8 +78,8 @@ def train(job: Job, comm: Communicator, origin: ResumePoint | None) -> dict[str,
             desk = Rank0Services(job, origin, shelf, begin.cut, system.owners, system.summarize, comm, console)
             stack.enter_context(desk)
         try:
-            outcome = system.run(session)
-        except StoppedError:
+            result = system.run(context)
+        except PreemptedError:
             posted = comm.all_gather(comm.posted, "the last checkpoint")
             if desk is not None:
                 desk.finish(posted)
@@ -88,13 +88,13 @@ def train(job: Job, comm: Communicator, origin: ResumePoint | None) -> dict[str,
             comm.all_gather(None, "the end")
             raise
         archive.finish()
-        outcomes = comm.all_gather((outcome, comm.posted), "outcomes")
+        results = comm.all_gather((result, comm.posted), "outcomes")
         summary = None
         if desk is not None:
-            desk.finish([posted for _, posted in outcomes])
-            summary = _summary(job, begin, [outcome for outcome, _ in outcomes], desk.evaluations)
+            desk.finish([posted for _, posted in results])
+            summary = _summary(job, begin, [result for result, _ in results], desk.evaluations)
             if config.run.activations:
-                _save_activations(begin.path, job, [outcome for outcome, _ in outcomes])
+                _save_activations(begin.path, job, [result for result, _ in results])
             desk.summarise(summary)
     if tracing is not None:
         tracing.finish(_title(job))
@@ -117,7 +117,7 @@ def _newest(begin: _Beginning, job: Job) -> _Beginning:
 
 def _beginning(job: Job, origin: ResumePoint) -> _Beginning:
     return _Beginning(
-        origin.cut or cut(job),
+        origin.cut or choose_partition(job),
         origin.directory.path.resolve(),
         origin.checkpoint.resolve() if origin.checkpoint is not None else None,
         origin.batches,
@@ -147,7 +147,7 @@ def _accuracies(summary: Mapping[str, Any]) -> str:
 
 
 def _summary(
-    job: Job, begin: _Beginning, outcomes: Sequence[Outcome], evaluations: Mapping[str, StepMetrics]
+    job: Job, begin: _Beginning, results: Sequence[RankResult], evaluations: Mapping[str, StepMetrics]
 ) -> dict[str, Any]:
     config = job.config
     figures = {
@@ -155,7 +155,7 @@ def _summary(
         for split, row in evaluations.items()
         for name in ("accuracy", *(["sequence_accuracy"] if job.task.label_shape else []))
     }
-    digests = {block: digest for outcome in outcomes for block, digest in outcome.digests.items()}
+    digests = {block: digest for result in results for block, digest in result.digests.items()}
     return {
         "algorithm": config.algorithm.name,
         "model": config.model.name,
@@ -170,15 +170,15 @@ def _summary(
         "validation_block_accuracy": figures.get(("validation", "accuracy")),
         "test_sequence_accuracy": _top(figures.get(("test", "sequence_accuracy"))),
         "block_sequence_accuracy": figures.get(("test", "sequence_accuracy")),
-        "samples_per_second": min(o.batches * config.train.batch_size / o.seconds for o in outcomes),
-        "wait_fraction": [o.receive_wait / o.seconds for o in outcomes],
-        "send_wait_fraction": [o.send_wait / o.seconds for o in outcomes],
+        "samples_per_second": min(o.batches * config.train.batch_size / o.seconds for o in results),
+        "wait_fraction": [o.receive_wait / o.seconds for o in results],
+        "send_wait_fraction": [o.send_wait / o.seconds for o in results],
         "resumed_after": begin.batches or None,
         "seconds": max(row.seconds for row in evaluations.values()),
         "fingerprint": fingerprint(digests[block] for block in sorted(digests)),
-        "effective_parameters": sum(o.effective_parameters for o in outcomes),
-        "affiliated_parameters": sum(o.affiliated_parameters for o in outcomes),
-        "flops": _flops(outcomes),
+        "effective_parameters": sum(o.effective_parameters for o in results),
+        "affiliated_parameters": sum(o.affiliated_parameters for o in results),
+        "flops": _flops(results),
         "schedule": job.schedule,
         "lag": config.engine.lag,
         "cut": begin.cut,
@@ -202,15 +202,15 @@ def _top(blocks: Sequence[float | None] | None) -> float | None:
     return None if blocks is None else blocks[-1]
 
 
-def _flops(outcomes: Sequence[Outcome]) -> dict[str, float]:
+def _flops(results: Sequence[RankResult]) -> dict[str, float]:
     """Per sample: of the network forward, of training it by backprop, and what learning here takes beyond that."""
-    cost = sum((outcome.cost for outcome in outcomes), Cost(0, 0, 0))
+    cost = sum((result.cost for result in results), Flops(0, 0, 0))
     return {"network": cost.forward, "training": cost.backprop, "extra": cost.learning - cost.backprop}
 
 
-def _save_activations(folder: Path, job: Job, outcomes: Sequence[Outcome]) -> None:
+def _save_activations(folder: Path, job: Job, results: Sequence[RankResult]) -> None:
     """``block_1`` .. ``block_N``, ``[M, d]``, bottom to top, and ``labels``."""
     arrays: dict[str, Any] = {"labels": job.batches.labels_of(job.batches.test)[: job.config.run.activations].numpy()}
-    for outcome in outcomes:
-        arrays |= {f"block_{block}": values.numpy() for block, values in outcome.activations.items()}
+    for result in results:
+        arrays |= {f"block_{block}": values.numpy() for block, values in result.activations.items()}
     np.savez(folder / "activations.npz", **arrays)

@@ -15,10 +15,10 @@ from counterflow.bench.row import Goal, Result, StepMetrics
 from counterflow.cli.hydra_app import load_config
 from counterflow.config import TrainConfig
 from counterflow.engine import cost as costs
-from counterflow.engine.cost import Cost
-from counterflow.engine.job import prepare
+from counterflow.engine.cost import Flops
+from counterflow.engine.factory import cut
+from counterflow.engine.job import build_job
 from counterflow.engine.profile import column_of
-from counterflow.engine.system import cut
 from counterflow.transport import Communicator
 
 _MODELS = ("resnet18", "resnet20", "resnet32", "resnet50")
@@ -54,12 +54,12 @@ def measure(brief: Brief) -> Result:
     return Result("flops", settings, found, [Goal("pooled head, most of all ResNets", _MOST, worst, at_most=True)])
 
 
-def count(comm: Communicator, config: TrainConfig) -> Cost:
+def count(comm: Communicator, config: TrainConfig) -> Flops:
     """FLOPs for each sample, of all blocks."""
-    job = prepare(config, comm.size)
-    column = column_of(job, cut(job))
+    job = build_job(config, comm.size)
+    column = column_of(job, choose_partition(job))
     blocks = range(1, config.blocks + 1)
-    return sum((costs.local(column, block, column.rule(block), job) for block in blocks), Cost(0, 0, 0))
+    return sum((costs.local(column, block, column.rule(block), job) for block in blocks), Flops(0, 0, 0))
 
 
 def draw(note: Mapping[str, Any], folder: Path) -> None:

@@ -9,14 +9,14 @@ import torch
 from counterflow.algorithms import RuleSet
 from counterflow.algorithms.rule import LocalRule
 from counterflow.engine import cost as costs
-from counterflow.engine.channels import Channels
-from counterflow.engine.cost import Cost
+from counterflow.engine.activation_recorder import ActivationRecorder
+from counterflow.engine.channels import ChannelFactory
+from counterflow.engine.cost import Flops
 from counterflow.engine.execute import execute
 from counterflow.engine.job import Job
-from counterflow.engine.outcome import Outcome, count
-from counterflow.engine.session import Session, check_halt, restore
-from counterflow.engine.specimens import Specimens
-from counterflow.engine.station import Station, Waits
+from counterflow.engine.rank_result import RankResult, count
+from counterflow.engine.run_context import RunContext, check_halt, restore
+from counterflow.engine.stage import Stage, WaitTimes
 from counterflow.metrics.fingerprint import digest
 from counterflow.schedule import Action, Op, rank_program
 from counterflow.trace.recorder import Recorder
@@ -25,50 +25,50 @@ _SPANS = {op: op.name.lower() for op in Op} | {Op.BACKWARD: "learn", Op.SAVE: "c
 """What the span of an action is called."""
 
 
-def run(job: Job, column: RuleSet, session: Session) -> Outcome:
+def run(job: Job, column: RuleSet, context: RunContext) -> RankResult:
     """Train this rank's blocks to the end.
 
-    Raises `ChannelError` or `RunError`, after which the process should end, and `StoppedError`.
+    Raises `ChannelError` or `BlockError`, after which the process should end, and `PreemptedError`.
     """
-    comm, waits = session.comm, session.waits
+    comm, waits = context.comm, context.waits
     blocks = job.topology.blocks_of(comm.rank)
     comm.open_edges(job.topology, job.backend, job.device)
-    channels = Channels(job, column, comm)
+    channels = ChannelFactory(job, column, comm)
     rules = {block: column.rule(block) for block in blocks}
-    cost = sum((_cost(job, column, block, rule) for block, rule in rules.items()), Cost(0, 0, 0))
+    cost = sum((_cost(job, column, block, rule) for block, rule in rules.items()), Flops(0, 0, 0))
     for rule in rules.values():
-        job.numerics.place(rule, rule.inference_modules)
-    specimens = {block: Specimens(job.config.run.activations, job.plan) for block in blocks}
-    stations = {
-        block: Station(
+        job.numerics.prepare_module(rule, rule.inference_modules)
+    recorders = {block: ActivationRecorder(job.config.run.activations, job.plan) for block in blocks}
+    stages = {
+        block: Stage(
             block,
             rules[block],
             channels.ports(block),
             job.plan,
             job.config.seed,
             job.numerics,
-            session.callback,
+            context.callback,
             waits,
-            specimens[block],
-            session.recorder,
+            recorders[block],
+            context.recorder,
         )
         for block in blocks
     }
-    for block, station in stations.items():
-        restore(session, block, station.restore)
+    for block, stage in stages.items():
+        restore(context, block, stage.restore)
     comm.restarts_at(lambda batches, edge: next(replace(job.plan, start=batches).messages(edge), None))
     comm.stop.start(job.plan.start)
     steady = job.plan.first_steady(job.topology.blocks)
-    start, before = perf_counter(), Waits()
+    start, before = perf_counter(), WaitTimes()
     program = rank_program(blocks, job.plan, comm.stop.should_stop_after)
-    actions = execute(program, stations, session.archive, comm.rank)
-    for action in actions if session.recorder is None else _recorded(actions, session.recorder):
+    actions = execute(program, stages, context.archive, comm.rank)
+    for action in actions if context.recorder is None else _recorded(actions, context.recorder):
         if action.op in (Op.LEARN, Op.BACKWARD) and action.block == blocks[-1] and action.n == steady - 1:
             start, before = perf_counter(), replace(waits)
-    check_halt(session, job.plan.batches)
+    check_halt(context, job.plan.batches)
     seconds = perf_counter() - start
     inference_modules = sum(count(rule.inference_modules) for rule in rules.values())
-    outcome = Outcome(
+    result = RankResult(
         digests={block: digest(rule) for block, rule in rules.items()},
         effective_parameters=inference_modules,
         affiliated_parameters=count(rules.values()) - inference_modules,
@@ -77,11 +77,11 @@ def run(job: Job, column: RuleSet, session: Session) -> Outcome:
         receive_wait=waits.receive - before.receive,
         send_wait=waits.send - before.send,
         cost=cost,
-        activations={block: kept for block, of in specimens.items() if (kept := of.take()) is not None},
+        activations={block: kept for block, of in recorders.items() if (kept := of.take()) is not None},
     )
-    for station in stations.values():
-        station.close()
-    return outcome
+    for stage in stages.values():
+        stage.close()
+    return result
 
 
 def _recorded(actions: Iterable[Action], recorder: Recorder) -> Iterable[Action]:
@@ -94,7 +94,7 @@ def _recorded(actions: Iterable[Action], recorder: Recorder) -> Iterable[Action]
         start = perf_counter()
 
 
-def _cost(job: Job, column: RuleSet, block: int, rule: LocalRule) -> Cost:
+def _cost(job: Job, column: RuleSet, block: int, rule: LocalRule) -> Flops:
     if not job.plan.gradients_from:
         return costs.local(column, block, rule, job)
     if block == 1:

@@ -14,7 +14,7 @@ from counterflow.transport import Payload
 Item = tuple[Tag, Payload]
 
 
-class Source:
+class InputChannel:
     """The receiving end of a stream that this process makes itself."""
 
     def __init__(self, items: Generator[Item], device: torch.device) -> None:
@@ -33,7 +33,7 @@ class Source:
         self._items.close()
 
 
-def inputs(batches: BatchLoader, plan: RunPlan, numerics: Numerics) -> Source:
+def inputs(batches: BatchLoader, plan: RunPlan, numerics: Numerics) -> InputChannel:
     """The network's input of every training and test batch, each prepared while the one before trains.
 
     With the labels of the batch, where these enter at the bottom too.
@@ -49,10 +49,10 @@ def inputs(batches: BatchLoader, plan: RunPlan, numerics: Numerics) -> Source:
                 yield tag, (x,)
 
     # Data that lies on a GPU is prepared there, in the order of its stream: a thread would only be in the way.
-    return Source(items() if batches.resident else prefetch(items()), numerics.device)
+    return InputChannel(items() if batches.resident else prefetch(items()), numerics.device)
 
 
-def labels(batches: BatchLoader, plan: RunPlan, top: int, device: torch.device) -> Source:
+def labels(batches: BatchLoader, plan: RunPlan, top: int, device: torch.device) -> InputChannel:
     """What enters block ``top``: the labels of every training batch, and of all batches of the evaluation after it."""
 
     def items() -> Generator[Item]:
@@ -63,4 +63,4 @@ def labels(batches: BatchLoader, plan: RunPlan, top: int, device: torch.device) 
                 tests = (batches.labels_of(plan.evaluation(tag.n)),) if plan.evaluates_after(tag.n) else ()
                 yield tag, (batches.labels(tag.n), *tests)
 
-    return Source(items(), device)
+    return InputChannel(items(), device)

@@ -19,16 +19,16 @@ from counterflow.algorithms.optimizer import BlockOptimizer
 from counterflow.checkpoint import BlockState
 from counterflow.data.prefetch import prefetch
 from counterflow.engine import cost as costs
-from counterflow.engine.cost import Cost
-from counterflow.engine.execute import RunError
+from counterflow.engine.accuracy_meter import AccuracyMeter
+from counterflow.engine.activation_recorder import ActivationRecorder
+from counterflow.engine.cost import Flops
+from counterflow.engine.execute import BlockError
 from counterflow.engine.job import Job
 from counterflow.engine.numerics import Numerics
-from counterflow.engine.outcome import Outcome, count
 from counterflow.engine.randomness import seed_forward
-from counterflow.engine.session import Session, check_halt, restore
-from counterflow.engine.specimens import Specimens
-from counterflow.engine.station import Callback
-from counterflow.engine.tally import Tally
+from counterflow.engine.rank_result import RankResult, count
+from counterflow.engine.run_context import RunContext, check_halt, restore
+from counterflow.engine.stage import Callback
 from counterflow.metrics.fingerprint import digest
 from counterflow.schedule.pipelines import blocks_of_stages, owners
 from counterflow.trace.recorder import Recorder, span
@@ -131,26 +131,26 @@ class Pipeline:
         self.owners = [rank for stage, rank in zip(self._stages, self._ranks, strict=True) for _ in stage]
         """The rank of each block, bottom to top."""
 
-    def run(self, session: Session) -> Outcome:
+    def run(self, context: RunContext) -> RankResult:
         """Train this rank's stages to the end.
 
-        Raises `RunError`, after which the process should end, and `StoppedError`.
+        Raises `BlockError`, after which the process should end, and `PreemptedError`.
         """
-        comm, callback, waits = session.comm, session.callback, session.waits
-        job, plan, recorder = self._job, self._job.plan, session.recorder
+        comm, callback, waits = context.comm, context.callback, context.waits
+        job, plan, recorder = self._job, self._job.plan, context.recorder
         mine = {
             stage: _Blocks([self._blocks[block - 1] for block in blocks], job.numerics)
             for stage, (blocks, rank) in enumerate(zip(self._stages, self._ranks, strict=True))
             if rank == comm.rank
         }
         owned = [block for stage in mine for block in self._stages[stage]]
-        cost = sum((self._cost(block) for block in owned), Cost(0, 0, 0))
-        specimens = {block: Specimens(job.config.run.activations, plan) for block in owned}
+        cost = sum((self._cost(block) for block in owned), Flops(0, 0, 0))
+        recorders = {block: ActivationRecorder(job.config.run.activations, plan) for block in owned}
         for module in mine.values():
-            job.numerics.place(module, module)
+            job.numerics.prepare_module(module, module)
         trained = {block: _Trained(self._blocks[block - 1], job) for block in owned}
         for block, pair in trained.items():
-            restore(session, block, pair.restore)
+            restore(context, block, pair.restore)
         comm.stop.start(plan.start)
         busy, step = self._pipelined(mine, comm, recorder) if comm.size > 1 else self._alone(mine[0], recorder)
         lanes = {block: self._lane(stage) for stage in mine for block in self._stages[stage]}
@@ -182,12 +182,12 @@ class Pipeline:
                     raise FloatingPointError(f"the loss is {float(metrics['loss'])}")
                 for block in owned:
                     callback.on_step(block, n, metrics if block == job.topology.blocks else {})
-                self._evaluate(mine, n, callback, specimens, recorder)
+                self._evaluate(mine, n, callback, recorders, recorder)
                 halts = n < plan.batches - 1 and comm.stop.should_stop_after(n)
                 if halts or plan.saves_after(n):
                     for block, pair in trained.items():
                         with span(recorder, "checkpoint", lanes[block], n):
-                            session.archive.save(block, n + 1, BlockState(pair.state_dict()))
+                            context.archive.save(block, n + 1, BlockState(pair.state_dict()))
                 other += perf_counter() - stepped
             except ChannelError:
                 raise
@@ -196,15 +196,15 @@ class Pipeline:
                     text = f"rank {comm.rank}: schedule {job.schedule}: batch {n}: lost a rank ({gloo_reason(error)})"
                     raise ChannelError(text) from error
                 reason = f"{type(error).__name__}: {error}".splitlines()[0]
-                raise RunError(f"rank {comm.rank}: schedule {job.schedule}: batch {n}: {reason}") from error
+                raise BlockError(f"rank {comm.rank}: schedule {job.schedule}: batch {n}: {reason}") from error
             if comm.size > 1:
                 waits.receive = max(0.0, perf_counter() - begin - busy() - other)
             if n == steady - 1:
                 start, waited = perf_counter(), waits.receive
             if halts:
                 break
-        check_halt(session, plan.batches)
-        return Outcome(
+        check_halt(context, plan.batches)
+        return RankResult(
             digests={block: digest(self._blocks[block - 1]) for block in owned},
             effective_parameters=count(mine.values()),
             affiliated_parameters=0,
@@ -213,10 +213,10 @@ class Pipeline:
             receive_wait=waits.receive - waited,
             send_wait=0.0,
             cost=cost,
-            activations={block: kept for block, of in specimens.items() if (kept := of.take()) is not None},
+            activations={block: kept for block, of in recorders.items() if (kept := of.take()) is not None},
         )
 
-    def _cost(self, block: int) -> Cost:
+    def _cost(self, block: int) -> Flops:
         bottom = block == 1
         source = costs.inputs(self._job) if bottom else torch.randn(costs.SAMPLES, *self._shapes[block - 2])
         return costs.backprop(self._blocks[block - 1], source, bottom)
@@ -308,12 +308,12 @@ class Pipeline:
         mine: Mapping[int, "_Blocks"],
         n: int,
         callback: Callback,
-        specimens: Mapping[int, Specimens],
+        recorders: Mapping[int, ActivationRecorder],
         recorder: Recorder | None,
     ) -> None:
         """Send every evaluation batch after batch ``n`` up through all stages, forward only."""
         job, last = self._job, len(self._stages) - 1
-        tally = Tally()
+        meter = AccuracyMeter()
         for blocks in mine.values():
             blocks.eval()
         for e in job.plan.evaluation(n):
@@ -328,17 +328,17 @@ class Pipeline:
                         with span(recorder, "receive", lane, n, e):
                             dist.recv(activation, self._ranks[stage - 1], group=self._group)
                     for block, output in zip(self._stages[stage], blocks.outputs(activation), strict=True):
-                        specimens[block].offer(n, e, output)
+                        recorders[block].offer(n, e, output)
                         activation = output.float().contiguous()
                     if stage < last and stage + 1 not in mine:
                         with span(recorder, "send", lane, n, e):
                             dist.send(activation, self._ranks[stage + 1], group=self._group)
                     elif stage == last:
-                        tally.add(activation.argmax(-1).unsqueeze(0), job.batches.evaluation_labels(e).to(job.device))
+                        meter.add(activation.argmax(-1).unsqueeze(0), job.batches.evaluation_labels(e).to(job.device))
             split = job.plan.split_ending(e)
             if split is not None:
                 for block in (block for stage in mine for block in self._stages[stage]):
-                    callback.on_eval(block, n, split, tally.take()[0] if block == job.topology.blocks else {})
+                    callback.on_eval(block, n, split, meter.take()[0] if block == job.topology.blocks else {})
         for blocks in mine.values():
             blocks.train()
 

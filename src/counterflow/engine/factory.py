@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from counterflow.algorithms import ALGORITHMS, END_TO_END
 from counterflow.algorithms.stale_gradient import StaleGradient, TrueGradient
-from counterflow.engine import free
+from counterflow.engine import local
 from counterflow.engine.job import Job
-from counterflow.engine.outcome import Outcome
 from counterflow.engine.profile import profiled_cut
 from counterflow.engine.randomness import seed_forward
-from counterflow.engine.session import Session
+from counterflow.engine.rank_result import RankResult
+from counterflow.engine.run_context import RunContext
 from counterflow.models.partition import output_shapes, partition
 
 Figures = Sequence[Mapping[str, float]]
@@ -24,8 +24,8 @@ Figures = Sequence[Mapping[str, float]]
 
 
 @dataclass(frozen=True)
-class System:
-    run: Callable[[Session], Outcome]
+class Engine:
+    run: Callable[[RunContext], RankResult]
     """This rank's part of the run, to its end."""
     summarize: Callable[[Figures], Mapping[str, float]]
     """The figures of the whole system from those of its blocks."""
@@ -38,7 +38,7 @@ def cut(job: Job) -> list[int]:
     return job.counts or profiled_cut(job)
 
 
-def build(job: Job, counts: Sequence[int]) -> System:
+def build_engine(job: Job, counts: Sequence[int]) -> Engine:
     """The system that ``algorithm=`` and ``schedule=`` name, over blocks of ``counts`` layers."""
     config, example = job.config, job.example
     name = config.algorithm.name
@@ -50,16 +50,16 @@ def build(job: Job, counts: Sequence[int]) -> System:
     if job.schedule == "naive":
         measure = _true_gradient(job, blocks) if job.topology.ranks == 1 else _unknown
         naive = StaleGradient(config.optimizer, blocks, shapes, job.task, job.plan.batches, measure)
-        return System(partial(free.run, job, naive), naive.summarize, owners)
+        return Engine(partial(local.run, job, naive), naive.summarize, owners)
     if name in END_TO_END:
-        from counterflow.engine import scheduled  # a second of import, for every process that waits for nobody
+        from counterflow.engine import pipelined  # a second of import, for every process that waits for nobody
 
-        pipeline = scheduled.Pipeline(job, blocks, shapes)
-        return System(pipeline.run, scheduled.summarize, pipeline.owners)
+        pipeline = pipelined.Pipeline(job, blocks, shapes)
+        return Engine(pipeline.run, pipelined.summarize, pipeline.owners)
     algorithm = ALGORITHMS[name](
         config.algorithm, config.optimizer, blocks, shapes, job.task, job.plan.batches, config.seed
     )
-    return System(partial(free.run, job, algorithm), algorithm.summarize, owners)
+    return Engine(partial(local.run, job, algorithm), algorithm.summarize, owners)
 
 
 def _unknown(n: int, block: int) -> None:

@@ -14,10 +14,10 @@ from torch import Tensor
 from counterflow.algorithms.optimizer import BlockOptimizer
 from counterflow.algorithms.rule import LocalRule, Metrics, Target
 from counterflow.checkpoint import BlockState
+from counterflow.engine.accuracy_meter import AccuracyMeter
+from counterflow.engine.activation_recorder import ActivationRecorder
 from counterflow.engine.numerics import Numerics
 from counterflow.engine.randomness import seed_forward
-from counterflow.engine.specimens import Specimens
-from counterflow.engine.tally import Tally
 from counterflow.message import MessageKind, Tag
 from counterflow.schedule import RunPlan
 from counterflow.trace.recorder import Recorder
@@ -25,7 +25,7 @@ from counterflow.transport import Payload, Receiver, Sender
 
 
 @dataclass(frozen=True)
-class Ports:
+class StageChannels:
     """The channels of one block; the top sends nothing up, the bottom nothing down."""
 
     below: Receiver
@@ -49,39 +49,39 @@ class Callback(Protocol):
 
 
 @dataclass
-class Waits:
+class WaitTimes:
     """Seconds that a process has spent waiting so far."""
 
     receive: float = 0.0
     send: float = 0.0
 
 
-class Station:
+class Stage:
     """Runs the rule of ``block``. `target` of a batch comes ``plan.lead(block)`` batches before its `forward`."""
 
     def __init__(
         self,
         block: int,
         rule: LocalRule,
-        ports: Ports,
+        ports: StageChannels,
         plan: RunPlan,
         seed: int,
         numerics: Numerics,
         callback: Callback,
-        waits: Waits,
-        specimens: Specimens,
+        waits: WaitTimes,
+        recorders: ActivationRecorder,
         recorder: Recorder | None = None,
     ) -> None:
         """``waits`` and ``recorder`` are shared by the blocks of a process."""
         self.block = block
         self.rule = rule
-        self.ports = ports
+        self.channels = ports
         self.waits = waits
         self._plan = plan
         self._seed = seed
         self._numerics = numerics
         self._callback = callback
-        self._specimens = specimens
+        self._activations = recorders
         self._recorder = recorder
         if recorder is not None:
             for module in rule.modules():
@@ -98,22 +98,22 @@ class Station:
         """Samples of the current evaluation so far."""
         self._own: dict[int, Tensor] = {}
         """This block's part in the prediction of each test batch, until the rest of it comes down."""
-        self._tally = Tally()
+        self._meter = AccuracyMeter()
         self._sent: deque[tuple[int, Payload]] = deque(maxlen=plan.max_in_flight)
         """The last messages to the block below, which may not have taken them."""
 
     def target(self, n: int) -> None:
         tag = Tag(MessageKind.TARGET, n)
         # A target outlives its channel's buffer, and it is small: it is copied.
-        message = tuple(tensor.clone() for tensor in self._receive(self.ports.above, tag))
-        self.ports.above.release()
+        message = tuple(tensor.clone() for tensor in self._receive(self.channels.target_in, tag))
+        self.channels.target_in.release()
         tests: Payload = ()
         if self._plan.evaluates_after(n):
             *rest, last = message
             message, tests = tuple(rest), (last,)
             self._test_labels[n] = last
         self._targets[n] = self.rule.receive_target(n, message)
-        if self.ports.down is not None:
+        if self.channels.target_out is not None:
             start = perf_counter()
             below = self.rule.make_target(n, self._targets[n])
             self._record("emit", n, start, perf_counter())
@@ -121,29 +121,29 @@ class Station:
 
     def forward(self, n: int) -> None:
         tag = Tag(MessageKind.ACTIVATION, n)
-        self._input = self._receive(self.ports.below, tag)
+        self._input = self._receive(self.channels.activation_in, tag)
         if self._plan.gradients_from:
             self._in_flight[n] = tuple(tensor.clone() for tensor in self._input)
         seed_forward(self._numerics.device, self._seed, self.block, n)
         with self._numerics.autocast():
             activation = _apart(self.rule.forward_message(self._input), self._input)
-        if self.ports.up is not None:
-            self._send(self.ports.up, tag, activation)
+        if self.channels.activation_out is not None:
+            self._send(self.channels.activation_out, tag, activation)
         if self._plan.gradients_from:
-            self.ports.below.release()
+            self.channels.activation_in.release()
 
     def backward(self, n: int) -> None:
         tag = Tag(MessageKind.GRADIENT, n)
-        gradient = self._receive(self.ports.above, tag)
-        if self.ports.up is None and self._plan.evaluates_after(n):  # what enters at the top are labels
+        gradient = self._receive(self.channels.target_in, tag)
+        if self.channels.activation_out is None and self._plan.evaluates_after(n):  # what enters at the top are labels
             *labels, self._test_labels[n] = gradient
             gradient = tuple(labels)
         seed_forward(self._numerics.device, self._seed, self.block, n)
         with self._numerics.autocast():
             below, metrics = self.rule.backward(n, self._in_flight.pop(n), gradient)
         below = _apart(below, gradient)
-        self.ports.above.release()
-        if self.ports.down is not None:
+        self.channels.target_in.release()
+        if self.channels.target_out is not None:
             self._send_down(tag, below)
         self._report(n, metrics)
 
@@ -155,24 +155,24 @@ class Station:
         if self._recorder is not None:
             self._recorder.rest("loss", self.block, n, start, perf_counter())
         self._input = ()
-        self.ports.below.release()
+        self.channels.activation_in.release()
         self._report(n, metrics)
 
     @torch.no_grad()
     def evaluate(self, n: int, e: int) -> None:
         tag = Tag(MessageKind.TEST, n, e)
-        message = self._receive(self.ports.below, tag)
-        if self._plan.predicts_down and self.ports.down is None:
+        message = self._receive(self.channels.activation_in, tag)
+        if self._plan.predicts_down and self.channels.target_out is None:
             *inputs, self._test_labels[e] = message
             message = tuple(inputs)
         size = len(message[0])
         with self._predicting():
             activation, own = self.rule.predict(message, self._learnt)
         activation = _apart(activation, message)
-        self._specimens.offer(n, e, activation[0])
-        if self.ports.up is not None:
-            self._send(self.ports.up, tag, activation)
-        self.ports.below.release()
+        self._activations.offer(n, e, activation[0])
+        if self.channels.activation_out is not None:
+            self._send(self.channels.activation_out, tag, activation)
+        self.channels.activation_in.release()
         if self._plan.predicts_down:
             assert own is not None, "a rule that predicts at the bottom has a part in it"
             self._own[e] = own
@@ -180,10 +180,10 @@ class Station:
         if own is not None:
             labels = self._test_labels[n][self._judged :][:size]
             self._judged += size
-            self._tally.add(own.unsqueeze(0), labels)
+            self._meter.add(own.unsqueeze(0), labels)
         split = self._plan.split_ending(e)
         if split is not None:
-            rows = self._tally.take()
+            rows = self._meter.take()
             self._callback.on_eval(self.block, n, split, rows[0] if rows else {})
         if e == self._plan.evaluation(n)[-1]:
             self._test_labels.pop(n, None)
@@ -192,17 +192,17 @@ class Station:
     @torch.no_grad()
     def predict(self, n: int, e: int) -> None:
         tag = Tag(MessageKind.PREDICTION, n, e)
-        message = self._receive(self.ports.above, tag)
+        message = self._receive(self.channels.target_in, tag)
         with self._predicting():
             below = _apart(self.rule.decode_prediction(self._own.pop(e), message), message)
-        self.ports.above.release()
-        if self.ports.down is not None:
-            self._send(self.ports.down, tag, below)
+        self.channels.target_in.release()
+        if self.channels.target_out is not None:
+            self._send(self.channels.target_out, tag, below)
             return
-        self._tally.add(below[0], self._test_labels.pop(e))
+        self._meter.add(below[0], self._test_labels.pop(e))
         split = self._plan.split_ending(e)
         if split is not None:
-            for block, figures in enumerate(self._tally.take(), self.block):
+            for block, figures in enumerate(self._meter.take(), self.block):
                 self._callback.on_eval(block, n, split, figures)
 
     def state(self, n: int) -> BlockState:
@@ -225,13 +225,13 @@ class Station:
         self._sent.extend(state.sent.items())
 
     def resend(self, n: int) -> None:
-        assert self.ports.down is not None, "nothing is below the bottom block"
+        assert self.channels.target_out is not None, "nothing is below the bottom block"
         kind = MessageKind.GRADIENT if self._plan.gradients_from else MessageKind.TARGET
-        self._transmit(self.ports.down, Tag(kind, n), dict(self._sent)[n])
+        self._transmit(self.channels.target_out, Tag(kind, n), dict(self._sent)[n])
 
     def close(self) -> None:
-        ports = self.ports
-        for channel in (ports.up, ports.down, ports.below, ports.above):
+        ports = self.channels
+        for channel in (channels.activation_out, channels.target_out, channels.activation_in, channels.target_in):
             if channel is not None:
                 channel.close()
 
@@ -262,10 +262,10 @@ class Station:
         self._transmit(channel, tag, self._numerics.pack(tensors))
 
     def _send_down(self, tag: Tag, tensors: Payload) -> None:
-        assert self.ports.down is not None
+        assert self.channels.target_out is not None
         message = self._numerics.pack(tensors)
         self._sent.append((tag.n, message))
-        self._transmit(self.ports.down, tag, message)
+        self._transmit(self.channels.target_out, tag, message)
 
     def _transmit(self, channel: Sender, tag: Tag, message: Payload) -> None:
         start = perf_counter()

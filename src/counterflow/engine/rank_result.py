@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from counterflow.engine.cost import Cost
+from counterflow.engine.cost import Flops
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RankResult:
     digests: dict[int, bytes]
     """sha256 of the parameters and buffers of each of its blocks."""
     effective_parameters: int
@@ -24,7 +24,7 @@ class Outcome:
     """Seconds of these that it waited for a message."""
     send_wait: float
     """Seconds of these that it waited for room to send."""
-    cost: Cost
+    cost: Flops
     activations: dict[int, Tensor]
     """What each of its blocks puts out for some test samples, ``[M, d]``, if wanted."""
 

@@ -10,7 +10,7 @@ _MOST_DIMENSIONS = 4096
 """Feature maps are pooled to at most so many: whole ones of a large network would not fit into memory."""
 
 
-class Specimens:
+class ActivationRecorder:
     """The outputs of one block for the first ``most`` test samples after the last batch."""
 
     def __init__(self, most: int, plan: RunPlan) -> None:

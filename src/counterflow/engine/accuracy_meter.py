@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 
-class Tally:
+class AccuracyMeter:
     """Counts where the predictions of one or several blocks meet the labels."""
 
     def __init__(self) -> None:
