@@ -184,7 +184,7 @@ def test_a_stage_begins_no_run_that_would_outlast_it(monkeypatch: pytest.MonkeyP
         clock[0] += 40.0
 
     monkeypatch.setattr("counterflow.cli.launch.time.monotonic", lambda: clock[0])
-    monkeypatch.setattr("counterflow.cli.launch.launch", run)
+    monkeypatch.setattr("counterflow.cli.launch.run_job", run)
     sweep = Sweep(ends=100.0)
     for name in "abc":
         sweep._launch(load_config(CONF, ["checkpoint.every=0"]), tmp_path / name)

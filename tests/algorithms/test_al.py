@@ -14,7 +14,7 @@ from counterflow.algorithms.al import AL, ALConfig, ALRule
 from counterflow.algorithms.rule import Algorithm
 from counterflow.cli.hydra_app import load_config
 from counterflow.config import AdamWConfig, OptimizerConfig, SGDConfig
-from counterflow.engine.job import Job, prepare
+from counterflow.engine.job import Job, build_job
 from counterflow.engine.local import run
 from counterflow.models.partition import output_shapes, partition
 from counterflow.transport import connect

@@ -70,7 +70,7 @@ def test_a_failure_is_reported_and_the_next_checkpoint_written(tmp_path: Path, m
 
     with CheckpointWriter(CheckpointDirectory(tmp_path), None, CPU, reports.append, 30) as archive:
         with monkeypatch.context() as patch:
-            patch.setattr("counterflow.checkpoint.writer.write_whole", full)
+            patch.setattr("counterflow.checkpoint.writer.atomic_write", full)
             archive.save(1, 4, state(1))
             archive.finish()
         archive.save(1, 8, state(2))

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from counterflow.doctor import edges, examination
 from counterflow.doctor.check import Status
 from counterflow.doctor.clock import Offset
-from counterflow.doctor.examination import RunPlan, examine, meeting
+from counterflow.doctor.examination import Plan, examine, meeting
 from counterflow.doctor.notes import Notes
 from counterflow.doctor.pingpong import QUICK, Measured, measure
 from counterflow.doctor.place import Place
@@ -46,12 +46,12 @@ def test_ping_pong(pool: Pool) -> None:
 def examined(rank: int, size: int, store_path: str, seconds: float, folder: str) -> list[dict[str, Any]]:
     worlds = []
 
-    def barrier_stamps() -> Communicator:
+    def meet() -> Communicator:
         worlds.append(connect(dist.FileStore(store_path, size), rank, size, timeout=20))
         return worlds[0]
 
     notes = Notes(dist.FileStore(f"{store_path}-notes", size))
-    plan = RunPlan(Path(folder), QUICK, 20, time.monotonic() + seconds)
+    plan = Plan(Path(folder), QUICK, 20, time.monotonic() + seconds)
     # Two nodes, so that both ranks look.
     checks = examine(notes, meet, Place(rank, size, 0, 1, f"host{rank}"), plan)
     worlds[0].close()
@@ -88,7 +88,7 @@ def unwell(rank: int, size: int, store_path: str, dies: bool) -> None:
     """The last rank ends, or does nothing, when its edge is to be measured."""
     waits = 3.0
 
-    def barrier_stamps() -> Communicator:
+    def meet() -> Communicator:
         comm = connect(dist.FileStore(store_path, size), rank, size, timeout=20)
         comm.watch.timeout = waits
         return comm
@@ -96,7 +96,7 @@ def unwell(rank: int, size: int, store_path: str, dies: bool) -> None:
     if rank == size - 1:
         examination._measured = lambda *_: os._exit(0) if dies else time.sleep(8)
     notes = Notes(dist.FileStore(f"{store_path}-notes", size))
-    plan = RunPlan(Path(), QUICK, waits, time.monotonic() + 30)
+    plan = Plan(Path(), QUICK, waits, time.monotonic() + 30)
     examination.look = lambda *_: []
     for check in examine(notes, meet, Place(rank, size, rank, size), plan):
         print(check.status, check.name, check.found, file=sys.stderr)
@@ -117,10 +117,10 @@ def test_a_rank_that_is_lost_or_silent(dies: bool) -> None:
 def alone(rank: int, size: int, store_path: str) -> None:
     """Rank 0 of two; nobody else comes."""
     notes = Notes(dist.FileStore(f"{store_path}-notes", 2))
-    plan = RunPlan(Path(), QUICK, 1.0, time.monotonic() + 30)
+    plan = Plan(Path(), QUICK, 1.0, time.monotonic() + 30)
     examination.look = lambda *_: []
 
-    def barrier_stamps() -> Communicator:
+    def meet() -> Communicator:
         return connect(dist.FileStore(store_path, 2), 0, 2, timeout=1.0)
 
     for check in examine(notes, meet, Place(0, 2, 0, 2), plan):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from counterflow.algorithms import ALGORITHMS, Algorithm
 from counterflow.algorithms.bll import BLLRule
 from counterflow.cli.hydra_app import load_config
-from counterflow.engine.job import Job, prepare
+from counterflow.engine.job import Job, build_job
 from counterflow.engine.local import run
 from counterflow.models.partition import output_shapes, partition
 from counterflow.transport import connect

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from counterflow.cli.hydra_app import load_config
-from counterflow.engine.factory import build
-from counterflow.engine.job import Job, prepare
+from counterflow.engine.factory import build_engine
+from counterflow.engine.job import Job, build_job
 from counterflow.models.partition import partition
 from counterflow.transport import connect
 from processes import CONF, Pool

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from counterflow.algorithms.rule import Algorithm, LocalRule, Metrics, Payload, Target, Task
 from counterflow.cli.hydra_app import load_config
 from counterflow.config import AlgorithmConfig
-from counterflow.engine.job import Job, prepare
+from counterflow.engine.job import Job, build_job
 from counterflow.engine.profile import column_of, pair_time, profiled_cut
 from counterflow.metrics.fingerprint import digest
 from processes import CONF

@@ -27,7 +27,7 @@ from counterflow.cli.launch import exit_with_error
 from counterflow.engine import pipelined
 from counterflow.engine.execute import BlockError
 from counterflow.engine.factory import build_engine, choose_partition
-from counterflow.engine.job import Job, prepare
+from counterflow.engine.job import Job, build_job
 from counterflow.models.feedback_alignment import apply_feedback_alignment
 from counterflow.transport import ChannelError, connect
 from processes import CONF, Ended, Pool, run_fresh
@@ -305,7 +305,7 @@ def faulty_rank(
     rank: int, size: int, store_path: str, schedule: str, culprit: int, where: str, fault: Callable[[], None]
 ) -> None:
     if rank == culprit:
-        owner: Any = scheduled._Stage if where.endswith("chunk") else pipelined.Pipeline
+        owner: Any = pipelined._Stage if where.endswith("chunk") else pipelined.Pipeline
         setattr(owner, where, _at(getattr(owner, where), CALL if where.endswith("chunk") else 1, fault))
     overrides = [*SMALL, "algorithm=bp", f"schedule={schedule}", "train.steps=200"]
     try:

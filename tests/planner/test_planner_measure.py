@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from counterflow.cli.hydra_app import load_config
-from counterflow.engine.job import Job, prepare
+from counterflow.engine.job import Job, build_job
 from counterflow.metrics.fingerprint import digest
 from counterflow.planner.measure import measure
 from processes import CONF

@@ -11,7 +11,7 @@ import pytest
 
 from counterflow.report.activations import read as read_activations
 from counterflow.report.comparison import compare
-from counterflow.report.discovery import inspect_run_dir
+from counterflow.report.discovery import find
 from counterflow.report.group import gather, labels
 from counterflow.report.run import read
 

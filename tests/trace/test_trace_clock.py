@@ -67,13 +67,13 @@ def left(
     begin = barriers(50.0, random.Random(1))
     end = barriers(52.0, random.Random(2), 1000.0)
     for rank, (name, meetings) in enumerate(zip(machines, zip(begin, end, strict=True), strict=True)):
-        monkeypatch.setattr(track, "machine", lambda name=name: name)
-        track.write(
+        monkeypatch.setattr(rank_trace, "clock_domain", lambda name=name: name)
+        rank_trace.write(
             folder / "spans" / f"{rank}",
             RankTrace.of(rank, recorded(500.0)),
             meetings[1:] if rank and late else meetings,
         )
-    found, clock = track.read(folder / "spans" / "1", folder / "spans" / "0")
+    found, clock = rank_trace.read(folder / "spans" / "1", folder / "spans" / "0")
     return found, clock, float(found.spans["start"][0])
 
 
@@ -97,8 +97,8 @@ def test_who_came_late_has_the_end_alone(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_a_rank_that_did_nothing_leaves_nothing(tmp_path: Path) -> None:
     path = tmp_path / "spans" / "0"
-    track.write(path, RankTrace.of(0, Recorder()), [[(0.0, 1.0)]])
-    found, _ = track.read(path, path)
+    rank_trace.write(path, RankTrace.of(0, Recorder()), [[(0.0, 1.0)]])
+    found, _ = rank_trace.read(path, path)
     assert len(found.spans) == 0
     assert found.lanes == {}
 

@@ -108,7 +108,7 @@ def test_one_process_needs_no_store(monkeypatch: pytest.MonkeyPatch) -> None:
 # -- real processes
 
 
-def barrier_stamps(rank: int, size: int, store_path: str, port: int, agent: bool) -> None:
+def meet(rank: int, size: int, store_path: str, port: int, agent: bool) -> None:
     """Meet as the launcher does, open all edges, and say what listens while everything is open."""
     os.environ.update(by_hand(rank, size, port))
     if agent:

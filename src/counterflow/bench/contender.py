@@ -19,7 +19,7 @@ from counterflow.config import TrainConfig
 from counterflow.data.prefetch import prefetch
 from counterflow.engine import local
 from counterflow.engine.factory import build_engine, choose_partition
-from counterflow.engine.job import Job, prepare
+from counterflow.engine.job import Job, build_job
 from counterflow.engine.run_context import RunContext
 from counterflow.engine.stage import WaitTimes
 from counterflow.trace.rank_trace import RankTrace

@@ -23,7 +23,7 @@ from omegaconf import DictConfig
 from counterflow.cli.hydra_app import check, job_name, run_hydra
 from counterflow.config import TrainConfig
 from counterflow.engine.execute import BlockError
-from counterflow.engine.job import Job, prepare
+from counterflow.engine.job import Job, build_job
 from counterflow.engine.run_context import PreemptedError
 from counterflow.metrics.run_dir import Found, InUseError, inspect_run_dir
 from counterflow.recovery.recoverable import connect_recoverable

@@ -10,17 +10,17 @@ _T = TypeVar("_T")
 
 def bounded(seconds: float, call: Callable[[], _T]) -> _T:
     """What ``call()`` returns or raises; ``TimeoutError`` if it does neither in time, and is left to itself."""
-    result: queue.SimpleQueue[_T | Exception] = queue.SimpleQueue()
+    outcome: queue.SimpleQueue[_T | Exception] = queue.SimpleQueue()
 
     def run() -> None:
         try:
-            result.put(call())
+            outcome.put(call())
         except Exception as error:
-            result.put(error)
+            outcome.put(error)
 
     threading.Thread(target=run, daemon=True).start()
     try:
-        result = result.get(timeout=seconds)
+        result = outcome.get(timeout=seconds)
     except queue.Empty:
         raise TimeoutError(f"nothing within {seconds:g} s") from None
     if isinstance(result, Exception):

@@ -32,7 +32,7 @@ _END = -1
 
 
 @dataclass(frozen=True)
-class RunPlan:
+class Plan:
     """What to look at, and how long."""
 
     run_dir: Path
@@ -43,7 +43,7 @@ class RunPlan:
     """A time of the monotonic clock, after which no measurement begins."""
 
 
-def examine(notes: Notes, meet: Callable[[], Communicator], place: Place, plan: RunPlan) -> list[Check]:
+def examine(notes: Notes, meet: Callable[[], Communicator], place: Place, plan: Plan) -> list[Check]:
     """All checks on rank 0, none on the others, which return when rank 0 has no more use of them.
 
     ``meet`` makes one world of the ranks, which stays open: groups of lost ranks cannot be closed.
@@ -51,7 +51,7 @@ def examine(notes: Notes, meet: Callable[[], Communicator], place: Place, plan: 
     notes.post(f"here/{place.rank}", {"host": place.host, "looks": place.local_rank == 0, "versions": versions()})
     comm, reason = None, ""
     try:
-        comm = barrier_stamps()
+        comm = meet()
         comm.open_edges(Topology(place.size, place.size), "gloo", torch.device("cpu"))
         comm.watch.explain = lambda: ""  # the table says how the other ranks are
     except (ChannelError, RuntimeError) as error:
@@ -70,7 +70,7 @@ def _reason(error: Exception, rank: int) -> str:
     return re.sub(r"\[[^]]*\.cc:\d+\] ", "", str(error).strip().splitlines()[0]).removeprefix(f"rank {rank}: ")
 
 
-def _assist(notes: Notes, comm: Communicator | None, rank: int, plan: RunPlan) -> None:
+def _assist(notes: Notes, comm: Communicator | None, rank: int, plan: Plan) -> None:
     """Measure when told to. Nothing of rank 0, or of the store that it may hold, is the end as well."""
     until = plan.ends + plan.timeout + _LOOK
     try:
@@ -88,7 +88,7 @@ def _measured(comm: Communicator, lower: int, amount: Amount) -> dict[str, Any]:
         return {"error": str(error)}
 
 
-def _conduct(notes: Notes, comm: Communicator | None, place: Place, plan: RunPlan) -> list[Check]:
+def _conduct(notes: Notes, comm: Communicator | None, place: Place, plan: Plan) -> list[Check]:
     here = notes.take_all("here", list(range(place.size)), _GRACE)
     met = notes.take_all("met", list(here), _GRACE)
     nodes = notes.take_all("node", [rank for rank, note in here.items() if note["looks"]], _LOOK)
@@ -131,7 +131,7 @@ def meeting(size: int, met: Mapping[int, str]) -> Check:
     )
 
 
-def _edges(notes: Notes, comm: Communicator, plan: RunPlan) -> list[Check]:
+def _edges(notes: Notes, comm: Communicator, plan: Plan) -> list[Check]:
     """One pair of neighbours after the other, so that none disturbs another."""
     checks: list[Check] = []
     offsets: list[Offset] = []

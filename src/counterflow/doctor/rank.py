@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from counterflow.doctor.check import Check, Status
-from counterflow.doctor.examination import RunPlan, examine
+from counterflow.doctor.examination import Plan, examine
 from counterflow.doctor.node import look
 from counterflow.doctor.notes import Notes
 from counterflow.doctor.pingpong import QUICK, THOROUGH
@@ -15,7 +15,7 @@ from counterflow.transport import ChannelError, connect, rendezvous
 
 
 def check_rank(run_dir: Path, timeout: float, quick: bool, ends: float) -> list[Check]:
-    """What this rank has to print; `RunPlan` says what ``timeout`` and ``ends`` are.
+    """What this rank has to print; `Plan` says what ``timeout`` and ``ends`` are.
 
     Raises ``ValueError`` where the environment is not one that a launcher makes.
     """
@@ -26,7 +26,7 @@ def check_rank(run_dir: Path, timeout: float, quick: bool, ends: float) -> list[
     except (RuntimeError, ChannelError, ValueError) as error:
         store, reason = None, str(error).strip().splitlines()[0]
     if store is not None:
-        plan = RunPlan(run_dir, QUICK if quick else THOROUGH, timeout, ends)
+        plan = Plan(run_dir, QUICK if quick else THOROUGH, timeout, ends)
         return examine(Notes(store), partial(connect, store, rank, size, timeout=timeout), place, plan)
     if place.local_rank > 0:
         return []

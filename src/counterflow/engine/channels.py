@@ -57,14 +57,14 @@ class ChannelFactory:
         job = self._job
         top = job.topology.blocks
         return StageChannels(
-            below=self._receiver(Edge(Stream.ACTIVATION, block - 1))
+            activation_in=self._receiver(Edge(Stream.ACTIVATION, block - 1))
             if block > 1
-            else source.inputs(job.batches, job.plan, job.numerics),
-            up=self._sender(Edge(Stream.ACTIVATION, block)) if block < top else None,
-            above=self._receiver(Edge(Stream.TARGET, block))
+            else inputs.inputs(job.batches, job.plan, job.numerics),
+            activation_out=self._sender(Edge(Stream.ACTIVATION, block)) if block < top else None,
+            target_in=self._receiver(Edge(Stream.TARGET, block))
             if block < top
-            else source.labels(job.batches, job.plan, top, job.device),
-            down=self._sender(Edge(Stream.TARGET, block - 1)) if block > 1 else None,
+            else inputs.labels(job.batches, job.plan, top, job.device),
+            target_out=self._sender(Edge(Stream.TARGET, block - 1)) if block > 1 else None,
         )
 
     def _is_local(self, edge: Edge) -> bool:

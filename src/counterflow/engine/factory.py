@@ -33,7 +33,7 @@ class Engine:
     """The rank of each block, bottom to top."""
 
 
-def cut(job: Job) -> list[int]:
+def choose_partition(job: Job) -> list[int]:
     """Layers of every block. Measured costs differ from rank to rank and run to run: one rank's count."""
     return job.counts or profiled_cut(job)
 

@@ -28,12 +28,12 @@ from counterflow.transport import Payload, Receiver, Sender
 class StageChannels:
     """The channels of one block; the top sends nothing up, the bottom nothing down."""
 
-    below: Receiver
+    activation_in: Receiver
     """Activations in."""
-    up: Sender | None
-    above: Receiver
+    activation_out: Sender | None
+    target_in: Receiver
     """Targets in."""
-    down: Sender | None
+    target_out: Sender | None
 
 
 class Callback(Protocol):
@@ -230,7 +230,7 @@ class Stage:
         self._transmit(self.channels.target_out, Tag(kind, n), dict(self._sent)[n])
 
     def close(self) -> None:
-        ports = self.channels
+        channels = self.channels
         for channel in (channels.activation_out, channels.target_out, channels.activation_in, channels.target_in):
             if channel is not None:
                 channel.close()

@@ -80,7 +80,7 @@ def _processor() -> str:
     except OSError:  # not Linux
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.clock_domain()
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def torchvision_version() -> str | None:

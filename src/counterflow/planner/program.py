@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from counterflow.cli.hydra_app import check, run_hydra
-from counterflow.engine.job import Job, prepare
+from counterflow.engine.job import Job, build_job
 from counterflow.engine.threads import intra_op_threads
 from counterflow.planner.machines import Machines
 from counterflow.planner.measure import measure

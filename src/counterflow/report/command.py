@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from counterflow.report.comparison import compare
-from counterflow.report.discovery import inspect_run_dir
+from counterflow.report.discovery import find
 from counterflow.report.document import Document
 from counterflow.report.run import read
 

@@ -6,7 +6,7 @@ from pathlib import Path
 _MARKS = ("summary.json", "metrics.jsonl")
 
 
-def inspect_run_dir(paths: Iterable[Path]) -> tuple[Sequence[Path], Sequence[Path]]:
+def find(paths: Iterable[Path]) -> tuple[Sequence[Path], Sequence[Path]]:
     """Finished and unfinished runs, each once, in the order of their names; ``ValueError`` for a path without any.
 
     A run is unfinished while it has no ``summary.json``.

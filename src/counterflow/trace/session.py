@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from counterflow.checkpoint.atomic_write import atomic_write
-from counterflow.trace import chrome, track
+from counterflow.trace import chrome, rank_trace
 from counterflow.trace.clock_sync import barrier_stamps
 from counterflow.trace.rank_trace import RankTrace
 from counterflow.trace.recorder import Recorder
@@ -35,7 +35,7 @@ class TraceSession:
         self._meetings.append(barrier_stamps(self._barrier, "end"))
         failure = ""
         try:
-            track.write(self._path(comm.rank), RankTrace.of(comm.rank, self.recorder), self._meetings)
+            rank_trace.write(self._path(comm.rank), RankTrace.of(comm.rank, self.recorder), self._meetings)
         except OSError as error:
             failure = f"{self._path(comm.rank)}: {error.strerror}"
         failures = [failure for failure in comm.all_gather(failure, "spans") if failure]
@@ -53,7 +53,7 @@ class TraceSession:
         from counterflow.trace import timeline  # matplotlib takes its time, and only this needs it
 
         paths = [self._path(rank) for rank in range(self._comm.size)]
-        left = [track.read(path, paths[0]) for path in paths]
+        left = [rank_trace.read(path, paths[0]) for path in paths]
         tracks = [found for found, _ in left]
         error = max(clock.error for _, clock in left)
         atomic_write(self._folder / TRACE, lambda file: chrome.write(file, tracks, error))

@@ -22,7 +22,7 @@ from counterflow.metrics import provenance
 from counterflow.metrics.block_metrics import BlockMetrics, StepMetrics
 from counterflow.metrics.fingerprint import fingerprint
 from counterflow.metrics.metrics_callback import MetricsCallback
-from counterflow.trace.context import TraceSession
+from counterflow.trace.session import TraceSession
 from counterflow.trainer.rank0 import Rank0Services, warn
 from counterflow.trainer.resume import CHECKPOINTS, ResumePoint
 from counterflow.transport import Communicator

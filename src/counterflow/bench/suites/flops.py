@@ -16,7 +16,7 @@ from counterflow.cli.hydra_app import load_config
 from counterflow.config import TrainConfig
 from counterflow.engine import cost as costs
 from counterflow.engine.cost import Flops
-from counterflow.engine.factory import cut
+from counterflow.engine.factory import choose_partition
 from counterflow.engine.job import build_job
 from counterflow.engine.profile import column_of
 from counterflow.transport import Communicator
