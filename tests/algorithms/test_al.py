@@ -315,7 +315,7 @@ def test_messages_are_what_was_announced(name: str, batch: int) -> None:
             assert specs(message) == al.test_activation(k, batch)
     down: tuple[Tensor, ...] = ()
     for k in range(top, 0, -1):
-        down = rules[k - 1].decode(owns[k - 1], down)
+        down = rules[k - 1].decode_prediction(owns[k - 1], down)
         if k > 1:
             assert specs(down) == al.prediction(k - 1, batch)
     assert specs(down) == (((top, batch, *case.task.label_shape), torch.int64),)

@@ -277,7 +277,7 @@ def test_no_gradient_crosses_to_the_block_below(name: str) -> None:
     message = first.forward_message((below(name, 1)[0].float(),))
     assert not any(tensor.requires_grad for tensor in message)
     second.forward_message(message)
-    metrics = second.learn(0, message, (labels(name),))
+    metrics = second.update(0, message, (labels(name),))
     assert all(parameter.grad is None for parameter in (*first.parameters(), *second.parameters()))
     assert not any(value.requires_grad for value in metrics.values())
 
