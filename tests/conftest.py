@@ -3,7 +3,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from processes import Pool
+from tests.helpers.processes import Pool
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,109 @@
+"""The programs as a user starts them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+PROGRAM = str(ROOT / "launch" / "train.py")
+
+
+def start(*command: str, cwd: Path, seconds: float = 100) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # torchrun would print a banner about it
+    return subprocess.run(
+        [sys.executable, *command], cwd=cwd, env=environment, capture_output=True, text=True, timeout=seconds
+    )
+
+
+def torchrun(ranks: int, *overrides: str, cwd: Path, seconds: float = 100) -> subprocess.CompletedProcess[str]:
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", f"--nproc_per_node={ranks}")
+    return start(*launcher, PROGRAM, *overrides, cwd=cwd, seconds=seconds)
+
+
+def errors(done: subprocess.CompletedProcess[str]) -> list[str]:
+    return [line for line in done.stderr.splitlines() if line.startswith("error:")]
+
+
+@pytest.mark.parametrize(
+    ("options", "accuracy"), [(("train.steps=300",), 0.95), pytest.param((), 0.97, marks=pytest.mark.slow)]
+)
+def test_the_default_run_learns_the_digits_on_four_processes(
+    tmp_path: Path, options: tuple[str, ...], accuracy: float
+) -> None:
+    done = torchrun(4, "run.dir=here", *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "here" / "summary.json").read_text())
+    assert summary["test_accuracy"] >= accuracy
+    assert summary["ranks"] == summary["blocks"] == 4
+    assert summary["seconds"] < 120
+    assert f"test accuracy {summary['test_accuracy']:.4f}" in done.stdout
+    assert "engine.threads=auto" in done.stdout
+    rows = [json.loads(line) for line in (tmp_path / "here" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["n"] for row in rows] == sorted(row["n"] for row in rows)
+    assert {"train", "validation", "test"} == {row["event"] for row in rows}
+    assert all(len(row["accuracy"]) == 4 for row in rows)
+    names = {path.name.split(".")[0] for path in (tmp_path / "here").iterdir()}
+    assert names == {"config", "metrics", "summary", "events", "checkpoints"}
+
+
+def test_one_process_without_a_launcher_makes_a_run_folder(tmp_path: Path) -> None:
+    done = start(PROGRAM, "train.steps=3", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert folder.name.startswith("bll-mlp-digits-")
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["steps"] == 3
+    assert (summary["experiment"], summary["scale"]) == (None, "full")
+    for key in ("config_hash", "group_hash", "hardware", "python_version", "torch_version", "torchvision_version"):
+        assert isinstance(summary[key], str)
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("nonsense=1", "error: nonsense: no such key, allowed are seed, blocks, "),
+        ("model=nonsense", "error: model=nonsense: allowed are al_cnn, al_mlp, al_vgg, cnn, custom, mlp, "),
+        ("blocks=6", "error: blocks=6: must be at most 5, "),
+        ("train.batch_size=1294", "error: train.batch_size=1294: must be at most 1293, "),
+        ("data=fashion_mnist", "error: data.root=data: train-images-idx3-ubyte[.gz] is missing; "),
+        ("engine.target_depth=1", "error: engine.target_depth=1: must be at least engine.lag=2, "),
+        ("engine.backend=nccl", "error: engine.backend=nccl: needs device=cuda"),
+    ],
+)
+def test_wrong_input_ends_in_one_line(tmp_path: Path, override: str, line: str) -> None:
+    done = start(PROGRAM, override, cwd=tmp_path)
+    assert done.returncode == 2
+    (printed,) = done.stderr.splitlines()
+    assert printed.startswith(line)
+    assert not list(tmp_path.iterdir())
+
+
+def test_more_ranks_than_blocks_end_in_one_line_from_all_of_them(tmp_path: Path) -> None:
+    done = torchrun(3, "blocks=2", cwd=tmp_path)
+    assert done.returncode != 0
+    assert errors(done) == ["error: ranks=3: must be between 1 and blocks=2, a rank owns at least one block"]
+
+
+def test_exact_needs_one_process(tmp_path: Path) -> None:
+    done = torchrun(2, "engine.lag=exact", cwd=tmp_path)
+    assert done.returncode != 0
+    assert errors(done) == ["error: engine.lag=exact: the locked algorithm runs on one process, not on ranks=2"]
+
+
+def test_a_run_is_not_written_over_another(tmp_path: Path) -> None:
+    assert start(PROGRAM, "train.steps=2", "run.dir=here", cwd=tmp_path).returncode == 0
+    done = start(PROGRAM, "train.steps=2", "run.dir=here", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == "error: run.dir=here: already holds a finished run, choose another one or remove it\n"
+
+
+def test_a_diverging_run_names_block_and_batch(tmp_path: Path) -> None:
+    done = torchrun(2, "optimizer=sgd", "optimizer.lr=1e6", "optimizer.weight_decay=1e6", "run.dir=here", cwd=tmp_path)
+    assert done.returncode != 0
+    assert any("FloatingPointError: the loss is nan" in line and ": block " in line for line in errors(done))
+    assert not (tmp_path / "here" / "summary.json").exists()

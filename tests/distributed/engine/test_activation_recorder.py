@@ -1,0 +1,51 @@
+"""What blocks put out for test samples, in a file."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from counterflow.cli.hydra_app import load_config
+from counterflow.engine.activation_recorder import ActivationRecorder
+from counterflow.engine.job import build_job
+from counterflow.schedule import RunPlan
+from tests.helpers.processes import CONF, Pool
+from tests.helpers.runs import SMALL, summary_of
+
+
+@pytest.mark.parametrize(("algorithm", "ranks"), [("bll", 2), ("bp", 2), ("al", 1)])
+def test_the_first_test_samples_at_every_block(pool: Pool, tmp_path: Path, algorithm: str, ranks: int) -> None:
+    overrides = (f"algorithm={algorithm}", "run.activations=50", "model.width=24", "train.steps=200")
+    summary = summary_of(pool, ranks, *overrides, directory=tmp_path / "run")
+    file = np.load(tmp_path / "run" / "activations.npz")
+    assert {name: file[name].shape for name in file.files} == {
+        "labels": (50,),
+        **{f"block_{k}": (50, 24) for k in (1, 2, 3)},
+        "block_4": (50, 10),
+    }
+    job = build_job(load_config(CONF, [*SMALL, *overrides]), 1)
+    labels = job.batches.labels_of(job.batches.test)
+    assert file["labels"].tolist() == labels[:50].tolist()
+    if algorithm != "al":  # which predicts at the bottom
+        hits = float((file["block_4"].argmax(1) == file["labels"]).mean())
+        assert hits == pytest.approx(summary["test_accuracy"], abs=0.15)
+        assert summary["test_accuracy"] > 0.3
+
+
+def test_only_test_samples_after_the_last_batch_are_kept() -> None:
+    recorders = ActivationRecorder(3, RunPlan(2, 1, evaluate_every=1, test_batches=2, validation_batches=1))
+    for n, e in ((0, 0), (1, 0), (1, 1), (1, 2)):
+        recorders.offer(n, e, torch.full((2, 4), 10.0 * n + e))
+    kept = recorders.take()
+    assert kept is not None
+    assert kept[:, 0].tolist() == [11.0, 11.0, 12.0]
+    assert ActivationRecorder(0, RunPlan(2, 1)).take() is None
+
+
+def test_large_maps_are_pooled() -> None:
+    recorders = ActivationRecorder(2, RunPlan(1, 1, test_batches=1))
+    recorders.offer(0, 0, torch.ones(2, 64, 32, 32))
+    kept = recorders.take()
+    assert kept is not None
+    assert kept.shape == (2, 4096)

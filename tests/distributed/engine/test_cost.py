@@ -1,0 +1,51 @@
+"""FLOPs, against counts by hand."""
+
+import pytest
+import torch
+from torch import nn
+
+from counterflow.cli.hydra_app import load_config
+from counterflow.engine.cost import SAMPLES, backprop
+from counterflow.engine.factory import build_engine, choose_partition
+from counterflow.engine.job import build_job
+from tests.helpers.processes import CONF, Pool
+from tests.helpers.runs import SMALL, summary_of
+
+MLP = ("model.hidden=1", "model.width=12", "model.norm=none", "blocks=2")
+LAYERS = (64 * 12, 12 * 10)
+"""Weights of the two layers of this network on digits."""
+
+
+def test_backprop_of_a_layer_is_three_products_and_two_at_the_bottom() -> None:
+    layer, example = nn.Linear(5, 7), torch.randn(SAMPLES, 5)
+    assert backprop(layer, example, bottom=False).forward == 2 * 5 * 7
+    assert backprop(layer, example, bottom=False).backprop == 3 * 2 * 5 * 7
+    assert backprop(layer, example, bottom=True).backprop == 2 * 2 * 5 * 7
+    assert layer.weight.grad is None
+
+
+def test_a_reference_costs_what_backprop_costs(pool: Pool) -> None:
+    for schedule in ("1f1b", "naive"):
+        flops = summary_of(pool, 2, *MLP, "algorithm=bp", f"schedule={schedule}")["flops"]
+        assert flops == {"network": 2 * sum(LAYERS), "training": 4 * LAYERS[0] + 6 * LAYERS[1], "extra": 0}
+
+
+def test_bll_by_hand(pool: Pool) -> None:
+    """No gradient leaves a block; a book of 10 codes of 12 numbers is used in the posterior, and made by ``g_2``."""
+    flops = summary_of(pool, 2, *MLP, "algorithm.feedback.kind=linear")["flops"]
+    saved = 2 * LAYERS[1]  # the gradient that would go down
+    logits = {1: 2 * 12 * 10, 2: 2 * 10 * 10}
+    posterior = sum(
+        3 * product for product in logits.values()
+    )  # q's logits, the expected code, and the metrics' logits
+    codes = 2 * (2 * 10 * 10 * 12) / 32  # g_2 forward and its weights' gradient, once a batch
+    below = 2 * logits[1]  # u_1 against the book of g_2, and the book's gradient
+    assert flops["extra"] == posterior + codes + below - saved
+
+
+@pytest.mark.parametrize("algorithm", ["bll", "al", "predsim"])
+def test_counting_changes_no_bit(algorithm: str) -> None:
+    job = build_job(load_config(CONF, [*SMALL, f"algorithm={algorithm}", "model.dropout=0.2"]), 1)
+    state = torch.get_rng_state()
+    build_engine(job, choose_partition(job))
+    assert torch.equal(torch.get_rng_state(), state)

@@ -1,0 +1,93 @@
+"""Restart-invariance (section 2 of the design): killed anywhere and resumed, the same bits."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.helpers.processes import Pool
+from tests.helpers.runs import summary_of
+
+MODEL = ("model.width=16", "model.hidden=6", "model.norm=batch", "model.dropout=0.1", "blocks=4")
+STEPS = 14
+OFTEN = ("train.steps=14", "train.evaluate_every=3", "train.log_every=2", "checkpoint.every=4", "checkpoint.keep=9")
+
+
+def interrupt(run: Path, batches: int) -> None:
+    """Leave ``run`` as it was when it was killed some time after the checkpoint that follows ``batches`` batches."""
+    (run / "summary.json").unlink()
+    for folder in (run / "checkpoints").iterdir():
+        if int(folder.name.removeprefix("batch-")) > batches:
+            shutil.rmtree(folder)
+
+
+def figures(run: Path) -> list[dict[str, Any]]:
+    """What the metrics say, without what the clock said, and what one process alone can measure."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: row[key] for key in row if key not in ("seconds", "wait_fraction", "update_error")} for row in rows]
+
+
+def check(pool: Pool, folder: Path, before: int, after: int, batches: int, *overrides: str) -> None:
+    options = (*MODEL, *OFTEN, *overrides)
+    unbroken = summary_of(pool, before, *options, directory=folder / "unbroken")
+    assert unbroken["resumed_after"] is None
+    assert unbroken["fingerprint"] == summary_of(pool, before, *options, "checkpoint.every=0")["fingerprint"]
+    shutil.copytree(folder / "unbroken", folder / "broken")
+    interrupt(folder / "broken", batches)
+    resumed = summary_of(pool, after, *options, directory=folder / "broken")
+    assert resumed["resumed_after"] == batches
+    assert resumed["fingerprint"] == unbroken["fingerprint"]
+    assert resumed["block_accuracy"] == unbroken["block_accuracy"]
+    there, here = figures(folder / "unbroken"), figures(folder / "broken")
+    if "schedule=naive" in overrides:  # its blocks report a batch at different times: no row straddles the cut
+        assert here == [row for row in there if row in here]
+        assert all(row["event"] == "train" and batches - 6 <= row["n"] < batches for row in there if row not in here)
+    else:
+        assert here == there
+
+
+RULES = {
+    "bll": ("algorithm=bll", "algorithm.feedback.refresh=3"),
+    "bll, long lag": ("algorithm=bll", "engine.lag=5", "optimizer=sgd"),
+    "al": ("algorithm=al",),
+    "predsim": ("algorithm=predsim", "engine.lag=1"),
+    "naive": ("algorithm=bp", "schedule=naive"),
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_resumed_with_another_number_of_processes_the_bits_are_the_same(pool: Pool, tmp_path: Path, rule: str) -> None:
+    check(pool, tmp_path, 4, 3, 8, *RULES[rule])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(("before", "after"), [(1, 1), (4, 4), (4, 1), (1, 4), (2, 3)])
+def test_resumed_with_any_number_of_processes_the_bits_are_the_same(
+    pool: Pool, tmp_path: Path, rule: str, before: int, after: int
+) -> None:
+    check(pool, tmp_path, before, after, 8, *RULES[rule])
+
+
+@pytest.mark.parametrize("batches", [4, 12])
+def test_while_the_column_fills_and_while_it_drains(pool: Pool, tmp_path: Path, batches: int) -> None:
+    check(pool, tmp_path, 4, 2, batches, "engine.lag=3")
+
+
+def test_the_locked_algorithm_too(pool: Pool, tmp_path: Path) -> None:
+    check(pool, tmp_path, 1, 1, 8, "engine.lag=exact")
+
+
+@pytest.mark.parametrize(("algorithm", "schedule"), [("bp", "1f1b"), ("fa", "gpipe")])
+def test_schedules_with_a_backward_lock_too(pool: Pool, tmp_path: Path, algorithm: str, schedule: str) -> None:
+    check(pool, tmp_path, 4, 4, 8, f"algorithm={algorithm}", f"schedule={schedule}", "model.norm=layer")
+
+
+def test_a_profiled_cut_is_not_measured_again(pool: Pool, tmp_path: Path) -> None:
+    options = (*MODEL, *OFTEN, "model.cut=profile")
+    unbroken = summary_of(pool, 2, *options, directory=tmp_path / "run")
+    interrupt(tmp_path / "run", 8)
+    resumed = summary_of(pool, 1, *options, directory=tmp_path / "run")
+    assert (resumed["cut"], resumed["fingerprint"]) == (unbroken["cut"], unbroken["fingerprint"])

@@ -1,0 +1,78 @@
+"""Number formats and memory layouts: what a process computes with is part of the result, who computes it is not."""
+
+import pytest
+import torch
+from torch import nn
+
+from counterflow.config import EngineConfig
+from counterflow.engine.numerics import Numerics
+from tests.helpers.processes import Pool
+from tests.helpers.runs import summary_of
+
+CPU = torch.device("cpu")
+CNN = ("model=cnn", "model.channels=[4,6,6,8,8]", "model.strides=[1,2,1,1,1]")
+
+
+@pytest.mark.parametrize("options", [("engine.precision=bf16",), ("engine.channels_last=true",)], ids=["bf16", "nhwc"])
+@pytest.mark.parametrize("algorithm", ["bll", "al", "predsim"])
+def test_processes_change_nothing(pool: Pool, algorithm: str, options: tuple[str, ...]) -> None:
+    overrides = (*CNN, f"algorithm={algorithm}", *options)
+    alone = summary_of(pool, 1, *overrides)
+    assert summary_of(pool, 3, *overrides)["fingerprint"] == alone["fingerprint"]
+    assert alone["fingerprint"] != summary_of(pool, 1, *CNN, f"algorithm={algorithm}")["fingerprint"]
+
+
+@pytest.mark.parametrize("options", [("engine.precision=bf16",), ("engine.channels_last=true",)], ids=["bf16", "nhwc"])
+@pytest.mark.parametrize("schedule", ["gpipe", "naive"])
+def test_end_to_end_references_learn_with_them(pool: Pool, schedule: str, options: tuple[str, ...]) -> None:
+    overrides = (
+        "algorithm=bp",
+        f"schedule={schedule}",
+        "train.steps=120",
+        "train.evaluate_every=0",
+        "optimizer.lr=1e-2",
+    )
+    plain = summary_of(pool, 2, *CNN, *overrides)["test_accuracy"]
+    assert summary_of(pool, 2, *CNN, *overrides, *options)["test_accuracy"] == pytest.approx(plain, abs=0.1)
+    assert plain > 0.6
+
+
+def test_bf16_is_what_the_layers_compute_in() -> None:
+    with Numerics(CPU, bf16=True).autocast():
+        assert nn.Linear(3, 2)(torch.randn(4, 3)).dtype == torch.bfloat16
+    with Numerics(CPU).autocast():
+        assert nn.Linear(3, 2)(torch.randn(4, 3)).dtype == torch.float32
+
+
+def test_messages_are_contiguous_float32_and_come_back_as_they_went() -> None:
+    images = torch.randn(2, 3, 4, 5).to(torch.bfloat16).contiguous(memory_format=torch.channels_last)
+    codes, labels = torch.randn(5, 7).T, torch.arange(2)
+    for channels_last in (False, True):
+        numerics = Numerics(CPU, channels_last=channels_last)
+        packed = numerics.pack((images, codes, labels))
+        assert all(tensor.is_contiguous() for tensor in packed)
+        assert [tensor.dtype for tensor in packed] == [torch.float32, torch.float32, torch.int64]
+        assert [tuple(tensor.shape) for tensor in packed] == [
+            numerics.packed_shape(tuple(tensor.shape)) for tensor in (images, codes, labels)
+        ]
+        found = numerics.unpack(packed)
+        assert torch.equal(found[0], images.float())
+        assert found[0].is_contiguous(memory_format=torch.channels_last) == channels_last
+        assert torch.equal(found[1], codes)
+        assert torch.equal(found[2], labels)
+
+
+def test_auto_is_bf16_where_the_processor_has_units_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for has in (False, True):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda has=has: {"amx_bf16": has})
+        assert Numerics.of(EngineConfig(precision="auto"), CPU).bf16 == has
+        assert Numerics.of(EngineConfig(precision="bf16"), CPU).bf16
+        assert not Numerics.of(EngineConfig(), CPU).bf16
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["bll", "bp"])
+def test_compiled_blocks_learn_the_same(pool: Pool, algorithm: str) -> None:
+    overrides = (f"algorithm={algorithm}", "schedule=auto", "train.steps=60")
+    plain, compiled = (summary_of(pool, 1, *overrides, f"engine.compile={on}") for on in ("false", "true"))
+    assert compiled["test_accuracy"] == pytest.approx(plain["test_accuracy"], abs=0.03)

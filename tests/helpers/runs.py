@@ -1,0 +1,98 @@
+"""Small real runs on the processes of a test, with faults and delays at the transport boundary."""
+
+import random
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from counterflow.checkpoint import CheckpointDirectory, CheckpointWriter
+from counterflow.cli.hydra_app import load_config
+from counterflow.engine.job import build_job
+from counterflow.engine.run_context import RunContext
+from counterflow.engine.stage import WaitTimes
+from counterflow.message import Tag
+from counterflow.trainer.resume import open_run_dir
+from counterflow.trainer.run import train
+from counterflow.transport import Communicator, Payload, connect
+from tests.helpers.processes import CONF, Pool
+
+SMALL = (
+    "train.batch_size=32",
+    "train.steps=12",
+    "train.evaluate_every=5",
+    "train.log_every=4",
+    "engine.threads=1",
+    "engine.timeout=30",
+    "run.display=false",
+    "checkpoint.every=0",
+)
+
+
+class Delayed:
+    """A channel whose operations are late by up to ``most`` seconds."""
+
+    def __init__(self, channel: Any, most: float, seed: int) -> None:
+        self._channel = channel
+        self._most = most
+        self._random = random.Random(seed)
+
+    def _sleep(self) -> None:
+        time.sleep(self._random.random() * self._most)
+
+    def send(self, tag: Tag, tensors: Payload) -> None:
+        self._sleep()
+        self._channel.send(tag, tensors)
+
+    def receive(self, tag: Tag) -> Payload:
+        self._sleep()
+        return self._channel.receive(tag)
+
+    def release(self) -> None:
+        self._sleep()
+        self._channel.release()
+
+    def close(self) -> None:
+        self._channel.close()
+
+
+def delay(comm: Communicator, most: float, seed: int) -> None:
+    """Make every remote channel of ``comm`` late at random."""
+    sender, receiver = comm.sender, comm.receiver
+    comm.sender = lambda edge, *a: Delayed(sender(edge, *a), most, hash((seed, edge.source)))  # type: ignore[method-assign]
+    comm.receiver = lambda edge, *a: Delayed(receiver(edge, *a), most, hash((seed, edge.source, 1)))  # type: ignore[method-assign]
+
+
+def unrecorded(comm: Communicator, callback: Any) -> RunContext:
+    """Of a run that leaves nothing on the disk."""
+    archive = CheckpointWriter(CheckpointDirectory(Path("/nowhere")), None, torch.device("cpu"), lambda saved: None, 30)
+    return RunContext(comm, callback, WaitTimes(), archive)
+
+
+def train_rank(
+    rank: int, size: int, store_path: str, overrides: list[str], most: float, seed: int, folder: Path | None = None
+) -> Any:
+    config = load_config(CONF, [*overrides, f"run.dir={folder or mkdtemp(prefix='counterflow-run-')}"])
+    job = build_job(config, size)
+    store = dist.FileStore(store_path, size) if size > 1 else None
+    comm = connect(store, rank, size, timeout=config.engine.timeout)
+    if most:
+        delay(comm, most, seed)
+    origin = open_run_dir(job, Path(config.run.dir or ""), lambda text: None) if rank == 0 else None
+    with origin.directory if origin is not None else nullcontext():
+        summary = train(job, comm, origin)
+    comm.close()
+    return summary
+
+
+def summary_of(
+    pool: Pool, ranks: int, *overrides: str, delays: float = 0.0, seed: int = 0, directory: Path | None = None
+) -> dict[str, Any]:
+    """The summary of a small run on ``ranks`` processes of the pool."""
+    summary = pool.run(ranks, train_rank, [*SMALL, *overrides], delays, seed, directory)[0]
+    assert isinstance(summary, dict)
+    return summary

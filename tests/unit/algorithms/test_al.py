@@ -1,0 +1,414 @@
+"""Associated learning against a plain loop, written here from the equations of the slides alone."""
+
+import copy
+import math
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from counterflow.algorithms import ALGORITHMS
+from counterflow.algorithms.al import AL, ALConfig, ALRule
+from counterflow.algorithms.rule import Algorithm
+from counterflow.cli.hydra_app import load_config
+from counterflow.config import AdamWConfig, OptimizerConfig, SGDConfig
+from counterflow.engine.job import Job, build_job
+from counterflow.engine.local import run
+from counterflow.models.partition import output_shapes, partition
+from counterflow.transport import connect
+from tests.helpers.processes import CONF, Pool
+from tests.helpers.runs import SMALL, summary_of, unrecorded
+from tests.helpers.systems import CASES, CLASSES, labels, specs
+
+N = 4
+STEPS = 12
+EVALUATIONS = (4, 9, 11)
+MODELS = {
+    "mlp": ("model.width=32", "algorithm.dim=20"),
+    "cnn with batch norm": (
+        "model=cnn",
+        "model.channels=[4,4,6,6]",
+        "model.strides=[1,2,1,1]",
+        "algorithm.dim=16",
+        "algorithm.pool=40",
+    ),
+}
+
+
+@dataclass
+class Seen:
+    """What was reported, by block and batch."""
+
+    metrics: dict[tuple[int, int], dict[str, Tensor]] = field(default_factory=dict)
+    accuracies: dict[tuple[int, int, str], float | None] = field(default_factory=dict)
+
+    def should_log(self, n: int) -> bool:
+        return True
+
+    def on_step(self, block: int, n: int, metrics: dict[str, Tensor]) -> None:
+        self.metrics[block, n] = {name: value.clone() for name, value in metrics.items()}
+
+    def on_eval(self, block: int, n: int, split: str, figures: dict[str, float]) -> None:
+        self.accuracies[block, n, split] = figures.get("accuracy")
+
+
+@dataclass
+class RuleSet:
+    """The components of a network, each list bottom to top."""
+
+    f: list[nn.Module]
+    g: list[nn.Module]
+    b: list[nn.Module]
+    h: list[nn.Module]
+
+    def own(self, x: Tensor, i: int) -> Tensor:
+        """The labels as component ``i`` predicts them: up through f_1..f_i, across b_i, down through h_i..h_1."""
+        s = x
+        for f in self.f[:i]:
+            s = f.eval()(s)
+            f.train()
+        t = self.b[i - 1](s)
+        for h in reversed(self.h[:i]):
+            t = h(t)
+        return t.argmax(1)
+
+
+def prepared(*overrides: str) -> tuple[Job, Algorithm]:
+    job = build_job(load_config(CONF, [*SMALL, "algorithm=al", *overrides]), 1)
+    example, config = job.batches.inputs(0), job.config
+    blocks = partition(job.network, N, "flops", example)
+    shapes = output_shapes(blocks, example)
+    return job, ALGORITHMS["al"](config.algorithm, config.optimizer, blocks, shapes, job.task, STEPS, config.seed)
+
+
+def column(rules: list[ALRule]) -> RuleSet:
+    """Copies of the components of ``rules``."""
+    f, g, b, h = ([copy.deepcopy(m) for m in ms] for ms in zip(*map(parts, rules), strict=True))
+    return RuleSet(f, g, b, h)
+
+
+def parts(rule: ALRule) -> tuple[nn.Module, nn.Module, nn.Module, nn.Module]:
+    return rule.block, rule.encoder, rule.bridge, rule.decoder
+
+
+def trained(job: Job, algorithm: Algorithm) -> tuple[list[ALRule], Seen]:
+    """The rules after a run on one process."""
+    rules: dict[int, ALRule] = {}
+    seen = Seen()
+
+    make = algorithm.rule
+
+    def keep(block: int) -> ALRule:
+        rule = make(block)
+        assert isinstance(rule, ALRule)
+        rules[block] = rule
+        return rule
+
+    algorithm.rule = keep  # type: ignore[method-assign]
+    run(job, algorithm, unrecorded(connect(None, 0, 1, timeout=30), seen))
+    return [rules[k] for k in range(1, N + 1)], seen
+
+
+def slides(job: Job, c: RuleSet) -> Seen:
+    """Train ``c`` in place."""
+    seen = Seen()
+    modules = [*c.f, *c.g, *c.b, *c.h]
+    optimizer = torch.optim.AdamW([p for m in modules for p in m.parameters()], weight_decay=0.0, fused=True)
+    for n in range(STEPS):
+        s, t = job.batches.inputs(n), F.one_hot(job.batches.labels(n), 10).float()
+        for i in range(N):
+            s_i, t_i = c.f[i](s), c.g[i](t)
+            associated = ((c.b[i](s_i) - t_i.detach()) ** 2).sum(1).mean()
+            autoencoder = ((c.h[i](t_i) - t) ** 2).sum(1).mean()
+            associated.backward()
+            autoencoder.backward()
+            figures = {"loss": associated + autoencoder, "associated": associated, "autoencoder": autoencoder}
+            seen.on_step(i + 1, n, {name: value.detach() for name, value in figures.items()})
+            s, t = s_i.detach(), t_i.detach()
+        optimizer.param_groups[0]["lr"] = 1e-3 * 0.5 * (1.0 + math.cos(math.pi * (n / STEPS)))
+        optimizer.step()
+        optimizer.zero_grad()
+        if n in EVALUATIONS:
+            for i in range(1, N + 1):
+                for split in ("validation", "test") if n == EVALUATIONS[-1] else ("validation",):
+                    seen.on_eval(i, n, split, {"accuracy": accuracy(job, c, i, split)})
+    return seen
+
+
+@torch.no_grad()
+def accuracy(job: Job, c: RuleSet, i: int, split: str) -> float:
+    """Of component ``i``'s own prediction on all data of ``split``."""
+    part = job.batches.test if split == "test" else job.batches.validation
+    hits = sum(
+        int((c.own(job.batches.evaluation_inputs(e), i) == job.batches.evaluation_labels(e)).sum()) for e in part
+    )
+    return hits / len(job.batches.labels_of(part))
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_equals_the_loop_of_the_slides_to_the_bit(model: str) -> None:
+    job, algorithm = prepared(*MODELS[model])
+    rules, seen = trained(job, algorithm)
+    fresh = prepared(*MODELS[model])[1]
+    loop = column([fresh.rule(k) for k in range(1, N + 1)])  # type: ignore[misc]
+    expected = slides(job, loop)
+
+    assert seen.metrics == expected.metrics
+    assert len(seen.metrics) == N * STEPS
+    assert seen.accuracies == expected.accuracies
+    assert len(seen.accuracies) == N * (len(EVALUATIONS) + 1)
+    for k, rule in enumerate(rules, 1):
+        copies = (loop.f[k - 1], loop.g[k - 1], loop.b[k - 1], loop.h[k - 1])
+        for name, ours, value in zip("fgbh", parts(rule), copies, strict=True):
+            assert ours.state_dict().keys() == value.state_dict().keys()
+            for key, tensor in value.state_dict().items():
+                assert torch.equal(ours.state_dict()[key], tensor), f"{key} of {name}_{k}"
+
+
+def test_learning_moves_every_parameter_and_the_components_differ() -> None:
+    """Otherwise the test above could compare what stands still, or rows that say the same."""
+    job, algorithm = prepared(*MODELS["mlp"])
+    before = column([prepared(*MODELS["mlp"])[1].rule(k) for k in range(1, N + 1)])  # type: ignore[misc]
+    rules, seen = trained(job, algorithm)
+    for k, rule in enumerate(rules):
+        old = (before.f[k], before.g[k], before.b[k], before.h[k])
+        for name, module, was in zip("fgbh", parts(rule), old, strict=True):
+            for value, start in zip(module.parameters(), was.parameters(), strict=True):
+                assert not torch.equal(value, start), f"{name}_{k + 1}"
+    assert len({seen.accuracies[k, STEPS - 1, "test"] for k in range(1, N + 1)}) > 1
+
+
+def test_the_reported_accuracy_is_the_one_through_the_top_bridge(pool: Pool) -> None:
+    job, algorithm = prepared(*MODELS["mlp"])
+    rules, _ = trained(job, algorithm)
+    c = column(rules)
+    for ranks in (1, 3):
+        summary = summary_of(pool, ranks, "algorithm=al", *MODELS["mlp"])
+        assert summary["test_accuracy"] == accuracy(job, c, N, "test")
+        assert summary["block_accuracy"] == [accuracy(job, c, i, "test") for i in range(1, N + 1)]
+
+
+def test_it_learns_digits_from_the_bottom(pool: Pool) -> None:
+    """After three epochs the top is not there yet; what it reaches in the end is for the launch test."""
+    assert min(summary_of(pool, 2, "algorithm=al", "train.steps=132")["block_accuracy"][:2]) > 0.8
+
+
+# Prediction
+
+
+def rows(rules: list[ALRule], x: Tensor) -> Tensor:
+    """The labels as every component predicts them, ``[N, B]``, by the messages of the rules."""
+    with torch.no_grad():
+        message, owns = (x,), []
+        for rule in rules:
+            message, own = rule.eval().predict(message, ())
+            owns.append(own)
+        down: tuple[Tensor, ...] = ()
+        for rule, own in zip(reversed(rules), reversed(owns), strict=True):
+            down = rule.decode_prediction(own, down)
+        for rule in rules:
+            rule.train()
+    assert len(down) == 1
+    return down[0]
+
+
+def garbage(module: nn.Module) -> None:
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.normal_(std=3.0)
+
+
+def test_prediction_needs_the_effective_parameters_and_no_others() -> None:
+    job, algorithm = prepared(*MODELS["mlp"])
+    rules, seen = trained(job, algorithm)
+    x = torch.cat([job.batches.evaluation_inputs(e) for e in job.batches.test])
+    predicted = rows(rules, x)
+    y = job.batches.labels_of(job.batches.test)
+    assert [float((row == y).double().mean()) for row in predicted] == pytest.approx(
+        [seen.accuracies[k, STEPS - 1, "test"] for k in range(1, N + 1)]
+    )
+
+    for k, rule in enumerate(rules, 1):  # g_1..g_N and b_1..b_{N-1}
+        garbage(rule.encoder)
+        if k < N:
+            garbage(rule.bridge)
+    again = rows(rules, x)
+    assert torch.equal(again[-1], predicted[-1])
+    assert all(not torch.equal(again[k], predicted[k]) for k in range(N - 1)), "a component's own row needs its bridge"
+
+    for module in [m for k, rule in enumerate(rules, 1) for m in ([rule.bridge] if k == N else []) + [rule.decoder]]:
+        before = copy.deepcopy(module.state_dict())
+        garbage(module)
+        assert not torch.equal(rows(rules, x)[-1], predicted[-1])
+        module.load_state_dict(before)
+
+
+def test_effective_modules_are_f_and_h_and_the_top_bridge() -> None:
+    _, algorithm = prepared(*MODELS["mlp"])
+    for k in range(1, N + 1):
+        rule = algorithm.rule(k)
+        assert isinstance(rule, ALRule)
+        expected = [rule.block, rule.decoder] + ([rule.bridge] if k == N else [])
+        assert {id(m) for m in rule.inference_modules} == {id(m) for m in expected}
+
+
+def test_effective_and_affiliated_parameters_by_hand(pool: Pool) -> None:
+    # Digits are 8x8, in 10 classes. Five layers in four blocks: 64-12, 12-12, 12-12, 12-12-10, a layer norm after each
+    # hidden one. The target's side is 7 wide.
+    f = (64 * 12 + 12 + 24) + 3 * (12 * 12 + 12 + 24) + (12 * 10 + 10)
+    h = (7 * 10 + 10) + 3 * (7 * 7 + 7)
+    top_bridge = 10 * 7 + 7
+    g = (10 * 7 + 7) + 3 * (7 * 7 + 7)
+    bridges = 3 * (12 * 7 + 7)
+    for ranks in (1, 2):
+        summary = summary_of(
+            pool, ranks, "algorithm=al", "model.width=12", "model.cut=[1,1,1,2]", "algorithm.dim=7", "train.steps=2"
+        )
+        assert summary["effective_parameters"] == f + h + top_bridge
+        assert summary["affiliated_parameters"] == g + bridges
+
+
+# What the rule promises to an engine
+
+
+def system(name: str, optimizer: OptimizerConfig | None = None, seed: int = 1) -> AL:
+    case = CASES[name]
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        blocks = case.blocks()
+    return AL(ALConfig(dim=9, pool=16), optimizer or SGDConfig(), blocks, case.shapes, case.task, 10, seed)
+
+
+def al_rules(name: str, **options: object) -> list[ALRule]:
+    al = system(name, **options)  # type: ignore[arg-type]
+    rules = [al.rule(k) for k in range(1, len(CASES[name].dims) + 1)]
+    assert all(isinstance(rule, ALRule) for rule in rules)
+    return rules  # type: ignore[return-value]
+
+
+def test_it_is_known_by_its_name() -> None:
+    assert ALGORITHMS["al"] is AL
+    assert AL.predicts_down
+
+
+@pytest.mark.parametrize("batch", [2, 4])
+@pytest.mark.parametrize("name", CASES)
+def test_messages_are_what_was_announced(name: str, batch: int) -> None:
+    al, case = system(name), CASES[name]
+    top = len(case.dims)
+    rules = al_rules(name)
+    for n in range(2):
+        message: tuple[Tensor, ...] = (torch.randn(batch, *case.task.input_shape), labels(name, batch))
+        for k, rule in enumerate(rules, 1):
+            up = rule.forward_message(message)
+            if k < top:
+                assert specs(up) == al.activation(k, batch)
+            rule.update(n, message, ())
+            message = up
+    message, owns = (torch.randn(batch, *case.task.input_shape),), []
+    for k, rule in enumerate(rules, 1):
+        message, own = rule.predict(message, ())
+        owns.append(own)
+        if k < top:
+            assert specs(message) == al.test_activation(k, batch)
+    down: tuple[Tensor, ...] = ()
+    for k in range(top, 0, -1):
+        down = rules[k - 1].decode_prediction(owns[k - 1], down)
+        if k > 1:
+            assert specs(down) == al.prediction(k - 1, batch)
+    assert specs(down) == (((top, batch, *case.task.label_shape), torch.int64),)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_announced_shapes_by_hand(name: str) -> None:
+    al, case = system(name), CASES[name]
+    top = len(case.dims)
+    for k in range(1, top):
+        s = ((4, *case.shapes[k - 1]), torch.float32)
+        assert al.activation(k, 4) == (s, ((4, *case.task.label_shape, 9), torch.float32))
+        assert al.test_activation(k, 4) == (s,)
+        assert al.prediction(k, 4) == (((top - k, 4, *case.task.label_shape, 9), torch.float32),)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_no_gradient_reaches_the_message_from_below(name: str) -> None:
+    below, above = al_rules(name)[:2]
+    message = below.forward_message((torch.randn(4, *CASES[name].task.input_shape), labels(name)))
+    assert not any(tensor.requires_grad for tensor in message)
+    above.forward_message(message)
+    above.update(0, message, ())
+    assert all(parameter.grad is None for parameter in below.parameters())
+
+
+def test_no_gradient_goes_into_a_target() -> None:
+    """Of the two losses each trains its own half: as if the target of either were a constant."""
+    rule = al_rules("vectors", optimizer=SGDConfig(lr=1.0, momentum=0.0, schedule="constant"))[1]
+    f, g, b, h = map(copy.deepcopy, parts(rule))
+    s_below, t_below = torch.randn(4, 6), torch.randn(4, 9)
+    with torch.no_grad():
+        s, t = f(s_below), g(t_below)
+    rule.forward_message((s_below, t_below))
+    rule.update(0, (s_below, t_below), ())
+    for modules, loss in (
+        ((f, b), lambda: ((b(f(s_below)) - t) ** 2).sum(1).mean()),
+        ((g, h), lambda: ((h(g(t_below)) - t_below) ** 2).sum(1).mean()),
+    ):
+        parameters = [p for m in modules for p in m.parameters()]
+        gradients = torch.autograd.grad(loss(), parameters)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.data -= gradient
+    for ours, expected in zip(parts(rule), (f, g, b, h), strict=True):
+        torch.testing.assert_close(ours.state_dict(), expected.state_dict(), rtol=1e-6, atol=1e-7)
+    assert torch.equal(rule.forward_message((s_below, t_below))[0], f(s_below))
+    assert not torch.equal(s, f(s_below))
+
+
+def test_learning_leaves_no_gradient_and_no_graph() -> None:
+    rule = al_rules("maps", optimizer=AdamWConfig())[0]
+    message = torch.randn(4, 2, 8, 8), labels("maps")
+    rule.forward_message(message)
+    metrics = rule.update(0, message, ())
+    assert not any(value.requires_grad for value in metrics.values())
+    assert all(parameter.grad is None for parameter in rule.parameters())
+
+
+def test_parameters_are_a_function_of_the_seed_and_the_component() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(123)  # the global random state has no part in it
+        again = al_rules("vectors")[1]
+    rule, other, above = al_rules("vectors")[1], al_rules("vectors", seed=2)[1], al_rules("vectors")[2]
+    assert torch.equal(rule.encoder[0].weight, again.encoder[0].weight)
+    assert not torch.equal(rule.encoder[0].weight, other.encoder[0].weight)
+    assert not torch.equal(rule.encoder[0].weight, above.encoder[0].weight)
+
+
+def test_making_a_rule_draws_nothing_from_the_global_random_state() -> None:
+    al = system("vectors")
+    before = torch.get_rng_state()
+    al.rule(2)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_figures_of_the_system_are_sums() -> None:
+    figures = [
+        {"loss": 3.0, "associated": 1.0, "autoencoder": 2.0},
+        {"loss": 7.0, "associated": 4.0, "autoencoder": 3.0},
+    ]
+    assert system("vectors").summarize(figures) == {"loss": 10.0, "associated": 5.0, "autoencoder": 5.0}
+
+
+def test_labels_become_one_hot_codes_at_the_bottom_only() -> None:
+    bottom = al_rules("vectors")[0]
+    y = torch.tensor([2, 0, 4])
+    _, t = bottom.forward_message((torch.randn(3, 3), y))
+    codes = torch.zeros(3, CLASSES)
+    codes[torch.arange(3), y] = 1.0
+    assert torch.equal(t, bottom.encoder(codes))
+
+
+@pytest.mark.parametrize(("key", "value"), [("dim", 0), ("pool", 0)])
+def test_wrong_options_are_refused(key: str, value: int) -> None:
+    with pytest.raises(ValueError, match=rf"^algorithm\.{key}=0: must be at least 1 and at most 1048576$"):
+        ALConfig(**{key: value})

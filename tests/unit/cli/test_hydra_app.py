@@ -1,0 +1,204 @@
+"""From YAML files and overrides to a configuration, and the one line that refuses."""
+
+from dataclasses import fields
+from pathlib import Path
+
+import hydra
+import pytest
+from omegaconf import OmegaConf
+
+from counterflow.algorithms.bll import BLLConfig
+from counterflow.cli.hydra_app import job_name, load_config
+from counterflow.config import (
+    AdamWConfig,
+    DataConfig,
+    EngineConfig,
+    FeedbackConfig,
+    MLPConfig,
+    TrainConfig,
+    TrainLoopConfig,
+)
+from tests.helpers.processes import CONF
+
+GROUPS = sorted(folder for folder in CONF.iterdir() if folder.is_dir())
+CHOICES = [(group.name, path.stem) for group in GROUPS for path in sorted(group.glob("*.yaml"))]
+EXPERIMENTS = [name for group, name in CHOICES if group == "experiment"]
+# Groups that set values of others, and hold no part of the configuration themselves.
+VALUES = ("experiment", "scale")
+# What a choice cannot do without.
+NEEDS = {("model", "custom"): ["model.target=package.module.factory"]}
+
+
+def choices(group: str) -> str:
+    return ", ".join(name for of, name in CHOICES if of == group)
+
+
+def keys(schema: type) -> str:
+    return ", ".join(field.name for field in fields(schema))  # type: ignore[arg-type]
+
+
+def test_defaults_are_those_of_the_contract() -> None:
+    config = load_config(CONF, [])
+    assert type(config) is TrainConfig
+    assert (config.seed, config.blocks, config.device) == (1, 4, "auto")
+    assert config.algorithm == BLLConfig()
+    assert config.model == MLPConfig()
+    assert config.data == DataConfig(name="digits", validation=0.1)
+    assert config.optimizer == AdamWConfig()
+    assert config.engine == EngineConfig()
+    assert config.engine.lag == 2
+    assert (config.train.epochs, config.train.batch_size, config.train.steps) == (30, 32, None)
+    assert config.run.dir is None
+
+
+def test_the_groups_are_those_of_the_contract() -> None:
+    assert {"algorithm", "model", "data", "optimizer"} <= {group.name for group in GROUPS}
+    for group, name in (("algorithm", "bll"), ("model", "mlp"), ("data", "digits"), ("data", "fashion_mnist")):
+        assert (group, name) in CHOICES
+
+
+@pytest.mark.parametrize(("group", "name"), [choice for choice in CHOICES if choice[0] not in VALUES])
+def test_every_choice_composes(group: str, name: str) -> None:
+    config = load_config(CONF, [f"{group}={name}", *NEEDS.get((group, name), [])])
+    assert getattr(config, group).name == OmegaConf.load(CONF / group / f"{name}.yaml").name
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_preset_composes_and_gives_way_to_overrides(name: str) -> None:
+    config = load_config(CONF, [f"experiment={name}", "seed=17", "train.epochs=77"])
+    assert (config.seed, config.train.epochs) == (17, 77)
+    plain = load_config(CONF, ["seed=17", "train.epochs=77"])
+    assert config != plain, "a preset that changes nothing"
+
+
+def test_overrides_reach_every_level() -> None:
+    config = load_config(
+        CONF, ["seed=3", "algorithm.feedback.lr_scale=0.5", "model=cnn", "model.channels=[4]", "model.strides=[2]"]
+    )
+    assert config.seed == 3
+    assert isinstance(config.algorithm, BLLConfig)
+    assert config.algorithm.feedback.lr_scale == 0.5
+    assert config.model.name == "cnn"
+    assert config.model.channels == [4]  # type: ignore[attr-defined]
+
+
+def test_one_configuration_leaves_nothing_for_the_next() -> None:
+    before = load_config(CONF, [])
+    load_config(CONF, ["model=cnn", "optimizer=sgd", "seed=9"])
+    with pytest.raises(ValueError, match="nope"):
+        load_config(CONF, ["nope=1"])
+    assert load_config(CONF, []) == before
+
+
+def test_it_works_where_hydra_is_in_use_already() -> None:
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        assert load_config(CONF, ["seed=9"]).seed == 9
+
+
+def test_a_relative_folder_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(CONF.parent)
+    assert load_config(Path("conf"), []) == load_config(CONF, [])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("nope=1", f"nope: no such key, allowed are {keys(TrainConfig)}"),
+        ("train.nope=1", f"train.nope: no such key, allowed are {keys(TrainLoopConfig)}"),
+        ("algorithm.feedback.nope=1", f"algorithm.feedback.nope: no such key, allowed are {keys(FeedbackConfig)}"),
+        ("model.channels=[1]", f"model.channels: no such key, allowed are {keys(MLPConfig)}"),
+        ("+new=1", f"new: no such key, allowed are {keys(TrainConfig)}"),
+        ("+new.deep.down=1", f"new: no such key, allowed are {keys(TrainConfig)}"),
+        ("+train.new=1", f"train.new: no such key, allowed are {keys(TrainLoopConfig)}"),
+        ("++algorithm.feedback.new=1", f"algorithm.feedback.new: no such key, allowed are {keys(FeedbackConfig)}"),
+        ("model=lstm", f"model=lstm: allowed are {choices('model')}"),
+        ("scale=huge", "scale=huge: allowed are cpu, full, smoke"),
+        ("scale=cpu", "scale=cpu: has no effect without experiment=NAME, whose values it chooses"),
+        ("optimizer=rprop", f"optimizer=rprop: allowed are {choices('optimizer')}"),
+        ("experiment=none_such", f"experiment=none_such: allowed are {choices('experiment')}"),
+    ],
+)
+def test_an_unknown_key_or_choice_is_refused(override: str, message: str) -> None:
+    with pytest.raises(ValueError) as error:  # noqa: PT011  # the whole message is compared
+        load_config(CONF, [override])
+    assert str(error.value) == message
+
+
+def refusal(override: str) -> str:
+    with pytest.raises(ValueError) as error:  # noqa: PT011  # the message is looked into
+        load_config(CONF, [override])
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize(
+    ("override", "kind"),
+    [
+        ("engine.depth=deep", "Integer"),
+        ("train.log_every=1.5", "Integer"),
+        ("optimizer.lr=fast", "Float"),
+        ("data.augment=maybe", "bool"),
+        ("optimizer.betas=[0.9,high]", "Float"),
+        ("model.width.inner=1", "Integer"),
+        ("seed=null", "not Optional"),
+        ("engine=null", "not Optional"),
+        ("engine=fast", "EngineConfig"),
+        ("run.dir=[1]", "string"),
+    ],
+)
+def test_a_wrong_type_is_refused_in_one_line(override: str, kind: str) -> None:
+    message = refusal(override)
+    assert message.startswith(f"{override}: ")
+    assert kind in message
+
+
+@pytest.mark.parametrize("override", ["seed=[", "model.norm='", "engine.lag", "-x"])
+def test_what_cannot_be_read_is_refused_in_one_line(override: str) -> None:
+    assert refusal(override).startswith(f"{override}: ")
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("model.cut={a:1}", ["model.cut", "flops", "list"]),
+        ("engine.lag={a:1}", ["engine.lag", "exact"]),
+        ("engine.threads={a:1}", ["engine.threads", "auto"]),
+        ("~data", ["data"]),
+        ("seed=???", ["seed"]),
+        ("seed=1,2", ["seed=1,2"]),
+        ("seed=${nope}", ["seed", "nope"]),
+    ],
+)
+def test_what_makes_no_sense_is_refused_in_one_line(override: str, named: list[str]) -> None:
+    message = refusal(override)
+    assert [name for name in named if name not in message] == []
+
+
+@pytest.mark.parametrize(("scale", "steps"), [("smoke", 10), ("cpu", None), ("full", None)])
+def test_a_preset_names_a_value_for_every_scale(scale: str, steps: int | None) -> None:
+    assert load_config(CONF, ["experiment=table1", f"scale={scale}", "hydra.mode=RUN"]).train.steps == steps
+
+
+@pytest.mark.parametrize(("algorithm", "steps"), [("bp", 3), ("bll", 7)])
+def test_a_value_for_an_algorithm_and_one_for_the_others(algorithm: str, steps: int) -> None:
+    overrides = [f"algorithm={algorithm}", "train.steps='${by_algorithm:{bp:3,others:7}}'"]
+    assert load_config(CONF, overrides).train.steps == steps
+
+
+@pytest.mark.parametrize("values", ["1", "1,2,3,4"])
+def test_a_value_for_every_scale_is_needed(values: str) -> None:
+    assert "by_scale: needs 3 values, for smoke, cpu, full" in refusal(f"train.steps=${{by_scale:{values}}}")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        (["seed=1", "algorithm=bll"], "algorithm=bll,seed=1"),
+        (["algorithm=bll", "seed=1", "experiment=table1", "scale=cpu", "data.root=/a/b"], "algorithm=bll,seed=1"),
+        (["run.dir=there", "run.display=false", "hydra.verbose=true", "engine.threads=1"], "default"),
+        (["model.target=a/b", "+x=1", "model.stages=[1,2]"], "+x=1,model.stages=[1,2],model.target=a_b"),
+    ],
+)
+def test_jobs_are_named_by_what_tells_them_apart(overrides: list[str], name: str) -> None:
+    assert job_name(overrides) == name

@@ -1,0 +1,143 @@
+"""What holds for every network: where its weights come from, and that it may be cut anywhere."""
+
+import pytest
+import torch
+from torch import nn
+
+from counterflow.config import (
+    CNNConfig,
+    CustomConfig,
+    MLPConfig,
+    ModelConfig,
+    ResNet20Config,
+    ResNetConfig,
+    TransformerConfig,
+    VGGConfig,
+)
+from counterflow.models import build
+from counterflow.models.partition import partition
+
+NETWORKS = {
+    "mlp": (MLPConfig(), (1, 8, 8)),
+    "mlp, batch norm": (MLPConfig(norm="batch", width=32), (1, 8, 8)),
+    "mlp, dropout": (MLPConfig(norm="none", dropout=0.5), (3, 5, 7)),
+    "cnn": (CNNConfig(), (1, 28, 28)),
+    "cnn, dropout": (CNNConfig(norm="none", dropout=0.5, channels=[4, 8], strides=[2, 2]), (3, 9, 9)),
+    "vgg": (VGGConfig(width=0.05, hidden=[16], dropout=0.2), (1, 8, 8)),
+    "vgg, no hidden layer": (VGGConfig(channels=[4, 8], pools=[3, 2], hidden=[]), (3, 9, 4)),
+    "resnet18": (ResNetConfig(), (3, 16, 16)),
+    "resnet20": (ResNet20Config(), (3, 9, 7)),
+    "custom": (CustomConfig(target="tests.helpers.factories.images", args={"width": 4}), (2, 3, 5)),
+    "custom, sequences": (CustomConfig(target="tests.helpers.factories.sequences"), (6,)),
+    "transformer": (TransformerConfig(layers=2, width=8, hidden=16), (6,)),
+    "transformer, two heads, dropout": (TransformerConfig(layers=2, heads=2, width=8, dropout=0.2), (5,)),
+}
+
+
+@pytest.fixture(params=NETWORKS)
+def case(request: pytest.FixtureRequest) -> tuple[ModelConfig, tuple[int, ...]]:
+    return NETWORKS[request.param]
+
+
+def samples(count: int, shape: tuple[int, ...]) -> torch.Tensor:
+    return torch.randint(10, (count, *shape)) if len(shape) == 1 else torch.randn(count, *shape)
+
+
+def assert_same(left: nn.Module, right: nn.Module) -> None:
+    torch.testing.assert_close(left.state_dict(), right.state_dict(), rtol=0, atol=0)
+
+
+def test_weights_are_a_function_of_config_and_seed(case: tuple[ModelConfig, tuple[int, ...]]) -> None:
+    config, shape = case
+    torch.manual_seed(1)
+    network = build(config, shape, 10, seed=3)
+    torch.manual_seed(2)
+    assert_same(network, build(config, shape, 10, seed=3))
+    with pytest.raises(AssertionError):
+        assert_same(network, build(config, shape, 10, seed=4))
+
+
+def test_global_random_state_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def reseeded(seed: int) -> None:
+        pytest.fail("build() reseeded the GPUs")
+
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", reseeded)
+    before = torch.get_rng_state()
+    build(MLPConfig(), (1, 8, 8), 10, seed=1)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_weights_are_float32_on_the_cpu_and_trainable(case: tuple[ModelConfig, tuple[int, ...]]) -> None:
+    config, shape = case
+    network = build(config, shape, 10, seed=1)
+    kinds = {(p.dtype, p.device.type, p.requires_grad) for p in network.parameters()}
+    assert kinds == {(torch.float32, "cpu", True)}
+    assert network.training
+
+
+def test_output_is_one_logit_per_class_and_position(case: tuple[ModelConfig, tuple[int, ...]]) -> None:
+    config, shape = case
+    expected = (2, *shape, 10) if len(shape) == 1 else (2, 10)
+    assert build(config, shape, 10, seed=1)(samples(2, shape)).shape == expected
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_blocks_in_order_are_the_network_for_every_number_of_blocks(
+    case: tuple[ModelConfig, tuple[int, ...]], training: bool
+) -> None:
+    config, shape = case
+    network = build(config, shape, 10, seed=1).train(training)
+    x = samples(2, shape)
+    with torch.no_grad():
+        torch.manual_seed(5)
+        whole = network(x)
+        for n in range(1, len(network) + 1):
+            blocks = partition(network, n, "parameters", x)
+            assert len(blocks) == n
+            torch.manual_seed(5)
+            activation = x
+            for block in blocks:
+                activation = block(activation)
+            assert torch.equal(activation, whole)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_no_layer_changes_its_input(case: tuple[ModelConfig, tuple[int, ...]], training: bool) -> None:
+    config, shape = case
+    activation = samples(2, shape)
+    for layer in build(config, shape, 10, seed=1).train(training):
+        before, version = activation.clone(), activation._version
+        output = layer(activation)
+        # The version also counts writes that happen to leave the values as they are.
+        assert torch.equal(activation, before)
+        assert activation._version == version
+        activation = output.detach()
+
+
+def test_every_parameter_of_every_layer_gets_a_gradient(case: tuple[ModelConfig, tuple[int, ...]]) -> None:
+    config, shape = case
+    activation = samples(4, shape)
+    for layer in build(config, shape, 10, seed=1):
+        source = activation.clone().requires_grad_(activation.is_floating_point())
+        activation = layer(source)
+        # A sum would have no gradient through a normalisation.
+        activation.backward(torch.randn_like(activation))
+        assert all(p.grad is not None and p.grad.any() for p in layer.parameters())
+        assert (source.grad is not None) == source.is_floating_point()
+        activation = activation.detach()
+
+
+def test_unknown_name_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"^model\.name=lstm: allowed for images are mlp, cnn, [^\n]*resnet32, custom$"
+    ):
+        build(ModelConfig(name="lstm"), (1, 8, 8), 10, seed=1)
+
+
+def test_samples_of_another_kind_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"^model\.name=cnn: allowed for sequences are transformer, custom$"):
+        build(CNNConfig(), (16,), 10, seed=1)
+    with pytest.raises(
+        ValueError, match=r"^model\.name=transformer: allowed for images are mlp, [^\n]*resnet32, custom$"
+    ):
+        build(TransformerConfig(), (1, 8, 8), 10, seed=1)

@@ -1,0 +1,58 @@
+"""Layers measured on this machine, as far as it does not depend on the clock."""
+
+import pytest
+import torch
+
+from counterflow.cli.hydra_app import load_config
+from counterflow.engine.job import Job, build_job
+from counterflow.metrics.fingerprint import digest
+from counterflow.planner.measure import measure
+from tests.helpers.processes import CONF
+from tests.helpers.runs import SMALL
+
+
+def job_of(*overrides: str) -> Job:
+    return build_job(load_config(CONF, [*SMALL, "blocks=1", *overrides]), 1)
+
+
+def test_bytes_by_hand() -> None:
+    job = job_of("model.hidden=2", "model.width=12", "model.norm=none", "algorithm.feedback.kind=linear")
+    found = measure(job, lambda text: None)
+    assert [layer.parameters for layer in found.layers] == [4 * (64 * 12 + 12), 4 * (12 * 12 + 12), 4 * (12 * 10 + 10)]
+    assert [layer.output for layer in found.layers] == [4 * 32 * 12, 4 * 32 * 12, 4 * 32 * 10]
+    assert [layer.head.up for layer in found.layers] == [2 * 4 * 32 * 12] * 2 + [0]
+    assert [layer.head.down for layer in found.layers] == [4 * 10 * 12 + 8 * 32] * 2 + [0]
+    assert [layer.head.parameters for layer in found.layers] == [0, 4 * 12 * 12, 4 * 12 * 10]
+    assert found.layers[2].kept == 4 * 32 * 10, "the output: what it is made from belongs to the layer below"
+    assert (found.batch, found.copies) == (32, 4)
+
+
+@pytest.mark.parametrize(("optimizer", "copies"), [("adamw", 4), ("sgd", 3), ("sgd optimizer.momentum=0.0", 2)])
+def test_optimizers_keep_what_they_keep(optimizer: str, copies: int) -> None:
+    overrides = f"optimizer={optimizer}".split()
+    assert measure(job_of("model.hidden=1", *overrides), lambda text: None).copies == copies
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("algorithm=bll",),
+        ("algorithm=al",),
+        ("algorithm=predsim",),
+        ("model=transformer", "data=reverse"),
+        ("model=cnn", "model.channels=[4,4]", "model.strides=[1,2]", "engine.channels_last=true", "train.batch_size=3"),
+        ("model=cnn", "model.channels=[4,4]", "model.strides=[1,2]", "engine.precision=bf16", "model.dropout=0.5"),
+    ],
+)
+def test_every_rule_can_be_measured_and_nothing_changes(overrides: tuple[str, ...]) -> None:
+    job = job_of(*overrides)
+    state, before = torch.get_rng_state(), digest(job.network)
+    found = measure(job, lambda text: None)
+    assert len(found.layers) == len(job.network)
+    for layer in found.layers:
+        assert layer.forward > 0
+        assert 0 <= layer.fixed_forward <= layer.forward + 1e-3
+        assert 0 <= layer.entrance <= layer.backward
+        assert min(layer.update, layer.head.learn, layer.head.forward, layer.head.target) >= 0
+    assert torch.equal(torch.get_rng_state(), state)
+    assert digest(job.network) == before

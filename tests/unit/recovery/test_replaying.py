@@ -1,0 +1,193 @@
+"""Edges that outlive the process at either end."""
+
+import contextlib
+import socket
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from counterflow.message import MessageKind, Tag, pack_header
+from counterflow.recovery.recoverable import _count
+from counterflow.recovery.replaying import Link, ReplayingReceiver, ReplayingSender
+from counterflow.topology import Edge, Stream
+from counterflow.transport import ChannelError, MessageLayout, TensorSpec
+from counterflow.transport.buffers import CpuGloo
+from counterflow.transport.channel import Watchdog
+from counterflow.transport.interface import address
+from tests.helpers.links import soon
+
+EDGE = Edge(Stream.ACTIVATION, 1)
+FRAME = MessageLayout((TensorSpec((5,)), TensorSpec((3,), torch.int64)))
+TOKEN = b"t" * 32
+
+
+def tags(first: int, end: int) -> Iterator[Tag]:
+    return (Tag(MessageKind.ACTIVATION, n) for n in range(first, end))
+
+
+def filled(tag: Tag) -> tuple[torch.Tensor, ...]:
+    return torch.full((5,), tag.n + 0.5), torch.arange(3) * tag.n
+
+
+class Ends:
+    """Makes the two ends of one edge, again and again, and closes them all."""
+
+    def __init__(self) -> None:
+        self.store = dist.HashStore()
+        self.made: list[ReplayingSender | ReplayingReceiver] = []
+
+    def link(self, rank: int, timeout: float = 20) -> Link:
+        return Link(EDGE, rank, 1 - rank, lambda tag: FRAME, CpuGloo(), Watchdog(timeout), self.store, TOKEN)
+
+    def sender(self, first: int = 0, end: int = 0, timeout: float = 20) -> ReplayingSender:
+        """One that has sent messages ``first`` .. ``end`` - 1 as far as there was room."""
+        sender = ReplayingSender(self.link(0, timeout), "127.0.0.1", 1 << 20)
+        self.made.append(sender)
+        for tag in tags(first, end):
+            sender.send(tag, filled(tag))
+        return sender
+
+    def receiver(self, first: int, end: int, depth: int = 2, timeout: float = 20) -> ReplayingReceiver:
+        receiver = ReplayingReceiver(self.link(1, timeout), depth, tags(first, end))
+        self.made.append(receiver)
+        return receiver
+
+
+@pytest.fixture
+def ends() -> Iterator[Ends]:
+    ends = Ends()
+    yield ends
+    for end in ends.made:
+        end.end()
+
+
+def take(receiver: ReplayingReceiver, first: int, end: int) -> None:
+    for tag in tags(first, end):
+        message = receiver.receive(tag)
+        assert all(torch.equal(found, sent) for found, sent in zip(message, filled(tag), strict=True)), tag
+        receiver.release()
+
+
+def test_messages_come_in_order(ends: Ends) -> None:
+    receiver = ends.receiver(0, 50)
+    sender = ends.sender()
+    for tag in tags(0, 50):
+        sender.send(tag, filled(tag))
+        take(receiver, tag.n, tag.n + 1)
+    sender.close()
+    receiver.close()
+
+
+def test_a_receiver_is_sent_no_more_than_it_has_room_for(ends: Ends) -> None:
+    """Two ahead, and one that could be in the block's hands; two more wait here."""
+    receiver = ends.receiver(0, 50)
+    sender = ends.sender(0, 5)
+    assert soon(lambda: len(receiver._arrived) == 3)
+    sender.link.watch.timeout = 0.3
+    with pytest.raises(ChannelError, match=r"^rank 0: .* to rank 1: room for activation of batch 5: nothing for 0.3 s"):
+        sender.send(Tag(MessageKind.ACTIVATION, 5), filled(Tag(MessageKind.ACTIVATION, 5)))
+    assert len(receiver._arrived) == 3
+
+
+@pytest.mark.parametrize("again", [0, 3, 10, 12])
+def test_who_comes_in_the_receivers_place_is_sent_its_inputs_again(ends: Ends, again: int) -> None:
+    sender, receiver = ends.sender(), ends.receiver(0, 50)
+    for tag in tags(0, 12):
+        sender.send(tag, filled(tag))
+        take(receiver, tag.n, tag.n + 1)
+    receiver.end()
+    other = ends.receiver(again, 14)
+    take(other, again, 12)
+    for tag in tags(12, 14):
+        sender.send(tag, filled(tag))
+    take(other, 12, 14)
+    sender.close()
+
+
+@pytest.mark.parametrize("first", [0, 4, 7])
+def test_who_comes_in_the_senders_place_sends_what_is_missing(ends: Ends, first: int) -> None:
+    """It begins somewhere before, and makes the same messages again."""
+    sender, receiver = ends.sender(), ends.receiver(0, 12)
+    for tag in tags(0, 7):
+        sender.send(tag, filled(tag))
+        take(receiver, tag.n, tag.n + 1)
+    sender.end()
+    other = ends.sender(first, 9)
+    take(receiver, 7, 9)
+    for tag in tags(9, 12):
+        other.send(tag, filled(tag))
+    take(receiver, 9, 12)
+    other.close()
+
+
+def test_what_is_forgotten_cannot_be_asked_for(ends: Ends) -> None:
+    sender, receiver = ends.sender(), ends.receiver(0, 50)
+    for tag in tags(0, 10):
+        sender.send(tag, filled(tag))
+        take(receiver, tag.n, tag.n + 1)
+    sender.forget(Tag(MessageKind.ACTIVATION, 8))
+    receiver.end()
+    take(ends.receiver(8, 10), 8, 10)
+    ends.receiver(7, 10)
+    with pytest.raises(ChannelError, match=r"rank 0: .*: it needs activation of batch 7, which is not kept any more"):
+        sender.link.watch.wait(lambda: False, "nothing")
+
+
+def test_what_the_neighbour_has_not_been_sent_is_not_forgotten(ends: Ends) -> None:
+    """It may have begun from the checkpoint before the one that has just been completed; as it once had."""
+    sender = ends.sender(0, 2)
+    sender.forget(Tag(MessageKind.ACTIVATION, 2))
+    take(ends.receiver(0, 2), 0, 2)
+
+
+def test_who_has_skipped_something_is_told(ends: Ends) -> None:
+    receiver = ends.receiver(3, 10)
+    ends.sender(5, 7)
+    with pytest.raises(ChannelError, match="activation of batch 5 came where activation of batch 3 was expected"):
+        receiver.receive(Tag(MessageKind.ACTIVATION, 3))
+
+
+@pytest.mark.parametrize(
+    "hello",
+    [
+        b"",
+        b"GET / HTTP/1.1\r\n\r\n" * 10,
+        bytes(1000),
+        b"x" * 32 + pack_header(Tag(MessageKind.ACTIVATION, 0), 3),  # another run's
+    ],
+)
+def test_strangers_are_sent_nothing(ends: Ends, hello: bytes) -> None:
+    sender = ends.sender(0, 2)
+    host, port = ends.store.get(sender.link.key).decode().split()
+    # It may be thrown out while it speaks.
+    with contextlib.suppress(OSError), socket.create_connection((host, int(port)), 5) as stranger:
+        stranger.sendall(hello)
+        stranger.shutdown(socket.SHUT_WR)
+        assert stranger.recv(1) == b""
+    take(ends.receiver(0, 2), 0, 2)
+
+
+def test_tensors_that_were_not_agreed_on_are_refused(ends: Ends) -> None:
+    with pytest.raises(ValueError, match=r"activation edge 1->2: activation of batch 0: a message of "):
+        ends.sender().send(Tag(MessageKind.ACTIVATION, 0), (torch.zeros(4),))
+
+
+def test_it_listens_where_gloo_would() -> None:
+    assert address({"GLOO_SOCKET_IFNAME": "lo"}) == "127.0.0.1"
+    assert address({"GLOO_SOCKET_IFNAME": "lo,eth9"}) == "127.0.0.1"
+    assert socket.inet_aton(address({}))
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 7, 8, 9, 1000])
+def test_notes_are_counted_without_looking_at_each(count: int) -> None:
+    looks = 0
+
+    def there(i: int) -> bool:
+        nonlocal looks
+        looks += 1
+        return i < count
+
+    assert _count(there) == count
+    assert looks < 25

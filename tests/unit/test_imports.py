@@ -1,0 +1,212 @@
+"""The house of section 4 of the design: who may import whom, read from the source.
+
+A part is a module or a package directly under ``counterflow``. Every part names all parts that it may import; what is
+not in the table is not in the house, so a new part has to find its place here first.
+"""
+
+import ast
+import subprocess
+import sys
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SOURCE = ROOT / "src"
+PACKAGE = SOURCE / "counterflow"
+
+PLAIN = {"message", "topology", "seeding", "config"}  # values: no tensors, no processes
+MAY_IMPORT = {
+    "message": set[str](),
+    "topology": set[str](),
+    "seeding": set[str](),
+    "config": set[str](),
+    "schedule": {"message", "topology"},
+    "transport": {"message", "topology"},
+    "data": {"config", "seeding"},
+    "models": {"config", "seeding"},
+    "algorithms": {"config", "seeding", "data", "models"},
+    "metrics": PLAIN | {"schedule", "data", "models", "checkpoint"},
+    "checkpoint": set[str](),
+    "trace": set[str](),
+    "signals": set[str](),
+    "keeper": {"signals"},
+    "composition": {"config", "algorithms"},
+    "engine": PLAIN | {"schedule", "transport", "data", "models", "algorithms", "metrics", "checkpoint", "trace"},
+    "origin": PLAIN | {"metrics", "checkpoint", "engine"},
+    "desk": PLAIN | {"transport", "metrics", "checkpoint", "engine", "origin"},
+    "train": PLAIN | {"transport", "metrics", "checkpoint", "trace", "engine", "origin", "desk"},
+    "planner": {"config", "topology", "composition", "schedule", "models", "algorithms", "engine", "data"},
+    "report": set[str](),  # reads files alone
+    "doctor": {"message", "topology", "transport"},
+    "bench": PLAIN
+    | {"schedule", "transport", "data", "algorithms", "metrics", "checkpoint", "engine", "trace", "composition"},
+    "launcher": PLAIN
+    | {"transport", "metrics", "engine", "origin", "desk", "signals", "keeper", "train", "composition"},
+}
+WITHOUT_TENSORS = ("message", "topology", "seeding", "schedule", "config")
+KNOWS_PROCESSES = {
+    "counterflow.engine.pipelined",
+    "counterflow.bench.crew",
+    "counterflow.bench.raw",
+    "counterflow.bench.buffers",
+}
+"""Beside transport: the schedules of torch.distributed.pipelining do their own communication, and so does what channels
+are compared with."""
+
+MAX_LINES = 500
+MAX_LAUNCH_LINES = 80
+
+
+@cache
+def modules() -> dict[str, Path]:
+    """All modules of the package, by their dotted name."""
+    names = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(SOURCE).with_suffix("").parts
+        names[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return names
+
+
+def imports(path: Path) -> set[str]:
+    """Dotted names that a file imports, anywhere in it; of ``from a import b`` both ``a`` and ``a.b``."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: a relative import; this test reads absolute ones"
+            assert node.module is not None
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def imported_modules(name: str) -> set[str]:
+    """Modules of the package that module ``name`` imports; the package of one only where something else is taken."""
+    found = set()
+    for node in ast.walk(ast.parse(modules()[name].read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                found.add(inner if inner in modules() else node.module)
+    return found & modules().keys()
+
+
+def part(module: str) -> str:
+    """The part that a module of the package belongs to; the package itself belongs to none."""
+    return module.split(".")[1] if "." in module else ""
+
+
+def test_the_house_is_read_right() -> None:
+    """This test sees what it is about."""
+    assert {"counterflow.engine.channels", "counterflow.transport", "counterflow.trainer.run"} <= modules().keys()
+    assert "counterflow.transport" in imported_modules("counterflow.engine.channels")
+    assert "counterflow.engine.inputs" in imported_modules("counterflow.engine.channels")
+    assert "torch.distributed" in imports(modules()["counterflow.transport.remote"])
+
+
+def test_every_part_has_its_place() -> None:
+    assert {part(name) for name in modules()} - {""} == MAY_IMPORT.keys()
+
+
+@pytest.mark.parametrize("here", sorted(MAY_IMPORT))
+def test_imports_go_downward(here: str) -> None:
+    for name in modules():
+        if part(name) == here:
+            found = {part(other) for other in imported_modules(name)} - {here}
+            assert found <= MAY_IMPORT[here], f"{name} must not import {sorted(found - MAY_IMPORT[here])}"
+
+
+def test_the_package_itself_loads_nothing() -> None:
+    assert not imports(modules()["counterflow"])
+
+
+def test_the_table_itself_goes_downward() -> None:
+    order = list(TopologicalSorter(MAY_IMPORT).static_order())
+    assert set(order) == MAY_IMPORT.keys()
+    assert not {"algorithms", "engine"} & MAY_IMPORT["transport"]
+    assert not {"transport", "engine"} & MAY_IMPORT["algorithms"]
+    assert not {"transport", "engine", "algorithms"} & MAY_IMPORT["metrics"]
+    top = {"origin", "desk", "train", "launcher"}
+    assert {here for here, below in MAY_IMPORT.items() if below & top} <= top
+
+
+def test_no_cycles() -> None:
+    try:
+        TopologicalSorter({name: imported_modules(name) - {name} for name in modules()}).build_job()
+    except CycleError as error:
+        pytest.fail(f"modules import each other: {' <- '.join(error.args[1])}")
+
+
+def test_no_module_imports_the_front_of_its_own_package() -> None:
+    """``__init__`` imports the modules of a package, some of them by looking into the folder: never the other way."""
+    fronts = {name: name.rpartition(".")[0] for name in modules()}
+    assert not [name for name, front in fronts.items() if front and front in imported_modules(name)]
+
+
+def test_only_algorithms_and_custom_models_are_found_by_looking() -> None:
+    """An import by name would go past all of these tests."""
+    dynamic = {
+        name
+        for name, path in modules().items()
+        if any(i.split(".")[0] == "importlib" and not i.startswith("importlib.metadata") for i in imports(path))
+        or "__import__" in path.read_text()
+    }
+    assert dynamic <= {"counterflow.algorithms", "counterflow.models.custom"}
+
+
+@pytest.mark.parametrize("here", WITHOUT_TENSORS)
+def test_plain_values_load_no_tensors(here: str) -> None:
+    for name, path in modules().items():
+        if part(name) == here:
+            assert not {i for i in imports(path) if i.split(".")[0] in ("torch", "torchvision", "numpy")}, name
+
+
+def test_plain_values_load_no_tensors_by_way_of_others() -> None:
+    code = (
+        f"import sys\nimport {', '.join(f'counterflow.{here}' for here in WITHOUT_TENSORS)}\n"
+        "assert 'torch' not in sys.modules, 'torch is loaded'"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_only_transport_knows_processes() -> None:
+    for name, path in modules().items():
+        if part(name) != "transport" and name not in KNOWS_PROCESSES:
+            attributes = {
+                ast.unparse(node) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)
+            }
+            used = {
+                i for i in imports(path) | attributes if i.startswith(("torch.distributed", "torch.multiprocessing"))
+            }
+            assert not used, f"{name} uses {sorted(used)}"
+
+
+def test_files_are_of_a_readable_size() -> None:
+    lengths = {name: len(path.read_text().splitlines()) for name, path in modules().items()}
+    assert not {name: lines for name, lines in lengths.items() if lines > MAX_LINES}, "a file that long is two files"
+
+
+def test_names_say_what_is_in_a_file() -> None:
+    assert not [name for name, path in modules().items() if path.stem in ("utils", "util", "helpers", "common", "misc")]
+
+
+PROGRAMS = sorted((ROOT / "launch").glob("*.py"))
+
+
+def test_there_are_programs() -> None:
+    assert ROOT / "launch" / "train.py" in PROGRAMS
+
+
+@pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: path.name)
+def test_programs_only_assemble(path: Path) -> None:
+    text = path.read_text()
+    assert len(text.splitlines()) < MAX_LAUNCH_LINES
+    foreign = {name.split(".")[0] for name in imports(path)} - set(sys.stdlib_module_names) - {"counterflow"}
+    assert not foreign
+    assert not [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ClassDef)]
