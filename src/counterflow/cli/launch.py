@@ -47,7 +47,7 @@ _ASKS_EVERY = 0.1
 """Seconds."""
 
 
-def launch(config: TrainConfig, signals: Signals | None = None, life: Life | None = None) -> None:
+def run_job(config: TrainConfig, signals: Signals | None = None, life: Life | None = None) -> None:
     """Train on the processes that the environment names. Raises ``ValueError`` before any process group exists.
 
     ``signals`` end the run after a checkpoint, by a `StoppedError`, if it writes any. ``life`` is this process's, where
@@ -168,7 +168,7 @@ class Sweep:
             print(f"{path}: {'was interrupted' if found is Found.INTERRUPTED else 'begins'}", flush=True)
             start = time.monotonic()
             with self._ending():
-                launch(config, self.signals)
+                run_job(config, self.signals)
             self.longest = max(self.longest, time.monotonic() - start)
             self.ran += 1
 
@@ -242,9 +242,9 @@ def main(conf: Path, seconds: float = math.inf) -> None:
                 if config.engine.recovery == "rank" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
                     config = replace(config, run=replace(config.run, dir=str(_run_path(config))))  # for all lives
                     life = keep(signals)  # which has returned in a process of its own
-                    launch(config, Signals(), life)
+                    run_job(config, Signals(), life)
                 else:
-                    launch(config, signals)
+                    run_job(config, signals)
         except PreemptedError as stop:
             if os.environ.get("RANK", "0") == "0":
                 name = signal.Signals(stop.signal).name
