@@ -1,3 +1,1 @@
-"""Counterflow: a multi-process, locking-free pipeline trainer on torch.distributed."""
-
-__version__ = "0.1.0"
+"""Train one network on many processes without the backward lock."""

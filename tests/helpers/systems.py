@@ -9,7 +9,7 @@ from torch.distributions import Bernoulli, Categorical, Distribution, Independen
 
 from counterflow.algorithms.bll import BLL, BLLConfig
 from counterflow.algorithms.rule import MessageSpec, Payload, Shape, Task
-from counterflow.config import FeedbackConfig, LatentConfig, OptimizerConfig, SGDConfig
+from counterflow.config import FeedbackConfig, LatentConfig, OptimizerConfig, SGD
 
 CLASSES = 5
 CATEGORIES = 2
@@ -82,7 +82,7 @@ def system(
         family=family, categories=CATEGORIES, convolutions=int(convolutional), width=10, dim=10 if convolutional else 16
     )
     config = BLLConfig(latent=latent, feedback=feedback or FeedbackConfig(hidden=9))
-    return BLL(config, optimizer or SGDConfig(), blocks, case.shapes, case.task, BATCHES, seed)
+    return BLL(config, optimizer or SGD(), blocks, case.shapes, case.task, BATCHES, seed)
 
 
 def inputs(name: str, block: int, batch: int = 4) -> Payload:

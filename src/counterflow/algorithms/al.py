@@ -16,25 +16,43 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from counterflow.algorithms.optimizer import BlockOptimizer
-from counterflow.algorithms.rule import Algorithm, LocalRule, MessageSpec, Metrics, Payload, Shape, Target
-from counterflow.config import AlgorithmConfig, OptimizerConfig
+from counterflow.algorithms.optimizer import BatchPart
+from counterflow.algorithms.rule import (
+    BlockContext,
+    LocalAlgorithm,
+    LocalRule,
+    MessageSpec,
+    Metrics,
+    Payload,
+    Prediction,
+    RuleContext,
+    RuleSet,
+    Shape,
+    Target,
+)
 from counterflow.config.validators import size
 from counterflow.models.head import pooling
 
 
 @dataclass(kw_only=True)
-class ALConfig(AlgorithmConfig):
+class AL(LocalAlgorithm):
+    """Associated learning: every block learns to associate its side of the input with its side of the target."""
+
     name: str = "al"
     dim: int = 128
     """Width of the target's side, ``t_1 .. t_N``."""
     pool: int = 2048
     """Feature maps are pooled for the bridge until they have at most so many dimensions."""
 
+    predicts_down = True
+
     def __post_init__(self) -> None:
         super().__post_init__()
         for key, value in (("dim", self.dim), ("pool", self.pool)):
             size(f"algorithm.{key}", value, 1)
+
+    def rule_set(self, context: RuleContext) -> RuleSet:
+        return ALRules(self, context)
 
 
 class ALRule(LocalRule):
@@ -44,26 +62,18 @@ class ALRule(LocalRule):
     gradient goes into a target of either.
     """
 
-    def __init__(
-        self,
-        block: nn.Module,
-        bridge: nn.Module,
-        encoder: nn.Module,
-        decoder: nn.Module,
-        classes: int | None,
-        top: bool,
-        optimizer: OptimizerConfig,
-        batches: int,
-    ) -> None:
-        """``classes`` is given to the bottom, where labels become ``t_0``, and None elsewhere."""
+    def __init__(self, context: BlockContext, config: AL) -> None:
         super().__init__()
-        self.block = block
-        self.bridge = bridge
-        self.encoder = encoder
-        self.decoder = decoder
-        self._classes = classes
-        self._top = top
-        self._optimizer = BlockOptimizer(self.parameters(), optimizer, batches)
+        dim = config.dim
+        below = context.classes if context.is_bottom else dim
+        self.block = context.module
+        self.bridge = _bridge(context.shape, dim, config.pool)
+        self.encoder = nn.Sequential(nn.Linear(below, dim), nn.Tanh())
+        self.decoder = nn.Linear(dim, below) if context.is_bottom else nn.Sequential(nn.Linear(dim, below), nn.Tanh())
+        # Labels become t_0 at the bottom.
+        self._classes = context.classes if context.is_bottom else None
+        self._top = context.is_top
+        self._optimizer = context.optimizer(self.parameters())
         self._up: tuple[Tensor, Tensor] | None = None
 
     def forward_message(self, message: Payload) -> Payload:
@@ -71,13 +81,13 @@ class ALRule(LocalRule):
         self._up = s, t
         return s.detach(), t.detach()
 
-    def update(self, n: int, message: Payload, target: Target) -> Metrics:
-        assert self._up is not None, "learn follows ascend"
+    def update(self, part: BatchPart, message: Payload, target: Target) -> Metrics:
+        assert self._up is not None, "an update follows a forward pass"
         s, t = self._up
         self._up = None
         associated = _distance(self.bridge(s), t.detach())
         autoencoder = _distance(self.decoder(t), self._target(message[1]))
-        self._optimizer.backward_and_step(associated + autoencoder, n)
+        self._optimizer.backward_and_step(associated + autoencoder, part)
         associated, autoencoder = associated.detach(), autoencoder.detach()
         return {"loss": associated + autoencoder, "associated": associated, "autoencoder": autoencoder}
 
@@ -86,9 +96,8 @@ class ALRule(LocalRule):
         return (s,), self.bridge(s)
 
     def decode_prediction(self, own: Tensor, message: Payload) -> Payload:
-        rows = torch.cat([own.unsqueeze(0), *message])
-        below = self.decoder(rows)
-        return (below.argmax(-1),) if self._classes is not None else (below,)
+        below = self.decoder(torch.cat([own.unsqueeze(0), *message]))
+        return Prediction.of(below) if self._classes is not None else (below,)
 
     @property
     def inference_modules(self) -> Sequence[nn.Module]:
@@ -104,39 +113,26 @@ def _distance(a: Tensor, b: Tensor) -> Tensor:
     return (a - b).square().sum(-1).mean()
 
 
-class AL(Algorithm):
-    Config = ALConfig
-    predicts_down = True
+class ALRules(RuleSet):
+    def __init__(self, config: AL, context: RuleContext) -> None:
+        super().__init__(context)
+        self.config = config
 
     def rule(self, block: int) -> LocalRule:
-        dim, bottom = self.config.dim, block == 1
-        below = self.task.classes if bottom else dim
-        with self.seeded(block):
-            bridge = _bridge(self.shapes[block - 1], dim, self.config.pool)
-            encoder = nn.Sequential(nn.Linear(below, dim), nn.Tanh())
-            decoder = nn.Linear(dim, below) if bottom else nn.Sequential(nn.Linear(dim, below), nn.Tanh())
-        return ALRule(
-            self.blocks[block - 1],
-            bridge,
-            encoder,
-            decoder,
-            self.task.classes if bottom else None,
-            block == len(self.blocks),
-            self.optimizer,
-            self.batches,
-        )
+        with self.seeded(self.config.name, block):
+            return ALRule(self.context.block(block), self.config)
 
     def activation(self, block: int, batch: int) -> MessageSpec:
         t = (batch, *self.task.label_shape, self.config.dim)
         return *self.test_activation(block, batch), (t, torch.float32)
 
     def prediction(self, block: int, batch: int) -> MessageSpec:
-        above = len(self.blocks) - block
+        above = len(self.shapes) - block
         return (((above, batch, *self.task.label_shape, self.config.dim), torch.float32),)
 
-    def summarize(self, figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    def summarize(self, metrics: Sequence[Mapping[str, float]]) -> dict[str, float]:
         """The sums of the losses of all components."""
-        return {name: sum(block[name] for block in figures) for name in ("loss", "associated", "autoencoder")}
+        return {name: sum(block[name] for block in metrics) for name in ("loss", "associated", "autoencoder")}
 
 
 def _bridge(shape: Shape, dim: int, most: int) -> nn.Module:

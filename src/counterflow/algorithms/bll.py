@@ -2,25 +2,41 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from counterflow.algorithms.families import Family, Gaussian, family
-from counterflow.algorithms.optimizer import BlockOptimizer
-from counterflow.algorithms.rule import Algorithm, LocalRule, MessageSpec, Metrics, Payload, Target
-from counterflow.config import AlgorithmConfig, FeedbackConfig, LatentConfig
+from counterflow.algorithms.optimizer import BatchPart
+from counterflow.algorithms.rule import (
+    BlockContext,
+    LocalAlgorithm,
+    LocalRule,
+    MessageSpec,
+    Metrics,
+    Payload,
+    Prediction,
+    RuleContext,
+    RuleSet,
+    Target,
+)
+from counterflow.config import FeedbackConfig, HeadConfig, LatentConfig
 from counterflow.models.feedback import Feedback
-from counterflow.models.head import LatentHead
+from counterflow.models.head import Head
 
 
 @dataclass(kw_only=True)
-class BLLConfig(AlgorithmConfig):
+class BLL(LocalAlgorithm):
+    """Block-local learning: code books come down, and every block learns from the posterior over its latent."""
+
     name: str = "bll"
+    head: HeadConfig = field(default_factory=HeadConfig)
     latent: LatentConfig = field(default_factory=LatentConfig)
     feedback: FeedbackConfig = field(default_factory=FeedbackConfig)
+
+    def rule_set(self, context: RuleContext) -> RuleSet:
+        return BLLRules(self, context)
 
 
 def posterior(u: Tensor, codes: Tensor, labels: Tensor) -> Tensor:
@@ -40,30 +56,20 @@ class BLLRule(LocalRule):
     """
 
     def __init__(
-        self,
-        block: nn.Module,
-        head: nn.Module,
-        feedback: Feedback | None,
-        codes: Tensor | None,
-        latent: Family,
-        refresh: int,
-        theta: BlockOptimizer,
-        phi: BlockOptimizer | None,
+        self, context: BlockContext, config: BLL, latent: Family, head: nn.Module, feedback: Feedback | None
     ) -> None:
-        """``feedback`` and ``phi`` are None in the bottom block: nothing learns from a target for the input.
-
-        ``codes`` is the book that stands until a message brings another one: the top's, and no other block's.
-        """
+        """``feedback`` is None in the bottom block: nothing learns from a target for the input."""
         super().__init__()
-        self.block = block
+        self.block = context.module
         self.head = head
         self.feedback = feedback
         self.codes: Tensor | None
-        self.register_buffer("codes", codes)
+        # The book that stands until a message brings another one: the top's, and no other block's.
+        self.register_buffer("codes", torch.eye(context.classes) if context.is_top else None)
         self._family = latent
-        self._refresh = refresh
-        self._theta = theta
-        self._phi = phi
+        self._refresh = config.feedback.refresh
+        self._theta = context.optimizer([*self.block.parameters(), *head.parameters()])
+        self._phi = context.optimizer(feedback.parameters(), config.feedback.lr_scale) if feedback is not None else None
         self._u: Tensor | None = None
 
     def receive_target(self, n: int, message: Payload) -> Target:
@@ -84,8 +90,8 @@ class BLLRule(LocalRule):
         self._u = self.head(a)
         return a.detach(), self._u.detach()
 
-    def update(self, n: int, message: Payload, target: Target) -> Metrics:
-        assert self._u is not None, "learn follows ascend"
+    def update(self, part: BatchPart, message: Payload, target: Target) -> Metrics:
+        assert self._u is not None, "an update follows a forward pass"
         codes, labels = target[0], target[1].flatten()
         u = self._u.flatten(0, -2)
         self._u = None
@@ -93,7 +99,7 @@ class BLLRule(LocalRule):
             rho = posterior(u, codes, labels)
             logits = u @ codes.T
         loss = self._family.kl(rho, u).mean()
-        self._theta.backward_and_step(loss, n)
+        self._theta.backward_and_step(loss, part)
         metrics = {
             "loss": loss.detach(),
             "nll": F.cross_entropy(logits, labels),
@@ -102,51 +108,38 @@ class BLLRule(LocalRule):
         if self.feedback is not None and self._phi is not None:
             below = message[1].flatten(0, -2)
             feedback_loss = F.cross_entropy(below @ self.feedback(codes).T, labels)
-            self._phi.backward_and_step(feedback_loss, n)
+            self._phi.backward_and_step(feedback_loss, part)
             metrics["feedback_loss"] = feedback_loss.detach()
         return metrics
 
-    def predict(self, message: Payload, target: Target) -> tuple[Payload, Tensor]:
+    def predict(self, message: Payload, target: Target) -> tuple[Payload, Prediction]:
         a = self.block(message[0])
-        return (a,), (self.head(a) @ target[0].T).argmax(-1)
-
-    @property
-    def inference_modules(self) -> Sequence[nn.Module]:
-        return (self.block,)
+        return (a,), Prediction.of(self.head(a) @ target[0].T)
 
 
-class BLL(Algorithm):
-    Config = BLLConfig
-
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        latent = self.config.latent
+class BLLRules(RuleSet):
+    def __init__(self, config: BLL, context: RuleContext) -> None:
+        super().__init__(context)
+        self.config = config
+        latent = config.latent
         self._multiple = latent.categories if latent.family == "categorical" else 1
         with torch.device("meta"):
-            heads = [LatentHead(shape, latent, self._multiple) for shape in self.shapes[:-1]]
+            heads = [Head(shape, config.head) for shape in self.shapes[:-1]]
         self._dims = [head.dim for head in heads] + [self.task.classes]
+        for dim in self._dims[:-1]:
+            if dim % self._multiple:
+                raise ValueError(
+                    f"algorithm.latent.categories={self._multiple}: must divide {dim}, the dimensions of a block's latent"
+                )
 
     def rule(self, block: int) -> LocalRule:
-        config, top = self.config, block == len(self.blocks)
-        forward = self.blocks[block - 1]
-        with self.seeded(block):
-            head = nn.Identity() if top else LatentHead(self.shapes[block - 1], config.latent, self._multiple)
+        config, context = self.config, self.context.block(block)
+        with self.seeded(config.name, block):
+            head = nn.Identity() if context.is_top else Head(context.shape, config.head)
             above, below = self._dims[block - 1], self._dims[block - 2]
-            feedback = Feedback(above, below, config.feedback) if block > 1 else None
-        return BLLRule(
-            forward,
-            head,
-            feedback,
-            torch.eye(self.task.classes) if top else None,
-            Gaussian() if top else family(config.latent.family, self._multiple),
-            config.feedback.refresh,
-            self._optimizer_of(forward, head),
-            self._optimizer_of(feedback, scale=config.feedback.lr_scale) if feedback is not None else None,
-        )
-
-    def _optimizer_of(self, *modules: nn.Module, scale: float = 1.0) -> BlockOptimizer:
-        parameters = [parameter for module in modules for parameter in module.parameters()]
-        return BlockOptimizer(parameters, self.optimizer, self.batches, scale)
+            feedback = None if context.is_bottom else Feedback(above, below, config.feedback)
+        latent = Gaussian() if context.is_top else family(config.latent.family, self._multiple)
+        return BLLRule(context, config, latent, head, feedback)
 
     def activation(self, block: int, batch: int) -> MessageSpec:
         a = (batch, *self.shapes[block - 1])
@@ -158,6 +151,6 @@ class BLL(Algorithm):
         book = ((self.task.classes, self._dims[block - 1]), torch.float32)
         return (book, labels) if n % self.config.feedback.refresh == 0 else (labels,)
 
-    def summarize(self, figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    def summarize(self, metrics: Sequence[Mapping[str, float]]) -> dict[str, float]:
         """The free energy ``F = -log p(y|x) + (1/N) sum_k KL_k``."""
-        return {"free_energy": figures[-1]["nll"] + sum(block["loss"] for block in figures) / len(figures)}
+        return {"free_energy": metrics[-1]["nll"] + sum(block["loss"] for block in metrics) / len(metrics)}

@@ -2,13 +2,27 @@
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from counterflow.config import AdamWConfig, OptimizerConfig, SGDConfig
+from counterflow.config import SGD, AdamW, OptimizerConfig
+
+
+@dataclass(frozen=True)
+class BatchPart:
+    """Part ``index`` of ``count`` equal parts of training batch ``n``; the last one ends with the update."""
+
+    n: int
+    index: int = 0
+    count: int = 1
+
+    @property
+    def is_last(self) -> bool:
+        return self.index == self.count - 1
 
 
 def lr_factor(config: OptimizerConfig, n: int, batches: int) -> float:
@@ -25,7 +39,7 @@ def lr_factor(config: OptimizerConfig, n: int, batches: int) -> float:
 
 
 class BlockOptimizer(nn.Module):
-    """Updates one set of parameters; what it does takes the batch index, so nothing but torch's own state is kept.
+    """Updates one set of parameters, which may be empty. All it keeps is the state of torch's optimizer.
 
     A module without parameters of its own, so that the ``state_dict`` of a rule holds its optimizers too.
     """
@@ -35,26 +49,32 @@ class BlockOptimizer(nn.Module):
     ) -> None:
         super().__init__()
         self.observe: Callable[[str, int, float, float], object] | None = None
-        """Hears of every ``backward`` and ``update``: of which batch, and its start and end in ``perf_counter``."""
+        """Called after every ``backward`` and ``update`` with the batch, and start and end in ``perf_counter``."""
         self._config = config
         self._batches = batches
         self._lr = config.lr * scale
-        self.torch = _build(list(parameters), config)
+        parameters = list(parameters)
+        self.torch = _build(parameters, config) if parameters else None
 
-    def backward_and_step(self, loss: Tensor, n: int) -> None:
-        """One update with the gradient of ``loss``, and with whatever gradients stand."""
-        self.backward(loss, n)
-        self.step(n)
+    def backward_and_step(self, loss: Tensor, part: BatchPart) -> None:
+        """Add the gradients of ``loss``, the mean over this part of the batch, and update after the last part."""
+        self.backward(loss if part.count == 1 else loss / part.count, part.n)
+        if part.is_last:
+            self.step(part.n)
 
     def backward(self, output: Tensor, n: int, gradient: Tensor | None = None) -> None:
         """Add to the gradients that of ``output``, in which it is ``gradient``; a scalar has the gradient 1."""
+        if not output.requires_grad:  # nothing below it has parameters
+            return
         start = perf_counter()
         torch.autograd.backward(output, gradient)
         if self.observe is not None:
             self.observe("backward", n, start, perf_counter())
 
     def step(self, n: int) -> None:
-        """One update with the gradients that stand, which are dropped afterwards."""
+        """One update with the gradients so far, which are dropped afterwards."""
+        if self.torch is None:
+            return
         start = perf_counter()
         for group in self.torch.param_groups:
             group["lr"] = self._lr * lr_factor(self._config, n, self._batches)
@@ -64,15 +84,16 @@ class BlockOptimizer(nn.Module):
             self.observe("update", n, start, perf_counter())
 
     def get_extra_state(self) -> dict[str, Any]:
-        return self.torch.state_dict()
+        return {} if self.torch is None else self.torch.state_dict()
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        self.torch.load_state_dict(state)
+        if self.torch is not None:
+            self.torch.load_state_dict(state)
 
 
 def _build(parameters: list[nn.Parameter], config: OptimizerConfig) -> torch.optim.Optimizer:
     match config:
-        case SGDConfig():
+        case SGD():
             return torch.optim.SGD(
                 parameters,
                 config.lr,
@@ -81,7 +102,7 @@ def _build(parameters: list[nn.Parameter], config: OptimizerConfig) -> torch.opt
                 nesterov=config.nesterov,
                 fused=True,
             )
-        case AdamWConfig():
+        case AdamW():
             first, second = config.betas
             return torch.optim.AdamW(
                 parameters, config.lr, (first, second), weight_decay=config.weight_decay, fused=True

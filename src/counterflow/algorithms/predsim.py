@@ -1,21 +1,33 @@
 """Local classifiers and similarity matching (Noekland and Eidnes, arXiv 1901.06656; section 3.3 of the design)."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from counterflow.algorithms.optimizer import BlockOptimizer
-from counterflow.algorithms.rule import Algorithm, LocalRule, Metrics, Payload, Shape, Target
-from counterflow.config import AlgorithmConfig, OptimizerConfig
+from counterflow.algorithms.optimizer import BatchPart
+from counterflow.algorithms.per_block import PerBlockRules
+from counterflow.algorithms.rule import (
+    BlockContext,
+    LocalAlgorithm,
+    LocalRule,
+    Metrics,
+    Payload,
+    Prediction,
+    RuleContext,
+    RuleSet,
+    Shape,
+    Target,
+)
 from counterflow.config.validators import size
 from counterflow.models.head import pooling
 
 
 @dataclass(kw_only=True)
-class PredSimConfig(AlgorithmConfig):
+class PredSim(LocalAlgorithm):
+    """Local classifiers and similarity matching."""
+
     name: str = "predsim"
     beta: float = 0.99
     """Weight of the similarity loss; 0 is the local classifier alone, 1 the similarity loss alone."""
@@ -27,6 +39,9 @@ class PredSimConfig(AlgorithmConfig):
         if not 0 <= self.beta <= 1:
             raise ValueError(f"algorithm.beta={self.beta}: must be between 0 and 1")
         size("algorithm.dim", self.dim, 1)
+
+    def rule_set(self, context: RuleContext) -> RuleSet:
+        return PerBlockRules(context, self.name, lambda block: PredSimRule(block, self))
 
 
 def similarity(x: Tensor) -> Tensor:
@@ -65,40 +80,32 @@ class SimilarityBranch(nn.Module):
 
 
 class PredSimRule(LocalRule):
-    """A block with a local classifier and a similarity branch. Up goes ``a_k``, down come the labels, unchanged."""
+    """A block with a local classifier and a similarity branch. Up goes ``a_k``, down come the labels, unchanged.
 
-    def __init__(
-        self,
-        block: nn.Module,
-        classifier: nn.Module | None,
-        branch: SimilarityBranch | None,
-        beta: float,
-        classes: int,
-        optimizer: OptimizerConfig,
-        batches: int,
-    ) -> None:
-        """A branch is None where its loss has no weight."""
+    The top block has the ordinary output layer and cross entropy, whatever ``beta`` is. A branch is None where its loss
+    has no weight.
+    """
+
+    def __init__(self, context: BlockContext, config: PredSim) -> None:
         super().__init__()
-        self.block = block
-        self.classifier = classifier
-        self.branch = branch
-        self._beta = beta
-        self._classes = classes
-        self._optimizer = BlockOptimizer(self.parameters(), optimizer, batches)
+        self._beta = 0.0 if context.is_top else config.beta
+        self.block = context.module
+        self.classifier: nn.Module | None = None
+        if context.is_top:
+            self.classifier = nn.Identity()
+        elif self._beta < 1:
+            self.classifier = _classifier(context.shape, context.classes, config.dim)
+        self.branch = SimilarityBranch(context.shape) if self._beta > 0 else None
+        self._classes = context.classes
+        self._optimizer = context.optimizer(self.parameters())
         self._a: Tensor | None = None
-
-    def receive_target(self, n: int, message: Payload) -> Target:
-        return message
-
-    def make_target(self, n: int, target: Target) -> Payload:
-        return target
 
     def forward_message(self, message: Payload) -> Payload:
         self._a = self.block(message[0])
         return (self._a.detach(),)
 
-    def update(self, n: int, message: Payload, target: Target) -> Metrics:
-        assert self._a is not None, "learn follows ascend"
+    def update(self, part: BatchPart, message: Payload, target: Target) -> Metrics:
+        assert self._a is not None, "an update follows a forward pass"
         a, (labels,) = self._a, target
         self._a = None
         if labels.ndim > 1:  # every position of a sequence is a sample
@@ -115,32 +122,12 @@ class PredSimRule(LocalRule):
             sim = F.mse_loss(similarity(self.branch(a)), wanted)
             loss = loss + self._beta * sim
             metrics["sim"] = sim.detach()
-        self._optimizer.backward_and_step(loss, n)
+        self._optimizer.backward_and_step(loss, part)
         return {"loss": loss.detach(), **metrics}
 
-    def predict(self, message: Payload, target: Target) -> tuple[Payload, Tensor | None]:
+    def predict(self, message: Payload, target: Target) -> tuple[Payload, Prediction | None]:
         a = self.block(message[0])
-        return (a,), self.classifier(a).argmax(-1) if self.classifier is not None else None
-
-    @property
-    def inference_modules(self) -> Sequence[nn.Module]:
-        return (self.block,)
-
-
-class PredSim(Algorithm):
-    Config = PredSimConfig
-
-    def rule(self, block: int) -> LocalRule:
-        """The top block has the ordinary output layer and cross entropy, whatever ``beta`` is."""
-        config, shape, classes = self.config, self.shapes[block - 1], self.task.classes
-        classifier: nn.Module | None = nn.Identity()
-        branch, beta = None, 0.0
-        if block < len(self.blocks):
-            beta = config.beta
-            with self.seeded(block):
-                classifier = _classifier(shape, classes, config.dim) if beta < 1 else None
-                branch = SimilarityBranch(shape) if beta > 0 else None
-        return PredSimRule(self.blocks[block - 1], classifier, branch, beta, classes, self.optimizer, self.batches)
+        return (a,), Prediction.of(self.classifier(a)) if self.classifier is not None else None
 
 
 def _classifier(shape: Shape, classes: int, most: int) -> nn.Module:

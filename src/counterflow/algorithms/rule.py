@@ -1,14 +1,15 @@
-"""What an engine asks of a local rule. A rule knows one block pair and no communication."""
+"""The contract between the engine and a local rule. A rule knows one block pair and no communication."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from counterflow.algorithms.optimizer import BatchPart, BlockOptimizer
 from counterflow.config import AlgorithmConfig, OptimizerConfig
 from counterflow.seeding import derive_seed
 
@@ -18,6 +19,19 @@ Metrics = Mapping[str, Tensor]
 Shape = tuple[int, ...]
 MessageSpec = tuple[tuple[Shape, torch.dtype], ...]
 """Shape and type of every tensor of a message."""
+
+
+class Prediction(NamedTuple):
+    """A block's prediction of labels."""
+
+    labels: Tensor
+    """int64 ``[B]``, or ``[B, T]`` of sequences."""
+    scores: Tensor
+    """``[*labels.shape, C]``: logits or negative distances, the greatest at the label."""
+
+    @classmethod
+    def of(cls, scores: Tensor) -> "Prediction":
+        return cls(scores.argmax(-1), scores)
 
 
 @dataclass(frozen=True)
@@ -30,6 +44,65 @@ class Task:
     """``()`` for one label a sample, ``(T,)`` for one at every position of a sequence."""
 
 
+@dataclass(frozen=True)
+class BlockContext:
+    """All that a rule may know of its block pair ``number`` of ``blocks``, counted from the bottom."""
+
+    number: int
+    blocks: int
+    module: nn.Module
+    """The forward block."""
+    input_shape: Shape
+    """Shape of one sample of the block's input."""
+    shape: Shape
+    """Shape of one sample of the block's output."""
+    task: Task
+    optimizer_config: OptimizerConfig
+    batches: int
+    """Training batches of the run: learning-rate schedules end there."""
+
+    @property
+    def is_top(self) -> bool:
+        return self.number == self.blocks
+
+    @property
+    def is_bottom(self) -> bool:
+        return self.number == 1
+
+    @property
+    def classes(self) -> int:
+        return self.task.classes
+
+    def optimizer(self, parameters: Iterable[nn.Parameter], scale: float = 1.0) -> BlockOptimizer:
+        """The run's optimizer over ``parameters``, with ``scale`` times its learning rate."""
+        return BlockOptimizer(parameters, self.optimizer_config, self.batches, scale)
+
+
+@dataclass(frozen=True)
+class RuleContext:
+    """The cut network and what it is trained on."""
+
+    blocks: Sequence[nn.Module]
+    shapes: Sequence[Shape]
+    """Shape of one sample of each block's output, bottom to top."""
+    task: Task
+    optimizer: OptimizerConfig
+    batches: int
+    seed: int
+
+    def block(self, number: int) -> BlockContext:
+        return BlockContext(
+            number,
+            len(self.blocks),
+            self.blocks[number - 1],
+            self.task.input_shape if number == 1 else self.shapes[number - 2],
+            self.shapes[number - 1],
+            self.task,
+            self.optimizer,
+            self.batches,
+        )
+
+
 class LocalRule(nn.Module, ABC):
     """Block pair ``k``: its forward block, its feedback block, and how both learn.
 
@@ -37,47 +110,61 @@ class LocalRule(nn.Module, ABC):
     at once afterwards. Then, batch by batch, it calls `forward_message` and `update`. Where no targets come down, it
     calls neither `receive_target` nor `make_target`, and the target is empty.
 
-    What a rule keeps from batch to batch is parameters, buffers, and optimizers (`BlockOptimizer`) among its
+    Unless a rule says otherwise, the target is the labels, which go down unchanged, and ``self.block`` is the forward
+    block. What a rule keeps from batch to batch is parameters, buffers, and optimizers (`BlockOptimizer`) among its
     attributes: all that is in its ``state_dict``, and so in checkpoints.
     """
 
+    block: nn.Module
+
     def receive_target(self, n: int, message: Payload) -> Target:
-        """What the message from above says about batch ``n``, to be kept until ``n`` is learnt."""
-        raise AssertionError("no targets come down")
+        """The target of batch ``n`` from the message from above, to be kept until the update on ``n``."""
+        return message
 
     def make_target(self, n: int, target: Target) -> Payload:
         """``b_{k-1}(n)``, the target message for the block below."""
-        raise AssertionError("no targets come down")
+        return target
 
     @abstractmethod
     def forward_message(self, message: Payload) -> Payload:
         """``a_k(n)``, the activation message for the block above; keeps what `update` needs."""
 
-    def update(self, n: int, message: Payload, target: Target) -> Metrics:
-        """Update ``theta_k`` and ``phi_k`` on batch ``n``, after `forward_message` of the same message from below.
+    def update(self, part: BatchPart, message: Payload, target: Target) -> Metrics:
+        """Update ``theta_k`` and ``phi_k`` on (a part of) a batch, after `forward_message` of the same message.
 
         Returns scalars, among them ``loss``, and ``accuracy`` if the block can tell its own.
         """
         raise AssertionError("this block learns from gradients alone")
 
-    def backward(self, n: int, message: Payload, gradient: Payload) -> tuple[Payload, Metrics]:
-        """Where gradients come down: update with that of batch ``n``, whose message from below is here again.
+    def backward(self, part: BatchPart, message: Payload, gradient: Payload) -> tuple[Payload, Metrics]:
+        """Where gradients come down: update with that of a batch, whose message from below is here again.
 
         Returns the gradient for the block below, and what `update` would.
         """
         raise AssertionError("this block learns locally")
 
     @abstractmethod
-    def predict(self, message: Payload, target: Target) -> tuple[Payload, Tensor | None]:
-        """For a test batch: the activation message for the block above, and what this block says about the labels.
+    def predict(self, message: Payload, target: Target) -> tuple[Payload, Prediction | Tensor | None]:
+        """Handle a test batch, and update nothing.
 
-        That is its own prediction of them, ``[B]``; None if its rule has none; or, where predictions come down, what
-        `decode_prediction` needs. ``target`` is the one that was learnt last. Nothing is updated.
+        Args:
+            message: The activation message from below.
+            target: The target that was learnt last.
+
+        Returns:
+            The activation message for the block above, and this block's own `Prediction`; None if its rule has none;
+            where predictions come down, the tensor that `decode_prediction` needs.
         """
 
     def decode_prediction(self, own: Tensor, message: Payload) -> Payload:
-        """Where predictions come down: from `predict`'s own part and the message from above (empty at the top), the
-        one for the block below. The bottom's holds one tensor: the labels as every block predicts them, ``[N, B]``.
+        """Where predictions come down: the message for the block below.
+
+        Args:
+            own: The second result of `predict`.
+            message: The message from above, empty at the top.
+
+        Returns:
+            At the bottom a `Prediction` with a row a block: ``[N, B]`` labels and ``[N, B, C]`` scores.
         """
         raise AssertionError("this rule predicts where it is")
 
@@ -91,89 +178,57 @@ class LocalRule(nn.Module, ABC):
         self.load_state_dict(state)
 
     @property
-    @abstractmethod
     def inference_modules(self) -> Sequence[nn.Module]:
-        """The modules without which the network does not predict, the forward block first; all others only help to
-        learn."""
+        """The modules without which the network does not predict, the forward block first."""
+        return (self.block,)
 
 
 class RuleSet(ABC):
-    """The rules of all blocks of a network, and what crosses the wire between block k and k+1."""
+    """The rules of all blocks of a network, and what crosses the wire between block k and k+1.
+
+    Unless a subclass says otherwise, ``a_k`` goes up, labels come down, and the sum of all losses is reported.
+    """
+
+    def __init__(self, context: RuleContext) -> None:
+        self.context = context
+        self.shapes = context.shapes
+        self.task = context.task
 
     @abstractmethod
     def rule(self, block: int) -> LocalRule:
         """The block pair ``block``, with parameters that depend on the seed and on nothing else."""
 
-    @abstractmethod
+    @contextmanager
+    def seeded(self, stream: str, block: int) -> Iterator[None]:
+        """Within it, parameters come from the random stream of ``block``, whatever was drawn before."""
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(derive_seed(self.context.seed, stream, block))
+            yield
+
     def activation(self, block: int, batch: int) -> MessageSpec:
         """The message that goes up from ``block`` for a training batch of ``batch`` samples."""
+        return (((batch, *self.shapes[block - 1]), torch.float32),)
 
-    @abstractmethod
     def test_activation(self, block: int, batch: int) -> MessageSpec:
         """The message that goes up from ``block`` for a test batch of ``batch`` samples."""
+        return (((batch, *self.shapes[block - 1]), torch.float32),)
 
-    @abstractmethod
     def target(self, block: int, n: int, batch: int) -> MessageSpec:
         """The target (or gradient) that comes down to ``block`` for training batch ``n`` of ``batch`` samples."""
+        return (((batch, *self.task.label_shape), torch.int64),)
 
     def prediction(self, block: int, batch: int) -> MessageSpec:
         """The message that comes down to ``block`` for a test batch of ``batch`` samples (``predicts_down`` only)."""
         raise AssertionError("these rules predict where they are")
 
+    def summarize(self, metrics: Sequence[Mapping[str, float]]) -> dict[str, float]:
+        """Metrics of the whole network from what `LocalRule.update` of all blocks returned, bottom to top."""
+        return {"loss": sum(block["loss"] for block in metrics)}
+
+
+class LocalAlgorithm(AlgorithmConfig, ABC):
+    """A local learning rule that ``algorithm=`` or a Trainer can name: options, and the rules made of them."""
+
     @abstractmethod
-    def summarize(self, figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
-        """The figures of the whole system from what `LocalRule.update` of all blocks returned, bottom to top."""
-
-
-class Algorithm(RuleSet):
-    """A system of local rules that ``algorithm=`` can name.
-
-    Unless a rule says otherwise, ``a_k`` goes up, labels come down, and the sum of all losses is reported.
-    """
-
-    Config: ClassVar[type[AlgorithmConfig]]
-    """Its options; the default of ``name`` is what ``algorithm=`` calls it."""
-
-    predicts_down: ClassVar[bool] = False
-    """Labels enter at the bottom, no targets come down while training, and the prediction comes out at the bottom."""
-
-    def __init__(
-        self,
-        config: Any,
-        optimizer: OptimizerConfig,
-        blocks: Sequence[nn.Module],
-        shapes: Sequence[Shape],
-        task: Task,
-        batches: int,
-        seed: int,
-    ) -> None:
-        """``config`` is a `Config`; ``shapes`` are those of the blocks' outputs for one sample, bottom to top.
-
-        ``batches`` is how many the run has: schedules of learning rates end there.
-        """
-        self.config = config
-        self.optimizer = optimizer
-        self.blocks = blocks
-        self.shapes = shapes
-        self.task = task
-        self.batches = batches
-        self.seed = seed
-
-    @contextmanager
-    def seeded(self, block: int) -> Iterator[None]:
-        """Within it, parameters come from the stream of this algorithm and ``block``, whatever was drawn before."""
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(derive_seed(self.seed, self.Config.name, block))
-            yield
-
-    def activation(self, block: int, batch: int) -> MessageSpec:
-        return (((batch, *self.shapes[block - 1]), torch.float32),)
-
-    def test_activation(self, block: int, batch: int) -> MessageSpec:
-        return (((batch, *self.shapes[block - 1]), torch.float32),)
-
-    def target(self, block: int, n: int, batch: int) -> MessageSpec:
-        return (((batch, *self.task.label_shape), torch.int64),)
-
-    def summarize(self, figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
-        return {"loss": sum(block["loss"] for block in figures)}
+    def rule_set(self, context: RuleContext) -> RuleSet:
+        """The rules of all blocks of ``context``."""

@@ -4,11 +4,20 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from counterflow.algorithms.optimizer import BlockOptimizer
-from counterflow.algorithms.rule import LocalRule, MessageSpec, Metrics, Payload, RuleSet, Shape, Target, Task
-from counterflow.config import OptimizerConfig
+from counterflow.algorithms.optimizer import BatchPart
+from counterflow.algorithms.rule import (
+    BlockContext,
+    LocalRule,
+    MessageSpec,
+    Metrics,
+    Payload,
+    Prediction,
+    RuleContext,
+    RuleSet,
+    Target,
+)
 
 TrueGradient = Callable[[int, int], Sequence[Tensor] | None]
 """``(n, block)`` to the gradient of batch n in the block's parameters, at the weights that all blocks have now; None
@@ -22,49 +31,37 @@ class StaleGradientRule(LocalRule):
     batches are in flight, and no weights are kept for them. Statistics of batch norm see every batch twice.
     """
 
-    def __init__(
-        self,
-        number: int,
-        block: nn.Module,
-        top: bool,
-        optimizer: OptimizerConfig,
-        batches: int,
-        true_gradient: TrueGradient,
-    ) -> None:
+    def __init__(self, context: BlockContext, true_gradient: TrueGradient) -> None:
         super().__init__()
-        self.block = block
-        self._number = number
-        self._top = top
-        self._optimizer = BlockOptimizer(block.parameters(), optimizer, batches)
+        self.block = context.module
+        self._number = context.number
+        self._top = context.is_top
+        self._optimizer = context.optimizer(self.block.parameters())
         self._true_gradient = true_gradient
 
     @torch.no_grad()
     def forward_message(self, message: Payload) -> Payload:
         return (self.block(message[0]),)
 
-    def backward(self, n: int, message: Payload, gradient: Payload) -> tuple[Payload, Metrics]:
+    def backward(self, part: BatchPart, message: Payload, gradient: Payload) -> tuple[Payload, Metrics]:
         x = message[0].requires_grad_(message[0].is_floating_point())
         a = self.block(x)
         metrics: dict[str, Tensor] = {}
         if self._top:
             loss = F.cross_entropy(a.flatten(0, -2), gradient[0].flatten())
             metrics = {"loss": loss.detach(), "accuracy": (a.argmax(-1) == gradient[0]).float().mean()}
-            self._optimizer.backward(loss, n)
+            self._optimizer.backward(loss, part.n)
         else:
-            self._optimizer.backward(a, n, gradient[0])
-        true = self._true_gradient(n, self._number)
+            self._optimizer.backward(a, part.n, gradient[0])
+        true = self._true_gradient(part.n, self._number)
         if true is not None:
             metrics["update_error"] = _relative_error([p.grad for p in self.block.parameters()], true)
-        self._optimizer.step(n)
+        self._optimizer.step(part.n)
         return (() if x.grad is None else (x.grad,)), metrics
 
-    def predict(self, message: Payload, target: Target) -> tuple[Payload, Tensor | None]:
+    def predict(self, message: Payload, target: Target) -> tuple[Payload, Prediction | None]:
         a = self.block(message[0])
-        return (a,), a.argmax(-1) if self._top else None
-
-    @property
-    def inference_modules(self) -> Sequence[nn.Module]:
-        return (self.block,)
+        return (a,), Prediction.of(a) if self._top else None
 
 
 def _relative_error(ours: Sequence[Tensor | None], true: Sequence[Tensor]) -> Tensor:
@@ -77,39 +74,18 @@ def _relative_error(ours: Sequence[Tensor | None], true: Sequence[Tensor]) -> Te
 class StaleGradient(RuleSet):
     """Backprop under ``schedule=naive``."""
 
-    def __init__(
-        self,
-        optimizer: OptimizerConfig,
-        blocks: Sequence[nn.Module],
-        shapes: Sequence[Shape],
-        task: Task,
-        batches: int,
-        true_gradient: TrueGradient,
-    ) -> None:
-        self._optimizer = optimizer
-        self._blocks = blocks
-        self._shapes = shapes
-        self._task = task
-        self._batches = batches
+    def __init__(self, context: RuleContext, true_gradient: TrueGradient) -> None:
+        super().__init__(context)
         self._true_gradient = true_gradient
 
     def rule(self, block: int) -> LocalRule:
-        top = block == len(self._blocks)
-        return StaleGradientRule(
-            block, self._blocks[block - 1], top, self._optimizer, self._batches, self._true_gradient
-        )
-
-    def activation(self, block: int, batch: int) -> MessageSpec:
-        return (((batch, *self._shapes[block - 1]), torch.float32),)
-
-    def test_activation(self, block: int, batch: int) -> MessageSpec:
-        return self.activation(block, batch)
+        return StaleGradientRule(self.context.block(block), self._true_gradient)
 
     def target(self, block: int, n: int, batch: int) -> MessageSpec:
         return self.activation(block, batch)
 
-    def summarize(self, figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    def summarize(self, metrics: Sequence[Mapping[str, float]]) -> dict[str, float]:
         """The cross entropy at the top, and the mean update error of the blocks where it was measured."""
-        errors = [block["update_error"] for block in figures if "update_error" in block]
+        errors = [block["update_error"] for block in metrics if "update_error" in block]
         mean = {"update_error": sum(errors) / len(errors)} if errors else {}
-        return {"loss": figures[-1]["loss"], **mean}
+        return {"loss": metrics[-1]["loss"], **mean}

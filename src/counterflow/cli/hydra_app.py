@@ -1,6 +1,7 @@
 """From a folder of YAML files and overrides to a checked configuration."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
@@ -8,19 +9,27 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import hydra
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+import counterflow
 from counterflow.algorithms import ALGORITHMS, END_TO_END
-from counterflow.config import SCALES, TrainConfig, register
+from counterflow.config import DATA, MODELS, OPTIMIZERS, SCALES, TrainConfig
 
 Schema = TypeVar("Schema")
 
 _NAMELESS = ("hydra.", "run.", "checkpoint.")
 _SAME_WHATEVER = ("experiment", "scale", "data.root", "data.download", "engine.threads")
-"""Overrides that do not tell the runs of one sweep apart, or belong to the machine."""
+"""Overrides that do not distinguish the runs of one sweep, or belong to the machine."""
+
+
+def conf_dir() -> Path:
+    """The folder of YAML files: in a wheel beside this package, in a checkout at its top level."""
+    package = Path(counterflow.__file__).parent
+    return package / "conf" if (package / "conf").is_dir() else package.parent.parent / "conf"
 
 
 def _by_scale(*values: Any, _root_: DictConfig) -> Any:
@@ -45,17 +54,27 @@ def _sweep_dir(*, _root_: DictConfig) -> str:
 OmegaConf.register_new_resolver("by_algorithm", _by_algorithm, replace=True)
 OmegaConf.register_new_resolver("by_scale", _by_scale, replace=True)
 OmegaConf.register_new_resolver("sweep_dir", _sweep_dir, replace=True)
-register([system.Config for system in ALGORITHMS.values()] + [system.Config for system in END_TO_END.values()])
+
+_STORE = ConfigStore.instance()
+_STORE.store(name="schema", node=TrainConfig)
+for _group, _nodes in (
+    ("algorithm", [*ALGORITHMS.values(), *END_TO_END.values()]),
+    ("model", MODELS),
+    ("data", DATA.values()),
+    ("optimizer", OPTIMIZERS),
+):
+    for _node in _nodes:
+        _STORE.store(group=_group, name=_node.name, node=_node)
 
 
-def load_config(conf: Path, overrides: Sequence[str]) -> TrainConfig:
+def load_config(overrides: Sequence[str]) -> TrainConfig:
     """The configuration of ``conf/train.yaml`` with ``overrides``. ``ValueError`` of one line if it is wrong."""
     GlobalHydra.instance().clear()
-    with _one_line(), hydra.initialize_config_dir(str(conf.resolve()), version_base="1.3"):
-        return check(hydra.compose("train", list(overrides)), TrainConfig)
+    with _one_line(), hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return validate(hydra.compose("train", list(overrides)), TrainConfig)
 
 
-def check(composed: DictConfig, schema: type[Schema]) -> Schema:
+def validate(composed: DictConfig, schema: type[Schema]) -> Schema:
     """The objects of ``schema``, each of which checks itself. ``ValueError`` of one line if one refuses."""
     _refuse_additions(composed)
     with _one_line():
@@ -64,18 +83,19 @@ def check(composed: DictConfig, schema: type[Schema]) -> Schema:
     return config
 
 
-def run_hydra(conf: Path, task: Callable[[DictConfig], None], name: str = "train") -> None:
-    """Run ``task`` under hydra's command line, with all that it offers, on ``conf/NAME.yaml``.
-
-    ``ValueError`` of one line if it is wrong.
-    """
+def run_hydra(task: Callable[[DictConfig], None], name: str = "train") -> None:
+    """Run ``task`` under hydra's command line, on ``conf/NAME.yaml``. ``ValueError`` of one line if it is wrong."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hydra then raises what it would print on many lines, on every rank
-    with _one_line():
-        hydra.main(version_base="1.3", config_path=str(conf.resolve()), config_name=name)(task)()
+    try:
+        with _one_line():
+            hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=name)(task)()
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of --help has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def job_name(overrides: Sequence[str]) -> str:
-    """The folder of one job of a sweep: what it overrides, in whatever order that was said."""
+    """The folder of one job of a sweep: its overrides, in an order of their own."""
     named = []
     for override in overrides:
         key = override.split("=")[0].lstrip("+~")
@@ -89,9 +109,8 @@ def _one_line() -> Iterator[None]:
     try:
         yield
     except MissingConfigException as error:
-        options = [option for option in error.options or () if not option.endswith("schema")]
         group, _, choice = (error.missing_cfg_file or "").rpartition("/")
-        raise ValueError(f"{group}={choice}: allowed are {', '.join(options)}") from error
+        raise ValueError(f"{group}={choice}: allowed are {', '.join(error.options or ())}") from error
     except OverrideParseException as error:
         raise ValueError(f"{error.override}: {error.message.splitlines()[0]}") from error
     except TypeError as error:  # hydra's own, where a list or a number stands for the name of a choice

@@ -1,11 +1,13 @@
 """The configuration schema: names, types and limits of every option, checked before any process group exists."""
 
-from counterflow.config.algorithm import AlgorithmConfig, FeedbackConfig, LatentConfig
+from counterflow.config.algorithm import AlgorithmConfig, FeedbackConfig, HeadConfig, LatentConfig
 from counterflow.config.model import (
+    MODELS,
     CNNConfig,
     CustomConfig,
     MLPConfig,
     ModelConfig,
+    OwnModelConfig,
     ResNet20Config,
     ResNet32Config,
     ResNet50Config,
@@ -15,27 +17,30 @@ from counterflow.config.model import (
 )
 from counterflow.config.schema import (
     DATA,
+    OPTIMIZERS,
     PIPELINES,
     SCALES,
     SCHEDULES,
-    AdamWConfig,
+    AdamW,
     CheckpointConfig,
     DataConfig,
     EngineConfig,
     OptimizerConfig,
+    OwnDataConfig,
     RunConfig,
-    SGDConfig,
+    SGD,
     TrainConfig,
     TrainLoopConfig,
-    register,
 )
 
 __all__ = [
     "DATA",
+    "MODELS",
+    "OPTIMIZERS",
     "PIPELINES",
     "SCALES",
     "SCHEDULES",
-    "AdamWConfig",
+    "AdamW",
     "AlgorithmConfig",
     "CNNConfig",
     "CheckpointConfig",
@@ -43,19 +48,21 @@ __all__ = [
     "DataConfig",
     "EngineConfig",
     "FeedbackConfig",
+    "HeadConfig",
     "LatentConfig",
     "MLPConfig",
     "ModelConfig",
+    "OwnDataConfig",
+    "OwnModelConfig",
     "OptimizerConfig",
     "ResNet20Config",
     "ResNet32Config",
     "ResNet50Config",
     "ResNetConfig",
     "RunConfig",
-    "SGDConfig",
+    "SGD",
     "TrainConfig",
     "TrainLoopConfig",
     "TransformerConfig",
     "VGGConfig",
-    "register",
 ]

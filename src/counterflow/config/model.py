@@ -170,3 +170,27 @@ class CustomConfig(ModelConfig):
             self.args = {}
         if not (isinstance(self.args, dict) and all(isinstance(name, str) for name in self.args)):
             raise ValueError(f"model.args={self.args}: must be named arguments, {{name: value, ..}}")
+
+
+MODELS = (
+    MLPConfig,
+    CNNConfig,
+    VGGConfig,
+    ResNetConfig,
+    ResNet50Config,
+    ResNet20Config,
+    ResNet32Config,
+    TransformerConfig,
+    CustomConfig,
+)
+
+
+@dataclass(kw_only=True)
+class OwnModelConfig(ModelConfig):
+    """The record of a network that a script passed to a Trainer, for run directories and hashes."""
+
+    name: str = "custom"
+    target: str = ""
+    """Name of the factory, or the kind of the module that was built before."""
+    digest: str | None = None
+    """sha256 of the initial parameters and buffers of a module that was built before."""

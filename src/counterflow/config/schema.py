@@ -4,29 +4,15 @@ The YAML files under ``conf/`` only choose values; names, types and limits are t
 ``ValueError`` of one line: the key, the value, and what is allowed.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 from counterflow.config.algorithm import AlgorithmConfig
-from counterflow.config.model import (
-    CNNConfig,
-    CustomConfig,
-    MLPConfig,
-    ModelConfig,
-    ResNet20Config,
-    ResNet32Config,
-    ResNet50Config,
-    ResNetConfig,
-    TransformerConfig,
-    VGGConfig,
-)
-from counterflow.config.validators import at_least, fraction, one_of, rate, size
+from counterflow.config.model import ModelConfig
 
-DATA = ("digits", "fashion_mnist", "mnist", "cifar10", "cifar100", "reverse", "image_folder")
+_DATA_NAMES = ("digits", "fashion_mnist", "mnist", "cifar10", "cifar100", "reverse", "image_folder")
 
 
 @dataclass(kw_only=True)
@@ -48,11 +34,39 @@ class DataConfig:
     """Horizontal flips (``augment=true`` only)."""
 
     def __post_init__(self) -> None:
-        one_of("data.name", self.name, DATA)
+        self._check_name()
         fraction("data.validation", self.validation)
         if self.limit is not None:
             at_least("data.limit", self.limit, 1)
         size("data.padding", self.padding, 0)
+
+    def _check_name(self) -> None:
+        one_of("data.name", self.name, _DATA_NAMES)
+
+
+DATA = {
+    config.name: config
+    for config in (
+        DataConfig(name="digits"),
+        DataConfig(name="mnist", flip=False),  # digits are not mirrored
+        DataConfig(name="fashion_mnist"),
+        DataConfig(name="cifar10", padding=4),
+        DataConfig(name="cifar100", padding=4),
+        DataConfig(name="reverse"),
+        DataConfig(name="image_folder"),
+    )
+}
+"""The data sets that have a loader, with their defaults."""
+
+
+@dataclass(kw_only=True)
+class OwnDataConfig(DataConfig):
+    """The record of data that a script passed to a Trainer."""
+
+    name: str = "custom"
+
+    def _check_name(self) -> None:
+        one_of("data.name", self.name, ("custom",))
 
 
 @dataclass(kw_only=True)
@@ -74,7 +88,7 @@ class OptimizerConfig:
 
 
 @dataclass(kw_only=True)
-class SGDConfig(OptimizerConfig):
+class SGD(OptimizerConfig):
     name: str = "sgd"
     lr: float = 0.1
     momentum: float = 0.9
@@ -88,7 +102,7 @@ class SGDConfig(OptimizerConfig):
 
 
 @dataclass(kw_only=True)
-class AdamWConfig(OptimizerConfig):
+class AdamW(OptimizerConfig):
     name: str = "adamw"
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
 
@@ -98,6 +112,9 @@ class AdamWConfig(OptimizerConfig):
             raise ValueError(f"optimizer.betas={self.betas}: must be two numbers")
         for beta in self.betas:
             fraction("optimizer.betas", beta)
+
+
+OPTIMIZERS = (AdamW, SGD)
 
 
 @dataclass(kw_only=True)
@@ -221,8 +238,8 @@ class TrainConfig:
     """Which of the values an experiment's preset names: ``smoke`` for a minute, ``cpu`` for an hour, ``full``."""
     device: str = "auto"
     schedule: str = "auto"
-    """How ranks take turns: ``free`` for local rules; for end-to-end references a pipeline schedule of torch. ``auto``
-    is the first for the ones, ``1f1b`` for the others."""
+    """How ranks take turns: ``free`` for local rules, a pipeline schedule of torch or ``naive`` for end-to-end
+    references. ``auto`` is ``free`` and ``1f1b``."""
     trace: bool = False
     """Record what every rank does when: ``trace.json`` for Perfetto and ``timeline.png`` in the run directory."""
     algorithm: AlgorithmConfig = MISSING
@@ -242,31 +259,9 @@ class TrainConfig:
             raise ValueError(f"scale={self.scale}: has no effect without experiment=NAME, whose values it chooses")
         one_of("schedule", self.schedule, SCHEDULES)
         one_of("device", self.device, ("auto", "cpu", "cuda"))
-        if not self.train.test and not self.data.validation:
+        evaluates = self.train.test or self.data.validation or isinstance(self.data, OwnDataConfig)
+        if not evaluates:
             raise ValueError("train.test=false: needs data.validation greater than 0, or nothing would be evaluated")
         cut = getattr(self.model, "cut", None)
         if isinstance(cut, list) and len(cut) != self.blocks:
             raise ValueError(f"model.cut={cut}: must name one layer count for each of blocks={self.blocks}")
-
-
-def register(algorithms: Iterable[type[AlgorithmConfig]]) -> None:
-    """Put the schemas where the YAML files find them by name."""
-    store = ConfigStore.instance()
-    store.store(name="schema", node=TrainConfig)
-    for algorithm in algorithms:
-        store.store(group="algorithm", name=f"{algorithm.name}_schema", node=algorithm)
-    for group, name, node in (
-        ("model", "mlp_schema", MLPConfig),
-        ("model", "cnn_schema", CNNConfig),
-        ("model", "vgg_schema", VGGConfig),
-        ("model", "resnet18_schema", ResNetConfig),
-        ("model", "resnet50_schema", ResNet50Config),
-        ("model", "resnet20_schema", ResNet20Config),
-        ("model", "resnet32_schema", ResNet32Config),
-        ("model", "transformer_schema", TransformerConfig),
-        ("model", "custom_schema", CustomConfig),
-        ("data", "data_schema", DataConfig),
-        ("optimizer", "sgd_schema", SGDConfig),
-        ("optimizer", "adamw_schema", AdamWConfig),
-    ):
-        store.store(group=group, name=name, node=node)

@@ -1,84 +1,144 @@
-"""The channels of a rank's blocks: local ones inside the process, remote ones to its neighbours."""
+"""The channels of a rank's blocks: local ones inside the process, remote ones to its neighbours, inputs and labels."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
 
-from counterflow.algorithms import RuleSet
-from counterflow.algorithms.rule import MessageSpec
-from counterflow.engine import inputs
+import torch
+
+from counterflow.algorithms.rule import MessageSpec, RuleSet
+from counterflow.data.prefetch import prefetch
 from counterflow.engine.job import Job
-from counterflow.engine.stage import StageChannels
 from counterflow.message import MessageKind, Tag
 from counterflow.topology import Edge, Stream
-from counterflow.transport import Communicator, LocalChannel, MessageLayout, Receiver, Sender, TensorSpec
+from counterflow.transport import Communicator, LocalChannel, MessageLayout, Payload, Receiver, Sender, TensorSpec
+
+Item = tuple[Tag, Payload]
 
 
-def message_layouts(column: RuleSet, job: Job, edge: Edge) -> Callable[[Tag], MessageLayout]:
-    """The layout of every message of ``edge``, agreed on by both ends without a word: a function of its tag."""
-    batch = job.config.train.batch_size
+@dataclass(frozen=True)
+class StageChannels:
+    """The channels of one block; the top sends no activations, the bottom no targets."""
+
+    activation_in: Receiver
+    activation_out: Sender | None
+    target_in: Receiver
+    target_out: Sender | None
+
+
+def message_layouts(rules: RuleSet, job: Job, edge: Edge) -> Callable[[Tag], MessageLayout]:
+    """The layout of every message of ``edge`` by its tag. Both ends compute the same function."""
+    batch, batches = job.batch_size, job.batches
     layouts: dict[MessageSpec, MessageLayout] = {}
-    packed = job.numerics.packed_shape
 
-    def specs(tag: Tag) -> MessageSpec:
+    def spec(tag: Tag) -> MessageSpec:
         match tag.kind:
             case MessageKind.ACTIVATION:
-                return column.activation(edge.lower, batch)
+                return rules.activation(edge.lower, batch)
             case MessageKind.TEST:
-                return column.test_activation(edge.lower, job.batches.evaluation_size(tag.e))
+                return rules.test_activation(edge.lower, batches.evaluation_size(tag.e))
             case MessageKind.PREDICTION:
-                return column.prediction(edge.lower, job.batches.evaluation_size(tag.e))
+                return rules.prediction(edge.lower, batches.evaluation_size(tag.e))
             case MessageKind.GRADIENT:
-                return column.target(edge.lower, tag.n, batch)
+                return rules.target(edge.lower, tag.n, batch)
             case MessageKind.TARGET:
-                target = column.target(edge.lower, tag.n, batch)
+                target = rules.target(edge.lower, tag.n, batch)
                 if not job.plan.evaluates_after(tag.n):
                     return target
-                labels = job.batches.labels_of(job.plan.evaluation(tag.n))
+                labels = batches.labels_of(job.plan.evaluation(tag.n))
                 return (*target, (tuple(labels.shape), labels.dtype))
 
     def layout(tag: Tag) -> MessageLayout:
-        key = specs(tag)
+        key = spec(tag)
         if key not in layouts:
-            layouts[key] = MessageLayout(tuple(TensorSpec(packed(shape), dtype) for shape, dtype in key))
+            layouts[key] = MessageLayout(
+                tuple(TensorSpec(job.runtime.packed_shape(shape), dtype) for shape, dtype in key)
+            )
         return layouts[key]
 
     return layout
 
 
-class ChannelFactory:
-    """The ports of all blocks of one rank."""
+class InputChannel:
+    """The receiving end of a stream that this process makes itself."""
 
-    def __init__(self, job: Job, column: RuleSet, comm: Communicator) -> None:
+    def __init__(self, items: Generator[Item], device: torch.device) -> None:
+        self._items = items
+        self._device = device
+
+    def receive(self, tag: Tag) -> Payload:
+        found, tensors = next(self._items)
+        assert found == tag, f"{found} came where {tag} was expected"
+        return tuple(tensor.to(self._device, non_blocking=True) for tensor in tensors)
+
+    def release(self) -> None:
+        """Nothing to give back: the tensors belong to the block that took them."""
+
+    def close(self) -> None:
+        self._items.close()
+
+
+def input_stream(job: Job) -> InputChannel:
+    """The network's input of every training and test batch, each prepared while the one before trains.
+
+    With the labels of the batch, where these enter at the bottom too.
+    """
+    batches, plan = job.batches, job.plan
+
+    def items() -> Generator[Item]:
+        for tag in plan.activations():
+            test = tag.kind is MessageKind.TEST
+            (x,) = job.runtime.pack((batches.evaluation_inputs(tag.e) if test else batches.inputs(tag.n),))
+            if plan.predicts_down:
+                yield tag, (x, batches.evaluation_labels(tag.e) if test else batches.labels(tag.n))
+            else:
+                yield tag, (x,)
+
+    # Data that lies on a GPU is prepared there, in the order of its stream: a thread would only be in the way.
+    return InputChannel(items() if batches.resident else prefetch(items()), job.device)
+
+
+def label_stream(job: Job) -> InputChannel:
+    """Labels for the top block: of every training batch, and of all batches of the evaluation after it."""
+    batches, plan = job.batches, job.plan
+
+    def items() -> Generator[Item]:
+        for tag in plan.targets(job.topology.blocks):
+            if tag.kind is MessageKind.PREDICTION:
+                yield tag, ()
+            else:
+                tests = (batches.labels_of(plan.evaluation(tag.n)),) if plan.evaluates_after(tag.n) else ()
+                yield tag, (batches.labels(tag.n), *tests)
+
+    return InputChannel(items(), job.device)
+
+
+class ChannelFactory:
+    """Makes the channels of all blocks of one rank."""
+
+    def __init__(self, job: Job, rules: RuleSet, comm: Communicator) -> None:
         self._job = job
-        self._column = column
+        self._rules = rules
         self._comm = comm
+        self._remote = set(job.topology.remote_edges())
         self._local: dict[Edge, LocalChannel] = {}
 
-    def ports(self, block: int) -> StageChannels:
-        job = self._job
-        top = job.topology.blocks
+    def channels(self, block: int) -> StageChannels:
+        bottom, top = block == 1, block == self._job.topology.blocks
         return StageChannels(
-            activation_in=self._receiver(Edge(Stream.ACTIVATION, block - 1))
-            if block > 1
-            else inputs.inputs(job.batches, job.plan, job.numerics),
-            activation_out=self._sender(Edge(Stream.ACTIVATION, block)) if block < top else None,
-            target_in=self._receiver(Edge(Stream.TARGET, block))
-            if block < top
-            else inputs.labels(job.batches, job.plan, top, job.device),
-            target_out=self._sender(Edge(Stream.TARGET, block - 1)) if block > 1 else None,
+            activation_in=input_stream(self._job) if bottom else self._receiver(Edge(Stream.ACTIVATION, block - 1)),
+            activation_out=None if top else self._sender(Edge(Stream.ACTIVATION, block)),
+            target_in=label_stream(self._job) if top else self._receiver(Edge(Stream.TARGET, block)),
+            target_out=None if bottom else self._sender(Edge(Stream.TARGET, block - 1)),
         )
 
-    def _is_local(self, edge: Edge) -> bool:
-        return edge not in self._job.topology.remote_edges()
-
     def _sender(self, edge: Edge) -> Sender:
-        if self._is_local(edge):
+        if edge not in self._remote:
             return self._local.setdefault(edge, LocalChannel(edge))
-        return self._comm.sender(edge, message_layouts(self._column, self._job, edge))
+        return self._comm.sender(edge, message_layouts(self._rules, self._job, edge))
 
     def _receiver(self, edge: Edge) -> Receiver:
-        if self._is_local(edge):
+        if edge not in self._remote:
             return self._local.setdefault(edge, LocalChannel(edge))
-        engine, plan = self._job.config.engine, self._job.plan
-        depth = engine.depth if edge.stream is Stream.ACTIVATION else engine.target_depth or plan.lag
-        layouts = message_layouts(self._column, self._job, edge)
-        return self._comm.receiver(edge, layouts, depth, plan.messages(edge))
+        job = self._job
+        depth = job.depth if edge.stream is Stream.ACTIVATION else job.target_depth or job.plan.lag
+        return self._comm.receiver(edge, message_layouts(self._rules, job, edge), depth, job.plan.messages(edge))

@@ -1,4 +1,4 @@
-"""What learning costs in arithmetic: FLOPs as torch counts them (matrix products and convolutions only)."""
+"""FLOPs of learning, as torch counts them: matrix products and convolutions only."""
 
 import copy
 from collections.abc import Iterable
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from counterflow.algorithms.optimizer import BatchPart
 from counterflow.algorithms.rule import LocalRule, Payload, RuleSet, Shape, Target, Task
 from counterflow.engine.job import Job
 
@@ -20,18 +21,18 @@ class Flops:
     """FLOPs per sample."""
 
     forward: float
-    """Of the network, forward."""
+    """Forward pass of the network."""
     backprop: float
-    """Of forward and backward passes of the network, as backprop trains it."""
+    """Forward and backward pass of the network under backprop."""
     learning: float
-    """Of training as it is done here, with all that only helps to learn."""
+    """Training under the rule in use, with all modules that only help to learn."""
 
     def __add__(self, other: "Flops") -> "Flops":
         return Flops(self.forward + other.forward, self.backprop + other.backprop, self.learning + other.learning)
 
 
 def backprop(block: nn.Module, example: Tensor, bottom: bool) -> Flops:
-    """Of a block in an end-to-end network. ``example`` is a batch of `SAMPLES` inputs; at the ``bottom`` of the network
+    """FLOPs of a block in an end-to-end network. ``example`` is a batch of `SAMPLES` inputs; at the ``bottom`` of the network
     they need no gradient."""
     block = copy.deepcopy(block).train()
     source = example.detach().requires_grad_(not bottom and example.is_floating_point())
@@ -45,36 +46,36 @@ def backprop(block: nn.Module, example: Tensor, bottom: bool) -> Flops:
 
 
 def inputs(job: Job) -> Tensor:
-    """What enters the bottom block: `SAMPLES` times the same sample, as the first batch may be smaller."""
+    """Input of the bottom block: `SAMPLES` times the same sample, as the first batch may be smaller."""
     return _repeated(job, SAMPLES)
 
 
-def local(column: RuleSet, block: int, rule: LocalRule, job: Job) -> Flops:
-    """Of ``rule``, the block pair ``block`` of ``column``."""
-    few, more = (_learning(column, block, rule, job, samples) for samples in (SAMPLES, 2 * SAMPLES))
+def local(rules: RuleSet, block: int, rule: LocalRule, job: Job) -> Flops:
+    """FLOPs of ``rule``, the block pair ``block`` of ``rules``."""
+    few, more = (_learning(rules, block, rule, job, samples) for samples in (SAMPLES, 2 * SAMPLES))
     each = (more - few) / SAMPLES
-    once = few - SAMPLES * each  # what a batch costs whatever its size: code books
-    plain = backprop(rule.inference_modules[0], _message(column, block, job, SAMPLES)[0], bottom=block == 1)
-    return Flops(plain.forward, plain.backprop, each + once / job.config.train.batch_size)
+    once = few - SAMPLES * each  # costs of a batch of any size: code books
+    plain = backprop(rule.inference_modules[0], _message(rules, block, job, SAMPLES)[0], bottom=block == 1)
+    return Flops(plain.forward, plain.backprop, each + once / job.batch_size)
 
 
-def _learning(column: RuleSet, block: int, rule: LocalRule, job: Job, samples: int) -> float:
+def _learning(rules: RuleSet, block: int, rule: LocalRule, job: Job, samples: int) -> float:
     """FLOPs of `LocalRule.forward_message` and `LocalRule.update` on a batch of ``samples``."""
     rule = copy.deepcopy(rule).train()
-    message = _message(column, block, job, samples)
+    message = _message(rules, block, job, samples)
     with torch.random.fork_rng(devices=[]), FlopCounterMode(display=False) as counter:
         target: Target = ()
         if job.plan.targets_down:
-            *above, _ = column.target(block, 0, samples)
+            *above, _ = rules.target(block, 0, samples)
             target = rule.receive_target(0, (*made_up(above), _labels(job.task, samples)))
         rule.forward_message(message)
-        rule.update(0, message, target)
+        rule.update(BatchPart(0), message, target)
     return float(counter.get_total_flops())
 
 
-def _message(column: RuleSet, block: int, job: Job, samples: int) -> Payload:
+def _message(rules: RuleSet, block: int, job: Job, samples: int) -> Payload:
     if block > 1:
-        return made_up(column.activation(block - 1, samples))
+        return made_up(rules.activation(block - 1, samples))
     return _repeated(job, samples), _labels(job.task, samples)
 
 

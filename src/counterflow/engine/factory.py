@@ -1,4 +1,4 @@
-"""The learning system of a run: local rules on the free engine, or a reference on a pipeline schedule."""
+"""The engine of a run: local rules, or an end-to-end reference on a pipeline schedule."""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
@@ -7,75 +7,65 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from counterflow.algorithms import ALGORITHMS, END_TO_END
+from counterflow.algorithms import EndToEnd, LocalAlgorithm
 from counterflow.algorithms.stale_gradient import StaleGradient, TrueGradient
 from counterflow.engine import local
 from counterflow.engine.job import Job
 from counterflow.engine.profile import profiled_cut
-from counterflow.engine.randomness import seed_forward
-from counterflow.engine.rank_result import RankResult
+from counterflow.engine.result import RankResult
 from counterflow.engine.run_context import RunContext
-from counterflow.models.partition import output_shapes, partition
 
-Figures = Sequence[Mapping[str, float]]
-"""What all blocks reported about one batch, bottom to top."""
+BlockValues = Sequence[Mapping[str, float]]
+"""Metrics of all blocks about one batch, bottom to top."""
 
 
 @dataclass(frozen=True)
 class Engine:
     run: Callable[[RunContext], RankResult]
-    """This rank's part of the run, to its end."""
-    summarize: Callable[[Figures], Mapping[str, float]]
-    """The figures of the whole system from those of its blocks."""
+    """Trains this rank's part to the end of the run."""
+    summarize: Callable[[BlockValues], Mapping[str, float]]
+    """Metrics of the whole network from those of its blocks."""
     owners: Sequence[int]
     """The rank of each block, bottom to top."""
 
 
-def choose_partition(job: Job) -> list[int]:
+def choose_partition(job: Job) -> tuple[int, ...]:
     """Layers of every block. Measured costs differ from rank to rank and run to run: one rank's count."""
-    return job.counts or profiled_cut(job)
+    return job.cut if job.cut is not None else tuple(profiled_cut(job))
 
 
-def build_engine(job: Job, counts: Sequence[int]) -> Engine:
-    """The system that ``algorithm=`` and ``schedule=`` name, over blocks of ``counts`` layers."""
-    config, example = job.config, job.example
-    name = config.algorithm.name
-    if name in END_TO_END:
-        END_TO_END[name].convert(job.network, config.seed)
+def build_engine(job: Job) -> Engine:
+    """The engine for the algorithm and schedule of ``job``, whose cut is settled."""
     owners = [job.topology.rank_of(block) for block in range(1, job.topology.blocks + 1)]
-    blocks = partition(job.network, job.topology.blocks, counts, example)
-    shapes = output_shapes(blocks, example)
+    if isinstance(job.algorithm, LocalAlgorithm):
+        rules = job.algorithm.rule_set(job.rule_context)
+        return Engine(partial(local.run, job, rules), rules.summarize, owners)
+    assert isinstance(job.algorithm, EndToEnd)
+    job.algorithm.convert(job.network, job.seed)
     if job.schedule == "naive":
-        measure = _true_gradient(job, blocks) if job.topology.ranks == 1 else _unknown
-        naive = StaleGradient(config.optimizer, blocks, shapes, job.task, job.plan.batches, measure)
-        return Engine(partial(local.run, job, naive), naive.summarize, owners)
-    if name in END_TO_END:
-        from counterflow.engine import pipelined  # a second of import, for every process that waits for nobody
+        measure = _true_gradient(job) if job.topology.ranks == 1 else _unknown
+        stale = StaleGradient(job.rule_context, measure)
+        return Engine(partial(local.run, job, stale), stale.summarize, owners)
+    from counterflow.engine import pipelined  # a second of import, for every process that waits for nobody
 
-        pipeline = pipelined.Pipeline(job, blocks, shapes)
-        return Engine(pipeline.run, pipelined.summarize, pipeline.owners)
-    algorithm = ALGORITHMS[name](
-        config.algorithm, config.optimizer, blocks, shapes, job.task, job.plan.batches, config.seed
-    )
-    return Engine(partial(local.run, job, algorithm), algorithm.summarize, owners)
+    pipeline = pipelined.Pipeline(job)
+    return Engine(pipeline.run, pipelined.summarize, pipeline.owners)
 
 
 def _unknown(n: int, block: int) -> None:
     """No process of several has the weights of all blocks; one has, and its result is the same."""
 
 
-def _true_gradient(job: Job, blocks: Sequence[nn.Module]) -> TrueGradient:
-    every = job.config.train.log_every
-
+def _true_gradient(job: Job) -> TrueGradient:
     def measure(n: int, block: int) -> Sequence[Tensor] | None:
-        if n % every and n != job.plan.batches - 1:
+        if n % job.log_every and n != job.plan.batches - 1:
             return None
-        copies = [copy.deepcopy(module) for module in blocks]
+        copies = [copy.deepcopy(module) for module in job.blocks]
         activation = job.batches.inputs(n).to(job.device)
         for number, module in enumerate(copies, 1):
-            seed_forward(job.device, job.config.seed, number, n)
+            job.runtime.seed_forward(job.seed, number, n)
             activation = module(activation)
         loss = F.cross_entropy(activation.flatten(0, -2), job.batches.labels(n).to(job.device).flatten())
         return torch.autograd.grad(loss, list(copies[block - 1].parameters()))

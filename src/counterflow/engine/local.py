@@ -1,82 +1,125 @@
-"""The free engine: one rank's part of a run of local rules, in which nobody waits for a global backward pass."""
+"""The engine of local rules: nobody waits for a global backward pass.
 
-from collections.abc import Iterable
+Every block runs the same program, Figure 2 of arXiv 2305.14974 with targets that leave ``D_k = lag * (k - 1)`` batches
+ahead (`counterflow.schedule.local_schedule`)::
+
+    for n in range(batches):
+        T   b_k(n + D_k) from above; b_{k-1}(n + D_k) = g_k(b_k(n + D_k); phi_k) down     Stage.target
+        F   a_{k-1}(n) from below;   a_k(n) = f_k(a_{k-1}(n); theta_k) up                 Stage.forward
+        L   local losses at z_k and z_{k-1} -> update theta_k and phi_k                   Stage.learn
+
+A block only takes the next message of a named channel, so neither timing nor placement changes the result.
+"""
+
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from time import perf_counter
 
 import torch
 
-from counterflow.algorithms import RuleSet
-from counterflow.algorithms.rule import LocalRule
-from counterflow.engine import cost as costs
-from counterflow.engine.activation_recorder import ActivationRecorder
+from counterflow.algorithms.rule import LocalRule, RuleSet
+from counterflow.checkpoint import CheckpointWriter
+from counterflow.engine import cost
 from counterflow.engine.channels import ChannelFactory
 from counterflow.engine.cost import Flops
-from counterflow.engine.execute import execute
+from counterflow.engine.evaluation import ActivationRecorder
 from counterflow.engine.job import Job
-from counterflow.engine.rank_result import RankResult, count
-from counterflow.engine.run_context import RunContext, check_halt, restore
-from counterflow.engine.stage import Stage, WaitTimes
+from counterflow.engine.result import RankResult, count_parameters
+from counterflow.engine.run_context import BlockError, RunContext, WaitTimes, raise_if_preempted, restore_block
+from counterflow.engine.stage import Stage
 from counterflow.metrics.fingerprint import digest
 from counterflow.schedule import Action, Op, rank_program
 from counterflow.trace.recorder import Recorder
+from counterflow.transport import ChannelError
 
 _SPANS = {op: op.name.lower() for op in Op} | {Op.BACKWARD: "learn", Op.SAVE: "checkpoint"}
-"""What the span of an action is called."""
+"""Name of the span of every action."""
 
 
-def run(job: Job, column: RuleSet, context: RunContext) -> RankResult:
+def execute(
+    program: Iterable[Action], stages: Mapping[int, Stage], checkpoints: CheckpointWriter, rank: int
+) -> Iterable[Action]:
+    """Run ``program``, and yield every action once it is done.
+
+    Raises:
+        ChannelError: A channel ended the run.
+        BlockError: A block ended the run.
+    """
+    for action in program:
+        stage = stages[action.block]
+        try:
+            match action.op:
+                case Op.TARGET:
+                    stage.target(action.n)
+                case Op.FORWARD:
+                    stage.forward(action.n)
+                case Op.LEARN:
+                    stage.learn(action.n)
+                case Op.EVALUATE:
+                    stage.evaluate(action.n, action.e)
+                case Op.BACKWARD:
+                    stage.backward(action.n)
+                case Op.PREDICT:
+                    stage.predict(action.n, action.e)
+                case Op.RESEND:
+                    stage.resend(action.n)
+                case Op.SAVE:
+                    checkpoints.save(action.block, action.n + 1, stage.state(action.n))
+        except ChannelError:
+            raise
+        except Exception as error:
+            name = action.op.name.lower()
+            text = f"rank {rank}: block {action.block}: {name} of batch {action.n}: {type(error).__name__}: {error}"
+            raise BlockError(text) from error
+        yield action
+
+
+def run(job: Job, rules: RuleSet, context: RunContext) -> RankResult:
     """Train this rank's blocks to the end.
 
-    Raises `ChannelError` or `BlockError`, after which the process should end, and `PreemptedError`.
+    Raises:
+        ChannelError, BlockError: The process should end.
+        PreemptedError: A signal ended the run after a checkpoint.
     """
     comm, waits = context.comm, context.waits
     blocks = job.topology.blocks_of(comm.rank)
     comm.open_edges(job.topology, job.backend, job.device)
-    channels = ChannelFactory(job, column, comm)
-    rules = {block: column.rule(block) for block in blocks}
-    cost = sum((_cost(job, column, block, rule) for block, rule in rules.items()), Flops(0, 0, 0))
-    for rule in rules.values():
-        job.numerics.prepare_module(rule, rule.inference_modules)
-    recorders = {block: ActivationRecorder(job.config.run.activations, job.plan) for block in blocks}
+    factory = ChannelFactory(job, rules, comm)
+    pairs = {block: rules.rule(block) for block in blocks}
+    flops = sum((_flops(job, rules, block, rule) for block, rule in pairs.items()), Flops(0, 0, 0))
+    for rule in pairs.values():
+        job.runtime.prepare_module(rule, rule.inference_modules)
+    recorders = {block: ActivationRecorder(job.activations, job.plan) for block in blocks}
     stages = {
-        block: Stage(
-            block,
-            rules[block],
-            channels.ports(block),
-            job.plan,
-            job.config.seed,
-            job.numerics,
-            context.callback,
-            waits,
-            recorders[block],
-            context.recorder,
-        )
-        for block in blocks
+        block: Stage(block, rule, factory.channels(block), job, context, recorders[block])
+        for block, rule in pairs.items()
     }
     for block, stage in stages.items():
-        restore(context, block, stage.restore)
+        restore_block(context, block, stage.restore)
     comm.restarts_at(lambda batches, edge: next(replace(job.plan, start=batches).messages(edge), None))
     comm.stop.start(job.plan.start)
+
     steady = job.plan.first_steady(job.topology.blocks)
     start, before = perf_counter(), WaitTimes()
     program = rank_program(blocks, job.plan, comm.stop.should_stop_after)
-    actions = execute(program, stages, context.archive, comm.rank)
+    actions = execute(program, stages, context.checkpoints, comm.rank)
     for action in actions if context.recorder is None else _recorded(actions, context.recorder):
         if action.op in (Op.LEARN, Op.BACKWARD) and action.block == blocks[-1] and action.n == steady - 1:
             start, before = perf_counter(), replace(waits)
-    check_halt(context, job.plan.batches)
+    raise_if_preempted(context, job.plan.batches)
     seconds = perf_counter() - start
-    inference_modules = sum(count(rule.inference_modules) for rule in rules.values())
+
+    effective = sum(count_parameters(rule.inference_modules) for rule in pairs.values())
     result = RankResult(
-        digests={block: digest(rule) for block, rule in rules.items()},
-        effective_parameters=inference_modules,
-        affiliated_parameters=count(rules.values()) - inference_modules,
+        digests={block: digest(rule) for block, rule in pairs.items()},
+        modules={block: rule.inference_modules[0] for block, rule in pairs.items()},
+        effective_parameters=effective,
+        affiliated_parameters=count_parameters(pairs.values()) - effective,
         seconds=seconds,
         batches=job.plan.batches - steady,
         receive_wait=waits.receive - before.receive,
         send_wait=waits.send - before.send,
-        cost=cost,
+        flops=flops,
         activations={block: kept for block, of in recorders.items() if (kept := of.take()) is not None},
     )
     for stage in stages.values():
@@ -94,10 +137,10 @@ def _recorded(actions: Iterable[Action], recorder: Recorder) -> Iterable[Action]
         start = perf_counter()
 
 
-def _cost(job: Job, column: RuleSet, block: int, rule: LocalRule) -> Flops:
+def _flops(job: Job, rules: RuleSet, block: int, rule: LocalRule) -> Flops:
     if not job.plan.gradients_from:
-        return costs.local(column, block, rule, job)
+        return cost.local(rules, block, rule, job)
     if block == 1:
-        return costs.backprop(rule.inference_modules[0], costs.inputs(job), bottom=True)
-    (shape, _), *_ = column.activation(block - 1, costs.SAMPLES)
-    return costs.backprop(rule.inference_modules[0], torch.randn(shape), bottom=False)
+        return cost.backprop(rule.inference_modules[0], cost.inputs(job), bottom=True)
+    (shape, _), *_ = rules.activation(block - 1, cost.SAMPLES)
+    return cost.backprop(rule.inference_modules[0], torch.randn(shape), bottom=False)

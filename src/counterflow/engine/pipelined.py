@@ -1,4 +1,4 @@
-"""The scheduled engine: end-to-end references on the pipeline schedules of torch.distributed.pipelining.
+"""The engine of end-to-end references, on the pipeline schedules of torch.distributed.pipelining.
 
 On one process it is the plain loop: forward, backward and update of the whole network, batch after batch.
 """
@@ -18,17 +18,19 @@ from torch.distributed import pipelining
 from counterflow.algorithms.optimizer import BlockOptimizer
 from counterflow.checkpoint import BlockState
 from counterflow.data.prefetch import prefetch
-from counterflow.engine import cost as costs
-from counterflow.engine.accuracy_meter import AccuracyMeter
-from counterflow.engine.activation_recorder import ActivationRecorder
+from counterflow.engine import cost
 from counterflow.engine.cost import Flops
-from counterflow.engine.execute import BlockError
+from counterflow.engine.evaluation import AccuracyMeter, ActivationRecorder
 from counterflow.engine.job import Job
-from counterflow.engine.numerics import Numerics
-from counterflow.engine.randomness import seed_forward
-from counterflow.engine.rank_result import RankResult, count
-from counterflow.engine.run_context import RunContext, check_halt, restore
-from counterflow.engine.stage import Callback
+from counterflow.engine.result import RankResult, count_parameters
+from counterflow.engine.run_context import (
+    BlockCallback,
+    BlockError,
+    RunContext,
+    raise_if_preempted,
+    restore_block,
+)
+from counterflow.engine.runtime import Runtime
 from counterflow.metrics.fingerprint import digest
 from counterflow.schedule.pipelines import blocks_of_stages, owners
 from counterflow.trace.recorder import Recorder, span
@@ -49,15 +51,15 @@ def summarize(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 class _Stage(pipelining.PipelineStage):
-    """A stage that knows how long it computed: the rest of the time its rank waited."""
+    """A stage that measures its time of computation: the rest of the time its rank waited."""
 
     busy = 0.0
     lane = 0
     recorder: Recorder | None = None
     batch = 0
-    """The one that is trained on."""
+    """Training batch in progress."""
     _microbatch = 0
-    """The one that came last."""
+    """Micro-batch of the last forward pass."""
 
     def forward_one_chunk(self, fwd_chunk_id: int, *args: Any, **kwargs: Any) -> Any:
         self._microbatch = fwd_chunk_id
@@ -73,7 +75,7 @@ class _Stage(pipelining.PipelineStage):
             return super().backward_weight_one_chunk(bwd_chunk_id, *args, **kwargs)
 
     def loss(self, output: Tensor, labels: Tensor) -> Tensor:
-        """Of the micro-batch that came last, at the top."""
+        """Loss of the last micro-batch, at the top."""
         with self._timed("loss", self._microbatch):
             return _cross_entropy(output, labels)
 
@@ -88,16 +90,16 @@ class _Stage(pipelining.PipelineStage):
 class _Blocks(nn.Sequential):
     """The blocks of a stage. Its messages are contiguous float32, whatever it computes with."""
 
-    def __init__(self, blocks: Sequence[nn.Module], numerics: Numerics) -> None:
+    def __init__(self, blocks: Sequence[nn.Module], runtime: Runtime) -> None:
         super().__init__(*blocks)
-        self._numerics = numerics
+        self._runtime = runtime
 
     def outputs(self, activation: Tensor) -> Iterator[Tensor]:
-        """Of every block, bottom to top."""
-        if self._numerics.channels_last and activation.ndim == 4:
+        """The output of every block, bottom to top."""
+        if self._runtime.channels_last and activation.ndim == 4:
             activation = activation.contiguous(memory_format=torch.channels_last)
         for block in self:
-            with self._numerics.autocast():
+            with self._runtime.autocast():
                 activation = block(activation)
             yield activation
 
@@ -107,24 +109,22 @@ class _Blocks(nn.Sequential):
 
 
 class _Trained(nn.Module):
-    """A block and its optimizer: what a checkpoint has of it."""
+    """A block and its optimizer, as checkpoints hold them."""
 
     def __init__(self, block: nn.Module, job: Job) -> None:
         super().__init__()
         self.block = block
-        self.optimizer = BlockOptimizer(block.parameters(), job.config.optimizer, job.plan.batches)
+        self.optimizer = BlockOptimizer(block.parameters(), job.optimizer, job.plan.batches)
 
     def restore(self, state: BlockState) -> None:
         self.load_state_dict(state.rule)
 
 
 class Pipeline:
-    """The blocks of a run as stages, and who owns them."""
+    """The blocks of a run as stages, and the ranks that own them."""
 
-    def __init__(self, job: Job, blocks: Sequence[nn.Sequential], shapes: Sequence[tuple[int, ...]]) -> None:
+    def __init__(self, job: Job) -> None:
         self._job = job
-        self._blocks = blocks
-        self._shapes = shapes
         self._group: dist.ProcessGroup | None = None
         self._stages = blocks_of_stages(job.schedule, job.topology)
         self._ranks = owners(job.schedule, job.topology.ranks, len(self._stages))
@@ -139,18 +139,18 @@ class Pipeline:
         comm, callback, waits = context.comm, context.callback, context.waits
         job, plan, recorder = self._job, self._job.plan, context.recorder
         mine = {
-            stage: _Blocks([self._blocks[block - 1] for block in blocks], job.numerics)
+            stage: _Blocks([self._job.blocks[block - 1] for block in blocks], job.runtime)
             for stage, (blocks, rank) in enumerate(zip(self._stages, self._ranks, strict=True))
             if rank == comm.rank
         }
         owned = [block for stage in mine for block in self._stages[stage]]
-        cost = sum((self._cost(block) for block in owned), Flops(0, 0, 0))
-        recorders = {block: ActivationRecorder(job.config.run.activations, plan) for block in owned}
+        flops = sum((self._flops(block) for block in owned), Flops(0, 0, 0))
+        recorders = {block: ActivationRecorder(job.activations, plan) for block in owned}
         for module in mine.values():
-            job.numerics.prepare_module(module, module)
-        trained = {block: _Trained(self._blocks[block - 1], job) for block in owned}
+            job.runtime.prepare_module(module, module)
+        trained = {block: _Trained(self._job.blocks[block - 1], job) for block in owned}
         for block, pair in trained.items():
-            restore(context, block, pair.restore)
+            restore_block(context, block, pair.restore)
         comm.stop.start(plan.start)
         busy, step = self._pipelined(mine, comm, recorder) if comm.size > 1 else self._alone(mine[0], recorder)
         lanes = {block: self._lane(stage) for stage in mine for block in self._stages[stage]}
@@ -187,7 +187,7 @@ class Pipeline:
                 if halts or plan.saves_after(n):
                     for block, pair in trained.items():
                         with span(recorder, "checkpoint", lanes[block], n):
-                            context.archive.save(block, n + 1, BlockState(pair.state_dict()))
+                            context.checkpoints.save(block, n + 1, BlockState(pair.state_dict()))
                 other += perf_counter() - stepped
             except ChannelError:
                 raise
@@ -203,33 +203,34 @@ class Pipeline:
                 start, waited = perf_counter(), waits.receive
             if halts:
                 break
-        check_halt(context, plan.batches)
+        raise_if_preempted(context, plan.batches)
         return RankResult(
-            digests={block: digest(self._blocks[block - 1]) for block in owned},
-            effective_parameters=count(mine.values()),
+            digests={block: digest(job.blocks[block - 1]) for block in owned},
+            modules={block: job.blocks[block - 1] for block in owned},
+            effective_parameters=count_parameters(mine.values()),
             affiliated_parameters=0,
             seconds=perf_counter() - start,
             batches=plan.batches - steady,
             receive_wait=waits.receive - waited,
             send_wait=0.0,
-            cost=cost,
+            flops=flops,
             activations={block: kept for block, of in recorders.items() if (kept := of.take()) is not None},
         )
 
-    def _cost(self, block: int) -> Flops:
+    def _flops(self, block: int) -> Flops:
         bottom = block == 1
-        source = costs.inputs(self._job) if bottom else torch.randn(costs.SAMPLES, *self._shapes[block - 2])
-        return costs.backprop(self._blocks[block - 1], source, bottom)
+        source = cost.inputs(self._job) if bottom else torch.randn(cost.SAMPLES, *self._job.shapes[block - 2])
+        return cost.backprop(self._job.blocks[block - 1], source, bottom)
 
     def _lane(self, stage: int) -> int:
-        """That of a stage among the spans of its rank: its upper block."""
+        """Lane of a stage among the spans of its rank: its upper block."""
         return self._stages[stage][-1]
 
     def _alone(self, network: nn.Module, recorder: Recorder | None) -> tuple[Callable[[], float], Step]:
         job, lane = self._job, self._lane(0)
 
         def step(n: int, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-            seed_forward(job.device, job.config.seed, 0, n)
+            job.runtime.seed_forward(job.seed, 0, n)
             with span(recorder, "forward", lane, n):
                 output = network(inputs)
             with span(recorder, "loss", lane, n):
@@ -247,7 +248,7 @@ class Pipeline:
         group = dist.new_group(backend=job.backend) if job.backend == "nccl" else dist.group.WORLD
         assert isinstance(group, dist.ProcessGroup)
         self._group = group
-        size = job.config.train.batch_size // job.config.train.microbatches
+        size = job.batch_size // job.microbatches
         stages = [
             _Stage(
                 module,
@@ -265,7 +266,7 @@ class Pipeline:
         schedule = self._schedule(stages)
 
         def step(n: int, inputs: Tensor, labels: Tensor) -> tuple[Tensor | None, Tensor | None]:
-            seed_forward(job.device, job.config.seed, comm.rank, n)
+            job.runtime.seed_forward(job.seed, comm.rank, n)
             for stage in stages:
                 stage.batch = n
             losses: list[Tensor] = []
@@ -281,7 +282,7 @@ class Pipeline:
     def _schedule(self, stages: list[_Stage]) -> _Schedule:
         """Losses of micro-batches are means over their samples, and gradients are averaged: the mean of the batch."""
         options: dict[str, Any] = {
-            "n_microbatches": self._job.config.train.microbatches,
+            "n_microbatches": self._job.microbatches,
             "loss_fn": stages[-1].loss,
             "scale_grads": True,
         }
@@ -300,14 +301,14 @@ class Pipeline:
         job = self._job
         if stage < 0:
             return job.batches.inputs(0)[:size].to(job.device)
-        return torch.empty(size, *self._shapes[self._stages[stage][-1] - 1], device=job.device, requires_grad=True)
+        return torch.empty(size, *self._job.shapes[self._stages[stage][-1] - 1], device=job.device, requires_grad=True)
 
     @torch.no_grad()
     def _evaluate(
         self,
         mine: Mapping[int, "_Blocks"],
         n: int,
-        callback: Callback,
+        callback: BlockCallback,
         recorders: Mapping[int, ActivationRecorder],
         recorder: Recorder | None,
     ) -> None:

@@ -1,13 +1,14 @@
-"""What block pairs take in time, measured as they would run, and the cut that balances it."""
+"""Times of block pairs, measured as they would run, and the cut that balances them."""
 
 import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
 
-from counterflow.algorithms import ALGORITHMS, END_TO_END, RuleSet
+from counterflow.algorithms import LocalAlgorithm, RuleSet
+from counterflow.algorithms.optimizer import BatchPart
 from counterflow.algorithms.rule import LocalRule, Payload
 from counterflow.engine.cost import made_up
 from counterflow.engine.job import Job
@@ -15,8 +16,6 @@ from counterflow.models.partition import (
     balance,
     best_of,
     layer_times,
-    output_shapes,
-    partition,
     refine_partition,
     synchronized_ns,
 )
@@ -44,39 +43,37 @@ def profiled_cut(job: Job) -> list[int]:
     For end-to-end references, the layers themselves are what is balanced. The result depends on the clock, and nothing
     else does: the generator and the network of ``job`` stay as they were.
     """
-    costs = [forward + backward for forward, backward in plain_times(job, job.config.train.batch_size)]
-    if job.config.algorithm.name in END_TO_END:
+    costs = [forward + backward for forward, backward in plain_times(job, job.batch_size)]
+    if not isinstance(job.algorithm, LocalAlgorithm):
         return balance(costs, job.topology.blocks)
     return refine_partition(
-        costs, job.topology.blocks, lambda counts, block: pair_time(job, column_of(job, counts), block).total
+        costs, job.topology.blocks, lambda counts, block: pair_time(job, rules_of(job, counts), block).total
     )
 
 
 def plain_times(job: Job, batch: int, inputs: bool = True) -> list[tuple[int, int]]:
     """`layer_times` for ``batch`` samples, as this job computes."""
     network = copy.deepcopy(job.network)
-    job.numerics.prepare_module(network, ())
+    job.runtime.prepare_module(network, ())
     (example,) = _received(job, (job.example[:batch],))
-    with job.numerics.autocast():
+    with job.runtime.autocast():
         return layer_times(network, example, inputs)
 
 
-def column_of(job: Job, counts: Sequence[int]) -> RuleSet:
-    """The local rules of ``job`` over blocks of ``counts`` layers, which are copies of its network's."""
-    config = job.config
-    blocks = partition(copy.deepcopy(job.network), len(counts), counts, job.example)
-    shapes = output_shapes(blocks, job.example)
-    algorithm = ALGORITHMS[config.algorithm.name]
-    return algorithm(config.algorithm, config.optimizer, blocks, shapes, job.task, job.plan.batches, config.seed)
+def rules_of(job: Job, cut: Sequence[int]) -> RuleSet:
+    """The local rules of ``job`` over blocks of ``cut`` layers, which are copies of its network's."""
+    assert isinstance(job.algorithm, LocalAlgorithm)
+    copied = replace(job, network=copy.deepcopy(job.network), cut=tuple(cut))
+    return job.algorithm.rule_set(copied.rule_context)
 
 
-def pair_time(job: Job, column: RuleSet, block: int) -> BlockTime:
-    """Of block pair ``block`` of ``column``, which learns from it: messages are made up, as large as real ones."""
+def pair_time(job: Job, rules: RuleSet, block: int) -> BlockTime:
+    """Of block pair ``block`` of ``rules``, which learns from it: messages are made up, as large as real ones."""
     device = job.device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        rule = column.rule(block)
-        job.numerics.prepare_module(rule, rule.inference_modules)
-        below, above = message_from_below(job, column, block), _target_message(job, column, block)
+        rule = rules.rule(block)
+        job.runtime.prepare_module(rule, rule.inference_modules)
+        below, above = message_from_below(job, rules, block), _target_message(job, rules, block)
 
         def timed() -> tuple[int, int, int]:
             times = [synchronized_ns(device), *_steps(job, rule, block, below, above)]
@@ -86,10 +83,10 @@ def pair_time(job: Job, column: RuleSet, block: int) -> BlockTime:
         return BlockTime(*best_of(timed))
 
 
-def message_from_below(job: Job, column: RuleSet, block: int) -> Payload:
+def message_from_below(job: Job, rules: RuleSet, block: int) -> Payload:
     """A training batch as it enters ``block`` from below."""
     if block > 1:
-        return _received(job, made_up(column.activation(block - 1, job.config.train.batch_size)))
+        return _received(job, made_up(rules.activation(block - 1, job.batch_size)))
     return _received(job, (job.example, *((job.batches.labels(0),) if job.plan.predicts_down else ())))
 
 
@@ -99,25 +96,25 @@ def _steps(job: Job, rule: LocalRule, block: int, below: Payload, above: Payload
     if job.plan.targets_down:
         target = rule.receive_target(0, above)
         if block > 1:
-            job.numerics.pack(rule.make_target(0, target))
+            job.runtime.pack(rule.make_target(0, target))
     yield synchronized_ns(job.device)
-    with job.numerics.autocast():
+    with job.runtime.autocast():
         activation = rule.forward_message(below)
-    job.numerics.pack(activation)
+    job.runtime.pack(activation)
     yield synchronized_ns(job.device)
-    with job.numerics.autocast():
-        rule.update(0, below, target)
+    with job.runtime.autocast():
+        rule.update(BatchPart(0), below, target)
     yield synchronized_ns(job.device)
 
 
-def _target_message(job: Job, column: RuleSet, block: int) -> Payload:
+def _target_message(job: Job, rules: RuleSet, block: int) -> Payload:
     labels = job.batches.labels(0)
     if not job.plan.targets_down or block == job.topology.blocks:
         return (labels.to(job.device),)
-    *book, _ = column.target(block, 0, job.config.train.batch_size)
+    *book, _ = rules.target(block, 0, job.batch_size)
     return _received(job, (*made_up(tuple(book)), labels))
 
 
 def _received(job: Job, message: Payload) -> Payload:
     """``message`` on the device, in the layout that channels give it."""
-    return job.numerics.unpack(tuple(tensor.to(job.device) for tensor in job.numerics.pack(message)))
+    return job.runtime.unpack(tuple(tensor.to(job.device) for tensor in job.runtime.pack(message)))

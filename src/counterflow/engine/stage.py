@@ -1,59 +1,24 @@
-"""A block pair at its four ports: what each action of its program does."""
+"""A block pair between its channels: the actions of its program."""
 
 import math
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from time import perf_counter
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from counterflow.algorithms.optimizer import BlockOptimizer
-from counterflow.algorithms.rule import LocalRule, Metrics, Target
+from counterflow.algorithms.optimizer import BatchPart, BlockOptimizer
+from counterflow.algorithms.rule import LocalRule, Metrics, Prediction, Target
 from counterflow.checkpoint import BlockState
-from counterflow.engine.accuracy_meter import AccuracyMeter
-from counterflow.engine.activation_recorder import ActivationRecorder
-from counterflow.engine.numerics import Numerics
-from counterflow.engine.randomness import seed_forward
+from counterflow.engine.channels import StageChannels
+from counterflow.engine.evaluation import AccuracyMeter, ActivationRecorder
+from counterflow.engine.job import Job
+from counterflow.engine.run_context import RunContext
 from counterflow.message import MessageKind, Tag
-from counterflow.schedule import RunPlan
-from counterflow.trace.recorder import Recorder
 from counterflow.transport import Payload, Receiver, Sender
-
-
-@dataclass(frozen=True)
-class StageChannels:
-    """The channels of one block; the top sends nothing up, the bottom nothing down."""
-
-    activation_in: Receiver
-    """Activations in."""
-    activation_out: Sender | None
-    target_in: Receiver
-    """Targets in."""
-    target_out: Sender | None
-
-
-class Callback(Protocol):
-    """Who is told what happened in which block."""
-
-    def should_log(self, n: int) -> bool:
-        """Whether the figures of batch ``n`` will be read."""
-        ...
-
-    def on_step(self, block: int, n: int, metrics: Metrics) -> None: ...
-
-    def on_eval(self, block: int, n: int, split: str, figures: Mapping[str, float]) -> None: ...
-
-
-@dataclass
-class WaitTimes:
-    """Seconds that a process has spent waiting so far."""
-
-    receive: float = 0.0
-    send: float = 0.0
 
 
 class Stage:
@@ -63,27 +28,22 @@ class Stage:
         self,
         block: int,
         rule: LocalRule,
-        ports: StageChannels,
-        plan: RunPlan,
-        seed: int,
-        numerics: Numerics,
-        callback: Callback,
-        waits: WaitTimes,
-        recorders: ActivationRecorder,
-        recorder: Recorder | None = None,
+        channels: StageChannels,
+        job: Job,
+        context: RunContext,
+        activations: ActivationRecorder,
     ) -> None:
-        """``waits`` and ``recorder`` are shared by the blocks of a process."""
         self.block = block
         self.rule = rule
-        self.channels = ports
-        self.waits = waits
-        self._plan = plan
-        self._seed = seed
-        self._numerics = numerics
-        self._callback = callback
-        self._activations = recorders
-        self._recorder = recorder
-        if recorder is not None:
+        self.channels = channels
+        self._plan = job.plan
+        self._seed = job.seed
+        self._runtime = job.runtime
+        self._callback = context.callback
+        self._waits = context.waits
+        self._recorder = context.recorder
+        self._activations = activations
+        if self._recorder is not None:
             for module in rule.modules():
                 if isinstance(module, BlockOptimizer):
                     module.observe = self._record
@@ -99,8 +59,8 @@ class Stage:
         self._own: dict[int, Tensor] = {}
         """This block's part in the prediction of each test batch, until the rest of it comes down."""
         self._meter = AccuracyMeter()
-        self._sent: deque[tuple[int, Payload]] = deque(maxlen=plan.max_in_flight)
-        """The last messages to the block below, which may not have taken them."""
+        self._sent: deque[tuple[int, Payload]] = deque(maxlen=job.plan.max_in_flight)
+        """The last messages to the block below, which it may not have taken."""
 
     def target(self, n: int) -> None:
         tag = Tag(MessageKind.TARGET, n)
@@ -124,8 +84,8 @@ class Stage:
         self._input = self._receive(self.channels.activation_in, tag)
         if self._plan.gradients_from:
             self._in_flight[n] = tuple(tensor.clone() for tensor in self._input)
-        seed_forward(self._numerics.device, self._seed, self.block, n)
-        with self._numerics.autocast():
+        self._runtime.seed_forward(self._seed, self.block, n)
+        with self._runtime.autocast():
             activation = _apart(self.rule.forward_message(self._input), self._input)
         if self.channels.activation_out is not None:
             self._send(self.channels.activation_out, tag, activation)
@@ -138,9 +98,9 @@ class Stage:
         if self.channels.activation_out is None and self._plan.evaluates_after(n):  # what enters at the top are labels
             *labels, self._test_labels[n] = gradient
             gradient = tuple(labels)
-        seed_forward(self._numerics.device, self._seed, self.block, n)
-        with self._numerics.autocast():
-            below, metrics = self.rule.backward(n, self._in_flight.pop(n), gradient)
+        self._runtime.seed_forward(self._seed, self.block, n)
+        with self._runtime.autocast():
+            below, metrics = self.rule.backward(BatchPart(n), self._in_flight.pop(n), gradient)
         below = _apart(below, gradient)
         self.channels.target_in.release()
         if self.channels.target_out is not None:
@@ -150,8 +110,8 @@ class Stage:
     def learn(self, n: int) -> None:
         self._learnt = self._targets.pop(n, ())
         start = perf_counter()
-        with self._numerics.autocast():
-            metrics = self.rule.update(n, self._input, self._learnt)
+        with self._runtime.autocast():
+            metrics = self.rule.update(BatchPart(n), self._input, self._learnt)
         if self._recorder is not None:
             self._recorder.rest("loss", self.block, n, start, perf_counter())
         self._input = ()
@@ -174,13 +134,13 @@ class Stage:
             self._send(self.channels.activation_out, tag, activation)
         self.channels.activation_in.release()
         if self._plan.predicts_down:
-            assert own is not None, "a rule that predicts at the bottom has a part in it"
+            assert isinstance(own, Tensor), "a rule that predicts at the bottom has a part in it"
             self._own[e] = own
             return
-        if own is not None:
+        if isinstance(own, Prediction):
             labels = self._test_labels[n][self._judged :][:size]
             self._judged += size
-            self._meter.add(own.unsqueeze(0), labels)
+            self._meter.add(own.labels.unsqueeze(0), labels)
         split = self._plan.split_ending(e)
         if split is not None:
             rows = self._meter.take()
@@ -202,8 +162,8 @@ class Stage:
         self._meter.add(below[0], self._test_labels.pop(e))
         split = self._plan.split_ending(e)
         if split is not None:
-            for block, figures in enumerate(self._meter.take(), self.block):
-                self._callback.on_eval(block, n, split, figures)
+            for block, metrics in enumerate(self._meter.take(), self.block):
+                self._callback.on_eval(block, n, split, metrics)
 
     def state(self, n: int) -> BlockState:
         """After batch ``n``. Its tensors are those that the block goes on with: to be copied before it does."""
@@ -238,13 +198,13 @@ class Stage:
     @contextmanager
     def _predicting(self) -> Iterator[None]:
         self.rule.eval()
-        with self._numerics.autocast():
+        with self._runtime.autocast():
             yield
         self.rule.train()
 
     def _report(self, n: int, metrics: Metrics) -> None:
-        # On a GPU, to look at a number is to wait for it: the loss is looked at when somebody reads it anyway.
-        if "loss" in metrics and (self._numerics.device.type == "cpu" or self._callback.should_log(n)):
+        # On a GPU, to look at a number is to wait for it: the loss is checked when it is reported anyway.
+        if "loss" in metrics and (self._runtime.device.type == "cpu" or self._callback.should_log(n)):
             loss = float(metrics["loss"])
             if not math.isfinite(loss):
                 raise FloatingPointError(f"the loss is {loss}")
@@ -254,16 +214,16 @@ class Stage:
         start = perf_counter()
         message = channel.receive(tag)
         end = perf_counter()
-        self.waits.receive += end - start
+        self._waits.receive += end - start
         self._record("receive", tag.n, start, end, _part(tag))
-        return self._numerics.unpack(message)
+        return self._runtime.unpack(message)
 
     def _send(self, channel: Sender, tag: Tag, tensors: Payload) -> None:
-        self._transmit(channel, tag, self._numerics.pack(tensors))
+        self._transmit(channel, tag, self._runtime.pack(tensors))
 
     def _send_down(self, tag: Tag, tensors: Payload) -> None:
         assert self.channels.target_out is not None
-        message = self._numerics.pack(tensors)
+        message = self._runtime.pack(tensors)
         self._sent.append((tag.n, message))
         self._transmit(self.channels.target_out, tag, message)
 
@@ -271,7 +231,7 @@ class Stage:
         start = perf_counter()
         channel.send(tag, message)
         end = perf_counter()
-        self.waits.send += end - start
+        self._waits.send += end - start
         self._record("send", tag.n, start, end, _part(tag))
 
     def _record(self, name: str, n: int, start: float, end: float, part: int = -1) -> None:
@@ -280,11 +240,11 @@ class Stage:
 
 
 def _apart(tensors: Payload, message: Payload) -> Payload:
-    """``tensors``, of which none shares memory with ``message``: its buffer is used again before they have left."""
+    """``tensors`` without memory shared with ``message``, whose buffer is used again before they have left."""
     taken = {tensor.untyped_storage().data_ptr() for tensor in message}
     return tuple(t.clone() if t.untyped_storage().data_ptr() in taken else t for t in tensors)
 
 
 def _part(tag: Tag) -> int:
-    """The test batch that a message is about; -1 if it is about a training batch."""
+    """Number of the test batch of ``tag``; -1 for a training batch."""
     return tag.e if tag.kind in (MessageKind.TEST, MessageKind.PREDICTION) else -1

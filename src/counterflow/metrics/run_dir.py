@@ -37,6 +37,10 @@ class InUseError(ValueError):
     """Another process came first."""
 
 
+class FinishedError(ValueError):
+    """The run has finished before."""
+
+
 class RunDirectory:
     """Writes ``config.yaml``, ``metrics.jsonl``, TensorBoard events and ``summary.json``, which is the last.
 

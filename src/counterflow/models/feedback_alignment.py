@@ -1,5 +1,7 @@
 """Feedback alignment (Lillicrap et al., 2016): errors go back through fixed random weights."""
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -55,3 +57,14 @@ def _feedback(layer: nn.Conv2d | nn.Linear, seed: int) -> Tensor:
     feedback = torch.empty_like(layer.weight, requires_grad=False)
     bound = layer.weight[0].numel() ** -0.5
     return nn.init.uniform_(feedback, -bound, bound, generator=generator)
+
+
+def original_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """``state`` of an aligned network under the names that it had before: ``X.layer.weight`` is ``X.weight``."""
+    aligned = {name.removesuffix("feedback") for name in state if name.endswith(".feedback")}
+    renamed = {}
+    for name, tensor in state.items():
+        prefix, _, rest = name.rpartition("layer.")
+        if name.removesuffix("feedback") not in aligned:
+            renamed[prefix + rest if prefix in aligned else name] = tensor
+    return renamed

@@ -1,9 +1,9 @@
-"""Latent heads ``T_k``: from a block's output to the natural parameters of its latent (section 3.1 of the design)."""
+"""Heads: from a block's output to the vector by which a local rule reads it."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from counterflow.config import LatentConfig
+from counterflow.config import HeadConfig
 
 
 def pooling(shape: tuple[int, int, int], most: int) -> tuple[nn.Module, int]:
@@ -14,14 +14,14 @@ def pooling(shape: tuple[int, int, int], most: int) -> tuple[nn.Module, int]:
     return nn.Sequential(nn.AdaptiveAvgPool2d(side), nn.Flatten()), channels * side * side
 
 
-class LatentHead(nn.Module):
+class Head(nn.Module):
     """Strided 3x3 convolutions until a map is one pixel, average pooling to at most ``dim`` dimensions, and layer norm.
 
-    Feature maps ``[B, C, H, W]`` become ``[B, d]``; vectors ``[B, d]`` and sequences ``[B, T, d]`` keep their shape.
-    ``multiple`` makes ``d`` divisible by it.
+    Feature maps ``[B, C, H, W]`` become ``[B, d]``; vectors ``[B, d]`` and sequences ``[B, T, d]`` keep their shape. In
+    BLL this is the latent head ``T_k``.
     """
 
-    def __init__(self, shape: tuple[int, ...], config: LatentConfig, multiple: int = 1) -> None:
+    def __init__(self, shape: tuple[int, ...], config: HeadConfig) -> None:
         super().__init__()
         self.convolutions = nn.Sequential()
         self.pool: nn.Module = nn.Identity()
@@ -41,11 +41,7 @@ class LatentHead(nn.Module):
             self.pool, self.dim = pooling((channels, height, width), config.dim)
         else:
             self.dim = shape[-1]
-        if self.dim % multiple:
-            raise ValueError(
-                f"algorithm.latent.categories={multiple}: must divide {self.dim}, the dimensions of a block's latent"
-            )
 
     def forward(self, activation: Tensor) -> Tensor:
-        latent = self.pool(self.convolutions(activation))
-        return F.layer_norm(latent, latent.shape[-1:])
+        features = self.pool(self.convolutions(activation))
+        return F.layer_norm(features, features.shape[-1:])

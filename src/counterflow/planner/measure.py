@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from counterflow.algorithms.optimizer import BlockOptimizer
 from counterflow.algorithms.rule import MessageSpec, RuleSet
-from counterflow.config import AdamWConfig, OptimizerConfig, SGDConfig
+from counterflow.config import AdamW, OptimizerConfig, SGD
 from counterflow.engine.job import Job
 from counterflow.engine.profile import column_of, message_from_below, pair_time, plain_times
 from counterflow.models.partition import best_of, synchronized_ns
@@ -141,9 +141,9 @@ def _size(specs: MessageSpec) -> int:
 
 def _copies(config: OptimizerConfig) -> int:
     match config:
-        case AdamWConfig():
+        case AdamW():
             return 4
-        case SGDConfig(momentum=momentum) if momentum:
+        case SGD(momentum=momentum) if momentum:
             return 3
         case _:
             return 2

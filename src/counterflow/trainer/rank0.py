@@ -1,21 +1,23 @@
-"""What the first process does with what all processes report: files, display, checkpoints that count."""
+"""Services of rank 0: metrics files, progress, checkpoint commits."""
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from counterflow.checkpoint import BlockWritten, CheckpointCommitter, CheckpointDirectory
-from counterflow.engine.factory import Figures
+from counterflow.config import TrainConfig
+from counterflow.engine.factory import Engine
 from counterflow.engine.job import Job
 from counterflow.metrics.block_metrics import BlockMetrics, StepMetrics
 from counterflow.metrics.progress_display import ProgressDisplay
 from counterflow.metrics.report_poller import ReportPoller
 from counterflow.metrics.row_assembler import RowAssembler
-from counterflow.trainer.resume import ResumePoint, identity, versions
+from counterflow.trainer.resume import CHECKPOINTS, ResumePoint, identity, versions
 from counterflow.transport import Communicator
 
 
@@ -23,43 +25,41 @@ class Rank0Services:
     """Open from the beginning of a run to its end."""
 
     def __init__(
-        self,
-        job: Job,
-        origin: ResumePoint,
-        shelf: CheckpointDirectory,
-        cut: Sequence[int],
-        owners: Sequence[int],
-        summarize: Callable[[Figures], Mapping[str, float]],
-        comm: Communicator,
-        console: Console,
+        self, job: Job, config: TrainConfig, point: ResumePoint, engine: Engine, comm: Communicator
     ) -> None:
-        """``owners`` are the ranks of all blocks, bottom to top, ``summarize`` makes a row's figures of theirs."""
-        plan, config = job.plan, job.config
+        plan = job.plan
         self.evaluations: dict[str, StepMetrics] = {}
         """The last one of every split."""
-        self._directory = origin.directory
+        self._directory = point.directory
         self._comm = comm
+        self._console = Console(quiet=not config.run.display)
+        self._console.print(_setting(job, config), soft_wrap=True)
+        seconds = point.directory.seconds if point.directory is not None else 0.0
         self._display = ProgressDisplay(
-            console, plan.batches, config.train.batch_size, owners, (plan.start, origin.directory.seconds)
+            self._console, plan.batches, job.batch_size, engine.owners, (plan.start, seconds)
         )
-        self._rows = RowAssembler(job.topology.blocks, summarize, self._sink, plan.start)
-        self._ledger = CheckpointCommitter(
-            shelf,
-            config.checkpoint.keep,
-            plan.batches,
-            identity(job),
-            list(cut),
-            versions(job),
-            warn,
-            plan.start,
-            comm.complete,
-        )
+        self._rows = RowAssembler(job.topology.blocks, engine.summarize, self._sink, plan.start)
+        self._committer = None
+        if point.directory is not None:
+            assert job.cut is not None
+            self._committer = CheckpointCommitter(
+                CheckpointDirectory(point.directory.path / CHECKPOINTS),
+                config.checkpoint.keep,
+                plan.batches,
+                identity(job, config),
+                list(job.cut),
+                versions(job),
+                warn,
+                plan.start,
+                comm.complete,
+            )
         self._stack = ExitStack()
 
     def __enter__(self) -> "Rank0Services":
-        self._stack.enter_context(self._directory)
+        if self._directory is not None:
+            self._stack.enter_context(self._directory)
         self._stack.enter_context(self._display)
-        self._collector = ReportPoller[BlockMetrics | BlockWritten](self._comm.size, self._fetch, self._deliver)
+        self._poller = ReportPoller[BlockMetrics | BlockWritten](self._comm.size, self._fetch, self._deliver)
         return self
 
     def __exit__(self, *raised: type[BaseException] | BaseException | TracebackType | None) -> None:
@@ -67,16 +67,21 @@ class Rank0Services:
 
     def finish(self, posted: Sequence[int]) -> None:
         """Wait until all that the ranks have ``posted`` is dealt with; raises what went wrong with it."""
-        self._collector.finish(posted, self._comm.watch.timeout)
+        self._poller.finish(posted, self._comm.watch.timeout)
 
-    def summarise(self, summary: Mapping[str, Any]) -> None:
+    def summarize(self, summary: Mapping[str, Any]) -> None:
         """The run has finished."""
-        self._directory.summarise(summary)
-        self._ledger.finish()
-
-    def table(self) -> object:
-        """All blocks, to be printed."""
-        return self._display.table()
+        if self._directory is not None and self._committer is not None:
+            self._directory.summarise(summary)
+            self._committer.finish()
+        self._stack.close()
+        self._console.print(self._display.table())
+        where = self._directory.path / "summary.json" if self._directory is not None else ""
+        self._console.print(
+            f"{_accuracies(summary)}  {summary['samples_per_second']:,.0f} samples/s  "
+            f"fingerprint {summary['fingerprint'][:16]}  {where}",
+            soft_wrap=True,
+        )
 
     def _fetch(self, rank: int, i: int) -> BlockMetrics | BlockWritten | None:
         text = self._comm.poll_report(rank, i)
@@ -88,20 +93,40 @@ class Rank0Services:
         if isinstance(item, BlockMetrics):
             self._rows.add(item)
             return
+        assert self._directory is not None
+        assert self._committer is not None
         try:
             self._directory.sync()  # when a checkpoint counts, the disk has what was reported before it
         except OSError as error:
             warn(f"{self._directory.path}: the metrics may be lost if the machine fails ({error.strerror})")
-        self._ledger.add(item)
+        self._committer.add(item)
 
     def _sink(self, row: StepMetrics) -> None:
         try:
-            self._directory.write(row)
+            if self._directory is not None:
+                self._directory.write(row)
         except OSError as error:
+            assert self._directory is not None
             warn(f"{self._directory.path}: no room for the metrics of batch {row.n} yet ({error.strerror})")
         self._display.show(row)
         if row.event != "train":
             self.evaluations[row.event] = row
+
+
+def _setting(job: Job, config: TrainConfig) -> str:
+    assert job.cut is not None
+    return (
+        f"{config.algorithm.name}, {config.model.name} of {len(job.network)} layers cut {list(job.cut)} into "
+        f"{config.blocks} blocks\n"
+        f"processes {job.topology.ranks}, threads of each {torch.get_num_threads()} (engine.threads="
+        f"{config.engine.threads}), lag {config.engine.lag}, {job.device.type} over {job.backend}\n"
+        f"{config.data.name}, {job.plan.batches} batches of {config.train.batch_size}"
+    )
+
+
+def _accuracies(summary: Mapping[str, Any]) -> str:
+    named = ((split, summary[f"{split}_accuracy"]) for split in ("validation", "test"))
+    return "  ".join(f"{split} accuracy {accuracy:.4f}" for split, accuracy in named if accuracy is not None)
 
 
 def warn(text: str) -> None:

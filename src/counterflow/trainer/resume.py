@@ -1,8 +1,8 @@
-"""Where a run begins: in which folder, and there anew or from a checkpoint."""
+"""The start of a run: in which folder, and there anew or from a checkpoint."""
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -13,10 +13,10 @@ import torch
 from counterflow.checkpoint import CheckpointDirectory, Manifest
 from counterflow.checkpoint.directory import load
 from counterflow.checkpoint.manifest import NAME, CorruptCheckpointError
-from counterflow.config import PIPELINES
+from counterflow.config import PIPELINES, TrainConfig
 from counterflow.engine.job import Job
 from counterflow.metrics import provenance
-from counterflow.metrics.run_dir import Found, InUseError, RunDirectory, config_diff, inspect_run_dir
+from counterflow.metrics.run_dir import FinishedError, Found, InUseError, RunDirectory, config_diff, inspect_run_dir
 
 CHECKPOINTS = "checkpoints"
 """In a run directory."""
@@ -24,53 +24,62 @@ CHECKPOINTS = "checkpoints"
 
 @dataclass(frozen=True)
 class ResumePoint:
-    directory: RunDirectory
-    checkpoint: Path | None
+    directory: RunDirectory | None = None
+    """None for a run that writes nothing."""
+    checkpoint: Path | None = None
     """The folder of the checkpoint that the run goes on from; None if it begins anew."""
-    batches: int
+    batches: int = 0
     """Training batches before."""
-    cut: list[int] | None
+    cut: Sequence[int] | None = None
     """Layers of every block before."""
 
 
-def open_run_dir(job: Job, path: Path, log: Callable[[str], None], alone: bool = True) -> ResumePoint:
-    """Make or open the run directory ``path``, as ``run.resume`` says; ``log`` hears what was found. Unless this is
-    ``alone``, other processes of the run are at it, and write checkpoints.
+def open_run_dir(job: Job, config: TrainConfig, log: Callable[[str], None], alone: bool = True) -> ResumePoint:
+    """Make or open the run directory ``config.run.dir``, as ``run.resume`` says.
 
-    Raises ``ValueError`` where it holds another run or a finished one, or where a checkpoint is of another
-    configuration; `InUseError` where another process writes it.
+    Args:
+        job: The run.
+        config: Its description.
+        log: Called with a line about each thing that was found.
+        alone: No other process of the run is at work in the directory, or writes checkpoints.
+
+    Raises:
+        FinishedError: The directory holds this run, and it has finished.
+        InUseError: Another process writes it.
+        ValueError: It holds another run, or a checkpoint is of another configuration.
     """
-    found = inspect_run_dir(path, job.config)
+    path = Path(config.run.dir or "")
+    found = inspect_run_dir(path, config)
     if found is Found.RUNNING:
         raise InUseError(f"run.dir={path}: another process writes it")
     if found is Found.FINISHED:
-        raise ValueError(f"run.dir={path}: already holds a finished run, choose another one or remove it")
-    resume = job.config.run.resume
+        raise FinishedError(f"run.dir={path}: already holds a finished run, choose another one or remove it")
+    resume = config.run.resume
     if found is Found.INTERRUPTED and resume == "never":
         raise ValueError(f"run.dir={path}: already holds a run, which run.resume=auto would go on with")
-    begin = None if resume in ("auto", "never") else _named(resume, path, job, log)
+    begin = None if resume in ("auto", "never") else _named(resume, path, job, config, log)
     directory = RunDirectory(path)
-    shelf = CheckpointDirectory(path / CHECKPOINTS)
+    checkpoints = CheckpointDirectory(path / CHECKPOINTS)
     try:
-        if resume != "never" and (own := shelf.latest(job.plan.batches, log)) is not None:
-            begin = _checked(own, job, log)
+        if resume != "never" and (own := checkpoints.latest(job.plan.batches, log)) is not None:
+            begin = _checked(own, job, config, log)
         batches = begin[1].batches if begin is not None else 0
-        directory.begin(job.config, batches)
+        directory.begin(config, batches)
         if alone:
-            shelf.forget_after(batches)
+            checkpoints.forget_after(batches)
     except BaseException:
         directory.close()
         raise
     if begin is None:
         if found is Found.INTERRUPTED:
             log(f"{path}: was interrupted before its first checkpoint, begins anew")
-        return ResumePoint(directory, None, 0, None)
+        return ResumePoint(directory)
     folder, manifest = begin
     log(f"{path}: goes on after batch {batches - 1} from {folder}")
-    return ResumePoint(directory, folder, batches, list(manifest.cut))
+    return ResumePoint(directory, folder, batches, manifest.cut)
 
 
-def _named(resume: str, path: Path, job: Job, log: Callable[[str], None]) -> tuple[Path, Manifest]:
+def _named(resume: str, path: Path, job: Job, config: TrainConfig, log: Callable[[str], None]) -> tuple[Path, Manifest]:
     """The checkpoint that ``run.resume=PATH`` names."""
     folder = Path(resume)
     if folder.resolve().is_relative_to(path.resolve()):
@@ -87,13 +96,13 @@ def _named(resume: str, path: Path, job: Job, log: Callable[[str], None]) -> tup
         raise ValueError(
             f"run.resume={resume}: allowed are auto, never, the folder of a checkpoint or of a run that has one"
         )
-    return _checked(found, job, log)
+    return _checked(found, job, config, log)
 
 
-def _checked(found: tuple[Path, Manifest], job: Job, log: Callable[[str], None]) -> tuple[Path, Manifest]:
+def _checked(found: tuple[Path, Manifest], job: Job, config: TrainConfig, log: Callable[[str], None]) -> tuple[Path, Manifest]:
     """``found``. ``ValueError`` where ``job`` would not end with the bits of the run that wrote it."""
     folder, manifest = found
-    here = json.loads(json.dumps(identity(job)))
+    here = json.loads(json.dumps(identity(job, config)))
     if manifest.identity != here:
         raise ValueError(f"run.resume: {folder} is of another configuration: {config_diff(manifest.identity, here)}")
     if manifest.batches >= job.plan.batches:
@@ -105,18 +114,18 @@ def _checked(found: tuple[Path, Manifest], job: Job, log: Callable[[str], None])
     return found
 
 
-def identity(job: Job) -> Mapping[str, Any]:
+def identity(job: Job, config: TrainConfig) -> Mapping[str, Any]:
     """What the result of ``job`` is a function of, by the key that sets it: as it is used where it can be ``auto``."""
     used: dict[str, Any] = {
         "engine.threads": torch.get_num_threads(),
-        "engine.precision": "bf16" if job.numerics.bf16 else "fp32",
+        "engine.precision": job.runtime.precision,
         "device": job.device.type,
         "schedule": job.schedule,
         "data.root": _digest(job),
     }
     if job.schedule in PIPELINES:  # gradients of micro-batches add up differently on one process and on several
         used["ranks"] = job.topology.ranks
-    return {**provenance.settings(job.config), **used}
+    return {**provenance.settings(config), **used}
 
 
 def _digest(job: Job) -> str:

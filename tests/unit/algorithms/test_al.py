@@ -13,7 +13,7 @@ from counterflow.algorithms import ALGORITHMS
 from counterflow.algorithms.al import AL, ALConfig, ALRule
 from counterflow.algorithms.rule import Algorithm
 from counterflow.cli.hydra_app import load_config
-from counterflow.config import AdamWConfig, OptimizerConfig, SGDConfig
+from counterflow.config import AdamW, OptimizerConfig, SGD
 from counterflow.engine.job import Job, build_job
 from counterflow.engine.local import run
 from counterflow.models.partition import output_shapes, partition
@@ -278,7 +278,7 @@ def system(name: str, optimizer: OptimizerConfig | None = None, seed: int = 1) -
     with torch.random.fork_rng():
         torch.manual_seed(7)
         blocks = case.blocks()
-    return AL(ALConfig(dim=9, pool=16), optimizer or SGDConfig(), blocks, case.shapes, case.task, 10, seed)
+    return AL(ALConfig(dim=9, pool=16), optimizer or SGD(), blocks, case.shapes, case.task, 10, seed)
 
 
 def al_rules(name: str, **options: object) -> list[ALRule]:
@@ -344,7 +344,7 @@ def test_no_gradient_reaches_the_message_from_below(name: str) -> None:
 
 def test_no_gradient_goes_into_a_target() -> None:
     """Of the two losses each trains its own half: as if the target of either were a constant."""
-    rule = al_rules("vectors", optimizer=SGDConfig(lr=1.0, momentum=0.0, schedule="constant"))[1]
+    rule = al_rules("vectors", optimizer=SGD(lr=1.0, momentum=0.0, schedule="constant"))[1]
     f, g, b, h = map(copy.deepcopy, parts(rule))
     s_below, t_below = torch.randn(4, 6), torch.randn(4, 9)
     with torch.no_grad():
@@ -366,7 +366,7 @@ def test_no_gradient_goes_into_a_target() -> None:
 
 
 def test_learning_leaves_no_gradient_and_no_graph() -> None:
-    rule = al_rules("maps", optimizer=AdamWConfig())[0]
+    rule = al_rules("maps", optimizer=AdamW())[0]
     message = torch.randn(4, 2, 8, 8), labels("maps")
     rule.forward_message(message)
     metrics = rule.update(0, message, ())

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from counterflow.algorithms import ALGORITHMS
 from counterflow.algorithms.bll import BLL, BLLConfig, BLLRule
 from counterflow.algorithms.rule import LocalRule, Task
-from counterflow.config import FeedbackConfig, LatentConfig, SGDConfig
+from counterflow.config import FeedbackConfig, LatentConfig, SGD
 from tests.helpers.systems import CASES, CLASSES, Case, inputs, labels, specs, system, targets
 
 
@@ -173,7 +173,7 @@ def test_parameters_are_a_function_of_seed_and_block(name: str, kind: str) -> No
 def test_blocks_of_one_shape_draw_different_feedback() -> None:
     task = Task((6,), 6)
     blocks = [nn.Linear(6, 6) for _ in range(4)]
-    bll = BLL(BLLConfig(), SGDConfig(), blocks, [(6,)] * 4, task, 10, 1)
+    bll = BLL(BLLConfig(), SGD(), blocks, [(6,)] * 4, task, 10, 1)
     second, third = (bll.rule(k).get_parameter("feedback.residual.0.weight") for k in (2, 3))
     assert second.shape == third.shape
     assert not torch.equal(second, third)
@@ -189,7 +189,7 @@ def test_global_random_state_is_left_alone() -> None:
 
 
 def test_one_block_is_top_and_bottom() -> None:
-    bll = BLL(BLLConfig(), SGDConfig(), [nn.Linear(3, CLASSES)], [(CLASSES,)], Task((3,), CLASSES), 10, 1)
+    bll = BLL(BLLConfig(), SGD(), [nn.Linear(3, CLASSES)], [(CLASSES,)], Task((3,), CLASSES), 10, 1)
     rule = bll.rule(1)
     x, y = torch.randn(4, 3), torch.tensor([0, 1, 2, 3])
     rule.forward_message((x,))
@@ -207,7 +207,7 @@ def test_the_bottom_has_no_feedback_and_only_the_top_a_book_of_its_own(name: str
 
 
 def build(case: Case, latent: LatentConfig) -> BLL:
-    return BLL(BLLConfig(latent=latent), SGDConfig(), case.blocks(), case.shapes, case.task, 10, 1)
+    return BLL(BLLConfig(latent=latent), SGD(), case.blocks(), case.shapes, case.task, 10, 1)
 
 
 def test_categories_that_do_not_divide_the_latent_are_refused() -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
 from counterflow.algorithms.bll import BLLRule
-from counterflow.config import AdamWConfig, FeedbackConfig, OptimizerConfig, SGDConfig
+from counterflow.config import AdamW, FeedbackConfig, OptimizerConfig, SGD
 from tests.helpers.systems import (
     BATCHES,
     CASES,
@@ -24,8 +24,8 @@ from tests.helpers.systems import (
 )
 
 OPTIMIZERS: dict[str, OptimizerConfig] = {
-    "sgd": SGDConfig(lr=0.3, momentum=0.8, weight_decay=0.02, schedule="linear"),
-    "adamw": AdamWConfig(lr=0.01, betas=[0.8, 0.95], weight_decay=0.1, schedule="cosine"),
+    "sgd": SGD(lr=0.3, momentum=0.8, weight_decay=0.02, schedule="linear"),
+    "adamw": AdamW(lr=0.01, betas=[0.8, 0.95], weight_decay=0.1, schedule="cosine"),
 }
 LR_SCALE = 0.25
 
@@ -128,7 +128,7 @@ def test_learning_moves_theta_and_phi() -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_top_descends_the_cross_entropy(name: str) -> None:
     top = len(CASES[name].dims)
-    rule = bll_rule(name, top, optimizer=SGDConfig(lr=0.5, momentum=0.0, schedule="constant"))
+    rule = bll_rule(name, top, optimizer=SGD(lr=0.5, momentum=0.0, schedule="constant"))
     f = copy.deepcopy(rule.block)
     optimizer = torch.optim.SGD(f.parameters(), lr=0.5)
     message, (y,) = inputs(name, top), targets(name, top)

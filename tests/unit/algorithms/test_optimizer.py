@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from counterflow.algorithms.optimizer import BlockOptimizer, lr_factor
-from counterflow.config import AdamWConfig, OptimizerConfig, SGDConfig
+from counterflow.config import AdamW, OptimizerConfig, SGD
 
 QUARTER = (1 + math.sqrt(0.5)) / 2  # of a cosine from 1 to 0, after a quarter of the way
 
@@ -41,7 +41,7 @@ def test_rate_is_a_share_that_is_never_0(schedule: str, warmup: int, batches: in
 def test_a_step_uses_the_rate_of_its_batch_in_any_order(order: tuple[int, ...]) -> None:
     """lr 0.4 at a scale of 0.5; linear over 10 batches, with one batch of warm-up at half the rate."""
     expected = {0: 0.2 * 0.5 * 1.0, 2: 0.2 * 0.8, 9: 0.2 * 0.1}
-    config = SGDConfig(lr=0.4, momentum=0.0, schedule="linear", warmup=1)
+    config = SGD(lr=0.4, momentum=0.0, schedule="linear", warmup=1)
     weight = nn.Parameter(torch.tensor([1.0, -2.0], dtype=torch.float64))
     optimizer = BlockOptimizer([weight], config, batches=10, scale=0.5)
     for n in order:
@@ -54,7 +54,7 @@ def test_a_step_uses_the_rate_of_its_batch_in_any_order(order: tuple[int, ...]) 
 def test_a_step_drops_the_gradients() -> None:
     weight = nn.Parameter(torch.zeros(2))
     weight.grad = torch.ones(2)
-    BlockOptimizer([weight], SGDConfig(), 10).step(0)
+    BlockOptimizer([weight], SGD(), 10).step(0)
     assert weight.grad is None
 
 
@@ -78,7 +78,7 @@ def start() -> nn.Parameter:
 def test_sgd_by_hand() -> None:
     """``v <- m v + g + decay w``; the step is ``v``, and ``g + decay w + m v`` with Nesterov's momentum."""
     for nesterov in (False, True):
-        config = SGDConfig(lr=0.1, momentum=0.7, weight_decay=0.2, nesterov=nesterov, schedule="constant")
+        config = SGD(lr=0.1, momentum=0.7, weight_decay=0.2, nesterov=nesterov, schedule="constant")
         weight = start()
         places = trajectory(BlockOptimizer([weight], config, 10), weight)
         w, v, expected = [1.0, -3.0], [0.0, 0.0], []
@@ -94,11 +94,11 @@ def test_sgd_by_hand() -> None:
     ("config", "torchs"),
     [
         (
-            AdamWConfig(lr=0.1, betas=[0.6, 0.8], weight_decay=0.3, schedule="constant"),
+            AdamW(lr=0.1, betas=[0.6, 0.8], weight_decay=0.3, schedule="constant"),
             lambda w: torch.optim.AdamW([w], lr=0.1, betas=(0.6, 0.8), weight_decay=0.3),
         ),
-        (AdamWConfig(schedule="constant"), lambda w: torch.optim.AdamW([w], lr=1e-3, weight_decay=0.0)),
-        (SGDConfig(schedule="constant"), lambda w: torch.optim.SGD([w], lr=0.1, momentum=0.9)),
+        (AdamW(schedule="constant"), lambda w: torch.optim.AdamW([w], lr=1e-3, weight_decay=0.0)),
+        (SGD(schedule="constant"), lambda w: torch.optim.SGD([w], lr=0.1, momentum=0.9)),
     ],
     ids=["adamw", "adamw by default", "sgd by default"],
 )
@@ -121,7 +121,7 @@ def test_an_unknown_optimizer_is_refused() -> None:
 
 def test_to_minimise_is_backward_and_a_step() -> None:
     ours, expected = start(), start()
-    config = SGDConfig(lr=0.1, schedule="constant")
+    config = SGD(lr=0.1, schedule="constant")
     minimising, stepping = BlockOptimizer([ours], config, 10), BlockOptimizer([expected], config, 10)
     for n in range(3):
         minimising.backward_and_step((ours**2).sum(), n)
@@ -133,14 +133,14 @@ def test_to_minimise_is_backward_and_a_step() -> None:
 
 def test_a_gradient_that_comes_from_elsewhere_goes_on_backward() -> None:
     weight = start()
-    BlockOptimizer([weight], SGDConfig(), 10).backward(3 * weight, 0, torch.tensor([1.0, -2.0], dtype=torch.float64))
+    BlockOptimizer([weight], SGD(), 10).backward(3 * weight, 0, torch.tensor([1.0, -2.0], dtype=torch.float64))
     assert weight.grad is not None
     assert weight.grad.tolist() == [3.0, -6.0]
 
 
 def test_whoever_observes_hears_of_backward_and_update() -> None:
     weight, heard = start(), list[tuple[str, int, float, float]]()
-    optimizer = BlockOptimizer([weight], SGDConfig(), 10)
+    optimizer = BlockOptimizer([weight], SGD(), 10)
     optimizer.observe = lambda *span: heard.append(span)
     optimizer.backward_and_step(weight.sum(), 4)
     assert [span[:2] for span in heard] == [("backward", 4), ("update", 4)]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from counterflow.algorithms import ALGORITHMS
 from counterflow.algorithms.predsim import PredSim, PredSimConfig, PredSimRule, similarity
-from counterflow.config import AdamWConfig, OptimizerConfig, SGDConfig
+from counterflow.config import AdamW, OptimizerConfig, SGD
 from tests.helpers.processes import Pool
 from tests.helpers.runs import summary_of
 from tests.helpers.systems import CASES, CLASSES, labels, specs
@@ -24,7 +24,7 @@ def system(name: str, beta: float = 0.99, optimizer: OptimizerConfig | None = No
     with torch.random.fork_rng():
         torch.manual_seed(7)
         blocks = case.blocks()
-    plain = SGDConfig(lr=LR, momentum=0.0, schedule="constant")
+    plain = SGD(lr=LR, momentum=0.0, schedule="constant")
     return PredSim(PredSimConfig(beta=beta, dim=16), optimizer or plain, blocks, case.shapes, case.task, 10, seed)
 
 
@@ -155,7 +155,7 @@ def test_maps_of_one_pixel_have_no_deviation_and_are_compared_as_vectors() -> No
             nn.Sequential(nn.Flatten(), nn.Linear(3, 5)),
         ]
     case = CASES["maps"]
-    rule = PredSim(PredSimConfig(), SGDConfig(), blocks, [(3, 1, 1), (5,)], case.task, 10, 1).rule(1)
+    rule = PredSim(PredSimConfig(), SGD(), blocks, [(3, 1, 1), (5,)], case.task, 10, 1).rule(1)
     assert isinstance(rule, PredSimRule)
     message = (torch.randn(4, 2, 8, 8),)
     a = rule.forward_message(message)[0]
@@ -254,7 +254,7 @@ def test_top_descends_the_cross_entropy_alone(name: str, beta: float) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_the_optimizer_is_the_configured_one(name: str) -> None:
     """Of the block and both branches, by the batch index."""
-    rule = rule_of(name, 1, optimizer=AdamWConfig(lr=0.01, weight_decay=0.1)).double()
+    rule = rule_of(name, 1, optimizer=AdamW(lr=0.01, weight_decay=0.1)).double()
     expected = copy.deepcopy(rule)
     adamw = torch.optim.AdamW(expected.parameters(), weight_decay=0.1)
     for n in (0, 4):

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from counterflow.algorithms.bll import BLLConfig
 from counterflow.cli.hydra_app import job_name, load_config
 from counterflow.config import (
-    AdamWConfig,
+    AdamW,
     DataConfig,
     EngineConfig,
     FeedbackConfig,
@@ -44,7 +44,7 @@ def test_defaults_are_those_of_the_contract() -> None:
     assert config.algorithm == BLLConfig()
     assert config.model == MLPConfig()
     assert config.data == DataConfig(name="digits", validation=0.1)
-    assert config.optimizer == AdamWConfig()
+    assert config.optimizer == AdamW()
     assert config.engine == EngineConfig()
     assert config.engine.lag == 2
     assert (config.train.epochs, config.train.batch_size, config.train.steps) == (30, 32, None)

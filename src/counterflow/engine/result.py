@@ -1,4 +1,4 @@
-"""What one rank knows at the end of a run."""
+"""Result of one rank at the end of a run."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,6 +12,8 @@ from counterflow.engine.cost import Flops
 class RankResult:
     digests: dict[int, bytes]
     """sha256 of the parameters and buffers of each of its blocks."""
+    modules: dict[int, nn.Module]
+    """The trained forward block of each of its blocks."""
     effective_parameters: int
     """Parameters of its blocks without which the network does not predict."""
     affiliated_parameters: int
@@ -24,11 +26,11 @@ class RankResult:
     """Seconds of these that it waited for a message."""
     send_wait: float
     """Seconds of these that it waited for room to send."""
-    cost: Flops
+    flops: Flops
     activations: dict[int, Tensor]
-    """What each of its blocks puts out for some test samples, ``[M, d]``, if wanted."""
+    """Outputs of each of its blocks for some test samples, ``[M, d]``, if wanted."""
 
 
-def count(modules: Iterable[nn.Module]) -> int:
+def count_parameters(modules: Iterable[nn.Module]) -> int:
     """Trainable parameters of ``modules``."""
     return sum(p.numel() for module in modules for p in module.parameters() if p.requires_grad)

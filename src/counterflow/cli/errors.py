@@ -1,0 +1,77 @@
+"""Ends of a program: one line for a person, an exit status for a launcher."""
+
+import json
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import NoReturn
+
+from counterflow.engine.run_context import BlockError
+from counterflow.rank_info import RankInfo
+from counterflow.transport import ChannelError
+
+EXIT_FAILURE = 1
+EXIT_USAGE = 2
+EXIT_INCOMPLETE = 75
+"""Try again later: runs of a sweep are left for the next stage."""
+
+_FIRST_SPEAKS = 10.0
+"""Seconds."""
+
+
+def exit_now(status: int) -> NoReturn:
+    """End the process without waiting for threads, which may be inside an operation that never completes."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def exit_with_usage_error(error: ValueError | str) -> NoReturn:
+    """Print one line from the first process of each node, as all of them find the same, and end the process."""
+    text = " ".join(str(error).split())
+    _record(text)
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(f"error: {text}", file=sys.stderr)
+    else:
+        # Torchrun kills all processes once one has ended: the first process of the node has to print before that.
+        time.sleep(_FIRST_SPEAKS)
+    exit_now(EXIT_USAGE)
+
+
+def exit_with_error(error: Exception) -> NoReturn:
+    """Print the reason, with the traceback of an unforeseen one, and end the process, so that its neighbours notice."""
+    if isinstance(error, BlockError | ChannelError):
+        explain(error)
+        # A report of all waits has a line for each rank; an exception of a block is one, whatever torch made of it.
+        text = str(error) if isinstance(error, ChannelError) else " ".join(str(error).split())
+    elif is_out_of_memory(error):
+        text = f"{type(error).__name__}: {error}".splitlines()[0]
+    else:
+        traceback.print_exception(error)
+        text = ""
+    _record(text or f"{type(error).__name__}: {error}")
+    if text:
+        print(f"error: {text}", file=sys.stderr)
+    exit_now(EXIT_FAILURE)
+
+
+def explain(error: BlockError | ChannelError) -> None:
+    """Print the traceback of an unforeseen cause."""
+    cause = error.__cause__
+    foreseen = cause is None or isinstance(cause, FloatingPointError | ValueError) or is_out_of_memory(cause)
+    if isinstance(error, BlockError) and not foreseen:
+        traceback.print_exception(cause)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Torch raises a plain RuntimeError for the memory of the CPU."""
+    return isinstance(error, MemoryError) or "can't allocate memory" in str(error)
+
+
+def _record(text: str) -> None:
+    """Leave ``text`` for torchrun's summary, in the file that its agent names."""
+    path = RankInfo.from_env().error_file
+    if path is not None:
+        Path(path).write_text(json.dumps({"message": text, "timestamp": int(time.time())}))

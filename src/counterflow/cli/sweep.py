@@ -1,0 +1,120 @@
+"""Sweeps: the runs of one command, one after the other in one process."""
+
+import gc
+import math
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from counterflow.cli.errors import EXIT_FAILURE, EXIT_INCOMPLETE, explain
+from counterflow.config import TrainConfig
+from counterflow.engine.run_context import BlockError, PreemptedError
+from counterflow.metrics.run_dir import FinishedError, InUseError
+from counterflow.signals import Signals
+from counterflow.transport import ChannelError
+
+_ASKS_EVERY = 0.1
+"""Seconds."""
+
+
+@dataclass
+class Sweep:
+    """Runs jobs, none of which is the end of the others, and counts how they ended."""
+
+    run: Callable[[TrainConfig, Signals | None], object]
+    ends: float = math.inf
+    """A time of the monotonic clock, at which the run in progress stops after a checkpoint. If it writes none, it does
+    not begin unless it would end before, were it as long as the longest so far."""
+    longest: float = 0.0
+    """Seconds."""
+    ran: int = 0
+    skipped: int = 0
+    failed: int = 0
+    remaining: int = 0
+    signals: Signals | None = None
+
+    @property
+    def jobs(self) -> int:
+        return self.ran + self.skipped + self.failed + self.remaining
+
+    @property
+    def status(self) -> int:
+        if self.failed:
+            return EXIT_FAILURE
+        return EXIT_INCOMPLETE if self.remaining else 0
+
+    def job(self, name: str, path: Path, configure: Callable[[], TrainConfig]) -> None:
+        """Run one job in the folder ``path``; a line says why there is no run, or where it ended."""
+        try:
+            config = configure()
+            self._start(replace(config, run=replace(config.run, dir=str(path))), path)
+        except FinishedError:
+            self._skip(f"{path}: has finished")
+        except InUseError as error:
+            self._skip(error)
+        except ValueError as error:
+            self._fail(name, error)
+        except PreemptedError:
+            if time.monotonic() < self.ends:
+                raise
+            self._remain(path)
+        except (BlockError, ChannelError) as error:
+            explain(error)
+            self._fail(name, error)
+        except Exception as error:
+            traceback.print_exc()
+            self._fail(name, f"{type(error).__name__}: {error}")
+        gc.collect()  # a failed run leaves cycles behind, and threads that end with them
+
+    def _start(self, config: TrainConfig, path: Path) -> None:
+        if (path / "summary.json").exists() is False and self._is_too_late(config):
+            self._remain(path)
+            return
+        start = time.monotonic()
+        with self._stopping_in_time():
+            self.run(config, self.signals)
+        self.longest = max(self.longest, time.monotonic() - start)
+        self.ran += 1
+
+    def _is_too_late(self, config: TrainConfig) -> bool:
+        return time.monotonic() + (0.0 if config.checkpoint.every else self.longest) >= self.ends
+
+    @contextmanager
+    def _stopping_in_time(self) -> Iterator[None]:
+        """Within it, a run that trains is asked to stop when the time is over."""
+        ended = threading.Event()
+
+        def ask() -> None:
+            assert self.signals is not None
+            ended.wait(self.ends - time.monotonic())
+            while not ended.is_set() and not self.signals.request(signal.SIGTERM):
+                ended.wait(_ASKS_EVERY)
+
+        if self.signals is not None and self.ends < math.inf:
+            threading.Thread(target=ask, name="end of the stage", daemon=True).start()
+        try:
+            yield
+        finally:
+            ended.set()
+
+    def _remain(self, name: object) -> None:
+        print(f"{name}: remains", flush=True)
+        self.remaining += 1
+
+    def _skip(self, reason: object) -> None:
+        print(f"{reason}, skipped", flush=True)
+        self.skipped += 1
+
+    def _fail(self, name: str, reason: object) -> None:
+        print(f"error: {name}: {reason}", file=sys.stderr, flush=True)
+        self.failed += 1
+
+    def __str__(self) -> str:
+        remaining = f", {self.remaining} remain" if self.remaining else ""
+        return f"sweep of {self.jobs} runs: {self.ran} ran, {self.skipped} skipped, {self.failed} failed{remaining}"

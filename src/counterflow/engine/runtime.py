@@ -1,0 +1,109 @@
+"""How a process computes: threads, memory, number formats, layout of images, random numbers, compiled blocks."""
+
+import ctypes
+import os
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+from counterflow.seeding import derive_seed
+
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
+"""Parameters of mallopt, in the GNU C library."""
+
+_NEVER = 2**31 - 1
+_AT_ONCE = 64 << 20
+_LARGEST = 32 << 20
+"""The most that the library allows; larger blocks always go back to the system."""
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """``engine.precision``, ``engine.channels_last`` and ``engine.compile`` on one device."""
+
+    device: torch.device
+    bf16: bool = False
+    channels_last: bool = False
+    compile: bool = False
+
+    @property
+    def precision(self) -> str:
+        return "bf16" if self.bf16 else "fp32"
+
+    def autocast(self) -> AbstractContextManager[object]:
+        return torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext()
+
+    def prepare_module(self, module: nn.Module, hot: Iterable[nn.Module]) -> None:
+        """Move ``module`` to the device and layout, in place; its parts ``hot`` are compiled if configured."""
+        module.to(self.device)
+        if self.channels_last:
+            module.to(memory_format=torch.channels_last)
+        if self.compile:
+            for part in hot:
+                part.compile()
+
+    def pack(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Tensors as messages hold them: contiguous, numbers in float32. Images keep the layout of computation.
+
+        One memory layout on both sides, local or remote: kernels round differently with another one.
+        """
+        return tuple(
+            (t.permute(0, 2, 3, 1) if self.channels_last and t.ndim == 4 else t).contiguous()
+            for t in (t.float() if t.dtype == torch.bfloat16 else t for t in tensors)
+        )
+
+    def unpack(self, message: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        if not self.channels_last:
+            return message
+        return tuple(t.permute(0, 3, 1, 2) if t.ndim == 4 else t for t in message)
+
+    def packed_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape that a tensor of ``shape`` has in a message."""
+        if not self.channels_last or len(shape) != 4:
+            return shape
+        batch, channels, height, width = shape
+        return batch, height, width, channels
+
+    def seed_forward(self, seed: int, part: int, n: int) -> None:
+        """Seed the generator of dropout for the forward pass of ``part`` of the network on batch ``n``.
+
+        The numbers are a function of what is computed, not of where or when.
+        """
+        cuda = self.device.type == "cuda"
+        generator = torch.cuda.default_generators[self.device.index or 0] if cuda else torch.default_generator
+        generator.manual_seed(derive_seed(seed, "forward", part, n))
+
+
+def has_bf16_units(device: torch.device) -> bool:
+    """The processor multiplies matrices of bfloat16 in hardware; elsewhere, autocast only adds conversions."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
+
+
+def intra_op_threads(setting: int | str, blocks: int) -> int:
+    """Threads of one process for ``engine.threads``: ``auto`` is cores / blocks, at least 1.
+
+    A function of the machine and of N, never of P, because kernels round differently with another number of threads.
+    OMP_NUM_THREADS, which launchers set, does not count, for the same reason.
+    """
+    if isinstance(setting, int):
+        return setting
+    return max(1, len(os.sched_getaffinity(0)) // blocks)
+
+
+@cache
+def disable_malloc_trim() -> None:
+    """Have this process keep the host memory that it frees, for the activations of the next batch.
+
+    By default the GNU C library returns large blocks to the system, which then hands out pages of zeros, one fault for
+    each: with activations of 6 MB that took a quarter of all time. Does nothing where there is another C library.
+    """
+    library = ctypes.CDLL(None)
+    if hasattr(library, "mallopt"):
+        for parameter, value in ((_M_TRIM_THRESHOLD, _NEVER), (_M_TOP_PAD, _AT_ONCE), (_M_MMAP_THRESHOLD, _LARGEST)):
+            library.mallopt(parameter, value)

@@ -1,0 +1,5 @@
+"""Placeholder until the metrics rooms are rebuilt."""
+
+
+class Callback:
+    pass

@@ -1,0 +1,301 @@
+"""A whole run as one rank sees it: the engine, its reports, the weights and the summary at the end."""
+
+import os
+import platform
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from counterflow.algorithms import EndToEnd
+from counterflow.checkpoint import BlockWritten, CheckpointDirectory, CheckpointWriter
+from counterflow.config import TrainConfig
+from counterflow.engine.cost import Flops
+from counterflow.engine.factory import build_engine, choose_partition
+from counterflow.engine.job import Job
+from counterflow.engine.result import RankResult
+from counterflow.engine.run_context import PreemptedError, RunContext, WaitTimes
+from counterflow.metrics import provenance
+from counterflow.metrics.block_metrics import BlockMetrics, StepMetrics
+from counterflow.metrics.callback import Callback
+from counterflow.metrics.fingerprint import digest, fingerprint
+from counterflow.metrics.metrics_callback import MetricsCallback
+from counterflow.metrics.run_dir import FinishedError
+from counterflow.rank_info import RankInfo
+from counterflow.recovery.recoverable import connect_recoverable
+from counterflow.recovery.supervisor import Life
+from counterflow.signals import Signals
+from counterflow.trace.session import TraceSession
+from counterflow.trainer.rank0 import Rank0Services, warn
+from counterflow.trainer.result import FitResult
+from counterflow.trainer.resume import CHECKPOINTS, ResumePoint, open_run_dir
+from counterflow.transport import Communicator, connect, rendezvous
+from counterflow.transport.interface import interfaces
+
+
+@dataclass(frozen=True)
+class _Start:
+    """Where all ranks begin, as rank 0 found it."""
+
+    cut: tuple[int, ...]
+    path: Path | None
+    checkpoint: Path | None
+    batches: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class ProcessControl:
+    """How signals and restarts reach a run."""
+
+    signals: Signals | None = None
+    """End the run after a checkpoint, if it writes any."""
+    restarted: Life | None = None
+    """This process, where a supervisor replaces ranks that are lost."""
+
+
+def connect_and_fit(
+    job: Job, config: TrainConfig, info: RankInfo, callbacks: Sequence[Callback], control: ProcessControl
+) -> FitResult:
+    """Join the processes of ``job``, train, and part. Arguments and errors are those of `Trainer.fit`."""
+    if info.size > 1:
+        interfaces(os.environ)  # a wrong one is refused before there is a folder
+    again = control.restarted is not None and control.restarted.number > 0
+    point = _resume_point(job, config, info, again) if info.is_main else None
+    grace, signals = config.checkpoint.grace, control.signals
+
+    def on_stop(number: int) -> None:
+        if signals is not None:
+            message = f"error: no checkpoint within checkpoint.grace={grace:g} s of {signal.Signals(number).name}"
+            signals.expire(number, grace, message)
+
+    with nullcontext() if point is None or point.directory is None else point.directory:
+        comm = _connect(config, control.restarted, on_stop)
+
+        def stop(number: int) -> bool:
+            if comm.stop.possible:
+                on_stop(number)
+                comm.request_stop(number)
+            return comm.stop.possible
+
+        with signals.handled_by(stop) if signals is not None and config.checkpoint.every else nullcontext():
+            result = fit(job, config, comm, point, callbacks)
+            comm.close()
+    if result is None:
+        raise FinishedError(f"run.dir={config.run.dir}: has finished")
+    return result
+
+
+def _connect(config: TrainConfig, restarted: Life | None, on_stop: Callable[[int], None]) -> Communicator:
+    timeout = config.engine.timeout
+    store, rank, size = rendezvous(timeout)
+    if restarted is None or store is None:
+        return connect(store, rank, size, timeout=timeout, on_halt=on_stop)
+    return connect_recoverable(
+        store,
+        rank,
+        size,
+        timeout=timeout,
+        on_halt=on_stop,
+        life=restarted.number,
+        name=restarted.name,
+        log=restarted.tell,
+        replay=config.engine.replay << 20,
+    )
+
+
+def _resume_point(job: Job, config: TrainConfig, info: RankInfo, again: bool) -> ResumePoint | None:
+    """The start of the run; None if this rank was lost when all was done, and there is nothing left."""
+    if config.run.dir is None:
+        return ResumePoint()
+    try:
+        return open_run_dir(job, config, (lambda text: None) if again else warn, alone=not again)
+    except FinishedError:
+        if again or info.restart_count:
+            return None
+        raise
+
+
+def fit(
+    job: Job, config: TrainConfig, comm: Communicator, point: ResumePoint | None, callbacks: Sequence[Callback] = ()
+) -> FitResult | None:
+    """Run ``job`` on this rank; None where nothing is left to do.
+
+    Args:
+        job: The run; its cut may still have to be measured.
+        config: The description of the run for its files and hashes.
+        comm: The processes of the run.
+        point: Where the run begins, on rank 0 alone. None on rank 0 says that nothing is left to do.
+
+    Raises:
+        PreemptedError: A signal ended the run early on all ranks, once its checkpoint is whole.
+        ValueError: The ranks were given different networks.
+    """
+    mine = _start(job, point) if point is not None else None
+    start, *others = comm.all_gather((mine, digest(job.network)), "where to begin")
+    begin = start[0]
+    if begin is None or comm.over:
+        comm.all_gather(None, "the end")
+        return None
+    assert isinstance(begin, _Start)
+    different = [rank for rank, other in enumerate(others, 1) if other[1] != start[1]]
+    if different:
+        raise ValueError(f"model: rank {different[0]} was given other initial parameters than rank 0")
+    if comm.restart_count and point is None:
+        begin = _latest(begin, job)
+    job = replace(job, plan=replace(job.plan, start=begin.batches), cut=begin.cut)
+    engine = build_engine(job)
+    waits = WaitTimes()
+
+    def report(item: BlockMetrics | BlockWritten) -> None:
+        comm.send_report(item.to_json())
+
+    callback = MetricsCallback(
+        comm.rank, job.log_every, job.plan.batches, lambda: waits.receive, report, before=begin.seconds
+    )
+    folder = begin.path / CHECKPOINTS if begin.path is not None else None
+    checkpoints = CheckpointWriter(
+        CheckpointDirectory(folder or Path()), begin.checkpoint, job.device, report, comm.watch.timeout
+    )
+    tracing = TraceSession(comm, begin.path, warn) if config.trace and begin.path is not None else None
+    context = RunContext(comm, callback, checkpoints, waits, tracing.recorder if tracing is not None else None)
+    with ExitStack() as stack:
+        stack.enter_context(checkpoints)
+        services = None
+        if point is not None:
+            services = stack.enter_context(Rank0Services(job, config, point, engine, comm))
+        try:
+            result = engine.run(context)
+        except PreemptedError:
+            sent = comm.all_gather(comm.posted, "the last checkpoint")
+            if services is not None:
+                services.finish(sent)
+            if tracing is not None:
+                tracing.finish(_title(job, config))
+            comm.all_gather(None, "the end")
+            raise
+        checkpoints.finish()
+        state = gather_state(job, result, comm)
+        results = comm.all_gather((replace(result, modules={}), comm.posted), "results")
+        summary = None
+        if services is not None:
+            services.finish([sent for _, sent in results])
+            summary = _summary(job, config, begin, [rank_result for rank_result, _ in results], services.evaluations)
+            if job.activations and begin.path is not None:
+                _save_activations(begin.path, job, [rank_result for rank_result, _ in results])
+            services.summarize(summary)
+    if tracing is not None:
+        tracing.finish(_title(job, config))
+    # Also a barrier: rank 0 may still read from a store that ends with another process.
+    summary = comm.all_gather(summary, "the end")[0]
+    return FitResult(summary, comm.rank == 0, state)
+
+
+def gather_state(job: Job, result: RankResult, comm: Communicator) -> dict[str, Tensor]:
+    """Parameters and buffers of all forward blocks under their names in the network, on rank 0, block by block."""
+    state: dict[str, Tensor] = {}
+    for block in range(1, job.topology.blocks + 1):
+        module = result.modules.get(block)
+        mine = None if module is None else {name: t.detach().cpu().clone() for name, t in module.state_dict().items()}
+        if comm.size > 1:
+            found = comm.all_gather(mine, f"the weights of block {block}")
+            mine = next(part for part in found if part is not None) if comm.rank == 0 else {}
+        state |= mine or {}
+    return job.algorithm.original_state(state) if isinstance(job.algorithm, EndToEnd) else state
+
+
+def _latest(begin: _Start, job: Job) -> _Start:
+    """The start of a rank that takes the place of one that ``begin`` was meant for."""
+    assert begin.path is not None, "recovery needs a run directory"
+    found = CheckpointDirectory(begin.path / CHECKPOINTS).latest(job.plan.batches, lambda text: None)
+    return begin if found is None else replace(begin, checkpoint=found[0], batches=found[1].batches)
+
+
+def _start(job: Job, point: ResumePoint) -> _Start:
+    directory = point.directory
+    return _Start(
+        tuple(point.cut or choose_partition(job)),
+        directory.path.resolve() if directory is not None else None,
+        point.checkpoint.resolve() if point.checkpoint is not None else None,
+        point.batches,
+        directory.seconds if directory is not None else 0.0,
+    )
+
+
+def _title(job: Job, config: TrainConfig) -> str:
+    return f"{config.algorithm.name}, schedule {job.schedule}, {config.model.name} on {config.data.name}"
+
+
+def _summary(
+    job: Job, config: TrainConfig, begin: _Start, results: Sequence[RankResult], evaluations: Mapping[str, StepMetrics]
+) -> dict[str, Any]:
+    metrics = {
+        (split, name): row.column(name)
+        for split, row in evaluations.items()
+        for name in ("accuracy", *(["sequence_accuracy"] if job.task.label_shape else []))
+    }
+    digests = {block: value for result in results for block, value in result.digests.items()}
+    return {
+        "algorithm": config.algorithm.name,
+        "model": config.model.name,
+        "data": config.data.name,
+        "blocks": config.blocks,
+        "ranks": job.topology.ranks,
+        "seed": config.seed,
+        "steps": job.plan.batches,
+        "test_accuracy": _top(metrics.get(("test", "accuracy"))),
+        "block_accuracy": metrics.get(("test", "accuracy")),
+        "validation_accuracy": _top(metrics.get(("validation", "accuracy"))),
+        "validation_block_accuracy": metrics.get(("validation", "accuracy")),
+        "test_sequence_accuracy": _top(metrics.get(("test", "sequence_accuracy"))),
+        "block_sequence_accuracy": metrics.get(("test", "sequence_accuracy")),
+        "samples_per_second": min(r.batches * job.batch_size / r.seconds for r in results),
+        "wait_fraction": [r.receive_wait / r.seconds for r in results],
+        "send_wait_fraction": [r.send_wait / r.seconds for r in results],
+        "resumed_after": begin.batches or None,
+        "seconds": max((row.seconds for row in evaluations.values()), default=None),
+        "fingerprint": fingerprint(digests[block] for block in sorted(digests)),
+        "effective_parameters": sum(r.effective_parameters for r in results),
+        "affiliated_parameters": sum(r.affiliated_parameters for r in results),
+        "flops": _flops(results),
+        "schedule": job.schedule,
+        "lag": config.engine.lag,
+        "cut": list(begin.cut),
+        "threads": torch.get_num_threads(),
+        "device": job.device.type,
+        "precision": job.runtime.precision,
+        "backend": job.backend,
+        "experiment": config.run.experiment,
+        "scale": config.scale,
+        "config_hash": provenance.config_hash(config),
+        "group_hash": provenance.group_hash(config),
+        "hardware": provenance.hardware(job.device),
+        "python_version": platform.python_version(),
+        "torch_version": str(torch.__version__),
+        "torchvision_version": provenance.torchvision_version(),
+        "git_commit": provenance.git_commit(),
+    }
+
+
+def _top(blocks: Sequence[float | None] | None) -> float | None:
+    return None if blocks is None else blocks[-1]
+
+
+def _flops(results: Sequence[RankResult]) -> dict[str, float]:
+    """Per sample: the network forward, its training by backprop, and learning here beyond that."""
+    flops = sum((result.flops for result in results), Flops(0, 0, 0))
+    return {"network": flops.forward, "training": flops.backprop, "extra": flops.learning - flops.backprop}
+
+
+def _save_activations(folder: Path, job: Job, results: Sequence[RankResult]) -> None:
+    """``block_1`` .. ``block_N``, ``[M, d]``, bottom to top, and ``labels``."""
+    arrays: dict[str, Any] = {"labels": job.batches.labels_of(job.batches.test)[: job.activations].numpy()}
+    for result in results:
+        arrays |= {f"block_{block}": values.numpy() for block, values in result.activations.items()}
+    np.savez(folder / "activations.npz", **arrays)

@@ -1,0 +1,155 @@
+"""From a configuration to a `Job`, checked as far as one process can check it alone."""
+
+
+import torch
+from torch import nn
+
+from counterflow.algorithms import LocalAlgorithm, Task
+from counterflow.config import PIPELINES, EngineConfig, TrainConfig
+from counterflow.data.batch_loader import BatchLoader
+from counterflow.data.dataset import Dataset
+from counterflow.data.sampler import EpochSampler
+from counterflow.engine.job import Job
+from counterflow.engine.runtime import Runtime, disable_malloc_trim, has_bf16_units, intra_op_threads
+from counterflow.models.partition import layer_counts, output_shapes
+from counterflow.rank_info import RankInfo
+from counterflow.schedule import RunPlan
+from counterflow.topology import Topology
+
+
+def prepare_process(config: TrainConfig) -> None:
+    """Set the number of intra-op threads, of which all bits are a function, and keep the memory that is freed."""
+    torch.set_num_threads(intra_op_threads(config.engine.threads, config.blocks))
+    disable_malloc_trim()
+
+
+def build_job(config: TrainConfig, network: nn.Sequential, dataset: Dataset, info: RankInfo) -> Job:
+    """The run of ``config`` on ``network`` and ``dataset`` as the process ``info`` sees it.
+
+    Raises:
+        ValueError: Something does not fit; one line that names the key, the value and what is allowed.
+    """
+    topology = Topology(config.blocks, info.size)
+    schedule = _schedule(config, info.size)
+    device, backend = _device(config, schedule, info)
+    order = EpochSampler(len(dataset.train), config.train.batch_size, config.seed)
+    batches = BatchLoader(dataset, config.data, order, device)
+    total = config.train.epochs * order.steps_per_epoch
+    exact = config.engine.lag == "exact"
+    plan = RunPlan(
+        batches=min(total, config.train.steps or total),
+        lag=0 if exact else config.engine.lag,
+        evaluate_every=config.train.evaluate_every,
+        test_batches=len(batches.test) if config.train.test else 0,
+        validation_batches=len(batches.validation),
+        gradients_from=config.blocks if schedule == "naive" else 0,
+        checkpoint_every=config.checkpoint.every,
+        predicts_down=schedule == "free" and config.algorithm.predicts_down,
+    )
+    task = task_of(dataset)
+    example = batches.inputs(0).cpu()
+    found, wanted = output_shapes([network], example)[0], (*task.label_shape, task.classes)
+    if found != wanted:
+        raise ValueError(
+            f"model={config.model.name}: its output has shape {list(found)}, the labels of data={config.data.name} "
+            f"need {list(wanted)}"
+        )
+    cut = config.model.cut
+    return Job(
+        topology=topology,
+        plan=plan,
+        batches=batches,
+        task=task,
+        network=network,
+        algorithm=config.algorithm,
+        optimizer=config.optimizer,
+        seed=config.seed,
+        runtime=_runtime(config.engine, device),
+        schedule=schedule,
+        cut=None if cut == "profile" else tuple(layer_counts(network, config.blocks, cut, example)),
+        backend=backend,
+        depth=config.engine.depth,
+        target_depth=config.engine.target_depth,
+        microbatches=config.train.microbatches,
+        log_every=config.train.log_every,
+        activations=config.run.activations,
+    )
+
+
+def task_of(dataset: Dataset) -> Task:
+    train = dataset.train
+    return Task(tuple(train.inputs.shape[1:]), dataset.classes, tuple(train.labels.shape[1:]))
+
+
+def _runtime(engine: EngineConfig, device: torch.device) -> Runtime:
+    bf16 = engine.precision == "bf16" or (engine.precision == "auto" and has_bf16_units(device))
+    return Runtime(device, bf16, engine.channels_last, engine.compile)
+
+
+def _schedule(config: TrainConfig, ranks: int) -> str:
+    """The schedule that ``auto`` means, or the one that is named if it makes sense."""
+    name, wanted = config.algorithm.name, config.schedule
+    if isinstance(config.algorithm, LocalAlgorithm):
+        if wanted not in ("auto", "free"):
+            raise ValueError(f"schedule={wanted}: algorithm={name} learns locally, allowed are auto, free")
+        if config.engine.lag == "exact" and ranks > 1:
+            raise ValueError(f"engine.lag=exact: the locked algorithm runs on one process, not on ranks={ranks}")
+        return "free"
+    if wanted == "naive" and name != "bp":
+        raise ValueError(f"schedule=naive: is for algorithm=bp, algorithm={name} runs with {', '.join(PIPELINES)}")
+    if wanted == "free":
+        raise ValueError(
+            f"schedule=free: algorithm={name} has a backward lock, allowed are auto, naive, {', '.join(PIPELINES)}"
+        )
+    schedule = "1f1b" if wanted == "auto" else wanted
+    if schedule in PIPELINES and config.engine.recovery == "rank":
+        raise ValueError(f"engine.recovery=rank: allowed for schedule={schedule} is all, as its ranks wait in step")
+    if ranks > 1 and schedule != "naive":
+        _check_microbatches(schedule, ranks, config.blocks, config.train.batch_size, config.train.microbatches)
+    return schedule
+
+
+def _check_microbatches(schedule: str, ranks: int, blocks: int, batch_size: int, microbatches: int) -> None:
+    if batch_size % microbatches:
+        raise ValueError(f"train.microbatches={microbatches}: must divide train.batch_size={batch_size}")
+    if schedule == "1f1b" and microbatches < ranks:
+        raise ValueError(
+            f"train.microbatches={microbatches}: schedule=1f1b needs at least one for each of ranks={ranks}"
+        )
+    if schedule == "interleaved1f1b" and (blocks % ranks or blocks == ranks or microbatches % ranks):
+        raise ValueError(
+            f"schedule=interleaved1f1b: blocks={blocks} must be a multiple of ranks={ranks}, and more; "
+            f"train.microbatches={microbatches} must be a multiple of ranks"
+        )
+    if schedule == "zbv" and (blocks != 2 * ranks or microbatches < 2 * ranks):
+        raise ValueError(
+            f"schedule=zbv: blocks={blocks} must be {2 * ranks}, two for each rank; "
+            f"train.microbatches={microbatches} must be at least {2 * ranks}"
+        )
+
+
+def _device(config: TrainConfig, schedule: str, info: RankInfo) -> tuple[torch.device, str]:
+    """The device of this process, and the backend that carries its messages."""
+    found, backend, local_ranks = torch.cuda.is_available(), config.engine.backend, info.local_size or info.size
+    if config.device == "cuda" and not found:
+        raise ValueError("device=cuda: no CUDA device is available, allowed here are auto, cpu")
+    if config.engine.recovery == "rank":
+        if backend == "nccl":
+            raise ValueError("engine.backend=nccl: allowed for engine.recovery=rank are auto, gloo")
+        backend = "gloo"
+    if config.device == "cpu" or not found:
+        if backend == "nccl":
+            raise ValueError("engine.backend=nccl: needs device=cuda, allowed for the CPU are auto, gloo")
+        return torch.device("cpu"), "gloo"
+    devices = torch.cuda.device_count()
+    if backend == "nccl" and local_ranks > devices:
+        raise ValueError(
+            f"engine.backend=nccl: {local_ranks} ranks on {devices} devices, it needs a device for each rank"
+        )
+    if backend == "auto":
+        backend = "nccl" if local_ranks <= devices else "gloo"
+    if schedule in PIPELINES and info.size > 1 and backend == "gloo":
+        raise ValueError(
+            f"schedule={schedule}: torch's schedules move CUDA tensors over nccl only, a device for each rank"
+        )
+    return torch.device("cuda", info.local_rank % devices), backend
