@@ -21,11 +21,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from counterflow.cli.hydra_app import check, job_name, run_hydra
+from counterflow.cli.note_handler import install_cli_logging
 from counterflow.config import TrainConfig
 from counterflow.engine.execute import BlockError
 from counterflow.engine.job import Job, build_job
 from counterflow.engine.run_context import PreemptedError
-from counterflow.metrics.run_dir import Found, InUseError, inspect_run_dir
+from counterflow.metrics.run_dir import Found, InUseError, RunDirectory
 from counterflow.recovery.recoverable import connect_recoverable
 from counterflow.recovery.supervisor import Life, keep
 from counterflow.signals import Signals
@@ -102,7 +103,7 @@ def _open(job: Job, again: bool) -> ResumePoint | None:
     """Where the run begins, or this process ``again``; None if a rank was lost when all had been said."""
     path = _run_path(job.config)
     restarted = again or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
-    if restarted and inspect_run_dir(path, job.config) is Found.FINISHED:
+    if restarted and _look(path, job.config) is Found.FINISHED:
         warn(f"{path}: has finished")
         return None
     return open_run_dir(job, path, (lambda text: None) if again else warn, alone=not again)
@@ -157,7 +158,7 @@ class Sweep:
         gc.collect()  # what failed leaves cycles behind, and threads that end with them
 
     def _launch(self, config: TrainConfig, path: Path) -> None:
-        found = inspect_run_dir(path, config)
+        found = _look(path, config)
         if found is Found.FINISHED:
             self._skip(f"{path}: has finished")
         elif found is Found.RUNNING:
@@ -230,6 +231,7 @@ def main(conf: Path, seconds: float = math.inf) -> None:
     A wrong configuration is one line from the first process of each node, as all of them find the same. What ends a
     run is one line from every rank that noticed, and the traceback where it was not foreseen.
     """
+    install_cli_logging()
     signals = Signals()
     sweep = Sweep(time.monotonic() + seconds, signals=signals)
 
@@ -306,6 +308,11 @@ def _exit(status: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
+
+
+def _look(path: Path, config: TrainConfig) -> Found:
+    with RunDirectory(path, config) as directory:
+        return directory.found
 
 
 def _run_path(config: TrainConfig) -> Path:

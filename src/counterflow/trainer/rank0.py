@@ -1,22 +1,22 @@
 """What the first process does with what all processes report: files, display, checkpoints that count."""
 
-import sys
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console
-
-from counterflow.checkpoint import BlockWritten, CheckpointCommitter, CheckpointDirectory
+from counterflow.checkpoint import BlockWritten, CheckpointCommitter, CheckpointDirectory, ManifestHeader
 from counterflow.engine.factory import Figures
 from counterflow.engine.job import Job
-from counterflow.metrics.block_metrics import BlockMetrics, StepMetrics
-from counterflow.metrics.progress_display import ProgressDisplay
+from counterflow.metrics import provenance
+from counterflow.metrics.block_metrics import BlockMetrics, RowAssembler, StepMetrics
+from counterflow.metrics.callback import Callback, RunInfo, notify
 from counterflow.metrics.report_poller import ReportPoller
-from counterflow.metrics.row_assembler import RowAssembler
-from counterflow.trainer.resume import ResumePoint, identity, versions
+from counterflow.trainer.resume import ResumePoint, identity
 from counterflow.transport import Communicator
+
+warn = logging.getLogger(__name__).warning
 
 
 class Rank0Services:
@@ -31,7 +31,8 @@ class Rank0Services:
         owners: Sequence[int],
         summarize: Callable[[Figures], Mapping[str, float]],
         comm: Communicator,
-        console: Console,
+        callbacks: Sequence[Callback],
+        description: Sequence[str],
     ) -> None:
         """``owners`` are the ranks of all blocks, bottom to top, ``summarize`` makes a row's figures of theirs."""
         plan, config = job.plan, job.config
@@ -39,18 +40,22 @@ class Rank0Services:
         """The last one of every split."""
         self._directory = origin.directory
         self._comm = comm
-        self._display = ProgressDisplay(
-            console, plan.batches, config.train.batch_size, owners, (plan.start, origin.directory.seconds)
+        self._callbacks = callbacks
+        self._info = RunInfo(
+            description,
+            plan.batches,
+            config.train.batch_size,
+            owners,
+            plan.start,
+            origin.directory.seconds,
+            origin.directory.path,
         )
         self._rows = RowAssembler(job.topology.blocks, summarize, self._sink, plan.start)
         self._ledger = CheckpointCommitter(
             shelf,
+            ManifestHeader(identity(job), list(cut), provenance.versions(job.device)),
             config.checkpoint.keep,
             plan.batches,
-            identity(job),
-            list(cut),
-            versions(job),
-            warn,
             plan.start,
             comm.complete,
         )
@@ -58,12 +63,22 @@ class Rank0Services:
 
     def __enter__(self) -> "Rank0Services":
         self._stack.enter_context(self._directory)
-        self._stack.enter_context(self._display)
+        for callback in self._callbacks:
+            self._stack.callback(notify, [callback], "close")
+        try:
+            notify(self._callbacks, "on_start", self._info)
+        except BaseException:
+            self._stack.close()
+            raise
         self._collector = ReportPoller[BlockMetrics | BlockWritten](self._comm.size, self._fetch, self._deliver)
         return self
 
     def __exit__(self, *raised: type[BaseException] | BaseException | TracebackType | None) -> None:
         self._stack.close()
+
+    def check(self) -> None:
+        """Raise what ended the thread that serves reports, such as an exception of a callback."""
+        self._collector.check()
 
     def finish(self, posted: Sequence[int]) -> None:
         """Wait until all that the ranks have ``posted`` is dealt with; raises what went wrong with it."""
@@ -71,12 +86,12 @@ class Rank0Services:
 
     def summarise(self, summary: Mapping[str, Any]) -> None:
         """The run has finished."""
-        self._directory.summarise(summary)
+        self._directory.finish(summary)
         self._ledger.finish()
 
-    def table(self) -> object:
-        """All blocks, to be printed."""
-        return self._display.table()
+    def end(self, summary: Mapping[str, Any]) -> None:
+        """Tell the callbacks that the run has finished."""
+        notify(self._callbacks, "on_end", summary)
 
     def _fetch(self, rank: int, i: int) -> BlockMetrics | BlockWritten | None:
         text = self._comm.poll_report(rank, i)
@@ -99,11 +114,6 @@ class Rank0Services:
             self._directory.write(row)
         except OSError as error:
             warn(f"{self._directory.path}: no room for the metrics of batch {row.n} yet ({error.strerror})")
-        self._display.show(row)
         if row.event != "train":
             self.evaluations[row.event] = row
-
-
-def warn(text: str) -> None:
-    """A line for whoever watches; no reason to end."""
-    print(f"note: {text}", file=sys.stderr, flush=True)
+        notify(self._callbacks, "on_step" if row.event == "train" else "on_eval", row)

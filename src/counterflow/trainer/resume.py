@@ -4,19 +4,17 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from counterflow.checkpoint import CheckpointDirectory, Manifest
-from counterflow.checkpoint.directory import load
-from counterflow.checkpoint.manifest import NAME, CorruptCheckpointError
+from counterflow.checkpoint.manifest import NAME, CorruptCheckpointError, load
 from counterflow.config import PIPELINES
 from counterflow.engine.job import Job
 from counterflow.metrics import provenance
-from counterflow.metrics.run_dir import Found, InUseError, RunDirectory, config_diff, inspect_run_dir
+from counterflow.metrics.run_dir import Found, InUseError, RunDirectory, config_diff
 
 CHECKPOINTS = "checkpoints"
 """In a run directory."""
@@ -40,22 +38,22 @@ def open_run_dir(job: Job, path: Path, log: Callable[[str], None], alone: bool =
     Raises ``ValueError`` where it holds another run or a finished one, or where a checkpoint is of another
     configuration; `InUseError` where another process writes it.
     """
-    found = inspect_run_dir(path, job.config)
-    if found is Found.RUNNING:
-        raise InUseError(f"run.dir={path}: another process writes it")
-    if found is Found.FINISHED:
-        raise ValueError(f"run.dir={path}: already holds a finished run, choose another one or remove it")
-    resume = job.config.run.resume
-    if found is Found.INTERRUPTED and resume == "never":
-        raise ValueError(f"run.dir={path}: already holds a run, which run.resume=auto would go on with")
-    begin = None if resume in ("auto", "never") else _named(resume, path, job, log)
-    directory = RunDirectory(path)
+    directory = RunDirectory(path, job.config)
+    found = directory.found
     shelf = CheckpointDirectory(path / CHECKPOINTS)
     try:
+        if found is Found.RUNNING:
+            raise InUseError(f"run.dir={path}: another process writes it")
+        if found is Found.FINISHED:
+            raise ValueError(f"run.dir={path}: already holds a finished run, choose another one or remove it")
+        resume = job.config.run.resume
+        if found is Found.INTERRUPTED and resume == "never":
+            raise ValueError(f"run.dir={path}: already holds a run, which run.resume=auto would go on with")
+        begin = None if resume in ("auto", "never") else _named(resume, path, job, log)
         if resume != "never" and (own := shelf.latest(job.plan.batches, log)) is not None:
             begin = _checked(own, job, log)
         batches = begin[1].batches if begin is not None else 0
-        directory.begin(job.config, batches)
+        directory.begin(batches)
         if alone:
             shelf.forget_after(batches)
     except BaseException:
@@ -98,7 +96,7 @@ def _checked(found: tuple[Path, Manifest], job: Job, log: Callable[[str], None])
         raise ValueError(f"run.resume: {folder} is of another configuration: {config_diff(manifest.identity, here)}")
     if manifest.batches >= job.plan.batches:
         raise ValueError(f"run.resume: {folder} is of the end of a run, nothing is left of {job.plan.batches} batches")
-    for name, now in versions(job).items():
+    for name, now in provenance.versions(job.device).items():
         before = manifest.versions.get(name)
         if before != now:
             log(f"{folder} was computed with {name} {before}, here is {now}: numbers may be rounded otherwise")
@@ -125,11 +123,3 @@ def _digest(job: Job) -> str:
     sha = hashlib.sha256(f"{list(train.inputs.shape)}".encode())
     sha.update(train.labels.cpu().contiguous().numpy().tobytes())
     return sha.hexdigest()[:16]
-
-
-def versions(job: Job) -> Mapping[str, str]:
-    return {
-        "counterflow": version("counterflow"),
-        "torch": str(torch.__version__),
-        "hardware": provenance.hardware(job.device),
-    }

@@ -22,8 +22,10 @@ from counterflow.metrics import provenance
 from counterflow.metrics.block_metrics import BlockMetrics, StepMetrics
 from counterflow.metrics.fingerprint import fingerprint
 from counterflow.metrics.metrics_callback import MetricsCallback
+from counterflow.metrics.progress_display import ProgressDisplay
+from counterflow.metrics.tensorboard import TensorBoardLogger
 from counterflow.trace.session import TraceSession
-from counterflow.trainer.rank0 import Rank0Services, warn
+from counterflow.trainer.rank0 import Rank0Services
 from counterflow.trainer.resume import CHECKPOINTS, ResumePoint
 from counterflow.transport import Communicator
 
@@ -59,7 +61,11 @@ def train(job: Job, comm: Communicator, origin: ResumePoint | None) -> dict[str,
     system = build_engine(job, begin.cut)
     waits = WaitTimes()
 
+    desk: Rank0Services | None = None
+
     def report(item: BlockMetrics | BlockWritten) -> None:
+        if desk is not None:
+            desk.check()
         comm.send_report(item.to_json())
 
     reporter = MetricsCallback(
@@ -67,15 +73,14 @@ def train(job: Job, comm: Communicator, origin: ResumePoint | None) -> dict[str,
     )
     shelf = CheckpointDirectory(begin.path / CHECKPOINTS)
     archive = CheckpointWriter(shelf, begin.checkpoint, job.device, report, comm.watch.timeout)
-    tracing = TraceSession(comm, begin.path, warn) if config.trace else None
+    tracing = TraceSession(comm, begin.path) if config.trace else None
     context = RunContext(comm, reporter, waits, archive, tracing.recorder if tracing is not None else None)
-    console = Console(quiet=not config.run.display)
     with ExitStack() as stack:
         stack.enter_context(archive)
-        desk = None
         if origin is not None:
-            console.print(_setting(job, begin.cut), soft_wrap=True)
-            desk = Rank0Services(job, origin, shelf, begin.cut, system.owners, system.summarize, comm, console)
+            callbacks = [ProgressDisplay(Console(quiet=not config.run.display)), TensorBoardLogger()]
+            about = _setting(job, begin.cut).splitlines()
+            desk = Rank0Services(job, origin, shelf, begin.cut, system.owners, system.summarize, comm, callbacks, about)
             stack.enter_context(desk)
         try:
             result = system.run(context)
@@ -96,16 +101,11 @@ def train(job: Job, comm: Communicator, origin: ResumePoint | None) -> dict[str,
             if config.run.activations:
                 _save_activations(begin.path, job, [result for result, _ in results])
             desk.summarise(summary)
-    if tracing is not None:
-        tracing.finish(_title(job))
-    comm.all_gather(None, "the end")  # rank 0 may still read from a store that ends with another process
-    if origin is not None and desk is not None and summary is not None:
-        console.print(desk.table())
-        console.print(
-            f"{_accuracies(summary)}  {summary['samples_per_second']:,.0f} samples/s  "
-            f"fingerprint {summary['fingerprint'][:16]}  {origin.directory.path / 'summary.json'}",
-            soft_wrap=True,
-        )
+        if tracing is not None:
+            tracing.finish(_title(job))
+        comm.all_gather(None, "the end")  # rank 0 may still read from a store that ends with another process
+        if desk is not None and summary is not None:
+            desk.end(summary)
     return summary
 
 
@@ -139,11 +139,6 @@ def _setting(job: Job, counts: Sequence[int]) -> str:
 def _title(job: Job) -> str:
     config = job.config
     return f"{config.algorithm.name}, schedule {job.schedule}, {config.model.name} on {config.data.name}"
-
-
-def _accuracies(summary: Mapping[str, Any]) -> str:
-    named = ((split, summary[f"{split}_accuracy"]) for split in ("validation", "test"))
-    return "  ".join(f"{split} accuracy {accuracy:.4f}" for split, accuracy in named if accuracy is not None)
 
 
 def _summary(
