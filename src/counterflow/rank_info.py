@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,8 @@ class RankInfo:
     master_addr: str = ""
     """Host of the store at which the ranks meet."""
     master_port: int = 0
+    error_file: str | None = None
+    """File in which torchrun's agent expects the message of a failure."""
     agent_hosts_store: bool = False
     """torchrun's agent hosts the store, not rank 0."""
 
@@ -43,7 +46,7 @@ class RankInfo:
         """
         size = _number(environment, "WORLD_SIZE", 1, 2**31 - 1) if "WORLD_SIZE" in environment else 1
         if size == 1:
-            return cls(restart_count=_restarts(environment), run_id=environment.get("TORCHELASTIC_RUN_ID"))
+            return cls(**_elastic(environment))
         rank = _number(environment, "RANK", 0, size - 1)
         host, port = _text(environment, "MASTER_ADDR"), _number(environment, "MASTER_PORT", 1, 2**16 - 1)
         local_size = None
@@ -57,17 +60,20 @@ class RankInfo:
             size=size,
             local_rank=local_rank,
             local_size=local_size,
-            restart_count=_restarts(environment),
-            run_id=environment.get("TORCHELASTIC_RUN_ID"),
+            **_elastic(environment),
             master_addr=host,
             master_port=port,
             agent_hosts_store=environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
         )
 
 
-def _restarts(environment: Mapping[str, str]) -> int:
-    name = "TORCHELASTIC_RESTART_COUNT"
-    return _number(environment, name, 0, 2**31 - 1) if name in environment else 0
+def _elastic(environment: Mapping[str, str]) -> dict[str, Any]:
+    count = "TORCHELASTIC_RESTART_COUNT"
+    return {
+        "restart_count": _number(environment, count, 0, 2**31 - 1) if count in environment else 0,
+        "run_id": environment.get("TORCHELASTIC_RUN_ID"),
+        "error_file": environment.get("TORCHELASTIC_ERROR_FILE"),
+    }
 
 
 def _text(environment: Mapping[str, str], name: str) -> str:

@@ -1,11 +1,20 @@
-"""Checkpoints (section 2 of the design): a cut through all blocks after the same batch, a file for every block, and a
-manifest that makes them count. Nothing here knows of models or of processes."""
+"""Checkpoints: one file per block, all after the same training batch, and a manifest that completes them.
+
+A checkpoint is a consistent cut through all blocks (DESIGN, section 2). This package knows nothing of models or ranks.
+"""
 
 from counterflow.checkpoint.block_state import BlockState
-from counterflow.checkpoint.block_written import BlockWritten
 from counterflow.checkpoint.committer import CheckpointCommitter
 from counterflow.checkpoint.directory import CheckpointDirectory
-from counterflow.checkpoint.manifest import Manifest
+from counterflow.checkpoint.manifest import BlockWritten, Manifest, ManifestHeader
 from counterflow.checkpoint.writer import CheckpointWriter
 
-__all__ = ["BlockState", "BlockWritten", "CheckpointCommitter", "CheckpointDirectory", "CheckpointWriter", "Manifest"]
+__all__ = [
+    "BlockState",
+    "BlockWritten",
+    "CheckpointCommitter",
+    "CheckpointDirectory",
+    "CheckpointWriter",
+    "Manifest",
+    "ManifestHeader",
+]

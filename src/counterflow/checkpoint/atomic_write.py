@@ -1,4 +1,4 @@
-"""Files that appear as a whole or not at all, whenever the process or the machine ends."""
+"""Atomic file writes: after a crash the file is complete or absent."""
 
 import hashlib
 import os
@@ -8,7 +8,7 @@ from typing import BinaryIO
 
 
 def atomic_write(path: Path, content: bytes | Callable[[BinaryIO], object]) -> None:
-    """Write ``path`` under another name, wait until the disk has it, and rename. Raises ``OSError``."""
+    """Write to a temporary name, flush it to the disk, then rename it to ``path``. Raises ``OSError``."""
     part = path.with_name(path.name + ".part")
     try:
         with part.open("wb") as file:
@@ -24,11 +24,12 @@ def atomic_write(path: Path, content: bytes | Callable[[BinaryIO], object]) -> N
         raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
-        os.fsync(folder)  # the name is on the disk only when the folder is
+        os.fsync(folder)  # the new name survives a crash only once its folder is on the disk
     finally:
         os.close(folder)
 
 
 def sha256(path: Path) -> str:
+    """Checksum of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""Everything that a block needs to go on after a cut, as plain containers of tensors and numbers."""
+"""State of one block at a checkpoint, as plain containers of tensors and numbers."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,40 +8,43 @@ import torch
 from torch import Tensor
 
 Messages = Mapping[int, tuple[Tensor, ...]]
-"""By training batch."""
+"""Messages by training batch."""
 
 
 @dataclass(frozen=True)
 class BlockState:
-    """Of one block after a batch. Random numbers, data order and learning rates are functions of the batch: there is
-    nothing of them to keep."""
+    """Everything a block needs to continue after a training batch.
+
+    Random numbers, data order and learning rates are functions of the batch index, so they are not stored.
+    """
 
     rule: Mapping[str, Any]
     """``state_dict`` of the rule: parameters, buffers and optimizers."""
     targets: Messages = field(default_factory=dict)
-    """Of batches beyond the cut, as `LocalRule.receive_target` returned them."""
+    """Targets of later batches, as `LocalRule.receive_target` returned them."""
     labels: Mapping[int, Tensor] = field(default_factory=dict)
-    """Of the evaluations that follow these batches."""
+    """Labels of evaluations, by the training batch that each one follows."""
     in_flight: Messages = field(default_factory=dict)
-    """Messages from below whose gradients had not come."""
+    """Messages from the block below whose gradients have not arrived."""
     sent: Messages = field(default_factory=dict)
-    """What was under way to the block below: the state of the channel, in the words of Chandy and Lamport."""
+    """Messages on the way to the block below: the channel state of Chandy and Lamport."""
 
     def copy(self) -> "BlockState":
-        """In this process's own memory, which nothing changes any more."""
+        """Deep copy in CPU memory, which training does not change."""
         return BlockState(**_copied(vars(self), {}))
 
     def plain(self) -> dict[str, Any]:
+        """The fields as a dictionary."""
         return vars(self).copy()
 
     def to(self, device: torch.device) -> "BlockState":
-        """With messages where the block computes; a rule places what is loaded into it itself."""
+        """Move all messages to ``device``; the rule's own ``load_state_dict`` places its tensors."""
         messages = {name: _moved(value, device) for name, value in vars(self).items() if name != "rule"}
         return BlockState(self.rule, **messages)
 
 
 def _copied(value: Any, seen: dict[int, Tensor]) -> Any:
-    """``seen``: a code book that stands for several batches is one tensor, and stays one."""
+    """Copy tensors to the CPU. ``seen`` keeps a tensor that several batches share (a code book) one tensor."""
     if isinstance(value, Tensor):
         if id(value) not in seen:
             seen[id(value)] = value.detach().to("cpu", copy=True)

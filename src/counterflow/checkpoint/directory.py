@@ -1,11 +1,11 @@
-"""The folder that holds the checkpoints of a run, one folder each."""
+"""Directory of a run's checkpoints, one folder each."""
 
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from counterflow.checkpoint.manifest import NAME, CorruptCheckpointError, Manifest, read, verify
+from counterflow.checkpoint.manifest import NAME, CorruptCheckpointError, Manifest, load
 
 _PREFIX = "batch-"
 
@@ -15,18 +15,19 @@ class CheckpointDirectory:
     path: Path
 
     def folder(self, batches: int) -> Path:
-        """Of the checkpoint after ``batches`` training batches."""
+        """Folder of the checkpoint after ``batches`` training batches."""
         return self.path / f"{_PREFIX}{batches:08}"
 
     def folders(self) -> list[Path]:
-        """Of all checkpoints, newest first, whole or not."""
+        """Folders of all checkpoints, newest first, complete or not."""
         found = [path for path in self.path.glob(f"{_PREFIX}*") if _batches(path) is not None and path.is_dir()]
         return sorted(found, key=lambda path: _batches(path) or 0, reverse=True)
 
     def latest(self, before: int, log: Callable[[str], None]) -> tuple[Path, Manifest] | None:
-        """The newest whole checkpoint after fewer than ``before`` batches; ``log`` hears of every damaged one.
+        """Newest complete checkpoint after fewer than ``before`` batches; ``log`` gets a line per corrupt one.
 
-        ``ValueError`` for one of another version of this program.
+        Raises:
+            ValueError: another version of counterflow wrote the checkpoint.
         """
         for folder in self.folders():
             if (_batches(folder) or 0) >= before:
@@ -42,31 +43,26 @@ class CheckpointDirectory:
         return None
 
     def forget_after(self, batches: int) -> None:
-        """Remove later checkpoints, damaged ones among them: they are written anew."""
+        """Remove all checkpoints after more than ``batches`` batches, corrupt ones too: the run writes them again."""
         for folder in self.folders():
             if (_batches(folder) or 0) > batches:
                 _remove(folder)
 
     def prune(self, keep: int) -> None:
-        """Remove all but the newest ``keep`` checkpoints that count; what does not count is removed with those before
-        it, and stays after them, where it may be half written."""
-        counted = 0
+        """Remove all but the newest ``keep`` complete checkpoints.
+
+        An incomplete one stays if it is newer than those kept: its blocks may still be being written.
+        """
+        complete = 0
         for folder in self.folders():
-            if counted >= keep:
+            if complete >= keep:
                 _remove(folder)
-            counted += (folder / NAME).exists()
+            complete += (folder / NAME).exists()
 
 
 def _remove(folder: Path) -> None:
-    (folder / NAME).unlink(missing_ok=True)  # first: what is half removed must not count
+    (folder / NAME).unlink(missing_ok=True)  # first: a half removed checkpoint must not look complete
     shutil.rmtree(folder, ignore_errors=True)
-
-
-def load(folder: Path) -> Manifest:
-    """The manifest of the whole checkpoint in ``folder``. `DamagedError` or ``ValueError`` if it cannot be used."""
-    manifest = read(folder)
-    verify(folder, manifest)
-    return manifest
 
 
 def _batches(folder: Path) -> int | None:

@@ -1,4 +1,4 @@
-"""Where the states of a process's blocks come from and go to."""
+"""Writer and reader of the states of one rank's blocks."""
 
 import queue
 import threading
@@ -9,42 +9,50 @@ import torch
 
 from counterflow.checkpoint.atomic_write import atomic_write, sha256
 from counterflow.checkpoint.block_state import BlockState
-from counterflow.checkpoint.block_written import BlockWritten
 from counterflow.checkpoint.directory import CheckpointDirectory
-from counterflow.checkpoint.manifest import block_file
+from counterflow.checkpoint.manifest import BlockWritten, block_file
 
 
 class CheckpointWriter:
-    """Writes on a thread, while the blocks train on: a state is copied once, and a second copy of the same block waits
-    until the one before it is on the disk."""
+    """Writes checkpoints on a thread while the blocks continue to train.
+
+    A state is copied once. The next copy of the same block waits until the previous one is on the disk. Without a
+    directory nothing is written and no thread starts.
+    """
 
     def __init__(
         self,
-        shelf: CheckpointDirectory,
-        origin: Path | None,
-        device: torch.device,
-        report: Callable[[BlockWritten], None],
-        timeout: float,
+        directory: CheckpointDirectory | None = None,
+        resume_from: Path | None = None,
+        device: torch.device = torch.device("cpu"),  # noqa: B008  # immutable
+        report: Callable[[BlockWritten], None] = lambda written: None,
+        timeout: float = 300.0,
     ) -> None:
-        """``origin`` is the folder of the checkpoint that the run goes on from; ``report`` hears of every file;
-        ``timeout`` bounds, in seconds, every wait for the disk."""
-        self._shelf = shelf
-        self._origin = origin
+        """Args:
+        directory: where checkpoints are written; None writes none.
+        resume_from: folder of the checkpoint that the run continues from; None starts anew.
+        device: where restored messages are placed.
+        report: called on the writer's thread after every file.
+        timeout: seconds that any wait for the disk may last.
+        """
+        self._directory = directory
+        self._resume_from = resume_from
         self._device = device
         self._report = report
         self._timeout = timeout
-        self._queue: queue.SimpleQueue[tuple[int, int, BlockState] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[int, Path, int, BlockState] | None] = queue.SimpleQueue()
         self._writing: dict[int, threading.Event] = {}
         self._thread: threading.Thread | None = None
 
     def restore(self, block: int) -> BlockState | None:
-        """The state that ``block`` goes on from; None at the beginning of a run.
+        """State that ``block`` continues from; None at the start of a run. Nothing in the file is executed.
 
-        Nothing that a file says is executed. Raises ``ValueError`` for one that cannot be read.
+        Raises:
+            ValueError: the file is missing or cannot be read.
         """
-        if self._origin is None:
+        if self._resume_from is None:
             return None
-        path = block_file(self._origin, block)
+        path = block_file(self._resume_from, block)
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
             return BlockState(**content).to(self._device)
@@ -55,14 +63,19 @@ class CheckpointWriter:
             raise ValueError(f"{path}: cannot be read ({reason})") from error
 
     def save(self, block: int, batches: int, state: BlockState) -> None:
-        """Copy ``state`` of ``block`` after ``batches`` batches, and have it written. ``TimeoutError`` if the file
-        before it is still not there."""
+        """Copy ``state`` of ``block`` after ``batches`` training batches, and queue it for writing.
+
+        Raises:
+            TimeoutError: the block's previous file is still not on the disk.
+        """
+        if self._directory is None:
+            return
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="archive", daemon=True)
+            self._thread = threading.Thread(target=self._run, name="checkpoint-writer", daemon=True)
             self._thread.start()
         self._wait(block)
         self._writing[block] = threading.Event()
-        self._queue.put((block, batches, state.copy()))
+        self._queue.put((block, self._directory.folder(batches), batches, state.copy()))
 
     def finish(self) -> None:
         """Wait until every file is written and reported."""
@@ -73,7 +86,7 @@ class CheckpointWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Write no more than is being written. The interpreter must not end while the thread frees tensors."""
+        """Finish the current file only, and join the thread: it must not free tensors while the interpreter ends."""
         self._queue.put(None)
         if self._thread is not None:
             self._thread.join(self._timeout)
@@ -85,18 +98,17 @@ class CheckpointWriter:
 
     def _run(self) -> None:
         while (item := self._queue.get()) is not None:
-            block, batches, state = item
-            self._report(self._write(block, batches, state))
-            self._writing[block].set()
+            self._report(_write(*item))
+            self._writing[item[0]].set()
 
-    def _write(self, block: int, batches: int, state: BlockState) -> BlockWritten:
-        folder = self._shelf.folder(batches)
-        path = block_file(folder, block)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            if not path.exists():  # or who was this rank before has written the same
-                atomic_write(path, lambda file: torch.save(state.plain(), file))
-            return BlockWritten(batches, block, path.stat().st_size, sha256(path))
-        except (OSError, RuntimeError) as error:  # torch says what the disk said as a RuntimeError
-            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-            return BlockWritten(batches, block, 0, "", reason)
+
+def _write(block: int, folder: Path, batches: int, state: BlockState) -> BlockWritten:
+    path = block_file(folder, block)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not path.exists():  # a restarted rank finds the file that its predecessor wrote, with the same content
+            atomic_write(path, lambda file: torch.save(state.plain(), file))
+        return BlockWritten(batches, block, path.stat().st_size, sha256(path))
+    except (OSError, RuntimeError) as error:  # torch raises RuntimeError for errors of the disk
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        return BlockWritten(batches, block, 0, "", reason)

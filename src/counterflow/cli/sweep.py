@@ -15,6 +15,7 @@ from pathlib import Path
 from counterflow.cli.errors import EXIT_FAILURE, EXIT_INCOMPLETE, explain
 from counterflow.config import TrainConfig
 from counterflow.engine.run_context import BlockError, PreemptedError
+from counterflow.metrics.callback import Callback, RunInfo
 from counterflow.metrics.run_dir import FinishedError, InUseError
 from counterflow.signals import Signals
 from counterflow.transport import ChannelError
@@ -23,11 +24,21 @@ _ASKS_EVERY = 0.1
 """Seconds."""
 
 
+class _Announcement(Callback):
+    """Prints a line when a run begins."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def on_start(self, run: RunInfo) -> None:
+        print(f"{self._path}: {'goes on' if run.start else 'begins'}", flush=True)
+
+
 @dataclass
 class Sweep:
     """Runs jobs, none of which is the end of the others, and counts how they ended."""
 
-    run: Callable[[TrainConfig, Signals | None], object]
+    run: Callable[[TrainConfig, Callback], object]
     ends: float = math.inf
     """A time of the monotonic clock, at which the run in progress stops after a checkpoint. If it writes none, it does
     not begin unless it would end before, were it as long as the longest so far."""
@@ -73,12 +84,12 @@ class Sweep:
         gc.collect()  # a failed run leaves cycles behind, and threads that end with them
 
     def _start(self, config: TrainConfig, path: Path) -> None:
-        if (path / "summary.json").exists() is False and self._is_too_late(config):
+        if self._is_too_late(config) and not (path / "summary.json").exists():
             self._remain(path)
             return
         start = time.monotonic()
         with self._stopping_in_time():
-            self.run(config, self.signals)
+            self.run(config, _Announcement(path))
         self.longest = max(self.longest, time.monotonic() - start)
         self.ran += 1
 

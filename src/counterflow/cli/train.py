@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 
 from counterflow.cli.errors import exit_now, exit_with_error, exit_with_usage_error
 from counterflow.cli.hydra_app import job_name, run_hydra, validate
+from counterflow.cli.note_handler import install_cli_logging
 from counterflow.cli.sweep import Sweep
 from counterflow.config import TrainConfig
 from counterflow.engine.run_context import PreemptedError
@@ -86,8 +87,13 @@ def main(seconds: float = math.inf) -> None:
     A sweep ends after ``seconds``; the status is `EXIT_INCOMPLETE` if some of it is left. A wrong configuration is one
     line from the first process of each node. A failed run is one line from every rank that noticed.
     """
+    install_cli_logging()
     signals = Signals()
-    sweep = Sweep(lambda config, *callbacks: run_job(config, ProcessControl(signals), *callbacks), time.monotonic() + seconds, signals=signals)
+
+    def run(config: TrainConfig, callback: Callback) -> None:
+        run_job(config, ProcessControl(signals), callback)
+
+    sweep = Sweep(run, time.monotonic() + seconds, signals=signals)
 
     def task(composed: DictConfig) -> None:
         try:

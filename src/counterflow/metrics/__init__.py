@@ -1,1 +1,1 @@
-"""What a run tells a person and a file: records of every block, gathered on rank 0."""
+"""Metrics of a run: reported by every block, gathered on rank 0, written to files and shown."""

@@ -1,4 +1,4 @@
-"""Equal fingerprints mean equal bits."""
+"""Fingerprint of trained weights: equal fingerprints mean equal bits."""
 
 import hashlib
 from collections.abc import Iterable
@@ -8,7 +8,7 @@ from torch import nn
 
 
 def digest(module: nn.Module) -> bytes:
-    """sha256 over names, types, shapes and bytes of all parameters and buffers of ``module``."""
+    """SHA-256 over names, types, shapes and bytes of all parameters and buffers of ``module``."""
     sha = hashlib.sha256()
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         sha.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
@@ -17,8 +17,5 @@ def digest(module: nn.Module) -> bytes:
 
 
 def fingerprint(digests: Iterable[bytes]) -> str:
-    """sha256 over the digests of all blocks, bottom to top: a function of the blocks, not of who owned them."""
-    sha = hashlib.sha256()
-    for block in digests:
-        sha.update(block)
-    return sha.hexdigest()
+    """SHA-256 over the digests of all blocks, bottom to top; independent of the ranks that own the blocks."""
+    return hashlib.sha256(b"".join(digests)).hexdigest()

@@ -1,4 +1,4 @@
-"""One rank's reports: an `Callback` that turns what its blocks did into records."""
+"""Engine callback that reports the metrics of one rank's blocks to rank 0."""
 
 from collections.abc import Callable, Mapping
 from time import perf_counter
@@ -9,7 +9,7 @@ from counterflow.metrics.block_metrics import BlockMetrics
 
 
 class MetricsCallback:
-    """Reports every ``every`` batches, and the last one; numbers leave the device only then."""
+    """Reports every ``every`` batches, the last batch and all evaluations. Numbers leave the device only then."""
 
     def __init__(
         self,
@@ -17,16 +17,22 @@ class MetricsCallback:
         every: int,
         batches: int,
         waited: Callable[[], float],
-        post: Callable[[BlockMetrics], None],
+        report: Callable[[BlockMetrics], None],
         before: float = 0.0,
     ) -> None:
-        """``waited`` gives the seconds that this rank has waited so far; ``before`` are those that the run had taken
-        when it was interrupted."""
+        """Args:
+        rank: this process's rank.
+        every: batches between two reports.
+        batches: training batches of the run.
+        waited: returns the seconds that this rank has waited for messages so far.
+        report: sends a report to rank 0.
+        before: seconds of the run before it was resumed.
+        """
         self._rank = rank
         self._every = every
         self._last = batches - 1
         self._waited = waited
-        self._post = post
+        self._report = report
         self._before = before
         self._start = perf_counter()
 
@@ -35,12 +41,9 @@ class MetricsCallback:
 
     def on_step(self, block: int, n: int, metrics: Mapping[str, Tensor]) -> None:
         if self.should_log(n):
-            self._report("train", block, n, {name: float(value) for name, value in metrics.items()})
+            self.on_eval(block, n, "train", {name: float(value) for name, value in metrics.items()})
 
-    def on_eval(self, block: int, n: int, split: str, figures: Mapping[str, float]) -> None:
-        self._report(split, block, n, figures)
-
-    def _report(self, event: str, block: int, n: int, figures: Mapping[str, float]) -> None:
+    def on_eval(self, block: int, n: int, split: str, metrics: Mapping[str, float]) -> None:
         seconds = perf_counter() - self._start
         waited = self._waited() / max(seconds, 1e-9)
-        self._post(BlockMetrics(event, n, block, self._rank, figures, self._before + seconds, waited))
+        self._report(BlockMetrics(split, n, block, self._rank, metrics, self._before + seconds, waited))

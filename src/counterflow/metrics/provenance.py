@@ -1,4 +1,4 @@
-"""Where numbers came from: configuration, versions, machine."""
+"""Provenance of results: configuration, versions, hardware, commit."""
 
 import hashlib
 import json
@@ -12,8 +12,6 @@ from typing import Any
 
 import torch
 from omegaconf import OmegaConf
-
-from counterflow.config import TrainConfig
 
 _WITHOUT_EFFECT = (
     "run.",
@@ -30,34 +28,39 @@ _WITHOUT_EFFECT = (
     "data.root",
     "data.download",
 )
-"""Keys that cannot change a result; of ``scale``, the values that it chose count. A dot at the end means all below."""
+"""Keys that cannot change a result. A dot at the end stands for all keys below it. ``scale`` only chooses the values of
+other keys, which count themselves."""
 
 
-def settings(config: TrainConfig | Mapping[Any, Any]) -> dict[str, Any]:
-    """What the result is a function of, as flat keys: ``model.width`` -> 64. A mapping is one read from a file."""
+def settings(config: Any) -> dict[str, Any]:
+    """Keys and values that determine the result: ``model.width`` -> 64.
+
+    ``config`` is a configuration dataclass, or a nested mapping such as one read from a file.
+    """
     content = config if isinstance(config, Mapping) else OmegaConf.to_container(OmegaConf.structured(config))
     assert isinstance(content, Mapping)
-    return {
-        key: value
-        for key, value in _flat("", content)
-        if not any(key == other or (other.endswith(".") and key.startswith(other)) for other in _WITHOUT_EFFECT)
-    }
+    return {key: value for key, value in _flat("", content) if affects_result(key)}
+
+
+def affects_result(key: str) -> bool:
+    """True for a configuration key, such as ``model.width``, that can change the result of a run."""
+    return not any(key == other or (other.endswith(".") and key.startswith(other)) for other in _WITHOUT_EFFECT)
 
 
 def _flat(prefix: str, content: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
     for key, value in content.items():
         if isinstance(value, Mapping) and value:
             yield from _flat(f"{prefix}{key}.", value)
-        else:
-            yield f"{prefix}{key}", value
+        else:  # a tuple comes back from a file as a list
+            yield f"{prefix}{key}", list(value) if isinstance(value, tuple) else value
 
 
-def config_hash(config: TrainConfig | Mapping[Any, Any]) -> str:
+def config_hash(config: Any) -> str:
     """Equal for configurations that give equal results on one machine; 16 hexadecimal digits."""
     return _digest(settings(config))
 
 
-def group_hash(config: TrainConfig | Mapping[Any, Any]) -> str:
+def group_hash(config: Any) -> str:
     """Equal for configurations that differ in the seed alone; 16 hexadecimal digits."""
     return _digest({key: value for key, value in settings(config).items() if key != "seed"})
 
@@ -67,8 +70,19 @@ def _digest(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def versions(device: torch.device) -> dict[str, str | None]:
+    """Software and hardware that may round differently elsewhere."""
+    return {
+        "counterflow": version("counterflow"),
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "torchvision": torchvision_version(),
+        "hardware": hardware(device),
+    }
+
+
 def hardware(device: torch.device) -> str:
-    """What computes: the name of the GPU, or the model and the number of cores of the CPU."""
+    """Name of the GPU, or model and number of cores of the CPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{_processor()}, {os.cpu_count()} cores"
@@ -84,7 +98,7 @@ def _processor() -> str:
 
 
 def torchvision_version() -> str | None:
-    """Asked of the package's metadata: importing it takes seconds."""
+    """Version from the package's metadata, as importing it takes seconds; None if it is not installed."""
     try:
         return version("torchvision")
     except PackageNotFoundError:
@@ -92,7 +106,7 @@ def torchvision_version() -> str | None:
 
 
 def git_commit() -> str | None:
-    """The commit of this source, with ``-dirty`` after changes; None outside a checkout."""
+    """Commit of this source, with ``-dirty`` if it has changes; None outside a checkout."""
     try:
         found = subprocess.run(
             ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],

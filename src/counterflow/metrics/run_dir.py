@@ -1,4 +1,4 @@
-"""The files of a run directory."""
+"""Run directory: its lock, its files, and the run that it already holds."""
 
 import fcntl
 import json
@@ -6,25 +6,22 @@ import os
 from collections.abc import Mapping
 from enum import Enum, auto
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from torch.utils.tensorboard import SummaryWriter
 from yaml import YAMLError
 
 from counterflow.checkpoint.atomic_write import atomic_write
-from counterflow.config import TrainConfig
 from counterflow.metrics.block_metrics import StepMetrics
 from counterflow.metrics.provenance import config_hash, settings
 
-_SHOWN = 3
-"""Keys named where two configurations differ."""
+_MAX_KEYS = 3
+"""Number of keys named where two configurations differ."""
 
 
 class Found(Enum):
-    """What a directory holds of a run."""
+    """State of the run that a directory holds."""
 
     NOTHING = auto()
     FINISHED = auto()
@@ -34,7 +31,7 @@ class Found(Enum):
 
 
 class InUseError(ValueError):
-    """Another process came first."""
+    """Another process writes the run directory."""
 
 
 class FinishedError(ValueError):
@@ -42,42 +39,117 @@ class FinishedError(ValueError):
 
 
 class RunDirectory:
-    """Writes ``config.yaml``, ``metrics.jsonl``, TensorBoard events and ``summary.json``, which is the last.
+    """Writes ``config.yaml``, ``metrics.jsonl`` and, at the end of a run, ``summary.json``.
 
-    Keeps the directory to this process. ``ValueError`` where it cannot be made, `InUseError` where another process
-    writes it, or finished the run meanwhile.
+    The constructor looks at the directory once: it sets `found` and locks a directory that exists, so that no other
+    process changes it. Nothing is created or written before `begin`. Close the object to release the lock.
     """
 
-    def __init__(self, path: Path) -> None:
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            self._metrics = (path / "metrics.jsonl").open("a+b", buffering=0)
-        except OSError as error:
-            raise ValueError(f"run.dir={path}: must be a folder that can be written ({error.strerror})") from error
+    def __init__(self, path: Path, config: Any) -> None:
+        """Args:
+            path: the directory, which need not exist.
+            config: configuration of the run, a dataclass or a dictionary.
+
+        Raises:
+            ValueError: ``path`` holds a run of another configuration, or one whose configuration cannot be read.
+        """
         self.path = path
         self.seconds = 0.0
-        """That the run had taken when it was interrupted."""
+        """Seconds that the run had taken when it was interrupted; set by `begin`."""
+        self._config = config
         self._unwritten = b""
-        self._events: SummaryWriter | None = None
-        if not _lock(self._metrics) or (path / "summary.json").exists():
-            self._metrics.close()
-            raise InUseError(f"run.dir={path}: another process came first")
-
-    def begin(self, config: TrainConfig, batches: int) -> None:
-        """Go on after so many batches: what was written about later ones is written again. ``ValueError`` where the
-        directory cannot be written."""
+        self._metrics: IO[bytes] | None = None
         try:
-            self._keep(batches)
-            if batches == 0:
-                for leftover in self.path.glob("events.out.tfevents.*"):
-                    leftover.unlink()
-            atomic_write(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)).encode())
-            self._events = SummaryWriter(str(self.path), purge_step=batches or None)
-        except OSError as error:
-            raise ValueError(f"run.dir={self.path}: must be a folder that can be written ({error.strerror})") from error
+            self.found = self._look()
+        except BaseException:
+            self.close()
+            raise
 
-    def _keep(self, batches: int) -> None:
-        """Cut the metrics before the first row of a later batch, or the first one that was not written to its end."""
+    def begin(self, batches: int) -> None:
+        """Create or open the files, to continue after ``batches`` training batches; later rows are removed.
+
+        Raises:
+            InUseError: another process writes the run, or has finished it since the constructor looked.
+            ValueError: the directory cannot be written.
+        """
+        try:
+            if self._metrics is None:
+                self.path.mkdir(parents=True, exist_ok=True)
+                self._open("a+b")
+            if self._metrics is None or (self.path / "summary.json").exists():
+                self.close()
+                raise InUseError(f"run.dir={self.path}: another process came first")
+            self._truncate(batches)
+            atomic_write(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(self._config)).encode())
+        except OSError as error:
+            reason = error.strerror or error
+            raise ValueError(f"run.dir={self.path}: must be a folder that can be written ({reason})") from error
+
+    def __enter__(self) -> "RunDirectory":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._metrics is not None:
+            self._metrics.close()
+
+    def write(self, row: StepMetrics) -> None:
+        """Append a row to the metrics. After an ``OSError`` the row is kept, and written with the next one."""
+        self._unwritten += row.to_json().encode() + b"\n"
+        self._flush()
+
+    def sync(self) -> None:
+        """Wait until the metrics are on the disk. Raises ``OSError``."""
+        assert self._metrics is not None, "begin comes first"
+        os.fsync(self._metrics.fileno())
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Write the summary, which marks the run as finished. Raises ``OSError``."""
+        self._flush()
+        atomic_write(self.path / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
+
+    def _look(self) -> Found:
+        path = self.path
+        metrics = path / "metrics.jsonl"
+        if metrics.exists():
+            self._open("a+b" if os.access(metrics, os.W_OK) else "rb")
+            if self._metrics is None:
+                return Found.RUNNING
+        # Empty metrics alone are of a process that ended before it wrote anything.
+        written = metrics.exists() and metrics.stat().st_size > 0
+        if not (written or (path / "config.yaml").exists() or (path / "summary.json").exists()):
+            return Found.NOTHING
+        try:
+            there = OmegaConf.to_container(OmegaConf.load(path / "config.yaml"))
+        except (OSError, YAMLError, OmegaConfBaseException) as error:
+            raise ValueError(f"run.dir={path}: holds a run without a config.yaml that can be read") from error
+        if not isinstance(there, dict):
+            raise ValueError(f"run.dir={path}: holds a run whose config.yaml is none")
+        if config_hash(there) != config_hash(self._config):
+            difference = config_diff(settings(there), settings(self._config))
+            raise ValueError(f"run.dir={path}: holds a run of another configuration: {difference}")
+        return Found.FINISHED if (path / "summary.json").exists() else Found.INTERRUPTED
+
+    def _open(self, mode: str) -> None:
+        """Open and lock the metrics, unless another process has locked them.
+
+        The system releases the lock when the process dies, however it dies.
+        """
+        file: IO[bytes] = (self.path / "metrics.jsonl").open(mode, buffering=0)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            return
+        except OSError:  # a file system without locks
+            pass
+        self._metrics = file
+
+    def _truncate(self, batches: int) -> None:
+        """Cut the metrics before the first row of a later batch, or the first incomplete row."""
+        assert self._metrics is not None
         self._metrics.seek(0)
         end = 0
         for line in self._metrics.readlines():
@@ -88,43 +160,14 @@ class RunDirectory:
             self.seconds = max(self.seconds, row["seconds"])
         self._metrics.truncate(end)
 
-    def __enter__(self) -> "RunDirectory":
-        return self
-
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self._metrics.close()
-        if self._events is not None:
-            self._events.close()
-
-    def write(self, row: StepMetrics) -> None:
-        """Raises ``OSError``, after which the row waits to be written with the next one."""
-        self._unwritten += row.to_json().encode() + b"\n"
-        self._flush()
-        assert self._events is not None, "the directory was begun"
-        for name, value in row.system.items():
-            self._events.add_scalar(f"{row.event}/{name}", value, row.n)
-        for record in row.records:
-            for name, value in record.figures.items():
-                self._events.add_scalar(f"{row.event}/{name}/block{record.block}", value, row.n)
-
-    def sync(self) -> None:
-        """Wait until the disk has the metrics. Raises ``OSError``."""
-        os.fsync(self._metrics.fileno())
-
-    def summarise(self, summary: Mapping[str, Any]) -> None:
-        """The mark of a finished run. ``OSError`` where not all of it could be written."""
-        self._flush()
-        atomic_write(self.path / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
-
     def _flush(self) -> None:
+        assert self._metrics is not None, "begin comes first"
         while self._unwritten:
             self._unwritten = self._unwritten[self._metrics.write(self._unwritten) :]
 
 
 def _row(line: bytes) -> dict[str, Any] | None:
+    """The row in ``line``; None if it is incomplete or no row."""
     try:
         row = json.loads(line) if line.endswith(b"\n") else None
     except ValueError:
@@ -132,46 +175,8 @@ def _row(line: bytes) -> dict[str, Any] | None:
     return row if isinstance(row, dict) and isinstance(row.get("n"), int) and "seconds" in row else None
 
 
-def inspect_run_dir(path: Path, config: TrainConfig) -> Found:
-    """What is left of an earlier run of ``config``. ``ValueError`` of one line where ``path`` holds another's."""
-    metrics = path / "metrics.jsonl"
-    if metrics.exists():
-        with metrics.open("rb") as file:
-            if not _lock(file):
-                return Found.RUNNING
-    # Empty metrics alone are of a process that did not come further, or begins just now.
-    written = metrics.exists() and metrics.stat().st_size > 0
-    if not (written or (path / "config.yaml").exists() or (path / "summary.json").exists()):
-        return Found.NOTHING
-    try:
-        there = OmegaConf.to_container(OmegaConf.load(path / "config.yaml"))
-    except (OSError, YAMLError, OmegaConfBaseException) as error:
-        raise ValueError(f"run.dir={path}: holds a run without a config.yaml that can be read") from error
-    if not isinstance(there, dict):
-        raise ValueError(f"run.dir={path}: holds a run whose config.yaml is none")
-    if config_hash(there) != config_hash(config):
-        raise ValueError(
-            f"run.dir={path}: holds a run of another configuration: {config_diff(settings(there), settings(config))}"
-        )
-    return Found.FINISHED if (path / "summary.json").exists() else Found.INTERRUPTED
-
-
 def config_diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """The keys in which two configurations differ, with both values."""
+    """Names the keys in which two configurations differ, with both values."""
     keys = [key for key in {**new, **old} if old.get(key, ...) != new.get(key, ...)]
-    named = [f"{key}={old.get(key, 'unknown')} there, {new.get(key, 'unknown')} here" for key in keys[:_SHOWN]]
-    return "; ".join(named + ["and more"] * (len(keys) > _SHOWN))
-
-
-def _lock(file: IO[bytes]) -> bool:
-    """Keep ``file`` to this process until it is closed; False where another one has it.
-
-    Taken back by the system when a process dies, however it dies.
-    """
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system without locks: then nobody has one
-        return True
-    return True
+    named = [f"{key}={old.get(key, 'unknown')} there, {new.get(key, 'unknown')} here" for key in keys[:_MAX_KEYS]]
+    return "; ".join(named + ["and more"] * (len(keys) > _MAX_KEYS))

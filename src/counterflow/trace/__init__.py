@@ -1,1 +1,1 @@
-"""Where the time of every rank went: spans, on one clock, as a file and as a picture."""
+"""Traces: the spans of all ranks on one clock, as a file for Perfetto and as a timeline picture."""

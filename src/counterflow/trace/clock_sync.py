@@ -1,8 +1,8 @@
-"""One clock for all ranks.
+"""Clock synchronization between ranks.
 
-On one machine all processes share the clock behind ``perf_counter``. Between machines nothing is known but this: nobody
-leaves a barrier before everybody has entered it. Each barrier so bounds how far two clocks are apart, from below and
-from above, and several barriers leave the narrowest bounds.
+Processes of one machine share the clock behind ``perf_counter``. Between machines, barriers bound the offset of two
+clocks: no rank leaves a barrier before all ranks have entered it. Each barrier gives a lower and an upper bound, and
+several barriers narrow the bounds.
 """
 
 import os
@@ -16,13 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 Stamps = Sequence[tuple[float, float]]
-"""When a rank entered each of some barriers and when it left it, on its own clock."""
+"""Seconds at which a rank entered and left each of several barriers, on its own clock."""
 
 _BARRIERS = 5
 
 
 def barrier_stamps(barrier: Callable[[str], object], when: str) -> Stamps:
-    """Go through some barriers with all other ranks; each has a name of its own."""
+    """Pass several barriers with all other ranks, each with a name of its own."""
     stamps = []
     for i in range(_BARRIERS):
         entered = perf_counter()
@@ -41,35 +41,37 @@ def clock_domain() -> str:
 
 @dataclass(frozen=True)
 class Offset:
-    """How far the first rank's clock is ahead of another rank's, in seconds, and how wrong that may be."""
+    """Offset of rank 0's clock to another rank's clock."""
 
     at: float
-    """On the other rank's clock."""
+    """Time of the measurement on the other rank's clock, in seconds."""
     seconds: float
+    """Seconds by which rank 0's clock is ahead."""
     error: float
+    """Largest possible error of ``seconds``."""
 
     @classmethod
-    def between(cls, first: Stamps, other: Stamps) -> "Offset":
-        """From the barriers that both went through."""
-        low = max(entered - left for (entered, _), (_, left) in zip(first, other, strict=True))
-        high = min(left - entered for (_, left), (entered, _) in zip(first, other, strict=True))
+    def between(cls, reference: Stamps, other: Stamps) -> "Offset":
+        """Offset from the barriers that rank 0 (``reference``) and the other rank both passed."""
+        low = max(entered - left for (entered, _), (_, left) in zip(reference, other, strict=True))
+        high = min(left - entered for (_, left), (entered, _) in zip(reference, other, strict=True))
         return cls(other[-1][1], (low + high) / 2, (high - low) / 2)
 
 
 @dataclass(frozen=True)
 class Clock:
-    """A rank's clock as the first rank sees it; between two offsets it drifts evenly."""
+    """Clock of a rank relative to rank 0's; it drifts linearly between two offsets."""
 
     offsets: Sequence[Offset] = ()
-    """In their order; none if it is the first rank's clock."""
+    """Sorted by time; none if the rank shares rank 0's clock."""
 
     def common(self, times: NDArray[np.float64]) -> NDArray[np.float64]:
-        """``times`` of this clock on the first rank's."""
+        """Convert ``times`` of this clock to rank 0's clock."""
         if not self.offsets:
             return times
         return times + np.interp(times, [o.at for o in self.offsets], [o.seconds for o in self.offsets])
 
     @property
     def error(self) -> float:
-        """Seconds by which times on the first rank's clock may be wrong."""
+        """Largest possible error of converted times, in seconds."""
         return max((offset.error for offset in self.offsets), default=0.0)

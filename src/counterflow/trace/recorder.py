@@ -1,4 +1,4 @@
-"""What one rank did, and when: all of its spans, 32 bytes each."""
+"""Recorder of the spans of one rank, 32 bytes each."""
 
 import struct
 from collections.abc import Iterator
@@ -23,37 +23,52 @@ NAMES = (
     "backward",
     "update",
 )
-"""Actions, and what is done within them: in ``target`` receive, emit, send; in ``forward`` receive, send; in ``update``
-loss, backward, update. A pipeline schedule has no ``update``: its backward passes and updates stand alone."""
+"""Names of spans. Some lie within others: in ``target`` receive, emit, send; in ``forward`` receive, send; in ``learn``
+loss, backward, update. Pipeline schedules have no ``learn``: their backward passes and updates stand alone."""
 
 Spans = NDArray[np.void]
-"""Of `DTYPE`."""
+"""Array of `DTYPE`."""
 
 DTYPE = np.dtype([("name", "<i4"), ("lane", "<i4"), ("n", "<i4"), ("part", "<i4"), ("start", "<f8"), ("end", "<f8")])
-"""``name`` is an index of `NAMES`, ``lane`` a block, ``n`` a training batch, ``part`` the micro-batch or, of an
-evaluation, the test batch (-1: neither), ``start`` and ``end`` are seconds of some clock."""
+"""``name``: index into `NAMES`. ``lane``: block. ``n``: training batch. ``part``: micro-batch, or test batch of an
+evaluation; -1 for neither. ``start``, ``end``: seconds."""
 
 SHORT = 5e-6
-"""Seconds that pass between two calls, and are worth no span."""
+"""Gaps of fewer seconds lie between two calls and get no span."""
 
 _RECORD = struct.Struct("<iiiidd")
 _NUMBERS = {name: number for number, name in enumerate(NAMES)}
 
 
 class Recorder:
-    """Spans are added as they end; those within another one, before it."""
+    """Collects spans in the order in which they end, so inner spans come before outer ones."""
 
     def __init__(self) -> None:
         self.lanes: dict[int, str] = {}
-        """What a lane is called, if it is more than its block."""
+        """Names of lanes that are not just ``block N``."""
         self._records = bytearray()
 
     def add(self, name: str, lane: int, n: int, start: float, end: float, part: int = -1) -> None:
-        """``start`` and ``end`` are seconds of ``perf_counter``."""
+        """Add a span.
+
+        Args:
+            name: one of `NAMES`.
+            lane: block.
+            n: training batch.
+            start: seconds of ``perf_counter``.
+            end: seconds of ``perf_counter``.
+            part: micro-batch or test batch; -1 for neither.
+
+        Raises:
+            KeyError: ``name`` is none of `NAMES`.
+        """
         self._records += _RECORD.pack(_NUMBERS[name], lane, n, part, start, end)
 
     def rest(self, name: str, lane: int, n: int, start: float, end: float) -> None:
-        """Add, under ``name``, the time from ``start`` to ``end`` that no span so far covers, but for `SHORT` gaps."""
+        """Add spans called ``name`` for the time from ``start`` to ``end`` that no span covers yet.
+
+        Gaps up to `SHORT` are left out. The arguments are those of `add`.
+        """
         inner = []
         position = len(self._records) - _RECORD.size
         while position >= 0 and (found := _RECORD.unpack_from(self._records, position))[4] >= start:
@@ -65,14 +80,14 @@ class Recorder:
             start = finish
 
     def spans(self) -> Spans:
-        """All spans so far, by their start; one that holds others comes before them."""
+        """All spans so far, sorted by start; a span comes before those within it."""
         found = np.frombuffer(self._records, DTYPE)
         return found[np.lexsort((-found["end"], found["start"]))]
 
 
 @contextmanager
 def span(recorder: Recorder | None, name: str, lane: int, n: int, part: int = -1) -> Iterator[None]:
-    """Record the time within it, if there is a ``recorder``."""
+    """Context manager that records its duration, if there is a ``recorder``; arguments as in `Recorder.add`."""
     start = perf_counter()
     yield
     if recorder is not None:

@@ -1,7 +1,7 @@
-"""A rank's part in the trace of a run (``trace=true``)."""
+"""Recording and merging of the trace of a run (``trace=true``)."""
 
+import logging
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 from counterflow.checkpoint.atomic_write import atomic_write
@@ -11,31 +11,35 @@ from counterflow.trace.rank_trace import RankTrace
 from counterflow.trace.recorder import Recorder
 from counterflow.transport import Communicator
 
+_log = logging.getLogger(__name__)
+
 TRACE = "trace.json"
-"""In a run directory, for Perfetto and chrome://tracing."""
+"""File in the run directory, for Perfetto and chrome://tracing."""
 TIMELINE = "timeline.png"
 
 
 class TraceSession:
-    """From the beginning of a run to its end, on all ranks: the first one then merges what each has recorded."""
+    """Records the spans of one rank; rank 0 merges those of all ranks at the end.
 
-    def __init__(self, comm: Communicator, folder: Path, log: Callable[[str], None]) -> None:
-        """``folder`` is the run directory; ``log`` hears of disks that take no more."""
+    If the disk is full, no trace is written, with a warning.
+    """
+
+    def __init__(self, comm: Communicator, folder: Path) -> None:
+        """Synchronize the clocks of all ranks; ``folder`` is the run directory, shared by all ranks."""
         self.recorder = Recorder()
         self._comm = comm
         self._folder = folder
-        self._tell = log
         stamps = barrier_stamps(self._barrier, "start")
-        # Who takes another one's place finds that the others have met.
-        self._meetings = [] if comm.restart_count else [stamps]
+        # A restarted rank passes the first barriers alone, so they say nothing about its clock.
+        self._stamps = [] if comm.restart_count else [stamps]
 
     def finish(self, title: str) -> None:
-        """Write `TRACE`, and `TIMELINE` with ``title``; returns on other ranks before that is done."""
+        """Write `TRACE`, and `TIMELINE` with ``title``. All ranks call this; only rank 0 waits for the files."""
         comm = self._comm
-        self._meetings.append(barrier_stamps(self._barrier, "end"))
+        self._stamps.append(barrier_stamps(self._barrier, "end"))
         failure = ""
         try:
-            rank_trace.write(self._path(comm.rank), RankTrace.of(comm.rank, self.recorder), self._meetings)
+            rank_trace.write(self._path(comm.rank), RankTrace.of(comm.rank, self.recorder), self._stamps)
         except OSError as error:
             failure = f"{self._path(comm.rank)}: {error.strerror}"
         failures = [failure for failure in comm.all_gather(failure, "spans") if failure]
@@ -46,18 +50,17 @@ class TraceSession:
             except OSError as error:
                 failures = [f"{self._folder / TRACE}: {error.strerror}"]
             if failures:
-                self._tell(f"no trace was written ({failures[0]})")
+                _log.warning(f"no trace was written ({failures[0]})")
             shutil.rmtree(self._path(0).parent, ignore_errors=True)
 
     def _merge(self, title: str) -> None:
-        from counterflow.trace import timeline  # matplotlib takes its time, and only this needs it
+        from counterflow.trace import timeline  # imports matplotlib, which is slow
 
         paths = [self._path(rank) for rank in range(self._comm.size)]
-        left = [rank_trace.read(path, paths[0]) for path in paths]
-        tracks = [found for found, _ in left]
-        error = max(clock.error for _, clock in left)
-        atomic_write(self._folder / TRACE, lambda file: chrome.write(file, tracks, error))
-        timeline.draw([timeline.Panel(title, tracks)], self._folder / TIMELINE)
+        traces, clocks = zip(*(rank_trace.read(path, paths[0]) for path in paths), strict=True)
+        error = max(clock.error for clock in clocks)
+        atomic_write(self._folder / TRACE, lambda file: chrome.write(file, traces, error))
+        timeline.draw([timeline.Panel(title, traces)], self._folder / TIMELINE)
 
     def _path(self, rank: int) -> Path:
         return self._folder / "spans" / f"rank-{rank}"

@@ -1,5 +1,6 @@
 """A whole run as one rank sees it: the engine, its reports, the weights and the summary at the end."""
 
+import logging
 import os
 import platform
 import signal
@@ -32,11 +33,15 @@ from counterflow.recovery.recoverable import connect_recoverable
 from counterflow.recovery.supervisor import Life
 from counterflow.signals import Signals
 from counterflow.trace.session import TraceSession
-from counterflow.trainer.rank0 import Rank0Services, warn
+from counterflow.metrics.tensorboard import TensorBoardLogger
+from counterflow.trainer.rank0 import Rank0Services
 from counterflow.trainer.result import FitResult
 from counterflow.trainer.resume import CHECKPOINTS, ResumePoint, open_run_dir
 from counterflow.transport import Communicator, connect, rendezvous
 from counterflow.transport.interface import interfaces
+
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -115,7 +120,7 @@ def _resume_point(job: Job, config: TrainConfig, info: RankInfo, again: bool) ->
     if config.run.dir is None:
         return ResumePoint()
     try:
-        return open_run_dir(job, config, (lambda text: None) if again else warn, alone=not again)
+        return open_run_dir(job, config, (lambda text: None) if again else _log.warning, alone=not again)
     except FinishedError:
         if again or info.restart_count:
             return None
@@ -153,23 +158,26 @@ def fit(
     engine = build_engine(job)
     waits = WaitTimes()
 
+    services: Rank0Services | None = None
+
     def report(item: BlockMetrics | BlockWritten) -> None:
+        if services is not None:
+            services.check()
         comm.send_report(item.to_json())
 
     callback = MetricsCallback(
         comm.rank, job.log_every, job.plan.batches, lambda: waits.receive, report, before=begin.seconds
     )
-    folder = begin.path / CHECKPOINTS if begin.path is not None else None
-    checkpoints = CheckpointWriter(
-        CheckpointDirectory(folder or Path()), begin.checkpoint, job.device, report, comm.watch.timeout
-    )
-    tracing = TraceSession(comm, begin.path, warn) if config.trace and begin.path is not None else None
+    directory = CheckpointDirectory(begin.path / CHECKPOINTS) if begin.path is not None else None
+    checkpoints = CheckpointWriter(directory, begin.checkpoint, job.device, report, comm.watch.timeout)
+    tracing = TraceSession(comm, begin.path) if config.trace and begin.path is not None else None
     context = RunContext(comm, callback, checkpoints, waits, tracing.recorder if tracing is not None else None)
     with ExitStack() as stack:
         stack.enter_context(checkpoints)
-        services = None
         if point is not None:
-            services = stack.enter_context(Rank0Services(job, config, point, engine, comm))
+            loggers = [TensorBoardLogger()] if point.directory is not None else []
+            callbacks = [*callbacks, *loggers]
+            services = stack.enter_context(Rank0Services(job, config, point, engine, comm, callbacks))
         try:
             result = engine.run(context)
         except PreemptedError:
@@ -190,10 +198,12 @@ def fit(
             if job.activations and begin.path is not None:
                 _save_activations(begin.path, job, [rank_result for rank_result, _ in results])
             services.summarize(summary)
-    if tracing is not None:
-        tracing.finish(_title(job, config))
-    # Also a barrier: rank 0 may still read from a store that ends with another process.
-    summary = comm.all_gather(summary, "the end")[0]
+        if tracing is not None:
+            tracing.finish(_title(job, config))
+        # Also a barrier: rank 0 may still read from a store that ends with another process.
+        summary = comm.all_gather(summary, "the end")[0]
+        if services is not None:
+            services.end(summary)
     return FitResult(summary, comm.rank == 0, state)
 
 

@@ -1,87 +1,104 @@
-"""Services of rank 0: metrics files, progress, checkpoint commits."""
+"""Services of rank 0: metrics files, callbacks, checkpoint commits."""
 
-import sys
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from types import TracebackType
 from typing import Any
 
 import torch
-from rich.console import Console
 
-from counterflow.checkpoint import BlockWritten, CheckpointCommitter, CheckpointDirectory
+from counterflow.checkpoint import BlockWritten, CheckpointCommitter, CheckpointDirectory, ManifestHeader
 from counterflow.config import TrainConfig
 from counterflow.engine.factory import Engine
 from counterflow.engine.job import Job
-from counterflow.metrics.block_metrics import BlockMetrics, StepMetrics
-from counterflow.metrics.progress_display import ProgressDisplay
+from counterflow.metrics import provenance
+from counterflow.metrics.block_metrics import BlockMetrics, RowAssembler, StepMetrics
+from counterflow.metrics.callback import Callback, RunInfo, notify
 from counterflow.metrics.report_poller import ReportPoller
-from counterflow.metrics.row_assembler import RowAssembler
-from counterflow.trainer.resume import CHECKPOINTS, ResumePoint, identity, versions
+from counterflow.trainer.resume import CHECKPOINTS, ResumePoint, identity
 from counterflow.transport import Communicator
+
+_log = logging.getLogger(__name__)
 
 
 class Rank0Services:
-    """Open from the beginning of a run to its end."""
+    """Serves the reports of all ranks on a thread, from the start of a run to its end."""
 
     def __init__(
-        self, job: Job, config: TrainConfig, point: ResumePoint, engine: Engine, comm: Communicator
+        self,
+        job: Job,
+        config: TrainConfig,
+        point: ResumePoint,
+        engine: Engine,
+        comm: Communicator,
+        callbacks: Sequence[Callback],
     ) -> None:
-        plan = job.plan
+        """Args:
+        job: the run, whose cut is settled.
+        config: its description.
+        point: where it starts; without a directory nothing is written.
+        engine: its blocks' owners, and their summary.
+        comm: the processes of the run.
+        callbacks: called in their order.
+        """
+        assert job.cut is not None
+        plan, directory = job.plan, point.directory
         self.evaluations: dict[str, StepMetrics] = {}
-        """The last one of every split."""
-        self._directory = point.directory
+        """The last evaluation of every split."""
+        self._directory = directory
         self._comm = comm
-        self._console = Console(quiet=not config.run.display)
-        self._console.print(_setting(job, config), soft_wrap=True)
-        seconds = point.directory.seconds if point.directory is not None else 0.0
-        self._display = ProgressDisplay(
-            self._console, plan.batches, job.batch_size, engine.owners, (plan.start, seconds)
+        self._callbacks = callbacks
+        self._info = RunInfo(
+            _description(job, config),
+            plan.batches,
+            job.batch_size,
+            engine.owners,
+            plan.start,
+            directory.seconds if directory is not None else 0.0,
+            directory.path if directory is not None else None,
         )
         self._rows = RowAssembler(job.topology.blocks, engine.summarize, self._sink, plan.start)
-        self._committer = None
-        if point.directory is not None:
-            assert job.cut is not None
+        self._committer: CheckpointCommitter | None = None
+        if directory is not None:
             self._committer = CheckpointCommitter(
-                CheckpointDirectory(point.directory.path / CHECKPOINTS),
+                CheckpointDirectory(directory.path / CHECKPOINTS),
+                ManifestHeader(identity(job, config), list(job.cut), provenance.versions(job.device)),
                 config.checkpoint.keep,
                 plan.batches,
-                identity(job, config),
-                list(job.cut),
-                versions(job),
-                warn,
                 plan.start,
                 comm.complete,
             )
         self._stack = ExitStack()
 
     def __enter__(self) -> "Rank0Services":
-        if self._directory is not None:
-            self._stack.enter_context(self._directory)
-        self._stack.enter_context(self._display)
+        with ExitStack() as stack:
+            for callback in self._callbacks:
+                stack.callback(notify, [callback], "close")
+            notify(self._callbacks, "on_start", self._info)
+            self._stack = stack.pop_all()
         self._poller = ReportPoller[BlockMetrics | BlockWritten](self._comm.size, self._fetch, self._deliver)
         return self
 
-    def __exit__(self, *raised: type[BaseException] | BaseException | TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def finish(self, posted: Sequence[int]) -> None:
-        """Wait until all that the ranks have ``posted`` is dealt with; raises what went wrong with it."""
-        self._poller.finish(posted, self._comm.watch.timeout)
+    def check(self) -> None:
+        """Raise the error that ended the thread, such as an exception of a callback."""
+        self._poller.check()
+
+    def finish(self, counts: Sequence[int]) -> None:
+        """Wait until all reports are served: ``counts`` of each rank. Raises the error that ended the thread."""
+        self._poller.finish(counts, self._comm.watch.timeout)
 
     def summarize(self, summary: Mapping[str, Any]) -> None:
-        """The run has finished."""
+        """Write the summary, which marks the run as finished."""
         if self._directory is not None and self._committer is not None:
-            self._directory.summarise(summary)
+            self._directory.finish(summary)
             self._committer.finish()
-        self._stack.close()
-        self._console.print(self._display.table())
-        where = self._directory.path / "summary.json" if self._directory is not None else ""
-        self._console.print(
-            f"{_accuracies(summary)}  {summary['samples_per_second']:,.0f} samples/s  "
-            f"fingerprint {summary['fingerprint'][:16]}  {where}",
-            soft_wrap=True,
-        )
+
+    def end(self, summary: Mapping[str, Any]) -> None:
+        """Tell the callbacks that the run has finished."""
+        notify(self._callbacks, "on_end", summary)
 
     def _fetch(self, rank: int, i: int) -> BlockMetrics | BlockWritten | None:
         text = self._comm.poll_report(rank, i)
@@ -93,42 +110,31 @@ class Rank0Services:
         if isinstance(item, BlockMetrics):
             self._rows.add(item)
             return
-        assert self._directory is not None
+        assert self._directory is not None, "a checkpoint needs a directory"
         assert self._committer is not None
         try:
-            self._directory.sync()  # when a checkpoint counts, the disk has what was reported before it
+            self._directory.sync()  # when a checkpoint counts, the disk has the metrics that were reported before it
         except OSError as error:
-            warn(f"{self._directory.path}: the metrics may be lost if the machine fails ({error.strerror})")
+            _log.warning(f"{self._directory.path}: the metrics may be lost if the machine fails ({error.strerror})")
         self._committer.add(item)
 
     def _sink(self, row: StepMetrics) -> None:
-        try:
-            if self._directory is not None:
+        if self._directory is not None:
+            try:
                 self._directory.write(row)
-        except OSError as error:
-            assert self._directory is not None
-            warn(f"{self._directory.path}: no room for the metrics of batch {row.n} yet ({error.strerror})")
-        self._display.show(row)
+            except OSError as error:
+                _log.warning(f"{self._directory.path}: no room for the metrics of batch {row.n} yet ({error.strerror})")
         if row.event != "train":
             self.evaluations[row.event] = row
+        notify(self._callbacks, "on_step" if row.event == "train" else "on_eval", row)
 
 
-def _setting(job: Job, config: TrainConfig) -> str:
+def _description(job: Job, config: TrainConfig) -> list[str]:
     assert job.cut is not None
-    return (
+    return [
         f"{config.algorithm.name}, {config.model.name} of {len(job.network)} layers cut {list(job.cut)} into "
-        f"{config.blocks} blocks\n"
+        f"{config.blocks} blocks",
         f"processes {job.topology.ranks}, threads of each {torch.get_num_threads()} (engine.threads="
-        f"{config.engine.threads}), lag {config.engine.lag}, {job.device.type} over {job.backend}\n"
-        f"{config.data.name}, {job.plan.batches} batches of {config.train.batch_size}"
-    )
-
-
-def _accuracies(summary: Mapping[str, Any]) -> str:
-    named = ((split, summary[f"{split}_accuracy"]) for split in ("validation", "test"))
-    return "  ".join(f"{split} accuracy {accuracy:.4f}" for split, accuracy in named if accuracy is not None)
-
-
-def warn(text: str) -> None:
-    """A line for whoever watches; no reason to end."""
-    print(f"note: {text}", file=sys.stderr, flush=True)
+        f"{config.engine.threads}), lag {config.engine.lag}, {job.device.type} over {job.backend}",
+        f"{config.data.name}, {job.plan.batches} batches of {job.batch_size}",
+    ]

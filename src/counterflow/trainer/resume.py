@@ -4,19 +4,17 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from counterflow.checkpoint import CheckpointDirectory, Manifest
-from counterflow.checkpoint.directory import load
-from counterflow.checkpoint.manifest import NAME, CorruptCheckpointError
+from counterflow.checkpoint.manifest import NAME, CorruptCheckpointError, load
 from counterflow.config import PIPELINES, TrainConfig
 from counterflow.engine.job import Job
 from counterflow.metrics import provenance
-from counterflow.metrics.run_dir import FinishedError, Found, InUseError, RunDirectory, config_diff, inspect_run_dir
+from counterflow.metrics.run_dir import FinishedError, Found, InUseError, RunDirectory, config_diff
 
 CHECKPOINTS = "checkpoints"
 """In a run directory."""
@@ -49,22 +47,21 @@ def open_run_dir(job: Job, config: TrainConfig, log: Callable[[str], None], alon
         ValueError: It holds another run, or a checkpoint is of another configuration.
     """
     path = Path(config.run.dir or "")
-    found = inspect_run_dir(path, config)
-    if found is Found.RUNNING:
-        raise InUseError(f"run.dir={path}: another process writes it")
-    if found is Found.FINISHED:
-        raise FinishedError(f"run.dir={path}: already holds a finished run, choose another one or remove it")
-    resume = config.run.resume
-    if found is Found.INTERRUPTED and resume == "never":
-        raise ValueError(f"run.dir={path}: already holds a run, which run.resume=auto would go on with")
-    begin = None if resume in ("auto", "never") else _named(resume, path, job, config, log)
-    directory = RunDirectory(path)
+    directory = RunDirectory(path, config)
+    found, resume = directory.found, config.run.resume
     checkpoints = CheckpointDirectory(path / CHECKPOINTS)
     try:
+        if found is Found.RUNNING:
+            raise InUseError(f"run.dir={path}: another process writes it")
+        if found is Found.FINISHED:
+            raise FinishedError(f"run.dir={path}: already holds a finished run, choose another one or remove it")
+        if found is Found.INTERRUPTED and resume == "never":
+            raise ValueError(f"run.dir={path}: already holds a run, which run.resume=auto would go on with")
+        begin = None if resume in ("auto", "never") else _named(resume, path, job, config, log)
         if resume != "never" and (own := checkpoints.latest(job.plan.batches, log)) is not None:
             begin = _checked(own, job, config, log)
         batches = begin[1].batches if begin is not None else 0
-        directory.begin(config, batches)
+        directory.begin(batches)
         if alone:
             checkpoints.forget_after(batches)
     except BaseException:
@@ -107,7 +104,7 @@ def _checked(found: tuple[Path, Manifest], job: Job, config: TrainConfig, log: C
         raise ValueError(f"run.resume: {folder} is of another configuration: {config_diff(manifest.identity, here)}")
     if manifest.batches >= job.plan.batches:
         raise ValueError(f"run.resume: {folder} is of the end of a run, nothing is left of {job.plan.batches} batches")
-    for name, now in versions(job).items():
+    for name, now in provenance.versions(job.device).items():
         before = manifest.versions.get(name)
         if before != now:
             log(f"{folder} was computed with {name} {before}, here is {now}: numbers may be rounded otherwise")
@@ -134,11 +131,3 @@ def _digest(job: Job) -> str:
     sha = hashlib.sha256(f"{list(train.inputs.shape)}".encode())
     sha.update(train.labels.cpu().contiguous().numpy().tobytes())
     return sha.hexdigest()[:16]
-
-
-def versions(job: Job) -> Mapping[str, str]:
-    return {
-        "counterflow": version("counterflow"),
-        "torch": str(torch.__version__),
-        "hardware": provenance.hardware(job.device),
-    }

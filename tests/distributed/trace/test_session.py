@@ -42,16 +42,16 @@ def traced(pool: Pool, folder: Path, ranks: int, *overrides: str) -> tuple[dict[
     return summary, chrome.read(folder / "trace.json")
 
 
-def count(track: RankTrace, *keys: str) -> Counter[tuple[Any, ...]]:
+def count(trace: RankTrace, *keys: str) -> Counter[tuple[Any, ...]]:
     """How many spans there are by name and ``keys``."""
     return Counter(
-        (NAMES[row["name"]], *(int(row[key]) for key in keys)) for row in track.spans if NAMES[row["name"]] != "loss"
+        (NAMES[row["name"]], *(int(row[key]) for key in keys)) for row in trace.spans if NAMES[row["name"]] != "loss"
     )
 
 
-def nested(track: RankTrace, lane: int | None = None) -> None:
+def nested(trace: RankTrace, lane: int | None = None) -> None:
     """Assert that each span of a lane ends before the one around it, and before the next one beside it begins."""
-    spans = track.spans if lane is None else track.spans[track.spans["lane"] == lane]
+    spans = trace.spans if lane is None else trace.spans[trace.spans["lane"] == lane]
     around: list[float] = []
     tick = 1.5e-9
     for _, _, _, _, start, end in spans.tolist():
@@ -122,9 +122,9 @@ def test_actions_and_the_gaps_between_them_are_all_of_the_time(bll: tuple[dict[s
 
 
 def test_waits_are_those_of_the_summary(bll: tuple[dict[str, Any], list[RankTrace]]) -> None:
-    summary, tracks = bll
+    summary, traces = bll
     steady = 3
-    for rank, found in enumerate(tracks):
+    for rank, found in enumerate(traces):
         learn = found.spans["name"] == NAMES.index("learn")
         start = found.spans["end"][learn & (found.spans["n"] == steady - 1)].max()
         receive = found.spans[(found.spans["name"] == NAMES.index("receive")) & (found.spans["start"] >= start)]
@@ -151,11 +151,11 @@ def test_ranks_share_a_clock(bll: tuple[dict[str, Any], list[RankTrace]]) -> Non
 
 
 def test_the_file_is_valid(pool: Pool, tmp_path: Path) -> None:
-    _, tracks = traced(pool, tmp_path / "run", 2, "blocks=2")
+    _, traces = traced(pool, tmp_path / "run", 2, "blocks=2")
     content = json.loads((tmp_path / "run" / "trace.json").read_text())
     assert content["otherData"]["clock_error_us"] == 0
     spans = [event for event in content["traceEvents"] if event["ph"] == "X"]
-    assert len(spans) == sum(len(found.spans) for found in tracks)
+    assert len(spans) == sum(len(found.spans) for found in traces)
     assert min(event["ts"] for event in spans) == 0
     for rank in range(2):
         assert sorted(starts := [e["ts"] for e in spans if e["pid"] == rank]) == starts
@@ -167,15 +167,15 @@ def test_the_file_is_valid(pool: Pool, tmp_path: Path) -> None:
     ids=["al", "predsim", "naive"],
 )
 def test_other_rules_too(pool: Pool, tmp_path: Path, rule: tuple[str, ...], updates: tuple[int, int]) -> None:
-    summary, tracks = traced(pool, tmp_path / "run", 2, "blocks=2", *rule)
+    summary, traces = traced(pool, tmp_path / "run", 2, "blocks=2", *rule)
     assert summary["fingerprint"] == summary_of(pool, 2, "blocks=2", *rule)["fingerprint"]
-    for found, each in zip(tracks, updates, strict=True):
+    for found, each in zip(traces, updates, strict=True):
         nested(found)
         counts = count(found, "n")
         for n in range(STEPS):
             assert counts["forward", n] == counts["learn", n] == 1
             assert counts["update", n] == counts["backward", n] == each
-    assert bool(count(tracks[0])["predict",]) == ("algorithm=al" in rule)
+    assert bool(count(traces[0])["predict",]) == ("algorithm=al" in rule)
 
 
 PIPELINES = {
@@ -191,10 +191,10 @@ PIPELINES = {
 def test_pipelines(pool: Pool, tmp_path: Path, schedule: str) -> None:
     ranks, parts, lanes = PIPELINES[schedule]
     options = ("algorithm=bp", "checkpoint.every=6", *([f"schedule={schedule}"] if ranks > 1 else []))
-    summary, tracks = traced(pool, tmp_path / "run", ranks, *options)
+    summary, traces = traced(pool, tmp_path / "run", ranks, *options)
     assert summary["fingerprint"] == summary_of(pool, ranks, *options)["fingerprint"]
     top = 0
-    for found in tracks:
+    for found in traces:
         assert found.lanes == lanes[found.rank]
         for lane in found.lanes:
             nested(found, lane)
@@ -222,11 +222,11 @@ def test_a_resumed_run_leaves_what_it_did_itself(pool: Pool, tmp_path: Path) -> 
     traced(pool, run, 2, *options)
     (run / "summary.json").unlink()
     shutil.rmtree(run / "checkpoints" / "batch-00000012")
-    summary, tracks = traced(pool, run, 2, *options)
+    summary, traces = traced(pool, run, 2, *options)
     assert summary["resumed_after"] == 8
-    for found in tracks:
+    for found in traces:
         assert {n for name, n in count(found, "n") if name == "forward"} == set(range(8, STEPS))
-    assert count(tracks[1])["resend",] == 2
+    assert count(traces[1])["resend",] == 2
 
 
 def halted_rank(rank: int, size: int, store_path: str, overrides: list[str], folder: Path) -> int:

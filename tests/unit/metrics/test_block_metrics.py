@@ -13,7 +13,7 @@ records = st.builds(
     n=st.integers(0, 2**40),
     block=st.integers(1, 100),
     rank=st.integers(0, 100),
-    figures=st.dictionaries(st.sampled_from(["loss", "accuracy", "nll"]), numbers),
+    metrics=st.dictionaries(st.sampled_from(["loss", "accuracy", "nll"]), numbers),
     seconds=numbers,
     waited=numbers,
 )
@@ -28,7 +28,7 @@ def test_a_record_survives_its_text_to_the_bit(record: BlockMetrics) -> None:
 
 def test_a_figure_that_is_no_number_survives_too() -> None:
     record = BlockMetrics("train", 3, 1, 0, {"loss": math.nan}, 1.0, 0.0)
-    assert math.isnan(BlockMetrics.from_json(record.to_json()).figures["loss"])
+    assert math.isnan(BlockMetrics.from_json(record.to_json()).metrics["loss"])
 
 
 def row() -> StepMetrics:

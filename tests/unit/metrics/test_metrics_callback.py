@@ -6,7 +6,7 @@ from counterflow.metrics.metrics_callback import MetricsCallback
 
 
 class Posts:
-    """What a reporter posted, in order."""
+    """Reports in the order in which they were sent."""
 
     def __init__(self) -> None:
         self.records: list[BlockMetrics] = []
@@ -31,19 +31,19 @@ def metrics(loss: float = 0.5) -> dict[str, torch.Tensor]:
 )
 def test_every_so_many_batches_and_the_last(every: int, batches: int, reported: list[int]) -> None:
     posts = Posts()
-    reporter = MetricsCallback(0, every, batches, lambda: 0.0, posts)
+    callback = MetricsCallback(0, every, batches, lambda: 0.0, posts)
     for n in range(batches):
         for block in (1, 2):
-            reporter.on_step(block, n, metrics())
+            callback.on_step(block, n, metrics())
     assert [(record.n, record.block) for record in posts.records] == [(n, block) for n in reported for block in (1, 2)]
 
 
 def test_every_evaluation_is_reported() -> None:
     posts = Posts()
-    reporter = MetricsCallback(0, 100, 1000, lambda: 0.0, posts)
+    callback = MetricsCallback(0, 100, 1000, lambda: 0.0, posts)
     for n in (7, 8, 9):
-        reporter.on_eval(2, n, "test", {"accuracy": 0.75})
-    assert [(r.event, r.n, r.block, r.figures) for r in posts.records] == [
+        callback.on_eval(2, n, "test", {"accuracy": 0.75})
+    assert [(r.event, r.n, r.block, r.metrics) for r in posts.records] == [
         ("test", n, 2, {"accuracy": 0.75}) for n in (7, 8, 9)
     ]
 
@@ -51,23 +51,23 @@ def test_every_evaluation_is_reported() -> None:
 def test_a_block_without_a_prediction_of_its_own_has_no_accuracy() -> None:
     posts = Posts()
     MetricsCallback(0, 100, 1000, lambda: 0.0, posts).on_eval(2, 7, "validation", {})
-    assert [(r.event, r.n, r.block, r.figures) for r in posts.records] == [("validation", 7, 2, {})]
+    assert [(r.event, r.n, r.block, r.metrics) for r in posts.records] == [("validation", 7, 2, {})]
 
 
 def test_what_a_record_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The rank began at 100 s, and has waited for one of the eight seconds since."""
+    """The rank started at 100 s, and has waited for one of the eight seconds since."""
     clock = iter([100.0, 108.0])
     monkeypatch.setattr("counterflow.metrics.metrics_callback.perf_counter", lambda: next(clock))
     posts = Posts()
-    reporter = MetricsCallback(3, 1, 10, lambda: 1.0, posts)
-    reporter.on_step(5, 4, metrics())
+    callback = MetricsCallback(3, 1, 10, lambda: 1.0, posts)
+    callback.on_step(5, 4, metrics())
     expected = BlockMetrics("train", 4, 5, 3, {"loss": 0.5, "accuracy": 0.25}, seconds=8.0, waited=0.125)
     assert posts.records == [expected]
     assert BlockMetrics.from_json(posts.records[0].to_json()) == expected
 
 
 class Device(torch.Tensor):
-    """A number that says when it leaves its device."""
+    """Number that counts how often it leaves its device."""
 
     read = 0
 
@@ -77,7 +77,7 @@ class Device(torch.Tensor):
 
 
 def test_numbers_leave_the_device_only_for_a_report() -> None:
-    reporter = MetricsCallback(0, 4, 100, lambda: 0.0, Posts())
+    callback = MetricsCallback(0, 4, 100, lambda: 0.0, Posts())
     for n in range(8):
-        reporter.on_step(1, n, {"loss": torch.tensor(0.5).as_subclass(Device)})
+        callback.on_step(1, n, {"loss": torch.tensor(0.5).as_subclass(Device)})
     assert Device.read == 2

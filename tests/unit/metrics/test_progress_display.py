@@ -1,10 +1,14 @@
 import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from io import StringIO
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from counterflow.metrics.block_metrics import BlockMetrics, StepMetrics
+from counterflow.metrics.callback import RunInfo
 from counterflow.metrics.progress_display import ProgressDisplay
 
 RANKS = [0, 0, 1]
@@ -28,6 +32,19 @@ def console(terminal: bool = False) -> Console:
     return Console(file=StringIO(), force_terminal=terminal, width=120, color_system=None)
 
 
+@contextmanager
+def started(
+    to: Console, batches: int, owners: Sequence[int] = RANKS, description: Sequence[str] = ()
+) -> Iterator[ProgressDisplay]:
+    """Display of a run that has begun, and is closed at the end."""
+    display = ProgressDisplay(to)
+    try:
+        display.on_start(RunInfo(description, batches, 32, owners))
+        yield display
+    finally:
+        display.close()
+
+
 def text_of(console: Console) -> str:
     assert isinstance(console.file, StringIO)
     return console.file.getvalue()
@@ -44,12 +61,14 @@ HEADER = ["block", "rank", "loss", "accuracy", "test accuracy", "waits"]
 
 
 def test_table_before_anything_happened() -> None:
-    assert table_of(ProgressDisplay(console(), 10, 32, RANKS)) == [HEADER]
+    assert table_of(ProgressDisplay(console())) == [HEADER]
+    with started(console(), 10) as display:
+        assert table_of(display) == [HEADER]
 
 
 def test_table_before_the_first_evaluation() -> None:
-    display = ProgressDisplay(console(), 10, 32, RANKS)
-    display.show(train(3, 2.0))
+    with started(console(), 10) as display:
+        display.on_step(train(3, 2.0))
     assert table_of(display) == [
         HEADER,
         ["1", "0", "0.5000", "0.1250", "-", "0%"],
@@ -59,10 +78,10 @@ def test_table_before_the_first_evaluation() -> None:
 
 
 def test_table_has_the_last_of_both() -> None:
-    display = ProgressDisplay(console(), 10, 32, RANKS)
-    display.show(train(3, 2.0, loss=7.0))
-    display.show(evaluation(3))
-    display.show(train(6, 3.0))
+    with started(console(), 10) as display:
+        display.on_step(train(3, 2.0, loss=7.0))
+        display.on_eval(evaluation(3))
+        display.on_step(train(6, 3.0))
     assert table_of(display) == [
         HEADER,
         ["1", "0", "0.5000", "0.1250", "0.2500", "0%"],
@@ -72,18 +91,18 @@ def test_table_has_the_last_of_both() -> None:
 
 
 def test_a_figure_that_a_block_does_not_have_is_a_dash() -> None:
-    display = ProgressDisplay(console(), 10, 32, [0])
-    display.show(StepMetrics("train", 0, [BlockMetrics("train", 0, 1, 0, {}, 1.0, 0.0)], {}))
+    with started(console(), 10, [0]) as display:
+        display.on_step(StepMetrics("train", 0, [BlockMetrics("train", 0, 1, 0, {}, 1.0, 0.0)], {}))
     assert table_of(display)[1] == ["1", "0", "-", "-", "-", "0%"]
 
 
 def test_without_a_terminal_a_line_is_an_evaluation() -> None:
     to = console()
-    with ProgressDisplay(to, 1000, 32, RANKS) as display:
+    with started(to, 1000) as display:
         for n in (0, 4, 8):
-            display.show(train(n, 1.0 + n))
-        display.show(evaluation(9))
-        display.show(evaluation(999))
+            display.on_step(train(n, 1.0 + n))
+        display.on_eval(evaluation(9))
+        display.on_eval(evaluation(999))
     assert text_of(to).splitlines() == [
         "batch 10/1000: test accuracy of blocks, bottom to top: 0.2500 0.5000 0.7500",
         "batch 1000/1000: test accuracy of blocks, bottom to top: 0.2500 0.5000 0.7500",
@@ -92,8 +111,8 @@ def test_without_a_terminal_a_line_is_an_evaluation() -> None:
 
 def test_a_line_stays_one_line_however_narrow_the_log_is() -> None:
     to = Console(file=StringIO(), width=20)
-    with ProgressDisplay(to, 1000, 32, RANKS) as display:
-        display.show(evaluation(9))
+    with started(to, 1000) as display:
+        display.on_eval(evaluation(9))
     assert len(text_of(to).splitlines()) == 1
 
 
@@ -106,18 +125,18 @@ def test_a_terminal_shows_progress_and_speed() -> None:
     """32 samples a batch: 4 batches in 2 s, and 4 more in half a second."""
     first, second = console(terminal=True), console(terminal=True)
     for to, rows in ((first, [train(3, 2.0)]), (second, [train(3, 2.0), train(7, 2.5)])):
-        with ProgressDisplay(to, 10, 32, RANKS) as display:
+        with started(to, 10) as display:
             for row in rows:
-                display.show(row)
+                display.on_step(row)
     assert re.search(r"^batch +4/10 .* 64 samples/s  free_energy 2\.5000$", plain(text_of(first)), re.MULTILINE)
     assert re.search(r"^batch +8/10 .* 256 samples/s  free_energy 2\.5000$", plain(text_of(second)), re.MULTILINE)
 
 
 def test_a_terminal_shows_the_table_instead_of_lines() -> None:
     to = console(terminal=True)
-    with ProgressDisplay(to, 10, 32, RANKS) as display:
-        display.show(train(7, 2.5))
-        display.show(evaluation(7))
+    with started(to, 10) as display:
+        display.on_step(train(7, 2.5))
+        display.on_eval(evaluation(7))
     text = plain(text_of(to))
     assert "test accuracy  waits" in text
     assert re.search(r"^ +3 +1 +1\.5000 +0\.3750 +0\.7500 +25%$", text, re.MULTILINE)
@@ -125,8 +144,8 @@ def test_a_terminal_shows_the_table_instead_of_lines() -> None:
 
 
 def crash(to: Console) -> None:
-    with ProgressDisplay(to, 10, 32, RANKS) as display:
-        display.show(train(3, 2.0))
+    with started(to, 10) as display:
+        display.on_step(train(3, 2.0))
         raise ZeroDivisionError
 
 
@@ -141,7 +160,39 @@ def test_a_terminal_is_given_back_whatever_happens() -> None:
 def test_a_quiet_console_stays_quiet() -> None:
     for terminal in (False, True):
         to = Console(file=StringIO(), force_terminal=terminal, quiet=True)
-        with ProgressDisplay(to, 10, 32, RANKS) as display:
-            display.show(train(3, 2.0))
-            display.show(evaluation(3))
+        with started(to, 10) as display:
+            display.on_step(train(3, 2.0))
+            display.on_eval(evaluation(3))
         assert plain(text_of(to)).strip() == ""
+
+
+SUMMARY = {
+    "validation_accuracy": 0.25,
+    "test_accuracy": 0.75,
+    "samples_per_second": 12345.6,
+    "fingerprint": 4 * "0123456789abcdef",
+}
+
+
+def test_the_setting_comes_first_and_the_result_last(tmp_path: Path) -> None:
+    for run_dir, rest in ((tmp_path, f"  {tmp_path / 'summary.json'}"), (None, "")):
+        to = Console(file=StringIO(), width=20)
+        display = ProgressDisplay(to)
+        display.on_start(
+            RunInfo(("bll, mlp of 5 layers cut [2, 1, 1, 1]", "processes 3"), 10, 32, RANKS, 0, 0.0, run_dir)
+        )
+        display.on_step(train(9, 2.0))
+        display.on_end(SUMMARY)
+        display.close()
+        lines = text_of(to).splitlines()
+        assert lines[:2] == ["bll, mlp of 5 layers cut [2, 1, 1, 1]", "processes 3"]
+        accuracies = "validation accuracy 0.2500  test accuracy 0.7500"
+        assert lines[-1] == f"{accuracies}  12,346 samples/s  fingerprint 0123456789abcdef{rest}"
+        assert "block" in lines[2]
+
+
+def test_an_accuracy_that_was_not_measured_is_left_out() -> None:
+    to = console()
+    with started(to, 10) as display:
+        display.on_end({**SUMMARY, "validation_accuracy": None})
+    assert text_of(to).splitlines()[-1].startswith("test accuracy 0.7500  12,346 samples/s")

@@ -8,12 +8,14 @@ from omegaconf import OmegaConf
 
 from counterflow.cli.hydra_app import load_config
 from counterflow.metrics.provenance import (
+    affects_result,
     config_hash,
     git_commit,
     group_hash,
     hardware,
     settings,
     torchvision_version,
+    versions,
 )
 from tests.helpers.processes import CONF
 
@@ -94,3 +96,21 @@ def test_the_commit_is_that_of_the_source_wherever_one_stands(tmp_path: Path, mo
 def test_without_git_there_is_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert git_commit() is None
+
+
+def test_keys_are_told_apart_by_whether_they_count() -> None:
+    counted = ("seed", "model.width", "engine.lag", "scaled", "engine.depths")
+    others = ("scale", "trace", "run.dir", "checkpoint.every", "engine.depth", "engine.recovery", "engine.replay")
+    assert all(map(affects_result, counted))
+    assert not any(map(affects_result, others))
+
+
+def test_a_plain_mapping_has_settings_too() -> None:
+    config = {"rule": {"name": "mine", "sizes": (1, 2)}, "seed": 3, "run": {"dir": "here"}, "trace": True}
+    assert settings(config) == {"rule.name": "mine", "rule.sizes": [1, 2], "seed": 3}
+
+
+def test_versions_are_those_that_may_round_differently() -> None:
+    found = versions(torch.device("cpu"))
+    assert set(found) == {"counterflow", "python", "torch", "torchvision", "hardware"}
+    assert found["torch"] == torch.__version__

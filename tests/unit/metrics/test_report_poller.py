@@ -7,13 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from counterflow.metrics.block_metrics import BlockMetrics, StepMetrics
+from counterflow.metrics.block_metrics import BlockMetrics, RowAssembler, StepMetrics
 from counterflow.metrics.report_poller import ReportPoller
-from counterflow.metrics.row_assembler import RowAssembler
 
 # Blocks of every rank, bottom to top.
 PLACEMENTS = [[[1, 2, 3, 4]], [[1, 2], [3, 4]], [[1], [2, 3], [4]], [[1], [2], [3], [4]]]
-# What every block reports, in order.
+# Reports of every block, in order.
 EVENTS = [("train", 0), ("train", 4), ("test", 4), ("train", 8), ("train", 9), ("test", 9)]
 
 
@@ -28,8 +27,8 @@ def reports(placement: list[list[int]]) -> list[list[BlockMetrics]]:
     ]
 
 
-def total_loss(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    return {"total": sum(block["loss"] for block in figures), "top": figures[-1]["accuracy"]}
+def total_loss(metrics: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {"total": sum(block["loss"] for block in metrics), "top": metrics[-1]["accuracy"]}
 
 
 def collect(
@@ -46,7 +45,7 @@ def test_records_that_come_in_any_order_make_rows_in_order(placement: list[list[
     draw.shuffle(ranks_that_report)
 
     def fetch(rank: int, i: int) -> BlockMetrics | None:
-        """At every look, a random number of records is there that was not before."""
+        """At every poll, a random number of new records has arrived."""
         for _ in range(draw.choice([0, 0, 1, 2, 6])):
             if ranks_that_report:
                 shown[ranks_that_report.pop()] += 1
@@ -68,18 +67,18 @@ def test_records_that_come_in_any_order_make_rows_in_order(placement: list[list[
 def test_rows_come_while_the_ranks_still_run() -> None:
     came = threading.Event()
     posted = reports([[1, 2, 3, 4]])[0]
-    collector = collect([[1, 2, 3, 4]], lambda _, i: posted[i] if i < 4 else None, lambda _: came.set())
+    poller = collect([[1, 2, 3, 4]], lambda _, i: posted[i] if i < 4 else None, lambda _: came.set())
     assert came.wait(5), "a row is shown before finish()"
     with pytest.raises(TimeoutError):
-        collector.finish([len(posted)], timeout=0.05)
+        poller.finish([len(posted)], timeout=0.05)
 
 
 def test_the_end_waits_neither_for_the_next_look_nor_for_the_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("counterflow.metrics.report_poller._INTERVAL", 30.0)
     posted = reports(PLACEMENTS[1])
-    collector = collect(PLACEMENTS[1], lambda r, i: posted[r][i] if i < len(posted[r]) else None, lambda _: None)
+    poller = collect(PLACEMENTS[1], lambda r, i: posted[r][i] if i < len(posted[r]) else None, lambda _: None)
     start = time.monotonic()
-    collector.finish([len(records) for records in posted], timeout=60)
+    poller.finish([len(records) for records in posted], timeout=60)
     assert time.monotonic() - start < 5
 
 
@@ -89,25 +88,25 @@ def test_without_records_there_is_nothing_to_wait_for() -> None:
 
 def test_missing_records_end_in_a_timeout_that_says_how_many() -> None:
     posted = reports(PLACEMENTS[1])
-    collector = collect(PLACEMENTS[1], lambda r, i: posted[r][i] if i < 5 - r else None, lambda _: None)
+    poller = collect(PLACEMENTS[1], lambda r, i: posted[r][i] if i < 5 - r else None, lambda _: None)
     start = time.monotonic()
     with pytest.raises(TimeoutError, match=r"^\[5, 4\] of \[12, 12\] records per rank came within 0\.2 s$"):
-        collector.finish([12, 12], timeout=0.2)
+        poller.finish([12, 12], timeout=0.2)
     assert 0.2 <= time.monotonic() - start < 5
 
 
 def test_waiting_for_the_last_records_leaves_the_core_to_others() -> None:
-    """Other ranks may share it; a look every 10 ms is often enough."""
-    looks = 0
+    """Other ranks may share it; a poll every 10 ms is enough."""
+    polls = 0
 
     def fetch(rank: int, i: int) -> None:
-        nonlocal looks
-        looks += 1
+        nonlocal polls
+        polls += 1
 
-    collector = collect([[1, 2, 3, 4]], fetch, lambda _: None)
+    poller = collect([[1, 2, 3, 4]], fetch, lambda _: None)
     with pytest.raises(TimeoutError):
-        collector.finish([1], timeout=0.3)
-    assert 2 <= looks <= 60
+        poller.finish([1], timeout=0.3)
+    assert 2 <= polls <= 60
 
 
 def test_what_fails_in_the_sink_surfaces_at_the_end() -> None:
@@ -116,10 +115,10 @@ def test_what_fails_in_the_sink_surfaces_at_the_end() -> None:
     def sink(row: StepMetrics) -> None:
         raise OSError("no space left on device")
 
-    collector = collect([[1, 2, 3, 4]], lambda _, i: posted[i], sink)
+    poller = collect([[1, 2, 3, 4]], lambda _, i: posted[i], sink)
     start = time.monotonic()
     with pytest.raises(OSError, match="no space left on device"):
-        collector.finish([len(posted)], timeout=60)
+        poller.finish([len(posted)], timeout=60)
     assert time.monotonic() - start < 5
 
 
@@ -127,6 +126,18 @@ def test_what_fails_on_the_way_surfaces_at_the_end() -> None:
     def fetch(rank: int, i: int) -> BlockMetrics | None:
         raise ConnectionError("the store is gone")
 
-    collector = collect([[1, 2, 3, 4]], fetch, lambda _: None)
+    poller = collect([[1, 2, 3, 4]], fetch, lambda _: None)
     with pytest.raises(ConnectionError, match="the store is gone"):
-        collector.finish([1], timeout=60)
+        poller.finish([1], timeout=60)
+
+
+def test_what_fails_is_raised_before_the_end_to_those_who_ask() -> None:
+    def sink(row: StepMetrics) -> None:
+        raise OSError("no space left on device")
+
+    posted = reports([[1, 2, 3, 4]])[0]
+    poller = collect([[1, 2, 3, 4]], lambda _, i: posted[i] if i < 4 else None, sink)
+    with pytest.raises(OSError, match="no space left on device"):
+        for _ in range(500):
+            poller.check()
+            time.sleep(0.01)

@@ -6,12 +6,11 @@ from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from counterflow.cli.hydra_app import load_config
 from counterflow.config import TrainConfig
 from counterflow.metrics.block_metrics import BlockMetrics, StepMetrics
-from counterflow.metrics.run_dir import Found, InUseError, RunDirectory, inspect_run_dir
+from counterflow.metrics.run_dir import Found, InUseError, RunDirectory
 from tests.helpers.processes import CONF
 
 
@@ -21,9 +20,19 @@ def config() -> TrainConfig:
 
 
 def begun(path: Path, config: TrainConfig, batches: int = 0) -> RunDirectory:
-    directory = RunDirectory(path)
-    directory.begin(config, batches)
+    directory = RunDirectory(path, config)
+    directory.begin(batches)
     return directory
+
+
+def look(path: Path, config: TrainConfig) -> Found:
+    with RunDirectory(path, config) as directory:
+        return directory.found
+
+
+def refuses(path: Path, config: TrainConfig) -> None:
+    with pytest.raises(InUseError, match=re.escape(f"run.dir={path}: another process came first")):
+        begun(path, config)
 
 
 def row(n: int, event: str = "train") -> StepMetrics:
@@ -33,7 +42,7 @@ def row(n: int, event: str = "train") -> StepMetrics:
 
 
 def test_rows_become_lines_at_once(tmp_path: Path, config: TrainConfig) -> None:
-    """Whoever follows the file sees a row before the run ends."""
+    """A reader of the file sees a row before the run ends."""
     with begun(tmp_path / "run", config) as directory:
         for n in (0, 4):
             directory.write(row(n))
@@ -42,24 +51,6 @@ def test_rows_become_lines_at_once(tmp_path: Path, config: TrainConfig) -> None:
     assert [json.loads(line)["n"] for line in lines] == [0, 4]
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == [json.loads(r.to_json()) for r in (row(0), row(4), row(4, "test"))]
-
-
-def test_every_figure_becomes_a_curve(tmp_path: Path, config: TrainConfig) -> None:
-    with begun(tmp_path, config) as directory:
-        for n in (0, 4):
-            directory.write(row(n))
-        directory.write(row(4, "test"))
-    events = EventAccumulator(str(tmp_path)).Reload()
-    curves = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
-    assert curves == {
-        "train/free_energy": [(0, 4.0), (4, 3.9375)],
-        "train/accuracy/block1": [(0, 0.25), (4, 0.3125)],
-        "train/accuracy/block2": [(0, 0.5), (4, 0.5625)],
-        "train/feedback_loss/block2": [(0, 1.5), (4, 1.5)],
-        "test/accuracy/block1": [(4, 0.3125)],
-        "test/accuracy/block2": [(4, 0.5625)],
-        "test/feedback_loss/block2": [(4, 1.5)],
-    }
 
 
 def test_the_configuration_is_kept_in_full(tmp_path: Path, config: TrainConfig) -> None:
@@ -76,7 +67,7 @@ def test_the_summary(tmp_path: Path, config: TrainConfig) -> None:
     summary = {"test_accuracy": 0.1 + 0.2, "block_accuracy": [0.5, 0.75], "git_commit": None}
     with begun(tmp_path, config) as directory:
         assert not (tmp_path / "summary.json").exists()
-        directory.summarise(summary)
+        directory.finish(summary)
     text = (tmp_path / "summary.json").read_text()
     assert json.loads(text) == summary
     assert text.endswith("}\n")
@@ -95,10 +86,9 @@ def test_folders_are_made_and_empty_ones_taken(tmp_path: Path, config: TrainConf
 def test_a_finished_run_is_left_alone(tmp_path: Path, config: TrainConfig) -> None:
     with begun(tmp_path, config) as directory:
         directory.write(row(0))
-        directory.summarise({"seed": 17})
+        directory.finish({"seed": 17})
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    with pytest.raises(InUseError, match=re.escape(f"run.dir={tmp_path}: another process came first")):
-        RunDirectory(tmp_path)
+    refuses(tmp_path, config)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
@@ -106,43 +96,40 @@ def test_an_interrupted_run_is_begun_anew_and_what_is_not_its_own_stays(tmp_path
     with begun(tmp_path, config) as directory:
         directory.write(row(0))
     (tmp_path / "notes.txt").write_text("mine")
-    assert inspect_run_dir(tmp_path, config) is Found.INTERRUPTED
+    assert look(tmp_path, config) is Found.INTERRUPTED
     with begun(tmp_path, config) as directory:
         directory.write(row(4))
     (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert json.loads(line)["n"] == 4
-    assert len(list(tmp_path.glob("events.*"))) == 1
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
 def test_a_run_in_the_making_is_left_to_who_makes_it(tmp_path: Path, config: TrainConfig) -> None:
     with begun(tmp_path, config) as directory:
         directory.write(row(0))
-        assert inspect_run_dir(tmp_path, config) is Found.RUNNING
-        with pytest.raises(InUseError, match=re.escape(f"run.dir={tmp_path}: another process came first")):
-            RunDirectory(tmp_path)
+        assert look(tmp_path, config) is Found.RUNNING
+        refuses(tmp_path, config)
         directory.write(row(4))
-        directory.summarise({})
-    assert inspect_run_dir(tmp_path, config) is Found.FINISHED
-    with pytest.raises(InUseError):
-        RunDirectory(tmp_path)
+        directory.finish({})
+    assert look(tmp_path, config) is Found.FINISHED
+    refuses(tmp_path, config)
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
 
 
 def test_nothing_is_found_where_no_run_is(tmp_path: Path, config: TrainConfig) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    assert inspect_run_dir(tmp_path, config) is Found.NOTHING
-    assert inspect_run_dir(tmp_path / "none", config) is Found.NOTHING
+    assert look(tmp_path, config) is Found.NOTHING
+    assert look(tmp_path / "none", config) is Found.NOTHING
     (tmp_path / "metrics.jsonl").touch()
-    assert inspect_run_dir(tmp_path, config) is Found.NOTHING, "a process that ended before it wrote anything"
+    assert look(tmp_path, config) is Found.NOTHING, "a process that ended before it wrote anything"
 
 
 def test_a_run_of_another_configuration_is_refused_by_what_differs(tmp_path: Path, config: TrainConfig) -> None:
     with begun(tmp_path, config) as directory:
-        directory.summarise({})
+        directory.finish({})
     other = load_config(CONF, ["model=cnn", "model.cut=[1,2,3,1]", "algorithm.feedback.lr_scale=0.5", "engine.depth=7"])
     with pytest.raises(ValueError) as error:  # noqa: PT011  # the whole message is compared
-        inspect_run_dir(tmp_path, other)
+        look(tmp_path, other)
     assert str(error.value) == f"run.dir={tmp_path}: holds a run of another configuration: seed=17 there, 1 here"
 
 
@@ -152,14 +139,14 @@ def test_a_run_without_a_configuration_is_refused(tmp_path: Path, config: TrainC
     if content is not None:
         (tmp_path / "config.yaml").write_text(content)
     with pytest.raises(ValueError, match=rf"^{re.escape(f'run.dir={tmp_path}: holds a run ')}[^\n]+$"):
-        inspect_run_dir(tmp_path, config)
+        look(tmp_path, config)
 
 
 def test_a_path_that_cannot_be_a_folder_is_refused(tmp_path: Path, config: TrainConfig) -> None:
     (tmp_path / "file").write_text("mine")
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(ValueError, match=f"^{re.escape(f'run.dir={path}: ')}[^\n]+$"):
-            RunDirectory(path)
+            begun(path, config)
 
 
 def test_what_came_after_the_cut_is_forgotten(tmp_path: Path, config: TrainConfig) -> None:
@@ -172,8 +159,6 @@ def test_what_came_after_the_cut_is_forgotten(tmp_path: Path, config: TrainConfi
         directory.write(row(6))
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["n"] for line in lines] == [0, 4, 6]
-    events = EventAccumulator(str(tmp_path)).Reload()
-    assert [event.step for event in events.Scalars("train/free_energy")] == [0, 4, 6]
 
 
 @pytest.mark.parametrize("rest", [b'{"event": "train", "n": 2, "sec', b"\0\0\0\0", b"[1]\n", b"{}\n", b"\xff\n"])
@@ -187,8 +172,45 @@ def test_a_row_that_was_not_written_to_its_end_is_forgotten(tmp_path: Path, conf
     assert (tmp_path / "metrics.jsonl").read_bytes() == whole
 
 
+def test_looking_writes_nothing(tmp_path: Path, config: TrainConfig) -> None:
+    for path in (tmp_path / "none", tmp_path):
+        assert look(path, config) is Found.NOTHING
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_was_found_stays_so_until_it_is_closed(tmp_path: Path, config: TrainConfig) -> None:
+    with begun(tmp_path, config) as directory:
+        directory.write(row(0))
+    with RunDirectory(tmp_path, config) as directory:
+        assert directory.found is Found.INTERRUPTED
+        assert look(tmp_path, config) is Found.RUNNING
+        directory.begin(0)
+    assert look(tmp_path, config) is Found.INTERRUPTED
+
+
+def test_a_process_that_came_in_between_is_noticed(tmp_path: Path, config: TrainConfig) -> None:
+    with RunDirectory(tmp_path, config) as directory:
+        with begun(tmp_path, config), pytest.raises(InUseError, match="another process came first"):
+            directory.begin(0)
+        with begun(tmp_path, config) as other:
+            other.finish({})
+        with pytest.raises(InUseError, match="another process came first"):
+            directory.begin(0)
+
+
+def test_a_plain_mapping_is_a_configuration_too(tmp_path: Path) -> None:
+    config = {"rule": {"name": "mine", "sizes": [1, 2]}, "seed": 3, "run": {"dir": "here"}}
+    with RunDirectory(tmp_path, config) as directory:
+        directory.begin(0)
+    assert OmegaConf.to_container(OmegaConf.load(tmp_path / "config.yaml")) == config
+    with RunDirectory(tmp_path, {**config, "rule": {"name": "mine", "sizes": (1, 2)}, "run": {}}) as directory:
+        assert directory.found is Found.INTERRUPTED
+    with pytest.raises(ValueError, match=r"another configuration: seed=3 there, 4 here$"):
+        RunDirectory(tmp_path, {**config, "seed": 4})
+
+
 class Full:
-    """A disk that takes some bytes, and then none until there is room."""
+    """Disk that is full after some bytes, until there is room."""
 
     def __init__(self, file: Any, room: int) -> None:
         self.file = file
@@ -213,7 +235,7 @@ def test_rows_wait_for_room_on_the_disk(tmp_path: Path, config: TrainConfig) -> 
             with pytest.raises(OSError, match="No space left on device"):
                 directory.write(row(n))
         with pytest.raises(OSError, match="No space left on device"):
-            directory.summarise({})
+            directory.finish({})
         assert not (tmp_path / "summary.json").exists()
         disk.room = 10**6
         directory.write(row(8))

@@ -12,7 +12,7 @@ from counterflow.trace.rank_trace import RankTrace
 from counterflow.trace.recorder import DTYPE, Recorder
 
 
-def tracks() -> list[RankTrace]:
+def traces() -> list[RankTrace]:
     found = []
     for rank in range(2):
         recorder = Recorder()
@@ -35,7 +35,7 @@ def written(of: list[RankTrace], error: float = 0.0) -> dict[str, Any]:
 
 
 def test_the_file_is_what_the_format_asks_for() -> None:
-    content = written(tracks(), 1.5e-3)
+    content = written(traces(), 1.5e-3)
     assert content["otherData"] == {"clock": "perf_counter of rank 0", "clock_error_us": 1500.0}
     events = content["traceEvents"]
     names = {(e["pid"], e["name"], e["tid"]): e["args"] for e in events if e["ph"] == "M"}
@@ -52,7 +52,7 @@ def test_the_file_is_what_the_format_asks_for() -> None:
 
 
 def test_times_are_microseconds_since_the_first_span() -> None:
-    spans = [e for e in written(tracks())["traceEvents"] if e["ph"] == "X"]
+    spans = [e for e in written(traces())["traceEvents"] if e["ph"] == "X"]
     assert [(e["pid"], e["name"], e["ts"], e["dur"], e["args"]) for e in spans[:5]] == [
         (0, "forward", 0.0, 3000.0, {"batch": 0, "micro_batch": 1}),
         (0, "receive", 0.1, 1999.9, {"batch": 0}),
@@ -65,8 +65,8 @@ def test_times_are_microseconds_since_the_first_span() -> None:
 def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
     path = tmp_path / "trace.json"
     with path.open("wb") as file:
-        chrome.write(file, tracks(), 0.0)
-    for found, expected in zip(chrome.read(path), tracks(), strict=True):
+        chrome.write(file, traces(), 0.0)
+    for found, expected in zip(chrome.read(path), traces(), strict=True):
         assert (found.rank, found.lanes) == (expected.rank, expected.lanes)
         for name in ("name", "lane", "n", "part"):
             assert found.spans[name].tolist() == expected.spans[name].tolist()

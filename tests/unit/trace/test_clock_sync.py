@@ -38,7 +38,7 @@ def test_offset_by_hand() -> None:
     assert (found.at, found.seconds, found.error) == (12.0, (88.0 + 94.0) / 2, 3.0)
 
 
-def test_between_two_meetings_a_clock_drifts_evenly() -> None:
+def test_between_two_stamps_a_clock_drifts_evenly() -> None:
     clock = Clock([Offset(10.0, 100.0, 0.5), Offset(20.0, 101.0, 0.25)])
     assert clock.common(np.array([5.0, 10.0, 15.0, 20.0, 30.0])).tolist() == [105.0, 110.0, 115.5, 121.0, 131.0]
     assert clock.error == 0.5
@@ -66,12 +66,12 @@ def left(
     """What the first rank reads of the second, whose clock is 50 s behind at the start and 52 at the end."""
     begin = barriers(50.0, random.Random(1))
     end = barriers(52.0, random.Random(2), 1000.0)
-    for rank, (name, meetings) in enumerate(zip(machines, zip(begin, end, strict=True), strict=True)):
+    for rank, (name, stamps) in enumerate(zip(machines, zip(begin, end, strict=True), strict=True)):
         monkeypatch.setattr(rank_trace, "clock_domain", lambda name=name: name)
         rank_trace.write(
             folder / "spans" / f"{rank}",
             RankTrace.of(rank, recorded(500.0)),
-            meetings[1:] if rank and late else meetings,
+            stamps[1:] if rank and late else stamps,
         )
     found, clock = rank_trace.read(folder / "spans" / "1", folder / "spans" / "0")
     return found, clock, float(found.spans["start"][0])

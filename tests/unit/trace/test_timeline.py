@@ -59,9 +59,9 @@ def numbers(axes: Axes) -> list[str]:
 
 
 def test_there_is_a_box_for_each_span(figures: list[Figure], tmp_path: Path) -> None:
-    tracks = column(3, 0.4)
-    (axes,) = drawn(figures, tmp_path / "t.png", [Panel("BLL", tracks)], range(0, BATCHES))
-    assert boxes(axes) == sum(len(track.spans) for track in tracks) == 3 * 5 * BATCHES
+    traces = column(3, 0.4)
+    (axes,) = drawn(figures, tmp_path / "t.png", [Panel("BLL", traces)], range(0, BATCHES))
+    assert boxes(axes) == sum(len(trace.spans) for trace in traces) == 3 * 5 * BATCHES
 
 
 def test_the_top_is_at_the_top(figures: list[Figure], tmp_path: Path) -> None:

@@ -1,0 +1,46 @@
+from typing import Any
+
+import pytest
+
+from counterflow.metrics.callback import Callback, CallbackError, RunInfo, notify
+
+CALLS: tuple[tuple[Any, ...], ...] = (
+    ("on_start", RunInfo((), 10, 32, (0,))),
+    ("on_step", None),
+    ("on_eval", None),
+    ("on_end", {}),
+    ("close",),
+)
+
+
+class Recorder(Callback):
+    def __init__(self, name: str, calls: list[str]) -> None:
+        self.name = name
+        self.calls = calls
+
+    def on_end(self, summary: object) -> None:
+        self.calls.append(self.name)
+
+
+class Broken(Callback):
+    def on_end(self, summary: object) -> None:
+        raise ZeroDivisionError("by zero")
+
+
+def test_what_is_not_overridden_does_nothing() -> None:
+    for call in CALLS:
+        notify([Callback()], *call)
+
+
+def test_callbacks_are_called_in_their_order() -> None:
+    calls: list[str] = []
+    notify([Recorder("a", calls), Recorder("b", calls)], "on_end", {})
+    assert calls == ["a", "b"]
+
+
+def test_an_exception_names_the_callback() -> None:
+    calls: list[str] = []
+    with pytest.raises(CallbackError, match=r"^callback Broken\.on_end: ZeroDivisionError: by zero$") as error:
+        notify([Recorder("a", calls), Broken(), Recorder("b", calls)], "on_end", {})
+    assert isinstance(error.value.__cause__, ZeroDivisionError)
+    assert calls == ["a"]
