@@ -16,8 +16,8 @@ from counterflow.data.sampler import CPU, EpochSampler
 class BatchLoader:
     """Training batches ``n = 0, 1, ..``, and evaluation batches ``e``: those of ``validation``, then of ``test``.
 
-    Pure functions of their arguments: no bit depends on the order of calls. ``ValueError`` where sequences are to be
-    augmented.
+    Pure functions of their arguments: no bit depends on the order of calls. ``ValueError`` where anything but images is
+    to be augmented.
     """
 
     dataset: Dataset
@@ -29,7 +29,7 @@ class BatchLoader:
 
     def __post_init__(self) -> None:
         assert self.order.size == len(self.dataset.train)
-        if self.config.augment and self.dataset.train.sequences:
+        if self.config.augment and not self.dataset.train.images:
             raise ValueError(f"data.augment=true: is for images, allowed for data={self.config.name} is false")
 
     @cached_property
@@ -43,7 +43,7 @@ class BatchLoader:
 
     def inputs(self, n: int) -> Tensor:
         """Inputs of training batch ``n``: images, normalised and, if configured, augmented, float32 ``[B, C, H, W]``;
-        or tokens, int64 ``[B, T]``.
+        tokens, int64 ``[B, T]``; or numbers, float32 ``[B, ...]``.
         """
         inputs = self._place(self.dataset.train.inputs)
         indices = self.order.indices(n, inputs.device)
@@ -77,7 +77,7 @@ class BatchLoader:
         return range(first, first + self._count(self.dataset.test))
 
     def evaluation_inputs(self, e: int) -> Tensor:
-        """Inputs of evaluation batch ``e``: normalised images, float32 ``[M, C, H, W]``, or int64 ``[M, T]``."""
+        """Inputs of evaluation batch ``e``, as those of `inputs`, never augmented."""
         split, part = self._part(e)
         return self.dataset.normalised(self._place(split.inputs)[part])
 

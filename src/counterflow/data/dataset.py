@@ -10,8 +10,11 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images, uint8 ``[M, C, H, W]``, with a label each, int64 ``[M]``; or sequences of tokens, int64 ``[M, T]``, with
-    a label at each position, int64 ``[M, T]``. ``ValueError`` where inputs and labels do not fit.
+    """Inputs of one kind, with their labels.
+
+    Images are uint8 ``[M, C, H, W]`` with a label each, int64 ``[M]``. Sequences of tokens are int64 ``[M, T]`` with a
+    label at each position, int64 ``[M, T]``. Numbers are float32 ``[M, ...]`` with a label each, int64 ``[M]``, and
+    enter the network as they are. Raises ``ValueError`` if inputs and labels do not fit.
     """
 
     inputs: Tensor
@@ -19,9 +22,11 @@ class Split:
 
     def __post_init__(self) -> None:
         kind = self.inputs.dtype, self.inputs.ndim
-        if kind not in ((torch.uint8, 4), (torch.int64, 2)):
+        numbers = self.inputs.dtype == torch.float32 and self.inputs.ndim >= 2
+        if not numbers and kind not in ((torch.uint8, 4), (torch.int64, 2)):
             raise ValueError(
-                f"inputs={self._kind(self.inputs)}: must be images, uint8 [M, C, H, W], or sequences, int64 [M, T]"
+                f"inputs={self._kind(self.inputs)}: must be images, uint8 [M, C, H, W], sequences, int64 [M, T], "
+                "or numbers, float32 [M, ...]"
             )
         if not self.inputs.numel():
             raise ValueError(f"inputs={self._kind(self.inputs)}: must not be empty")
@@ -36,8 +41,11 @@ class Split:
         return Split(self.inputs[indices], self.labels[indices])
 
     @property
+    def images(self) -> bool:
+        return self.inputs.dtype == torch.uint8
+
+    @property
     def sequences(self) -> bool:
-        """Whether the inputs are tokens."""
         return self.inputs.dtype == torch.int64
 
     @staticmethod
@@ -49,7 +57,7 @@ class Split:
 class Dataset:
     """Splits of inputs of one kind and shape; labels, and tokens, are ``0..classes-1``.
 
-    ``ValueError`` where they do not fit.
+    Raises ``ValueError`` if they do not fit.
     """
 
     train: Split
@@ -70,6 +78,9 @@ class Dataset:
         shapes = [list(split.inputs.shape[1:]) for split in (self.test, self.train)]
         if shapes[0] != shapes[1]:
             raise ValueError(f"shape of test inputs={shapes[0]}: must be {shapes[1]}, that of the training inputs")
+        kinds = [str(split.inputs.dtype).removeprefix("torch.") for split in (self.test, self.train)]
+        if kinds[0] != kinds[1]:
+            raise ValueError(f"type of test inputs={kinds[0]}: must be {kinds[1]}, that of the training inputs")
 
     def split_validation(self, share: float, limit: int | None) -> "Dataset":
         """With ``share`` of the training data held out for validation, and at most ``limit`` of the rest kept.
@@ -91,8 +102,8 @@ class Dataset:
         return Dataset(self.train[kept], self.test, self.classes, self.train[drawn[:held]] if held else None)
 
     def normalised(self, inputs: Tensor) -> Tensor:
-        """Images float32, with the mean 0 and the variance 1 in every channel of training; tokens as they are."""
-        if self.train.sequences:
+        """Images as float32, with mean 0 and variance 1 in every channel of training; other inputs as they are."""
+        if not self.train.images:
             return inputs
         mean, std = (moment.to(inputs.device, non_blocking=True) for moment in self.moments)
         return (inputs.float() - mean[:, None, None]) / std[:, None, None]
