@@ -153,3 +153,16 @@ def test_numbers_and_their_labels():
     assert torch.equal(feed.labels_of(feed.test), test.labels)
     with pytest.raises(ValueError, match=r"^data\.augment=true: is for images, allowed for data=digits is false$"):
         batches(Dataset(train, test, classes=7), augment=True)
+
+
+@pytest.mark.parametrize("validation", [0.0, 0.2])
+def test_without_test_data_there_are_no_test_batches(dataset, validation):
+    untested = Dataset(dataset.train, None, dataset.classes).split_validation(validation, None)
+    feed = batches(untested)
+    assert len(feed.test) == 0
+    assert len(feed.validation) == (2 if validation else 0)
+    assert [feed.evaluation_size(e) for e in feed.validation] == ([4, 2] if validation else [])
+    assert not feed.resident
+    assert feed.labels_of(feed.test).tolist() == []
+    with pytest.raises(AssertionError):
+        feed.evaluation_inputs(feed.test.stop)
