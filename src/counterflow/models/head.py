@@ -1,4 +1,4 @@
-"""Latent heads ``T_k``: from a block's output to the natural parameters of its latent (section 3.1 of the design)."""
+"""Latent heads ``T_k``: maps from a block's output to its latent's natural parameters (section 3.1 of the design)."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -7,7 +7,10 @@ from counterflow.config import LatentConfig
 
 
 def pooling(shape: tuple[int, int, int], most: int) -> tuple[nn.Module, int]:
-    """Average pooling of maps ``[C, H, W]`` to vectors of at most ``most`` dimensions, but at least C; and how many."""
+    """Average pooling of maps ``[C, H, W]`` to vectors of at most ``most`` dimensions, but at least C.
+
+    Returns the module and the number of dimensions.
+    """
     channels, height, width = shape
     sides = range(min(height, width), 0, -1)
     side = next((s for s in sides if channels * s * s <= most), 1)
@@ -15,10 +18,10 @@ def pooling(shape: tuple[int, int, int], most: int) -> tuple[nn.Module, int]:
 
 
 class LatentHead(nn.Module):
-    """Strided 3x3 convolutions until a map is one pixel, average pooling to at most ``dim`` dimensions, and layer norm.
+    """Latent head: strided 3x3 convolutions, average pooling to at most ``dim`` dimensions, and layer norm.
 
     Feature maps ``[B, C, H, W]`` become ``[B, d]``; vectors ``[B, d]`` and sequences ``[B, T, d]`` keep their shape.
-    ``multiple`` makes ``d`` divisible by it.
+    Convolutions end when a map is one pixel. Raises ``ValueError`` if ``d`` is no multiple of ``multiple``.
     """
 
     def __init__(self, shape: tuple[int, ...], config: LatentConfig, multiple: int = 1) -> None:
@@ -28,7 +31,7 @@ class LatentHead(nn.Module):
         if len(shape) == 3:
             channels, height, width = shape
             for _ in range(config.convolutions):
-                if max(height, width) == 1:  # nothing is left to look at; and torch 2.15's bfloat16 gradient is garbage
+                if max(height, width) == 1:  # too small for another; and torch 2.15's bfloat16 gradient is wrong here
                     break
                 self.convolutions.extend(
                     [
