@@ -3,20 +3,26 @@
 from collections.abc import Callable
 
 from counterflow.config import DataConfig
-from counterflow.data import cifar, digits, image_folder, mnist, reverse
-from counterflow.data.dataset import Dataset
+from counterflow.data import builtin, cifar, image_folder, mnist
+from counterflow.data.dataset import Dataset, Split
+from counterflow.data.sources import Source, as_dataset, as_split
+
+__all__ = ["LOADERS", "Dataset", "Source", "Split", "as_dataset", "as_split", "load"]
 
 LOADERS: dict[str, Callable[[DataConfig], Dataset]] = {
-    "digits": digits.load,
+    "digits": builtin.digits,
     "fashion_mnist": mnist.load,
     "mnist": mnist.load,
     "cifar10": cifar.load,
     "cifar100": cifar.load,
-    "reverse": reverse.load,
+    "reverse": builtin.reverse,
     "image_folder": image_folder.load,
 }
 
 
 def load(config: DataConfig) -> Dataset:
-    """The data set ``config.name``, split as configured. ``ValueError`` where its files are missing or damaged."""
+    """Load the data set ``config.name`` and split it as configured.
+
+    Raises ``ValueError`` if its files are missing or damaged.
+    """
     return LOADERS[config.name](config).split_validation(config.validation, config.limit)

@@ -10,10 +10,18 @@ from counterflow.seeding import derive_seed
 
 
 def augment(images: Tensor, indices: Tensor, *, seed: int, epoch: int, size: int, padding: int, flip: bool) -> Tensor:
-    """Crop images, uint8 ``[B, C, H, W]``, at random after ``padding`` pixels of zeros, then ``flip`` half of them.
+    """Crop images at random after zero padding, and flip half of them horizontally.
 
-    What happens to an image depends on (seed, epoch) and its index among the ``size`` training images, int64 ``[B]``,
-    never on its batch.
+    The crop and the flip of an image depend on (seed, epoch, index) only, never on its batch.
+
+    Args:
+        images: uint8 ``[B, C, H, W]``.
+        indices: Positions of these images in the training data, int64 ``[B]``.
+        seed: Seed of the run.
+        epoch: Every epoch has other crops and flips.
+        size: Number of training images.
+        padding: Pixels of zeros on every side before the crop.
+        flip: Flips are made.
     """
     device = images.device
     top, left, mirrored = (table[indices, None] for table in _tables(seed, epoch, size, padding, device))
@@ -32,7 +40,7 @@ def augment(images: Tensor, indices: Tensor, *, seed: int, epoch: int, size: int
 
 @lru_cache(maxsize=1)
 def _tables(seed: int, epoch: int, size: int, padding: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Top row and left column of the crop, int64 in ``0..2 * padding``, and whether to flip; ``[size]`` each."""
+    """Top row and left column of every crop, int64 in ``0..2 * padding``, and flips, bool; ``[size]`` each."""
     generator = torch.Generator().manual_seed(derive_seed(seed, "augment", epoch))
     top, left = torch.randint(2 * padding + 1, (2, size), generator=generator)
     mirrored = torch.randint(2, (size,), generator=generator).bool()

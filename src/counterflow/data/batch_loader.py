@@ -1,4 +1,4 @@
-"""What enters the network: inputs at the bottom, labels at the top."""
+"""Batches that enter the network: inputs at the bottom, labels at the top."""
 
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,34 +16,33 @@ from counterflow.data.sampler import CPU, EpochSampler
 class BatchLoader:
     """Training batches ``n = 0, 1, ..``, and evaluation batches ``e``: those of ``validation``, then of ``test``.
 
-    Pure functions of their arguments: no bit depends on the order of calls. ``ValueError`` where sequences are to be
-    augmented.
+    The methods are pure functions: no bit depends on the order of calls. Raises ``ValueError`` if augmentation is
+    configured and the inputs are not images.
     """
 
     dataset: Dataset
     config: DataConfig
     order: EpochSampler
     device: torch.device = CPU
-    """Where batches are prepared, if the data fits there."""
+    """Device on which batches are prepared, if the data fits there."""
     _placed: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         assert self.order.size == len(self.dataset.train)
-        if self.config.augment and self.dataset.train.sequences:
+        if self.config.augment and not self.dataset.train.images:
             raise ValueError(f"data.augment=true: is for images, allowed for data={self.config.name} is false")
 
     @cached_property
     def resident(self) -> bool:
-        """Whether the data lies on a GPU as a whole, as it does if it takes less than half of the free memory."""
+        """True if the GPU holds all of the data, which is so if the data takes less than half of its free memory."""
         if self.device.type != "cuda":
             return False
-        splits = [self.dataset.train, self.dataset.test]
         free, _ = torch.cuda.mem_get_info(self.device)
-        return sum(split.inputs.nbytes for split in splits) < free / 2
+        return sum(split.inputs.nbytes for split in (self.dataset.train, self.dataset.test) if split) < free / 2
 
     def inputs(self, n: int) -> Tensor:
         """Inputs of training batch ``n``: images, normalised and, if configured, augmented, float32 ``[B, C, H, W]``;
-        or tokens, int64 ``[B, T]``.
+        tokens, int64 ``[B, T]``; or numbers, float32 ``[B, ...]``.
         """
         inputs = self._place(self.dataset.train.inputs)
         indices = self.order.indices(n, inputs.device)
@@ -67,17 +66,17 @@ class BatchLoader:
 
     @property
     def validation(self) -> range:
-        """The evaluation batches of held out training data."""
+        """Evaluation batches of the held-out training data."""
         return range(self._count(self.dataset.validation))
 
     @property
     def test(self) -> range:
-        """The evaluation batches of test data."""
+        """Evaluation batches of the test data."""
         first = len(self.validation)
         return range(first, first + self._count(self.dataset.test))
 
     def evaluation_inputs(self, e: int) -> Tensor:
-        """Inputs of evaluation batch ``e``: normalised images, float32 ``[M, C, H, W]``, or int64 ``[M, T]``."""
+        """Inputs of evaluation batch ``e``, as those of `inputs`, never augmented."""
         split, part = self._part(e)
         return self.dataset.normalised(self._place(split.inputs)[part])
 
@@ -87,15 +86,16 @@ class BatchLoader:
         return split.labels[part]
 
     def evaluation_size(self, e: int) -> int:
-        """Samples in evaluation batch ``e``: the batch size, or fewer in the last one of a split."""
+        """Number of samples in evaluation batch ``e``: the batch size, or fewer in the last batch of a split."""
         return len(self.evaluation_labels(e))
 
     def labels_of(self, batches: range) -> Tensor:
-        """Labels of consecutive evaluation batches, one after the other: int64 ``[M]``, or ``[M, T]``."""
-        return torch.cat([self.evaluation_labels(e) for e in batches])
+        """Labels of consecutive evaluation batches, concatenated: int64 ``[M]``, or ``[M, T]``."""
+        none = self.dataset.train.labels[:0]  # there may be no batches
+        return torch.cat([none, *(self.evaluation_labels(e) for e in batches)])
 
     def _place(self, tensor: Tensor) -> Tensor:
-        """The same on the device, where it stays, if the data is resident: only what this process uses is moved."""
+        """Return ``tensor`` on the device if the data is resident; it is moved once, at its first use."""
         if not self.resident:
             return tensor
         if id(tensor) not in self._placed:
@@ -107,7 +107,8 @@ class BatchLoader:
 
     def _part(self, e: int) -> tuple[Split, slice]:
         assert 0 <= e < self.test.stop
-        held_out = self.dataset.validation
-        split = held_out if held_out is not None and e in self.validation else self.dataset.test
-        start = (e if split is held_out else e - self.test.start) * self.order.batch_size
+        held_out = e in self.validation
+        split = self.dataset.validation if held_out else self.dataset.test
+        assert split is not None
+        start = (e if held_out else e - self.test.start) * self.order.batch_size
         return split, slice(start, start + self.order.batch_size)

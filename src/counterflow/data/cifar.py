@@ -16,17 +16,17 @@ CLASSES = {"cifar10": 10, "cifar100": 100}
 
 
 def load(config: DataConfig) -> Dataset:
-    """Images uint8 ``[M, 3, 32, 32]``, from where torchvision puts the Python version of the data below ``data.root``.
+    """Read images uint8 ``[M, 3, 32, 32]`` from torchvision's folder of the Python version below ``data.root``.
 
-    For CIFAR-10 also from sheets in ``data.root``. ``ValueError`` where a file is missing, damaged or cannot be
-    downloaded.
+    CIFAR-10 is also read from image grids in ``data.root``. Raises ``ValueError`` if a file is missing, damaged or
+    cannot be downloaded.
     """
     root = Path(os.path.expanduser(config.root))
     try:
         if config.name == "cifar10" and (root / image_grids.MANIFEST).is_file():
             train, test = image_grids.read(root, "train"), image_grids.read(root, "test")
         else:
-            train, test = _pickles(root, config.name, config.download)
+            train, test = _read_pickles(root, config.name, config.download)
         return Dataset(train, test, CLASSES[config.name])
     except (OSError, ValueError) as error:
         raise ValueError(
@@ -35,8 +35,8 @@ def load(config: DataConfig) -> Dataset:
         ) from error
 
 
-def _pickles(root: Path, name: str, fetch: bool) -> tuple[Split, Split]:
-    """Training and test data from torchvision's files, downloaded if need be and allowed."""
+def _read_pickles(root: Path, name: str, fetch: bool) -> tuple[Split, Split]:
+    """Read torchvision's files, downloaded if they are missing or damaged and ``fetch`` allows it."""
     from torchvision import datasets
     from torchvision.datasets.utils import check_integrity
 

@@ -1,6 +1,6 @@
-"""Labelled inputs in memory: images, or sequences of tokens."""
+"""Labelled inputs in memory: images, sequences of tokens, or numbers."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import sqrt
 
@@ -8,10 +8,18 @@ import torch
 from torch import Tensor
 
 
+def describe(tensor: Tensor) -> str:
+    """Type and shape, for errors: ``float32 [3, 5]``."""
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+
+
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images, uint8 ``[M, C, H, W]``, with a label each, int64 ``[M]``; or sequences of tokens, int64 ``[M, T]``, with
-    a label at each position, int64 ``[M, T]``. ``ValueError`` where inputs and labels do not fit.
+    """Inputs of one kind, with their labels.
+
+    Images are uint8 ``[M, C, H, W]`` with a label each, int64 ``[M]``. Sequences of tokens are int64 ``[M, T]`` with a
+    label at each position, int64 ``[M, T]``. Numbers are float32 ``[M, ...]`` with a label each, int64 ``[M]``, and
+    enter the network as they are. Raises ``ValueError`` if inputs and labels do not fit.
     """
 
     inputs: Tensor
@@ -19,63 +27,69 @@ class Split:
 
     def __post_init__(self) -> None:
         kind = self.inputs.dtype, self.inputs.ndim
-        if kind not in ((torch.uint8, 4), (torch.int64, 2)):
+        numbers = self.inputs.dtype == torch.float32 and self.inputs.ndim >= 2
+        if not numbers and kind not in ((torch.uint8, 4), (torch.int64, 2)):
             raise ValueError(
-                f"inputs={self._kind(self.inputs)}: must be images, uint8 [M, C, H, W], or sequences, int64 [M, T]"
+                f"inputs={describe(self.inputs)}: must be images, uint8 [M, C, H, W], sequences, int64 [M, T], "
+                "or numbers, float32 [M, ...]"
             )
         if not self.inputs.numel():
-            raise ValueError(f"inputs={self._kind(self.inputs)}: must not be empty")
+            raise ValueError(f"inputs={describe(self.inputs)}: must not be empty")
         shape = self.inputs.shape if self.sequences else self.inputs.shape[:1]
         if self.labels.dtype != torch.int64 or self.labels.shape != shape:
-            raise ValueError(f"labels={self._kind(self.labels)}: must be int64 {list(shape)}")
+            raise ValueError(f"labels={describe(self.labels)}: must be int64 {list(shape)}")
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, indices: Tensor) -> "Split":
+    def __getitem__(self, indices: Tensor | slice | list[int]) -> "Split":
         return Split(self.inputs[indices], self.labels[indices])
 
     @property
-    def sequences(self) -> bool:
-        """Whether the inputs are tokens."""
-        return self.inputs.dtype == torch.int64
+    def images(self) -> bool:
+        return self.inputs.dtype == torch.uint8
 
-    @staticmethod
-    def _kind(tensor: Tensor) -> str:
-        return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+    @property
+    def sequences(self) -> bool:
+        return self.inputs.dtype == torch.int64
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """Splits of inputs of one kind and shape; labels, and tokens, are ``0..classes-1``.
 
-    ``ValueError`` where they do not fit.
+    Raises ``ValueError`` if they do not fit.
     """
 
     train: Split
-    test: Split
+    test: Split | None
+    """None: nothing is tested."""
     classes: int
     validation: Split | None = None
-    """Held out of the training data: what choices are made by, so that test data is looked at once."""
+    """Part of the training data, held out. Choices are made on it, so that test data is evaluated once."""
 
     def __post_init__(self) -> None:
-        for name, split in (("train", self.train), ("test", self.test)):
+        test = self.test or self.train  # a Split is never empty
+        for name, split in (("train", self.train), ("test", test)):
             tokens = [("token", split.inputs)] if split.sequences else []
-            for what, tensor in (("label", split.labels), *tokens):
+            for kind, tensor in (("label", split.labels), *tokens):
                 wrong = tensor[(tensor < 0) | (tensor >= self.classes)]
                 if len(wrong):
                     raise ValueError(
-                        f"{what}s out of range: {name} has {what} {int(wrong[0])}: must be 0..{self.classes - 1}"
+                        f"{kind}s out of range: {name} has {kind} {int(wrong[0])}: must be 0..{self.classes - 1}"
                     )
-        shapes = [list(split.inputs.shape[1:]) for split in (self.test, self.train)]
-        if shapes[0] != shapes[1]:
-            raise ValueError(f"shape of test inputs={shapes[0]}: must be {shapes[1]}, that of the training inputs")
+        for what, given, wanted in (
+            ("shape", list(test.inputs.shape[1:]), list(self.train.inputs.shape[1:])),
+            ("type", describe(test.inputs).split()[0], describe(self.train.inputs).split()[0]),
+        ):
+            if given != wanted:
+                raise ValueError(f"{what} of test inputs={given}: must be {wanted}, that of the training inputs")
 
     def split_validation(self, share: float, limit: int | None) -> "Dataset":
-        """With ``share`` of the training data held out for validation, and at most ``limit`` of the rest kept.
+        """Hold out ``share`` of the training data for validation, and keep at most ``limit`` of the rest.
 
-        Which samples these are is the same for every run, whatever its seed. ``ValueError`` where nothing would be
-        left on either side, or ``limit`` is more than there is.
+        The choice of samples is the same for every run, whatever its seed. Raises ``ValueError`` if either side would
+        be empty, or if ``limit`` exceeds the rest.
         """
         total = len(self.train)
         held = round(share * total)
@@ -87,12 +101,13 @@ class Dataset:
         if not held and limit is None:
             return self
         drawn = torch.randperm(total, generator=torch.Generator().manual_seed(0))
-        kept = drawn[held:][:limit]
-        return Dataset(self.train[kept], self.test, self.classes, self.train[drawn[:held]] if held else None)
+        return replace(
+            self, train=self.train[drawn[held:][:limit]], validation=self.train[drawn[:held]] if held else None
+        )
 
     def normalised(self, inputs: Tensor) -> Tensor:
-        """Images float32, with the mean 0 and the variance 1 in every channel of training; tokens as they are."""
-        if self.train.sequences:
+        """Images as float32, with mean 0 and variance 1 in every channel of training; other inputs as they are."""
+        if not self.train.images:
             return inputs
         mean, std = (moment.to(inputs.device, non_blocking=True) for moment in self.moments)
         return (inputs.float() - mean[:, None, None]) / std[:, None, None]
@@ -104,7 +119,7 @@ class Dataset:
         """
         mean, std = [], []
         for channel in self.train.inputs.unbind(1):
-            # Whole numbers up to the last step: a sum of floats would depend on the number of threads.
+            # Integers up to the last step: a sum of floats would depend on the number of threads.
             counts = torch.bincount(channel.flatten(), minlength=256).tolist()
             total = sum(counts)
             first = sum(count * value for value, count in enumerate(counts))

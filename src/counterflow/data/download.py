@@ -1,4 +1,4 @@
-"""Downloads that several ranks may ask for at the same time."""
+"""Downloads that are safe when several ranks start them at the same time."""
 
 import tempfile
 from collections.abc import Callable, Iterable
@@ -7,13 +7,20 @@ from pathlib import Path
 
 
 def download(fetch: Callable[[str], object], root: Path, folder: str, names: Iterable[str]) -> None:
-    """Put the files ``names`` into ``folder`` below ``root``, where ``fetch`` puts them below the root it is given.
+    """Download the files ``names`` into ``folder`` below ``root``.
 
-    ``ValueError`` where that fails.
+    Args:
+        fetch: Downloads the files into ``folder`` below the root that is its argument.
+        root: Created if it is missing.
+        folder: Relative to ``root``.
+        names: Files that are moved into place; others are deleted.
+
+    Raises:
+        ValueError: If the download fails.
     """
     try:
         (root / folder).mkdir(parents=True, exist_ok=True)
-        # A file appears under its name only when it is whole.
+        # A file appears under its name only when it is complete.
         with tempfile.TemporaryDirectory(prefix=".download-", dir=root) as scratch:
             fetch(scratch)
             for name in names:

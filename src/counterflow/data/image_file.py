@@ -1,6 +1,7 @@
-"""An image file."""
+"""Image files and PIL images as tensors."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,18 +9,24 @@ from torch import Tensor
 
 
 def read(root: Path, name: str) -> Tensor:
-    """The pixels of the grey or RGB image ``name`` below ``root``, uint8 ``[H, W, C]``, as they are in the file.
+    """Read the pixels of the grey or RGB image ``name`` below ``root``, uint8 ``[H, W, C]``, without conversion.
 
-    ``ValueError`` names the file and what is wrong with it.
+    Raises ``ValueError`` naming the file and the fault.
     """
     from PIL import Image
 
     try:
         with Image.open(root / name) as image:
-            mode, pixels = image.mode, np.array(image)
-    # PIL leaves it to every format with which exception it says that a file is damaged.
+            image.load()
+    # Every format of PIL reports damage by an exception of its own.
     except Exception as error:
         raise ValueError(f"{name} cannot be read: {' '.join(str(error).split())}") from error
-    if mode not in ("L", "RGB"):
-        raise ValueError(f"{name} has pixels of mode {mode}: must be L (grey) or RGB")
-    return torch.from_numpy(pixels).view(*pixels.shape[:2], -1)
+    return pixels(image, name)
+
+
+def pixels(image: Any, name: str) -> Tensor:
+    """Pixels of a grey or RGB PIL image, uint8 ``[H, W, C]``; errors call it ``name``."""
+    if image.mode not in ("L", "RGB"):
+        raise ValueError(f"{name} has pixels of mode {image.mode}: must be L (grey) or RGB")
+    array = np.array(image)
+    return torch.from_numpy(array).view(*array.shape[:2], -1)

@@ -1,4 +1,4 @@
-"""The next item is made while the current one is in use."""
+"""Prefetching: the next item is made while the current one is in use."""
 
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -9,10 +9,11 @@ T = TypeVar("T")
 
 
 def prefetch(items: Iterator[T]) -> Generator[T]:
-    """The same items, each made in one background thread while the one before is in use.
+    """Yield the same items, each made in one background thread while the one before is in use.
 
     An exception of ``items`` is raised in place of the item that it belongs to. The thread ends with the last item,
-    with an exception, or with ``close()``, which waits for the item in the making, as does the end of the interpreter.
+    with an exception, or with ``close()``. ``close()`` and the end of the interpreter wait for the item that is being
+    made.
     """
 
     def take() -> list[T]:

@@ -1,4 +1,4 @@
-"""The order in which training data is seen."""
+"""Order of the training data."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,9 +13,10 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class EpochSampler:
-    """Every epoch is a new permutation of ``size`` indices, cut into whole batches; the remainder is dropped.
+    """Sampler whose every epoch is a new permutation of ``size`` indices, cut into full batches.
 
-    A pure function of (seed, batch). ``ValueError`` for a batch larger than the data.
+    The remainder of an epoch is dropped. The indices are a pure function of (seed, batch). Raises ``ValueError`` if
+    ``batch_size`` exceeds ``size``.
     """
 
     size: int
@@ -33,17 +34,17 @@ class EpochSampler:
         return self.size // self.batch_size
 
     def epoch(self, n: int) -> int:
-        """The epoch that batch ``n`` belongs to."""
+        """Epoch of batch ``n``."""
         assert n >= 0
         return n // self.steps_per_epoch
 
     def indices(self, n: int, device: torch.device = CPU) -> Tensor:
-        """The training data of batch ``n``, int64 ``[batch_size]``."""
+        """Indices of batch ``n`` into the training data, int64 ``[batch_size]``."""
         start = n % self.steps_per_epoch * self.batch_size
         return _permutation(self.size, self.seed, self.epoch(n), device)[start : start + self.batch_size].clone()
 
 
-# Two, because one process may hold both ends of the network, and these reach the next epoch at different times.
+# Two entries: a process may hold both ends of the network, which reach the next epoch at different times.
 @lru_cache(maxsize=2)
 def _permutation(size: int, seed: int, epoch: int, device: torch.device) -> Tensor:
     return torch.randperm(size, generator=torch.Generator().manual_seed(derive_seed(seed, "order", epoch))).to(device)

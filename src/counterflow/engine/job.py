@@ -1,5 +1,6 @@
 """One run as one process sees it, as plain objects."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,7 +11,7 @@ from counterflow.algorithms import RuleContext, Task
 from counterflow.config import AlgorithmConfig, OptimizerConfig
 from counterflow.data.batch_loader import BatchLoader
 from counterflow.engine.runtime import Runtime
-from counterflow.models.partition import output_shapes, partition
+from counterflow.models.partition import LayerStats, block_shapes, split_network
 from counterflow.schedule import RunPlan
 from counterflow.topology import Topology
 
@@ -25,6 +26,8 @@ class Job:
     task: Task
     network: nn.Sequential
     """The whole network before training, on the CPU; entries are the cut points."""
+    layers: Sequence[LayerStats]
+    """Size and cost of every layer of the network."""
     algorithm: AlgorithmConfig
     optimizer: OptimizerConfig
     seed: int
@@ -61,12 +64,13 @@ class Job:
     def blocks(self) -> list[nn.Sequential]:
         """Blocks, bottom to top, that share the network's modules and keep their names in it."""
         assert self.cut is not None, "the cut is settled before blocks are made"
-        return partition(self.network, len(self.cut), self.cut, self.example)
+        return split_network(self.network, self.cut)
 
     @cached_property
     def shapes(self) -> list[tuple[int, ...]]:
         """Shape of one sample of every block's output."""
-        return output_shapes(self.blocks, self.example)
+        assert self.cut is not None
+        return block_shapes(self.layers, self.cut)
 
     @property
     def rule_context(self) -> RuleContext:

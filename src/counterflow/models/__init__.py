@@ -1,4 +1,4 @@
-"""Networks as sequences of layers, the units between which a network may be cut into blocks."""
+"""Networks as sequences of layers; blocks are made of whole layers."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +15,7 @@ from counterflow.models.transformer import transformer
 from counterflow.models.vgg import vgg
 from counterflow.seeding import derive_seed
 
-# Each builder takes its own configuration class, so the common type of the first argument is Any.
+# Each builder takes a configuration class of its own, so the common type of the first argument is Any.
 _Builder = Callable[[Any, tuple[int, ...], int], nn.Sequential]
 _IMAGES: dict[str, _Builder] = {
     "mlp": mlp,
@@ -31,18 +31,30 @@ _ANY: dict[str, _Builder] = {"custom": custom}
 
 
 def build(config: ModelConfig, input_shape: tuple[int, ...], classes: int, seed: int) -> nn.Sequential:
-    """The whole network, on the CPU, one entry of the sequence per layer.
+    """Build the network on the CPU, one entry of the sequence per layer.
 
-    ``input_shape`` is that of one sample: ``(channels, height, width)`` of an image, whose output is ``[B, classes]``
-    logits, or ``(T,)`` of a sequence of tokens below ``classes``, whose output is ``[B, T, classes]``. The weights are
-    a function of the arguments only, never of the global random state (which is left as it was) or of the number of
-    blocks. Raises ``ValueError`` for a ``config.name`` that is unknown or takes samples of another kind.
+    The weights are a function of the arguments only, never of the number of blocks.
+
+    Args:
+        config: Options of the network.
+        input_shape: Shape of one sample: ``(channels, height, width)`` of an image, whose output is ``[B, classes]``
+            logits, or ``(T,)`` of a sequence of tokens below ``classes``, whose output is ``[B, T, classes]``.
+        classes: Number of classes.
+        seed: Seed of the run.
+
+    Raises:
+        ValueError: If ``config.name`` is unknown or takes samples of another kind.
     """
     kind, builders = ("sequences", _SEQUENCES) if len(input_shape) == 1 else ("images", _IMAGES)
     builders = builders | _ANY
     if config.name not in builders:
         raise ValueError(f"model.name={config.name}: allowed for {kind} are {', '.join(builders)}")
+    return build_seeded(lambda: builders[config.name](config, input_shape, classes), seed)
+
+
+def build_seeded(factory: Callable[[], nn.Sequential], seed: int) -> nn.Sequential:
+    """Call ``factory`` with torch's generator of the CPU seeded by ``seed``; its state is restored afterwards."""
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed: that would also reseed every GPU, which the fork above does not restore.
         torch.default_generator.manual_seed(derive_seed(seed, "model"))
-        return builders[config.name](config, input_shape, classes)
+        return factory()

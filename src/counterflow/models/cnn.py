@@ -10,7 +10,7 @@ from counterflow.config import CNNConfig
 def cnn(config: CNNConfig, input_shape: tuple[int, ...], classes: int) -> nn.Sequential:
     """One layer per convolution, ``[B, channels, height, width]``, and an output layer ``[B, classes]``.
 
-    A stride ``s`` turns ``h`` pixels into ``ceil(h / s)``, never into none: any image is large enough.
+    A stride ``s`` turns ``h`` pixels into ``ceil(h / s)``, at least one, so any image is large enough.
     """
     channels = [input_shape[0], *config.channels]
     layers = [
@@ -28,6 +28,6 @@ def _convolution(config: CNNConfig, inputs: int, outputs: int, stride: int) -> n
         layer.append(nn.BatchNorm2d(outputs))
     layer.append(nn.ReLU())
     if config.dropout > 0:
-        # Whole channels: neighbouring pixels say much the same, so dropping single ones hides little.
+        # Entire channels are dropped: neighbouring pixels are alike, so dropping single pixels hides little.
         layer.append(nn.Dropout2d(config.dropout))
     return layer

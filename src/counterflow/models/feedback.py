@@ -1,4 +1,4 @@
-"""Feedback blocks ``g_k``: from the code book of block k to that of block k-1 (section 3.1 of the design)."""
+"""Feedback blocks ``g_k``: maps from the code book of block k to that of block k-1 (section 3.1 of the design)."""
 
 import torch
 from torch import Tensor, nn
@@ -7,25 +7,25 @@ from counterflow.config import FeedbackConfig
 
 
 def centre(codes: Tensor, norm: float) -> Tensor:
-    """Codes ``[C, d]`` centred over the classes, then scaled to the root mean square norm ``norm``.
+    """Centre codes ``[C, d]`` over the classes, then scale them to the root mean square norm ``norm``.
 
-    A softmax over classes does not see the mean code, but a chain of feedback blocks would otherwise map all classes
-    to almost the same code.
+    A softmax over classes ignores the mean code. Without centring, a chain of feedback blocks would map all classes to
+    almost the same code.
     """
     centred = codes - codes.mean(0)
     return centred * (norm / centred.square().sum(1).mean().clamp_min(1e-12).sqrt())
 
 
 def _skip(above: int, below: int) -> Tensor:
-    """``[below, above]``: the identity, or a (semi-)orthogonal matrix where the width changes."""
+    """Weight ``[below, above]``: the identity, or a (semi-)orthogonal matrix if the widths differ."""
     weight = torch.empty(below, above)
     return nn.init.eye_(weight) if above == below else nn.init.orthogonal_(weight)
 
 
 class Feedback(nn.Module):
-    """A code book ``[C, above]`` becomes one of ``[C, below]``.
+    """Feedback block: maps a code book ``[C, above]`` to a code book ``[C, below]``.
 
-    ``linear`` is one matrix that starts as a skip; ``mlp`` is a fixed skip plus an MLP that starts at zero.
+    ``kind: linear`` is one matrix that starts as a skip; ``kind: mlp`` is a fixed skip plus an MLP that starts at zero.
     """
 
     def __init__(self, above: int, below: int, config: FeedbackConfig) -> None:

@@ -1,4 +1,6 @@
-"""Feedback alignment (Lillicrap et al., 2016): errors go back through fixed random weights."""
+"""Feedback alignment (Lillicrap et al., 2016): errors are propagated back through fixed random weights."""
+
+from collections.abc import Mapping
 
 from collections.abc import Mapping
 
@@ -23,22 +25,22 @@ class FeedbackAligned(nn.Module):
         if not x.requires_grad:
             return output
         path = self._through_feedback(x)
-        # Exactly zero, but its gradient is the one that x receives.
+        # The sum is exactly zero; its gradient is the gradient of x.
         return output + (path - path.detach())
 
     def _through_feedback(self, x: Tensor) -> Tensor:
         if isinstance(self.layer, nn.Linear):
             return F.linear(x, self.feedback)
         c = self.layer
-        assert isinstance(c.padding, tuple), "padding by name is not used in this house"
+        assert isinstance(c.padding, tuple), "padding by name is not supported"
         return F.conv2d(x, self.feedback, None, c.stride, c.padding, c.dilation, c.groups)
 
 
 def apply_feedback_alignment(network: nn.Module, seed: int) -> None:
-    """Replace every convolution and linear layer inside ``network`` by an `Aligned` one.
+    """Replace every convolution and linear layer inside ``network`` by a `FeedbackAligned` one.
 
-    The feedback weights are drawn as the layer's own are, from a stream of their own. Attention keeps its gradient: its
-    projections are parameters of one fused operation, not layers.
+    The feedback weights have the distribution of the layer's initial weights, and a random stream of their own.
+    Attention keeps its true gradient: its projections are parameters of one fused operation, not layers.
     """
     for name, parent in list(network.named_modules()):
         if isinstance(parent, nn.MultiheadAttention | FeedbackAligned):
@@ -52,19 +54,20 @@ def apply_feedback_alignment(network: nn.Module, seed: int) -> None:
                 )
 
 
+def original_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """State of a network with feedback alignment under the names that it has without.
+
+    ``X.layer.weight`` becomes ``X.weight``, and the buffers ``X.feedback`` are left out. Other names stay.
+    """
+    aligned = {path for name in state if f"{(path := name.removesuffix('.feedback'))}.layer.weight" in state}
+    names = {f"{path}.layer.{kind}": f"{path}.{kind}" for path in aligned for kind in ("weight", "bias")}
+    return {
+        names.get(name, name): value for name, value in state.items() if name.removesuffix(".feedback") not in aligned
+    }
+
+
 def _feedback(layer: nn.Conv2d | nn.Linear, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     feedback = torch.empty_like(layer.weight, requires_grad=False)
     bound = layer.weight[0].numel() ** -0.5
     return nn.init.uniform_(feedback, -bound, bound, generator=generator)
-
-
-def original_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """``state`` of an aligned network under the names that it had before: ``X.layer.weight`` is ``X.weight``."""
-    aligned = {name.removesuffix("feedback") for name in state if name.endswith(".feedback")}
-    renamed = {}
-    for name, tensor in state.items():
-        prefix, _, rest = name.rpartition("layer.")
-        if name.removesuffix("feedback") not in aligned:
-            renamed[prefix + rest if prefix in aligned else name] = tensor
-    return renamed

@@ -1,55 +1,88 @@
-"""Cutting a network into contiguous blocks of layers."""
+"""Partition of a network into contiguous blocks of layers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from functools import partial
 from itertools import accumulate, pairwise
 from time import perf_counter_ns
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-_PASSES = 5
-"""Timed passes of a layer, at most; the fastest of them is its cost, as whatever else a machine does only adds."""
-_FEWEST = 2
-"""Timed passes, at least."""
-_PATIENCE = 1_000_000_000
-"""Nanoseconds of timed passes after which no more of one kind begin."""
-_ROUNDS = 8
-"""Cuts that are tried, at most, before the best of them is taken."""
+_MAX_PASSES = 5
+"""Timed passes of a layer, at most. The fastest is its cost, since other load on the machine only adds time."""
+_MIN_PASSES = 2
+_TIME_LIMIT = 1_000_000_000
+"""Nanoseconds of timed passes after which no other pass of the same layer begins."""
+_MAX_ROUNDS = 8
+"""Partitions that are measured, at most, before the best of them is taken."""
 
 
-def partition(network: nn.Sequential, blocks: int, cut: str | Sequence[int], example: Tensor) -> list[nn.Sequential]:
-    """Blocks, bottom to top, that together are ``network``: they share its modules and keep their names in it.
+class LayerStats(NamedTuple):
+    """Size and cost of one layer."""
 
-    Arguments and errors are those of ``layer_counts``.
+    shape: tuple[int, ...]
+    """Shape of the output without the batch dimension."""
+    flops: int
+    """Operations of the forward pass of one sample, as torch counts them: matrix products and convolutions only."""
+    parameters: int
+    """Number of parameters."""
+
+
+def profile_layers(network: Iterable[nn.Module], example: Tensor) -> list[LayerStats]:
+    """Statistics of every layer, from one forward pass of the first sample of ``example``, a batch of inputs.
+
+    The pass runs in evaluation mode on copies of the layers, so ``network`` does not change.
     """
-    return [network[start:end] for start, end in _spans(layer_counts(network, blocks, cut, example))]
+    layers = []
+    activation = example[:1]
+    for layer in network:
+        # With gradients: without, torch evaluates attention by a fused operation that it does not count.
+        with torch.enable_grad(), FlopCounterMode(display=False) as counter:
+            activation = deepcopy(layer).eval()(activation).detach()
+        parameters = sum(p.numel() for p in layer.parameters())
+        layers.append(LayerStats(tuple(activation.shape[1:]), counter.get_total_flops(), parameters))
+    return layers
 
 
-def layer_counts(network: nn.Sequential, blocks: int, cut: str | Sequence[int], example: Tensor) -> list[int]:
+def layer_costs(layers: Sequence[LayerStats], cut: str) -> list[int]:
+    """Cost of every layer by ``cut``, ``flops`` or ``parameters``; at least 1, since no layer is free in time."""
+    if cut not in ("flops", "parameters"):
+        raise ValueError(f"model.cut={cut}: allowed are flops, parameters, profile, or a list of layer counts")
+    return [max(1, layer.flops if cut == "flops" else layer.parameters) for layer in layers]
+
+
+def block_sizes(layers: Sequence[LayerStats], blocks: int, cut: str | Sequence[int]) -> list[int]:
     """Number of layers of every block: ``cut`` itself if it is a list, else balanced by the costs that it names.
 
-    ``example`` is a batch of inputs. With ``cut="profile"`` the result depends on the clock: ranks and resumed runs
-    that are to agree must take one result and pass it on as ``cut``. Raises ``ValueError`` if there are more blocks
-    than layers, or if a list does not fit the network.
+    Raises ``ValueError`` if there are more blocks than layers, or if a list does not fit the network.
     """
-    layers = len(network)
-    if blocks > layers:
-        raise ValueError(f"blocks={blocks}: must be at most {layers}, the number of layers of the model")
+    if blocks > len(layers):
+        raise ValueError(f"blocks={blocks}: must be at most {len(layers)}, the number of layers of the model")
     if isinstance(cut, str):
-        return balance(layer_costs(network, example, cut), blocks)
-    if len(cut) != blocks or min(cut) < 1 or sum(cut) != layers:
+        return balance(layer_costs(layers, cut), blocks)
+    if len(cut) != blocks or min(cut) < 1 or sum(cut) != len(layers):
         raise ValueError(
-            f"model.cut={list(cut)}: must be {blocks} numbers of at least 1 that sum to {layers}, "
+            f"model.cut={list(cut)}: must be {blocks} numbers of at least 1 that sum to {len(layers)}, "
             "the number of layers of the model"
         )
     return list(cut)
 
 
+def split_network(network: nn.Sequential, sizes: Sequence[int]) -> list[nn.Sequential]:
+    """Blocks of ``sizes`` layers, bottom to top. They share the modules of ``network``, with their names in it."""
+    return [network[start:end] for start, end in _spans(sizes)]
+
+
+def block_shapes(layers: Sequence[LayerStats], sizes: Sequence[int]) -> list[tuple[int, ...]]:
+    """Shape of every block's output, without the batch dimension, for blocks of ``sizes`` layers."""
+    return [layers[end - 1].shape for end in accumulate(sizes)]
+
+
 def balance(costs: Sequence[float], blocks: int) -> list[int]:
-    """`min_max_partition` where the cost of a block is the sum of those of its layers."""
+    """`min_max_partition` for a block cost that is the sum of the costs of its layers."""
     ends = [0, *accumulate(costs)]
     return min_max_partition(lambda start, end: ends[end] - ends[start], len(costs), blocks)
 
@@ -57,13 +90,13 @@ def balance(costs: Sequence[float], blocks: int) -> list[int]:
 def min_max_partition(cost: Callable[[int, int], float], layers: int, blocks: int) -> list[int]:
     """Number of layers of every block, at least 1 each, such that the largest block cost is the smallest possible.
 
-    ``cost(start, end)`` is that of a block of the layers ``start .. end - 1``. Among such cuts the second largest block
-    cost is the smallest possible, and so on; what still ties goes to the cut with fewer layers in the lowest block,
-    then in the next.
+    ``cost(start, end)`` is the cost of a block of the layers ``start .. end - 1``. Among such partitions the second
+    largest block cost is the smallest possible, and so on. Ties go to fewer layers in the lowest block, then in the
+    next.
     """
     assert 1 <= blocks <= layers
-    # best[i] is the best cut of the lowest i layers: (its block costs in descending order, its layer counts). In this
-    # order better stays better when the same block is put on top of both, so that every best cut extends a best cut.
+    # best[i] is the best partition of the lowest i layers: (its block costs in descending order, its layer counts).
+    # This order is kept when the same block is put on top of two partitions, so every best one extends a best one.
     best = {i: ([cost(0, i)], [i]) for i in range(1, layers + 1)}
     for block in range(2, blocks + 1):
         best = {
@@ -74,11 +107,16 @@ def min_max_partition(cost: Callable[[int, int], float], layers: int, blocks: in
 
 
 def refine_partition(costs: Sequence[float], blocks: int, measure: Callable[[list[int], int], float]) -> list[int]:
-    """Number of layers of every block by what blocks take at work, which is more than their layers do.
+    """Number of layers of every block by measured block costs, which exceed the costs of the layers alone.
 
-    ``costs`` are those of the layers alone; ``measure(counts, block)`` is what block ``block`` (1..N) of a cut takes,
-    in the same unit. Every cut that is tried says how much a block takes beyond its layers, by where it ends: the next
-    one counts on that. It ends when a cut comes again, and the best of those that were measured is taken.
+    Every partition that is measured shows how much its blocks take beyond their layers. The next one assumes as much
+    for unmeasured blocks that end at the same layer. The search ends when a partition repeats, and returns the best of
+    the measured ones.
+
+    Args:
+        costs: Costs of the layers alone.
+        blocks: Number of blocks N.
+        measure: ``measure(counts, block)`` is the cost of block ``block`` (1..N) of a partition, in the same unit.
     """
     ends = [0, *accumulate(costs)]
     known: dict[tuple[int, int], float] = {}
@@ -89,12 +127,12 @@ def refine_partition(costs: Sequence[float], blocks: int, measure: Callable[[lis
     def cost(start: int, end: int) -> float:
         if (start, end) in known:
             return known[start, end]
-        extras = {span: taken - layers(span) for span, taken in known.items()}
+        extras = {span: measured - layers(span) for span, measured in known.items()}
         alike = [extra for span, extra in extras.items() if span[1] == end] or list(extras.values())
         return layers((start, end)) + (sum(alike) / len(alike) if alike else 0.0)
 
     tried: list[list[int]] = []
-    for _ in range(_ROUNDS):
+    for _ in range(_MAX_ROUNDS):
         counts = min_max_partition(cost, len(costs), blocks)
         if counts in tried:
             break
@@ -105,40 +143,11 @@ def refine_partition(costs: Sequence[float], blocks: int, measure: Callable[[lis
     return min(tried, key=lambda counts: sorted((known[span] for span in _spans(counts)), reverse=True))
 
 
-def layer_costs(network: nn.Sequential, example: Tensor, cut: str) -> list[int]:
-    """Cost of every layer, at least 1, so that a block of free layers still counts. Leaves ``network`` as it was.
-
-    ``parameters``: their number. ``flops``: of the forward pass of one sample, as torch counts them (matrix products
-    and convolutions only). ``profile``: nanoseconds of a forward and backward pass of the batch ``example``.
-    """
-    match cut:
-        case "parameters":
-            costs = [sum(p.numel() for p in layer.parameters()) for layer in network]
-        case "flops":
-            costs = _flops(network, example[:1])
-        case "profile":
-            costs = [forward + backward for forward, backward in layer_times(network, example)]
-        case _:
-            raise ValueError(f"model.cut={cut}: allowed are flops, parameters, profile, or a list of layer counts")
-    return [max(1, cost) for cost in costs]
-
-
-def output_shapes(blocks: Sequence[nn.Module], example: Tensor) -> list[tuple[int, ...]]:
-    """Shape of every block's output without the batch dimension. Leaves the blocks as they were."""
-    shapes = []
-    activation = example[:1]
-    for block in blocks:
-        with torch.no_grad():
-            activation = deepcopy(block).eval()(activation)
-        shapes.append(tuple(activation.shape[1:]))
-    return shapes
-
-
 def layer_times(network: nn.Sequential, example: Tensor, inputs: bool = True) -> list[tuple[int, int]]:
-    """Nanoseconds of a forward and of a backward pass of every layer, the fastest. Leaves ``network`` as it was.
+    """Nanoseconds of a forward and of a backward pass of every layer, the fastest. ``network`` does not change.
 
-    ``example`` is a batch of inputs. There is no backward pass where nothing has a gradient, and without ``inputs``
-    none for what enters a layer.
+    ``example`` is a batch of inputs. The backward time is near 0 if nothing has a gradient. Without ``inputs`` there
+    are no gradients of the layers' inputs.
     """
     times = []
     activation = example
@@ -153,17 +162,19 @@ def layer_times(network: nn.Sequential, example: Tensor, inputs: bool = True) ->
 
 
 def best_of(timed: Callable[[], Sequence[int]]) -> list[int]:
-    """Of every figure that ``timed`` returns, nanoseconds of its parts: it is called once to warm up, and then until
-    it has been timed often enough, or long enough."""
+    """Smallest value of every time, in nanoseconds, that ``timed`` returns.
+
+    ``timed`` is called once to warm up, then until the number of calls or their total time reaches its limit.
+    """
     timed()
-    found: list[Sequence[int]] = []
-    while len(found) < _FEWEST or (len(found) < _PASSES and sum(map(sum, found)) < _PATIENCE):
-        found.append(timed())
-    return [min(figures) for figures in zip(*found, strict=True)]
+    results: list[Sequence[int]] = []
+    while len(results) < _MIN_PASSES or (len(results) < _MAX_PASSES and sum(map(sum, results)) < _TIME_LIMIT):
+        results.append(timed())
+    return [min(times) for times in zip(*results, strict=True)]
 
 
 def synchronized_ns(device: torch.device) -> int:
-    """Nanoseconds of a clock, once ``device`` has done all that it was given to do."""
+    """Nanoseconds of a clock, read after ``device`` has finished all of its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return perf_counter_ns()
@@ -179,15 +190,5 @@ def _pass(layer: nn.Module, source: Tensor) -> tuple[int, int]:
 
 
 def _spans(counts: Sequence[int]) -> list[tuple[int, int]]:
-    """The first layer of every block, and the one after its last."""
+    """First layer of every block, and the layer after its last."""
     return list(pairwise([0, *accumulate(counts)]))
-
-
-def _flops(network: nn.Sequential, activation: Tensor) -> list[int]:
-    counts = []
-    for layer in network:
-        # With gradients: without, torch evaluates attention by a fused operation that it does not count.
-        with torch.enable_grad(), FlopCounterMode(display=False) as counter:
-            activation = deepcopy(layer).eval()(activation).detach()
-        counts.append(counter.get_total_flops())
-    return counts

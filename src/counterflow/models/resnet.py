@@ -7,9 +7,10 @@ from counterflow.config import ResNetConfig
 
 
 class Shortcut(nn.Module):
-    """Every second pixel, and channels of zeros up to ``channels``: ``[B, C, H, W]`` to ``[B, channels, H/2, W/2]``.
+    """Shortcut without parameters, option A of He et al. (2016): ``[B, C, H, W]`` to ``[B, channels, H/2, W/2]``.
 
-    Option A of He et al. (2016): no parameters. Odd sides are rounded up, as by a convolution of stride 2.
+    It takes every second pixel and appends channels of zeros. Odd sides are rounded up, as by a convolution of stride
+    2.
     """
 
     def __init__(self, channels: int) -> None:
@@ -21,19 +22,19 @@ class Shortcut(nn.Module):
 
 
 def _projection(inputs: int, outputs: int, stride: int) -> nn.Module:
-    """Option B of He et al. (2016)."""
+    """Shortcut with parameters, option B of He et al. (2016)."""
     return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
 
 def resnet(config: ResNetConfig, input_shape: tuple[int, ...], classes: int) -> nn.Sequential:
-    """He et al. (2016) as layers: stem, every residual block, output ``[B, classes]``.
+    """Residual network of He et al. (2016) as layers: stem, every residual block, output ``[B, classes]``.
 
-    As in their section 4.2, small images enter through a 3x3 convolution without pooling; every stage after the first
+    As in their section 4.2, small images enter through a 3x3 convolution without pooling. Every stage after the first
     halves the pixels and doubles the channels. ``resnet50`` has bottleneck blocks; ``resnet20`` and ``resnet32`` have
     shortcuts without parameters. torchvision's ReLUs work in place, but only on results of the same layer, never on
     its input.
     """
-    from torchvision.models.resnet import BasicBlock, Bottleneck  # seconds of import, for those who need no ResNet
+    from torchvision.models.resnet import BasicBlock, Bottleneck  # takes seconds, so other networks skip it
 
     kind = Bottleneck if config.name == "resnet50" else BasicBlock
     parameterless = config.name in ("resnet20", "resnet32")

@@ -7,7 +7,7 @@ from counterflow.config import TransformerConfig
 
 
 class Embedding(nn.Module):
-    """Learnt tokens plus learnt positions: int64 ``[B, length]`` to ``[B, length, width]``."""
+    """Learned embeddings of tokens plus positions: int64 ``[B, length]`` to ``[B, length, width]``."""
 
     def __init__(self, vocabulary: int, length: int, width: int) -> None:
         super().__init__()
@@ -22,7 +22,8 @@ class Embedding(nn.Module):
 def transformer(config: TransformerConfig, input_shape: tuple[int, ...], classes: int) -> nn.Sequential:
     """Embedding, ``config.layers`` encoder layers ``[B, T, width]``, and an output layer ``[B, T, classes]``.
 
-    ``input_shape`` is ``(T,)``. The vocabulary is that of the output, ``classes`` tokens; every position sees all.
+    ``input_shape`` is ``(T,)``. The vocabulary of the input is that of the output, ``classes`` tokens. Every position
+    attends to all others.
     """
     (length,) = input_shape
     encoders = [
@@ -31,8 +32,8 @@ def transformer(config: TransformerConfig, input_shape: tuple[int, ...], classes
             config.heads,
             config.hidden,
             config.dropout,
-            # As a function: with the name, torch evaluates by a fused operation over the parameters of the layers
-            # inside, past whatever stands in for those layers in feedback alignment.
+            # A function, not the name "relu": with the name, torch evaluates by a fused operation on the parameters of
+            # the inner layers, which bypasses the modules that replace these layers in feedback alignment.
             activation=torch.relu,
             batch_first=True,
             norm_first=True,

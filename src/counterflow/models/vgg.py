@@ -8,11 +8,11 @@ from counterflow.config import VGGConfig
 
 
 def vgg(config: VGGConfig, input_shape: tuple[int, ...], classes: int) -> nn.Sequential:
-    """One layer per convolution and its pooling, ``[B, channels, height, width]``, one per hidden layer ``[B, width]``,
-    and an output layer ``[B, classes]``.
+    """VGG-like network by layers.
 
-    By default vgg8b of Nokland and Eidnes (arXiv 1901.06656), but without the biases that batch norm cancels. Pooling
-    stops at one pixel, where the original has none left: any image is large enough.
+    There is one layer per convolution and its pooling, ``[B, channels, height, width]``, one per hidden layer, ``[B,
+    width]``, and an output layer, ``[B, classes]``. The default is vgg8b of Nokland and Eidnes (arXiv 1901.06656)
+    without the biases, which batch norm cancels. Pooling stops at one pixel, so any image is large enough.
     """
     channels, height, width = input_shape
     layers = []

@@ -11,7 +11,7 @@ from counterflow.data.dataset import Dataset
 from counterflow.data.sampler import EpochSampler
 from counterflow.engine.job import Job
 from counterflow.engine.runtime import Runtime, disable_malloc_trim, has_bf16_units, intra_op_threads
-from counterflow.models.partition import layer_counts, output_shapes
+from counterflow.models.partition import block_sizes, profile_layers
 from counterflow.rank_info import RankInfo
 from counterflow.schedule import RunPlan
 from counterflow.topology import Topology
@@ -47,8 +47,8 @@ def build_job(config: TrainConfig, network: nn.Sequential, dataset: Dataset, inf
         predicts_down=schedule == "free" and config.algorithm.predicts_down,
     )
     task = task_of(dataset)
-    example = batches.inputs(0).cpu()
-    found, wanted = output_shapes([network], example)[0], (*task.label_shape, task.classes)
+    layers = profile_layers(network, batches.inputs(0).cpu())
+    found, wanted = layers[-1].shape, (*task.label_shape, task.classes)
     if found != wanted:
         raise ValueError(
             f"model={config.model.name}: its output has shape {list(found)}, the labels of data={config.data.name} "
@@ -61,12 +61,13 @@ def build_job(config: TrainConfig, network: nn.Sequential, dataset: Dataset, inf
         batches=batches,
         task=task,
         network=network,
+        layers=layers,
         algorithm=config.algorithm,
         optimizer=config.optimizer,
         seed=config.seed,
         runtime=_runtime(config.engine, device),
         schedule=schedule,
-        cut=None if cut == "profile" else tuple(layer_counts(network, config.blocks, cut, example)),
+        cut=None if cut == "profile" else tuple(block_sizes(layers, config.blocks, cut)),
         backend=backend,
         depth=config.engine.depth,
         target_depth=config.engine.target_depth,

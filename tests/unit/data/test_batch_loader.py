@@ -136,3 +136,33 @@ def test_test_batches_of_tokens(sequences):
 def test_sequences_are_not_augmented(sequences):
     with pytest.raises(ValueError, match=r"^data\.augment=true: is for images, allowed for data=reverse is false$"):
         BatchLoader(sequences, DataConfig(name="reverse", augment=True), EpochSampler(TRAIN, BATCH, 1))
+
+
+def test_numbers_and_their_labels():
+    generator = torch.Generator().manual_seed(0)
+    train, test = (
+        Split(torch.randn(size, 6, generator=generator), torch.randint(7, (size,), generator=generator))
+        for size in (TRAIN, TEST)
+    )
+    feed = batches(Dataset(train, test, classes=7))
+    for n in (0, 6, 7, 20):
+        indices = feed.order.indices(n)
+        assert torch.equal(feed.inputs(n), train.inputs[indices])
+        assert torch.equal(feed.labels(n), train.labels[indices])
+    assert torch.equal(torch.cat([feed.evaluation_inputs(e) for e in feed.test]), test.inputs)
+    assert torch.equal(feed.labels_of(feed.test), test.labels)
+    with pytest.raises(ValueError, match=r"^data\.augment=true: is for images, allowed for data=digits is false$"):
+        batches(Dataset(train, test, classes=7), augment=True)
+
+
+@pytest.mark.parametrize("validation", [0.0, 0.2])
+def test_without_test_data_there_are_no_test_batches(dataset, validation):
+    untested = Dataset(dataset.train, None, dataset.classes).split_validation(validation, None)
+    feed = batches(untested)
+    assert len(feed.test) == 0
+    assert len(feed.validation) == (2 if validation else 0)
+    assert [feed.evaluation_size(e) for e in feed.validation] == ([4, 2] if validation else [])
+    assert not feed.resident
+    assert feed.labels_of(feed.test).tolist() == []
+    with pytest.raises(AssertionError):
+        feed.evaluation_inputs(feed.test.stop)

@@ -47,6 +47,29 @@ def test_tokens_are_not_normalised():
     assert Dataset(split, split, classes=5).normalised(tokens) is tokens
 
 
+@pytest.mark.parametrize("shape", [(7,), (1, 2, 2), (3, 5)])
+def test_numbers_of_any_shape_are_used_as_they_are(shape):
+    inputs, labels = torch.randn(4, *shape), torch.tensor([0, 2, 1, 2])
+    numbers = Split(inputs, labels)
+    assert Dataset(numbers, numbers, classes=3).normalised(inputs) is inputs
+    assert (numbers.images, numbers.sequences, len(numbers)) == (False, False, 4)
+    taken = numbers[torch.tensor([3, 1])]
+    assert torch.equal(taken.inputs, inputs[[3, 1]])
+    assert torch.equal(taken.labels, labels[[3, 1]])
+
+
+def test_labels_of_numbers_out_of_range():
+    numbers = Split(torch.randn(3, 7), torch.tensor([0, 2, 1]))
+    with pytest.raises(ValueError, match=r"^labels out of range: train has label 2: must be 0\.\.1$"):
+        Dataset(numbers, numbers, classes=2)
+
+
+def test_splits_of_different_kinds():
+    numbers = Split(torch.randn(3, 1, 2, 2), torch.tensor([0, 0, 0]))
+    with pytest.raises(ValueError, match=r"^type of test inputs=float32: must be uint8, that of the training inputs$"):
+        Dataset(split([0]), numbers, classes=1)
+
+
 @pytest.mark.parametrize(
     ("train", "test", "message"),
     [
@@ -79,20 +102,26 @@ def test_images_and_sequences():
         Dataset(split([0]), sequences, classes=1)
 
 
-KINDS = r"must be images, uint8 \[M, C, H, W\], or sequences, int64 \[M, T\]"
+KINDS = r"must be images, uint8 \[M, C, H, W\], sequences, int64 \[M, T\], or numbers, float32 \[M, \.\.\.\]"
 
 
 @pytest.mark.parametrize(
     ("inputs", "labels", "message"),
     [
         (torch.zeros(3, 1, 2, 2, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64), r"int64 \[2\]: .* int64 \[3\]"),
-        (torch.zeros(3, 1, 2, 2), torch.zeros(3, dtype=torch.int64), rf"inputs=float32 \[3, 1, 2, 2\]: {KINDS}"),
+        (torch.zeros(3), torch.zeros(3, dtype=torch.int64), rf"inputs=float32 \[3\]: {KINDS}"),
+        (torch.zeros(3, 5).double(), torch.zeros(3, dtype=torch.int64), rf"inputs=float64 \[3, 5\]: {KINDS}"),
+        (torch.zeros(3, 1, 2, 2).half(), torch.zeros(3, dtype=torch.int64), KINDS),
         (torch.zeros(3, 2, 2, dtype=torch.uint8), torch.zeros(3, dtype=torch.int64), KINDS),
         (torch.zeros(3, 1, 2, 2, dtype=torch.int64), torch.zeros(3, dtype=torch.int64), KINDS),
         (torch.zeros(3, 5, dtype=torch.uint8), torch.zeros(3, 5, dtype=torch.int64), KINDS),
         (torch.zeros(3, 1, 2, 2, dtype=torch.uint8), torch.zeros(3), r"labels=float32 \[3\]: must be int64"),
         (torch.zeros(3, 5, dtype=torch.int64), torch.zeros(3, dtype=torch.int64), r"\[3\]: must be int64 \[3, 5\]"),
         (torch.zeros(3, 5, dtype=torch.int64), torch.zeros(3, 5), r"float32 \[3, 5\]: must be int64 \[3, 5\]"),
+        (torch.zeros(3, 5), torch.zeros(3, 5, dtype=torch.int64), r"labels=int64 \[3, 5\]: must be int64 \[3\]"),
+        (torch.zeros(3, 5), torch.zeros(2, dtype=torch.int64), r"labels=int64 \[2\]: must be int64 \[3\]"),
+        (torch.zeros(3, 5), torch.zeros(3), r"labels=float32 \[3\]: must be int64 \[3\]"),
+        (torch.zeros(0, 5), torch.zeros(0, dtype=torch.int64), "must not be empty"),
         (torch.zeros(0, 1, 2, 2, dtype=torch.uint8), torch.zeros(0, dtype=torch.int64), "must not be empty"),
         (torch.zeros(4, 0, dtype=torch.int64), torch.zeros(4, 0, dtype=torch.int64), "must not be empty"),
     ],

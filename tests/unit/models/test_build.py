@@ -15,7 +15,7 @@ from counterflow.config import (
     VGGConfig,
 )
 from counterflow.models import build
-from counterflow.models.partition import partition
+from counterflow.models.partition import block_sizes, profile_layers, split_network
 
 NETWORKS = {
     "mlp": (MLPConfig(), (1, 8, 8)),
@@ -88,11 +88,12 @@ def test_blocks_in_order_are_the_network_for_every_number_of_blocks(
     config, shape = case
     network = build(config, shape, 10, seed=1).train(training)
     x = samples(2, shape)
+    layers = profile_layers(network, x)
     with torch.no_grad():
         torch.manual_seed(5)
         whole = network(x)
         for n in range(1, len(network) + 1):
-            blocks = partition(network, n, "parameters", x)
+            blocks = split_network(network, block_sizes(layers, n, "parameters"))
             assert len(blocks) == n
             torch.manual_seed(5)
             activation = x

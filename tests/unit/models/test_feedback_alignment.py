@@ -14,7 +14,7 @@ from counterflow.cli.hydra_app import load_config
 from counterflow.config import CNNConfig, MLPConfig
 from counterflow.engine.job import build_job
 from counterflow.models import build
-from counterflow.models.feedback_alignment import FeedbackAligned, apply_feedback_alignment
+from counterflow.models.feedback_alignment import FeedbackAligned, apply_feedback_alignment, original_state
 from tests.helpers.processes import CONF
 from tests.helpers.runs import SMALL
 
@@ -191,6 +191,36 @@ def test_feedback_weights_are_not_trained_and_travel_with_the_network() -> None:
         assert not layer.feedback.requires_grad
         assert torch.equal(layer.feedback, feedback)
     assert [name for name in aligned.state_dict() if name.endswith("feedback")]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_original_state_is_that_of_the_network_without_feedback(name: str) -> None:
+    network, aligned, _ = pair(name)
+    state = original_state(aligned.state_dict())
+    assert list(state) == list(network.state_dict())
+    torch.testing.assert_close(state, dict(network.state_dict()), rtol=0, atol=0)
+
+
+class Named(nn.Module):
+    """Names of the user's own that look like those of feedback alignment."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+        self.register_buffer("feedback", torch.zeros(3))
+        self.my_feedback = nn.Parameter(torch.zeros(3))
+        self.layers = nn.Sequential(nn.BatchNorm1d(3), nn.MultiheadAttention(3, 1))
+
+
+def test_names_of_the_users_own_stay() -> None:
+    network = nn.Sequential(Named(), nn.Flatten(), nn.ModuleDict({"feedback": nn.Linear(2, 2)}))
+    expected = {name: value.clone() for name, value in network.state_dict().items()}
+    apply_feedback_alignment(network, SEED)
+    state = original_state(network.state_dict())
+    assert list(state) == list(expected)
+    torch.testing.assert_close(state, expected, rtol=0, atol=0)
+    plain = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(3)).state_dict()
+    assert original_state(plain) == plain
 
 
 def feedbacks(seed: int, global_seed: int = 0) -> list[Tensor]:

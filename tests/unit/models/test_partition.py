@@ -13,18 +13,28 @@ from torch import Tensor, nn
 from counterflow.config import CNNConfig, MLPConfig
 from counterflow.models import build
 from counterflow.models.partition import (
+    LayerStats,
     balance,
     best_of,
+    block_shapes,
+    block_sizes,
     layer_costs,
-    layer_counts,
     layer_times,
     min_max_partition,
-    output_shapes,
-    partition,
+    profile_layers,
     refine_partition,
+    split_network,
 )
 
-CUTS = ["parameters", "flops", "profile"]
+CUTS = ["flops", "parameters"]
+
+
+def stats(network: nn.Sequential, *shape: int) -> list[LayerStats]:
+    return profile_layers(network, torch.randn(4, *shape))
+
+
+def mlp() -> nn.Sequential:
+    return build(MLPConfig(), (1, 8, 8), 10, seed=1)
 
 
 def block_costs(costs: Sequence[float], counts: Sequence[int]) -> list[float]:
@@ -73,13 +83,13 @@ def test_balance_of_200_layers() -> None:
     assert sorted(counts) == [12] * 8 + [13] * 8
 
 
-def test_cheapest_by_costs_of_whole_blocks() -> None:
+def test_min_max_partition_by_costs_of_whole_blocks() -> None:
     """A block that ends with layer 2 costs 5 more: the even cut is not the best one."""
     assert min_max_partition(lambda start, end: end - start + 5 * (end == 2), 4, 2) == [1, 3]
 
 
 class Clock:
-    """What blocks take: their layers, and an extra by where they end."""
+    """Cost of blocks: that of their layers, and an extra that depends on their last layer."""
 
     def __init__(self, layers: Sequence[float], extra: dict[int, float]) -> None:
         self.layers, self.extra = layers, extra
@@ -94,7 +104,7 @@ class Clock:
         return max(self(counts, block) for block in range(1, len(counts) + 1))
 
 
-def test_a_cut_settles_at_the_fastest_blocks_not_at_the_evenest_layers() -> None:
+def test_refinement_finds_the_fastest_blocks_not_the_evenest_layers() -> None:
     clock = Clock([4, 4, 4, 4, 4, 4], {3: 6.0, 2: 1.0, 6: 3.0})
     assert balance(clock.layers, 2) == [3, 3]  # 18 | 15
     assert refine_partition(clock.layers, 2, clock) == [3, 3]  # any other has 4 layers and 19 at least
@@ -105,7 +115,7 @@ def test_a_cut_settles_at_the_fastest_blocks_not_at_the_evenest_layers() -> None
 
 @given(st.lists(st.integers(1, 12), min_size=2, max_size=7), st.integers(1, 4), st.data())
 @settings(deadline=None, max_examples=50)
-def test_what_settles_is_never_slower_than_where_it_began(costs: list[int], blocks: int, data: st.DataObject) -> None:
+def test_refinement_is_never_slower_than_its_start(costs: list[int], blocks: int, data: st.DataObject) -> None:
     blocks = min(blocks, len(costs))
     extras = data.draw(st.lists(st.integers(0, 9), min_size=len(costs), max_size=len(costs)))
     clock = Clock(costs, dict(enumerate(extras, 1)))
@@ -136,7 +146,7 @@ def test_without_gradients_of_inputs_a_layer_without_parameters_has_no_backward(
 
 def test_parameters_are_counted_by_hand() -> None:
     network = nn.Sequential(nn.Linear(3, 4), nn.Sequential(nn.ReLU(), nn.Linear(4, 5, bias=False)), nn.ReLU())
-    assert layer_costs(network, torch.randn(2, 3), "parameters") == [3 * 4 + 4, 4 * 5, 1]
+    assert layer_costs(stats(network, 3), "parameters") == [3 * 4 + 4, 4 * 5, 1]
 
 
 def test_flops_are_counted_by_hand_for_one_sample() -> None:
@@ -145,13 +155,13 @@ def test_flops_are_counted_by_hand_for_one_sample() -> None:
         nn.Sequential(nn.ReLU(), nn.Flatten()),
         nn.Linear(3 * 4 * 3, 10),
     )
-    costs = layer_costs(network, torch.randn(8, 2, 7, 5), "flops")
+    costs = layer_costs(stats(network, 2, 7, 5), "flops")
     assert costs == [2 * (4 * 3) * 3 * (2 * 3 * 3), 1, 2 * (3 * 4 * 3) * 10]
 
 
-def test_profile_sees_the_expensive_layer() -> None:
+def test_times_show_the_expensive_layer() -> None:
     network = nn.Sequential(nn.Linear(4, 512), nn.Linear(512, 1024), nn.Linear(1024, 4))
-    costs = layer_costs(network, torch.randn(256, 4), "profile")
+    costs = [forward + backward for forward, backward in layer_times(network, torch.randn(256, 4))]
     assert max(costs) == costs[1]
 
 
@@ -165,14 +175,15 @@ class OneHot(nn.Module):
 def test_tokens_and_layers_without_gradient_have_costs() -> None:
     network = nn.Sequential(nn.Identity(), OneHot(), nn.Linear(4, 3))
     tokens = torch.randint(4, (8, 5))
-    assert layer_costs(network, tokens, "flops") == [1, 1, 2 * 5 * 4 * 3]
-    assert layer_costs(network, tokens, "parameters") == [1, 1, 4 * 3 + 3]
-    assert min(layer_costs(network, tokens, "profile")) >= 1
-    assert output_shapes(network, tokens) == [(5,), (5, 4), (5, 3)]
+    layers = profile_layers(network, tokens)
+    assert layer_costs(layers, "flops") == [1, 1, 2 * 5 * 4 * 3]
+    assert layer_costs(layers, "parameters") == [1, 1, 4 * 3 + 3]
+    assert min(forward + backward for forward, backward in layer_times(network, tokens)) >= 1
+    assert [layer.shape for layer in layers] == [(5,), (5, 4), (5, 3)]
 
 
 class Recorder(nn.Module):
-    """Writes down, for all copies of it, with how many samples and in which mode it ran."""
+    """Records, for all of its copies, the number of samples and the mode of every call."""
 
     seen: ClassVar[set[tuple[int, bool, bool]]] = set()
 
@@ -182,19 +193,17 @@ class Recorder(nn.Module):
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize(("cut", "seen"), [("flops", (1, False, True)), ("profile", (6, True, True))])
-def test_costs_are_taken_in_the_right_mode(cut: str, seen: tuple[int, bool, bool], training: bool) -> None:
+@pytest.mark.parametrize(("use", "seen"), [(profile_layers, (1, False, True)), (layer_times, (6, True, True))])
+def test_costs_are_taken_in_the_right_mode(
+    use: Callable[[nn.Sequential, Tensor], object], seen: tuple[int, bool, bool], training: bool
+) -> None:
     Recorder.seen.clear()
     network = nn.Sequential(nn.Linear(3, 3), Recorder()).train(training)
-    layer_costs(network, torch.randn(6, 3), cut)
+    use(network, torch.randn(6, 3))
     assert Recorder.seen == {seen}
 
 
-@pytest.mark.parametrize(
-    "use",
-    [*[lambda network, x, cut=cut: layer_costs(network, x, cut) for cut in CUTS], output_shapes],
-    ids=[*CUTS, "output_shapes"],
-)
+@pytest.mark.parametrize("use", [profile_layers, layer_times])
 def test_the_network_is_left_as_it_was(use: Callable[[nn.Sequential, Tensor], object]) -> None:
     network = build(CNNConfig(channels=[4, 4], strides=[1, 2], dropout=0.5), (1, 8, 8), 10, seed=1)
     x = torch.randn(4, 1, 8, 8)
@@ -220,50 +229,47 @@ def test_the_network_is_left_as_it_was(use: Callable[[nn.Sequential, Tensor], ob
 
 def test_output_shapes_leave_out_the_batch() -> None:
     network = build(CNNConfig(), (1, 28, 28), 10, seed=1)
-    x = torch.randn(3, 1, 28, 28)
-    blocks = partition(network, 3, [1, 3, 3], x)  # the strides are 1 | 2, 1, 2 | 1, 1
-    assert output_shapes(blocks, x) == [(32, 28, 28), (128, 7, 7), (10,)]
+    layers = stats(network, 1, 28, 28)
+    assert block_shapes(layers, [1, 3, 3]) == [(32, 28, 28), (128, 7, 7), (10,)]  # strides 1 | 2, 1, 2 | 1, 1
+    assert block_shapes(layers, [7]) == [(10,)]
+    assert block_shapes(layers, [1] * 7) == [layer.shape for layer in layers]
 
 
 @pytest.mark.parametrize("cut", [*CUTS, [1, 3, 1]])
 def test_blocks_share_the_layers_of_the_network_and_their_names(cut: str | list[int]) -> None:
-    network = build(MLPConfig(), (1, 8, 8), 10, seed=1)
-    blocks = partition(network, 3, cut, torch.randn(4, 1, 8, 8))
+    network = mlp()
+    blocks = split_network(network, block_sizes(stats(network, 1, 8, 8), 3, cut))
     assert [id(layer) for block in blocks for layer in block] == [id(layer) for layer in network]
     assert [name for block in blocks for name in block.state_dict()] == list(network.state_dict())
 
 
 def test_an_explicit_cut_is_taken_as_it_is() -> None:
-    network = build(MLPConfig(), (1, 8, 8), 10, seed=1)
-    x = torch.randn(4, 1, 8, 8)
-    assert layer_counts(network, 3, [1, 3, 1], x) == [1, 3, 1]
-    assert [len(block) for block in partition(network, 3, [1, 3, 1], x)] == [1, 3, 1]
+    network = mlp()
+    assert block_sizes(stats(network, 1, 8, 8), 3, [1, 3, 1]) == [1, 3, 1]
+    assert [len(block) for block in split_network(network, [1, 3, 1])] == [1, 3, 1]
 
 
 def test_named_cuts_balance_their_costs() -> None:
     # The convolution is cheap in parameters and dear in flops.
     network = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.Flatten(), nn.Linear(128, 4), nn.Linear(4, 4))
-    x = torch.randn(2, 1, 8, 8)
-    assert layer_counts(network, 2, "flops", x) == [1, 3]
-    assert layer_counts(network, 2, "parameters", x) == [2, 2]
+    layers = stats(network, 1, 8, 8)
+    assert block_sizes(layers, 2, "flops") == [1, 3]
+    assert block_sizes(layers, 2, "parameters") == [2, 2]
 
 
 @pytest.mark.parametrize("cut", [[2, 3], [1, 1, 2], [2, 2, 2], [0, 2, 3], [-1, 3, 3], [1, 1, 2, 1]])
 def test_an_explicit_cut_that_does_not_fit_is_refused(cut: list[int]) -> None:
-    network = build(MLPConfig(), (1, 8, 8), 10, seed=1)
     message = f"model.cut={cut}: must be 3 numbers of at least 1 that sum to 5, the number of layers of the model"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        partition(network, 3, cut, torch.randn(4, 1, 8, 8))
+        block_sizes(stats(mlp(), 1, 8, 8), 3, cut)
 
 
 @pytest.mark.parametrize("cut", ["flops", [1, 1, 1, 1, 1, 1]])
 def test_more_blocks_than_layers_are_refused(cut: str | list[int]) -> None:
-    network = build(MLPConfig(), (1, 8, 8), 10, seed=1)
     with pytest.raises(ValueError, match=r"^blocks=6: must be at most 5, the number of layers of the model$"):
-        partition(network, 6, cut, torch.randn(4, 1, 8, 8))
+        block_sizes(stats(mlp(), 1, 8, 8), 6, cut)
 
 
 def test_an_unknown_cut_is_refused() -> None:
-    network = build(MLPConfig(), (1, 8, 8), 10, seed=1)
     with pytest.raises(ValueError, match=r"^model\.cut=time: allowed are flops, parameters, profile, or a list"):
-        partition(network, 2, "time", torch.randn(4, 1, 8, 8))
+        block_sizes(stats(mlp(), 1, 8, 8), 2, "time")

@@ -4,8 +4,8 @@ from torch import nn
 from torchvision.models import resnet18, resnet50
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from counterflow.config import ResNet50Config, ResNetConfig
-from counterflow.models.resnet import resnet
+from counterflow.config import ResNet20Config, ResNet32Config, ResNet50Config, ResNetConfig
+from counterflow.models.resnet import Shortcut, resnet
 
 
 def test_layers_are_stem_eight_blocks_output() -> None:
@@ -61,3 +61,51 @@ def test_a_narrow_short_network_with_a_strided_stem() -> None:
     activation = torch.randn(2, 1, 28, 28)
     shapes = [tuple((activation := layer(activation)).shape[1:]) for layer in network]
     assert shapes == [*[(4, 14, 14)] * 2, *[(8, 7, 7)] * 3, (10,)]
+
+
+@pytest.mark.parametrize(
+    ("config", "blocks", "parameters"), [(ResNet20Config(), 3, 0.27e6), (ResNet32Config(), 5, 0.46e6)]
+)
+def test_published_size_of_resnet20_and_32(config: ResNetConfig, blocks: int, parameters: float) -> None:
+    """Table 6 of He et al. (2016); the depth counts the weighted layers."""
+    network = resnet(config, (3, 32, 32), 10)
+    assert len(network) == 2 + 3 * blocks
+    assert sum(p.numel() for p in network.parameters()) == pytest.approx(parameters, abs=0.005e6)
+    weighted = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    assert len(weighted) == int(config.name.removeprefix("resnet"))
+
+
+@pytest.mark.parametrize(
+    ("size", "sizes"), [((32, 32), [(32, 32), (16, 16), (8, 8)]), ((9, 5), [(9, 5), (5, 3), (3, 2)])]
+)
+def test_resnet20_has_three_stages_each_of_half_the_pixels(size: tuple[int, int], sizes: list[tuple[int, int]]) -> None:
+    network = resnet(ResNet20Config(), (1, *size), 10)
+    activation = torch.randn(2, 1, *size)
+    shapes = [tuple((activation := layer(activation)).shape[1:]) for layer in network]
+    low, middle, high = ((channels, *s) for channels, s in zip((16, 32, 64), sizes, strict=True))
+    assert shapes == [*[low] * 4, *[middle] * 3, *[high] * 3, (10,)]
+
+
+def test_shortcut_is_every_second_pixel_and_then_zeros() -> None:
+    x = torch.arange(30.0).view(1, 2, 3, 5)
+    y = Shortcut(5)(x)
+    assert y.shape == (1, 5, 2, 3)
+    assert y[0, 1].tolist() == [[15, 17, 19], [25, 27, 29]]
+    assert not y[0, 2:].any()
+    assert not list(Shortcut(5).parameters())
+
+
+def test_a_block_that_halves_by_hand() -> None:
+    block = resnet(ResNet20Config(), (3, 8, 8), 10).eval()[4]
+    x = torch.randn(2, 16, 8, 8)
+    hidden = block.bn1(nn.functional.conv2d(x, block.conv1.weight, stride=2, padding=1)).clamp(min=0)
+    residual = block.bn2(nn.functional.conv2d(hidden, block.conv2.weight, padding=1))
+    shortcut = torch.cat([x[:, :, ::2, ::2], torch.zeros(2, 16, 4, 4)], dim=1)
+    torch.testing.assert_close(block(x), (residual + shortcut).clamp(min=0))
+
+
+def test_convolutions_of_resnet20_are_initialised_for_relu() -> None:
+    """He et al. (2015), fan out."""
+    for module in resnet(ResNet20Config(), (3, 8, 8), 10).modules():
+        if isinstance(module, nn.Conv2d) and module.weight.numel() > 1000:
+            assert module.weight.std().item() == pytest.approx((2 / (module.out_channels * 9)) ** 0.5, rel=0.1)
