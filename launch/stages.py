@@ -11,9 +11,9 @@ import argparse
 import subprocess
 import sys
 import time
-from pathlib import Path
 
-from counterflow.cli.launch import EXIT_INCOMPLETE, main
+from counterflow.cli.errors import EXIT_INCOMPLETE
+from counterflow.cli.train import main
 
 KEY = "experiment="
 
@@ -38,4 +38,4 @@ if __name__ == "__main__":
     if len(names) > 1:
         sys.exit(one_by_one(names, [o for o in options.overrides if not o.startswith(KEY)], options.minutes))
     sys.argv[1:] = ["hydra.mode=MULTIRUN", *options.overrides]  # what hydra reads
-    main(Path(__file__).parent.parent / "conf", 60 * options.minutes)
+    main(60 * options.minutes)

@@ -11,6 +11,7 @@ from omegaconf import MISSING
 
 from counterflow.config.algorithm import AlgorithmConfig
 from counterflow.config.model import ModelConfig
+from counterflow.config.validators import at_least, fraction, one_of, rate, size
 
 _DATA_NAMES = ("digits", "fashion_mnist", "mnist", "cifar10", "cifar100", "reverse", "image_folder")
 

@@ -10,13 +10,16 @@ from torch.utils.data import IterableDataset
 from counterflow.data import image_file
 from counterflow.data.dataset import Dataset, Split, describe
 
-
 Source = Split | tuple[Tensor, Tensor] | TorchDataset[Any]
 """Data that a Trainer accepts."""
 
 
 def as_dataset(
-    train: Source, test: Source | None = None, classes: int | None = None, validation: float = 0.0, limit: int | None = None
+    train: Source,
+    test: Source | None = None,
+    classes: int | None = None,
+    validation: float = 0.0,
+    limit: int | None = None,
 ) -> Dataset:
     """Dataset of one or two sources that `as_split` accepts.
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from counterflow.algorithms.optimizer import BlockOptimizer
 from counterflow.algorithms.rule import MessageSpec, RuleSet
-from counterflow.config import AdamW, OptimizerConfig, SGD
+from counterflow.config import SGD, AdamW, OptimizerConfig
 from counterflow.engine.job import Job
 from counterflow.engine.profile import column_of, message_from_below, pair_time, plain_times
 from counterflow.models.partition import best_of, synchronized_ns

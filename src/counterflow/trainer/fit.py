@@ -28,18 +28,17 @@ from counterflow.metrics.callback import Callback
 from counterflow.metrics.fingerprint import digest, fingerprint
 from counterflow.metrics.metrics_callback import MetricsCallback
 from counterflow.metrics.run_dir import FinishedError
+from counterflow.metrics.tensorboard import TensorBoardLogger
 from counterflow.rank_info import RankInfo
 from counterflow.recovery.recoverable import connect_recoverable
 from counterflow.recovery.supervisor import Life
 from counterflow.signals import Signals
 from counterflow.trace.session import TraceSession
-from counterflow.metrics.tensorboard import TensorBoardLogger
 from counterflow.trainer.rank0 import Rank0Services
 from counterflow.trainer.result import FitResult
 from counterflow.trainer.resume import CHECKPOINTS, ResumePoint, open_run_dir
 from counterflow.transport import Communicator, connect, rendezvous
 from counterflow.transport.interface import interfaces
-
 
 _log = logging.getLogger(__name__)
 
@@ -110,7 +109,7 @@ def _connect(config: TrainConfig, restarted: Life | None, on_stop: Callable[[int
         on_halt=on_stop,
         life=restarted.number,
         name=restarted.name,
-        log=restarted.tell,
+        log=restarted.log,
         replay=config.engine.replay << 20,
     )
 

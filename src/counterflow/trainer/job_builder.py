@@ -1,6 +1,5 @@
 """From a configuration to a `Job`, checked as far as one process can check it alone."""
 
-
 import torch
 from torch import nn
 

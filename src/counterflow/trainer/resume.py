@@ -96,7 +96,9 @@ def _named(resume: str, path: Path, job: Job, config: TrainConfig, log: Callable
     return _checked(found, job, config, log)
 
 
-def _checked(found: tuple[Path, Manifest], job: Job, config: TrainConfig, log: Callable[[str], None]) -> tuple[Path, Manifest]:
+def _checked(
+    found: tuple[Path, Manifest], job: Job, config: TrainConfig, log: Callable[[str], None]
+) -> tuple[Path, Manifest]:
     """``found``. ``ValueError`` where ``job`` would not end with the bits of the run that wrote it."""
     folder, manifest = found
     here = json.loads(json.dumps(identity(job, config)))

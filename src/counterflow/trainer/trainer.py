@@ -160,8 +160,10 @@ class Trainer:
             FinishedError: ``run_dir`` holds this run, and it has finished.
             PreemptedError: ``control`` passed on a signal, and the run ended after a checkpoint.
         """
-        data = train if isinstance(train, DataConfig) else OwnDataConfig(
-            validation=validation, limit=limit, augment=augment, padding=padding, flip=flip
+        data = (
+            train
+            if isinstance(train, DataConfig)
+            else OwnDataConfig(validation=validation, limit=limit, augment=augment, padding=padding, flip=flip)
         )
         _check_directory(run_dir, checkpoint, trace, activations)
         config = TrainConfig(
