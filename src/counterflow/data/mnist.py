@@ -53,7 +53,7 @@ def _paths(root: Path, name: str, fetch: bool) -> list[Path]:
 
 
 def _find(folder: Path) -> dict[str, Path]:
-    """Those of the four files that exist in ``folder``, by name; an unpacked file comes before its gzip."""
+    """Paths of the files in ``folder``, by name; an unpacked file comes before its gzip."""
     candidates = [(name, folder / (name + suffix)) for name in FILES for suffix in (".gz", "")]
     return {name: path for name, path in candidates if os.path.isfile(path)}
 

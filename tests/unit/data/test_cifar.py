@@ -2,10 +2,7 @@ import hashlib
 import io
 import pickle
 import tarfile
-import threading
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
@@ -14,6 +11,7 @@ from torchvision import datasets
 
 from counterflow.config import DataConfig
 from counterflow.data import load
+from tests.helpers.data import assert_refused, serve
 
 NAMES = ("cifar10", "cifar100")
 META = {"cifar10": "batches.meta", "cifar100": "meta"}
@@ -69,12 +67,8 @@ def check(dataset, name):
 
 
 def refused(name, root, *parts, download=False):
-    with pytest.raises(ValueError, match=r"^data\.root=") as error:
-        read(name, root, download)
-    message = str(error.value)
-    for part in (f"data.root={root}: ", f"the files of data={name}", "data.download=true", *parts):
-        assert part in message
-    assert "\n" not in message
+    config = DataConfig(name=name, root=str(root), download=download)
+    assert_refused(config, f"the files of data={name}", "data.download=true", *parts)
 
 
 def test_reads_what_torchvision_keeps_and_writes_nothing(tmp_path, cifar):
@@ -122,13 +116,9 @@ def mirror(tmp_path, cifar, monkeypatch):
             tar.addfile(info, io.BytesIO(data))
     monkeypatch.setattr(source, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=folder)) as server:
-        monkeypatch.setattr(source, "url", f"http://127.0.0.1:{server.server_port}/{source.filename}")
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
+    with serve(folder) as url:
+        monkeypatch.setattr(source, "url", f"{url}{source.filename}")
         yield archive
-        server.shutdown()
-        thread.join()
 
 
 def test_downloads_only_if_asked_and_only_once(tmp_path, cifar, mirror):

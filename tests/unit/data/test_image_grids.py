@@ -10,27 +10,28 @@ from PIL import Image
 
 from counterflow.config import DataConfig
 from counterflow.data import load
+from tests.helpers.data import assert_refused
 
 REAL = os.environ.get("COUNTERFLOW_CIFAR10")
 COLUMNS, ROWS = 3, 2
 
 
 @pytest.fixture
-def pictures():
+def images():
     """By file, uint8 ``[M, 32, 32, 3]``."""
     generator = np.random.default_rng(0)
     names = [f"{split}-{c}-{part}.webp" for split in ("train", "test") for c in range(10) for part in range(2)]
     return {name: generator.integers(256, size=(COLUMNS * ROWS, 32, 32, 3), dtype=np.uint8) for name in names}
 
 
-def write(folder, pictures):
-    """Picture by picture into sheets, and the manifest as it was written."""
+def write(folder, images):
+    """Write the grids tile by tile; returns the manifest."""
     entries = []
-    for name, tiles in pictures.items():
-        sheet = Image.new("RGB", (COLUMNS * 32, ROWS * 32))
+    for name, tiles in images.items():
+        grid = Image.new("RGB", (COLUMNS * 32, ROWS * 32))
         for i, tile in enumerate(tiles):
-            sheet.paste(Image.fromarray(tile), (i % COLUMNS * 32, i // COLUMNS * 32))
-        sheet.save(folder / name, lossless=True, exact=True, method=0)
+            grid.paste(Image.fromarray(tile), (i % COLUMNS * 32, i // COLUMNS * 32))
+        grid.save(folder / name, lossless=True, exact=True, method=0)
         split, label, part = Path(name).stem.split("-")
         entries.append(
             {
@@ -50,25 +51,16 @@ def write(folder, pictures):
     return manifest
 
 
-def read(root):
-    return load(DataConfig(name="cifar10", root=str(root)))
+def config(root):
+    return DataConfig(name="cifar10", root=str(root))
 
 
-def refused(root, *parts):
-    with pytest.raises(ValueError, match=r"^data\.root=") as error:
-        read(root)
-    message = str(error.value)
-    for part in (f"data.root={root}: ", *parts):
-        assert part in message
-    assert "\n" not in message
-
-
-def test_pictures_and_labels_of_every_sheet(tmp_path, pictures):
-    write(tmp_path, pictures)
+def test_images_and_labels_of_every_grid(tmp_path, images):
+    write(tmp_path, images)
     before = sorted(tmp_path.iterdir())
-    dataset = read(tmp_path)
+    dataset = load(config(tmp_path))
     for name, split in (("train", dataset.train), ("test", dataset.test)):
-        tiles = np.concatenate([p for file, p in pictures.items() if file.startswith(name)])
+        tiles = np.concatenate([p for file, p in images.items() if file.startswith(name)])
         assert torch.equal(split.inputs, torch.from_numpy(tiles.transpose(0, 3, 1, 2)))
         assert split.inputs.is_contiguous()
         assert torch.equal(split.labels, torch.arange(10).repeat_interleave(2 * COLUMNS * ROWS))
@@ -76,38 +68,40 @@ def test_pictures_and_labels_of_every_sheet(tmp_path, pictures):
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_missing_sheet(tmp_path, pictures):
-    write(tmp_path, pictures)
+def test_missing_grid(tmp_path, images):
+    write(tmp_path, images)
     (tmp_path / "test-3-1.webp").unlink()
-    refused(tmp_path, "test-3-1.webp cannot be read: ", "No such file")
+    assert_refused(config(tmp_path), "test-3-1.webp cannot be read: ", "No such file")
 
 
 @pytest.mark.parametrize("damage", [lambda d: b"", lambda d: b"<html>", lambda d: d[: len(d) // 2], lambda d: d[:40]])
-def test_truncated_sheet(tmp_path, pictures, damage):
-    write(tmp_path, pictures)
+def test_truncated_grid(tmp_path, images, damage):
+    write(tmp_path, images)
     path = tmp_path / "train-0-1.webp"
     path.write_bytes(damage(path.read_bytes()))
-    refused(tmp_path, "train-0-1.webp cannot be read: ")
+    assert_refused(config(tmp_path), "train-0-1.webp cannot be read: ")
 
 
-def test_other_pixels(tmp_path, pictures):
-    write(tmp_path, pictures)
-    tiles = pictures["train-7-0.webp"]
-    sheet = tiles.reshape(ROWS, COLUMNS, 32, 32, 3).swapaxes(1, 2).reshape(ROWS * 32, COLUMNS * 32, 3)
-    Image.fromarray(sheet).save(tmp_path / "train-7-0.webp", lossless=True, exact=True, method=0)
-    read(tmp_path)
-    sheet[40, 50, 2] ^= 1
-    Image.fromarray(sheet).save(tmp_path / "train-7-0.webp", lossless=True, exact=True, method=0)
-    refused(tmp_path, "train-7-0.webp is damaged: the sha256 of its pixels is not the one in manifest.json")
+def test_other_pixels(tmp_path, images):
+    write(tmp_path, images)
+    tiles = images["train-7-0.webp"]
+    grid = tiles.reshape(ROWS, COLUMNS, 32, 32, 3).swapaxes(1, 2).reshape(ROWS * 32, COLUMNS * 32, 3)
+    Image.fromarray(grid).save(tmp_path / "train-7-0.webp", lossless=True, exact=True, method=0)
+    load(config(tmp_path))
+    grid[40, 50, 2] ^= 1
+    Image.fromarray(grid).save(tmp_path / "train-7-0.webp", lossless=True, exact=True, method=0)
+    assert_refused(
+        config(tmp_path), "train-7-0.webp is damaged: the sha256 of its pixels is not the one in manifest.json"
+    )
 
 
-def test_sheet_of_another_size_or_mode(tmp_path, pictures):
-    write(tmp_path, pictures)
+def test_grid_of_another_size_or_mode(tmp_path, images):
+    write(tmp_path, images)
     path = tmp_path / "test-0-0.webp"
     Image.new("RGB", (32, 64)).save(path, lossless=True)
-    refused(tmp_path, "test-0-0.webp has shape [64, 32, 3]: manifest.json says that it is [64, 96, 3]")
+    assert_refused(config(tmp_path), "test-0-0.webp has shape [64, 32, 3]: manifest.json says that it is [64, 96, 3]")
     Image.new("RGBA", (96, 64)).save(path, lossless=True)
-    refused(tmp_path, "test-0-0.webp has pixels of mode RGBA: must be L (grey) or RGB")
+    assert_refused(config(tmp_path), "test-0-0.webp has pixels of mode RGBA: must be L (grey) or RGB")
 
 
 @pytest.mark.parametrize(
@@ -123,7 +117,7 @@ def test_sheet_of_another_size_or_mode(tmp_path, pictures):
 )
 def test_other_manifest(tmp_path, text, message):
     (tmp_path / "manifest.json").write_text(text)
-    refused(tmp_path, message)
+    assert_refused(config(tmp_path), message)
 
 
 @pytest.mark.parametrize(
@@ -135,16 +129,16 @@ def test_other_manifest(tmp_path, text, message):
         ("class_index", 10, "labels out of range: train has label 10: must be 0..9"),
     ],
 )
-def test_other_entry(tmp_path, pictures, key, value, message):
-    manifest = write(tmp_path, pictures)
+def test_other_entry(tmp_path, images, key, value, message):
+    manifest = write(tmp_path, images)
     manifest["files"][0][key] = value
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    refused(tmp_path, message)
+    assert_refused(config(tmp_path), message)
 
 
-@pytest.mark.skipif(not REAL, reason="COUNTERFLOW_CIFAR10 names no folder with the sheets of CIFAR-10")
+@pytest.mark.skipif(not REAL, reason="COUNTERFLOW_CIFAR10 names no folder with the image grids of CIFAR-10")
 def test_the_real_thing():
-    dataset = read(REAL)
+    dataset = load(config(REAL))
     mean, std = dataset.moments
     assert dataset.train.inputs.shape == (50_000, 3, 32, 32)
     assert dataset.test.inputs.shape == (10_000, 3, 32, 32)

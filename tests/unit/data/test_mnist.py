@@ -1,10 +1,7 @@
 import gzip
 import hashlib
 import struct
-import threading
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -14,6 +11,7 @@ from torchvision import datasets
 from counterflow.config import DataConfig
 from counterflow.data import load
 from counterflow.data.mnist import FILES, TORCHVISION
+from tests.helpers.data import assert_refused, serve
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 TRAIN, TEST = 12, 5
@@ -54,12 +52,8 @@ def check(dataset, arrays):
 
 
 def refused(root, *parts, name="fashion_mnist", download=False):
-    with pytest.raises(ValueError, match=r"^data\.root=") as error:
-        read(root, name, download)
-    message = str(error.value)
-    for part in (f"data.root={root}: ", "data.download=true", f"a folder with the four files of data={name}", *parts):
-        assert part in message
-    assert "\n" not in message
+    config = DataConfig(name=name, root=str(root), download=download)
+    assert_refused(config, "data.download=true", f"a folder with the four files of data={name}", *parts)
 
 
 @pytest.mark.parametrize("packed", [True, False])
@@ -151,15 +145,11 @@ def mirror(tmp_path, arrays, monkeypatch):
     write(folder, arrays)
     resources = [(f"{n}.gz", hashlib.md5((folder / f"{n}.gz").read_bytes()).hexdigest()) for n in FILES]
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=folder)) as server:
+    with serve(folder) as url:
         for name in TORCHVISION.values():
             monkeypatch.setattr(getattr(datasets, name), "resources", resources)
-            monkeypatch.setattr(getattr(datasets, name), "mirrors", [f"http://127.0.0.1:{server.server_port}/"])
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
+            monkeypatch.setattr(getattr(datasets, name), "mirrors", [url])
         yield folder
-        server.shutdown()
-        thread.join()
 
 
 @pytest.mark.parametrize("name", TORCHVISION)

@@ -1,4 +1,4 @@
-"""What holds for every network: where its weights come from, and that it may be cut anywhere."""
+"""Properties of every network: the origin of its weights, and cuts between any two layers."""
 
 import pytest
 import torch
@@ -27,8 +27,8 @@ NETWORKS = {
     "vgg, no hidden layer": (VGGConfig(channels=[4, 8], pools=[3, 2], hidden=[]), (3, 9, 4)),
     "resnet18": (ResNetConfig(), (3, 16, 16)),
     "resnet20": (ResNet20Config(), (3, 9, 7)),
-    "custom": (CustomConfig(target="tests.helpers.factories.images", args={"width": 4}), (2, 3, 5)),
-    "custom, sequences": (CustomConfig(target="tests.helpers.factories.sequences"), (6,)),
+    "custom": (CustomConfig(target="tests.helpers.networks.images", args={"width": 4}), (2, 3, 5)),
+    "custom, sequences": (CustomConfig(target="tests.helpers.networks.sequences"), (6,)),
     "transformer": (TransformerConfig(layers=2, width=8, hidden=16), (6,)),
     "transformer, two heads, dropout": (TransformerConfig(layers=2, heads=2, width=8, dropout=0.2), (5,)),
 }

@@ -9,7 +9,7 @@ from counterflow.config import CustomConfig
 from counterflow.models import build, build_seeded
 from counterflow.models.custom import check_network
 from counterflow.models.partition import layer_costs, profile_layers
-from tests.helpers.factories import images
+from tests.helpers.networks import images
 
 
 def custom(target: str, **args: Any) -> nn.Sequential:
@@ -17,10 +17,10 @@ def custom(target: str, **args: Any) -> nn.Sequential:
 
 
 def test_the_factory_is_called_with_its_arguments() -> None:
-    network = custom("tests.helpers.factories.images", width=3)
+    network = custom("tests.helpers.networks.images", width=3)
     assert len(network) == 3
     assert network[0][0].out_channels == 3
-    assert custom("tests.helpers.factories.images")[0][0].out_channels == 8
+    assert custom("tests.helpers.networks.images")[0][0].out_channels == 8
 
 
 def test_any_sequential_of_any_package() -> None:
@@ -28,14 +28,14 @@ def test_any_sequential_of_any_package() -> None:
 
 
 def test_images_that_are_not_square() -> None:
-    network, x = custom("tests.helpers.factories.images", width=4), torch.randn(2, 2, 3, 5)
+    network, x = custom("tests.helpers.networks.images", width=4), torch.randn(2, 2, 3, 5)
     layers = profile_layers(network, x)
     assert [layer.shape for layer in layers] == [(4, 3, 5), (4, 3, 3), (10,)]
     assert layer_costs(layers, "flops") == [2 * 15 * 4 * 18, 2 * 9 * 4 * 12, 2 * 36 * 10]
 
 
 def test_sequences() -> None:
-    network = build(CustomConfig(target="tests.helpers.factories.sequences"), (6,), 10, seed=1)
+    network = build(CustomConfig(target="tests.helpers.networks.sequences"), (6,), 10, seed=1)
     layers = profile_layers(network, torch.randint(10, (2, 6)))
     assert [layer.shape for layer in layers] == [(6, 4), (6, 8), (6, 10)]
     assert layer_costs(layers, "flops") == [1, 2 * 6 * 4 * 8, 2 * 6 * 8 * 10]
@@ -47,27 +47,27 @@ def test_sequences() -> None:
         ("no_such_package.factory", {}, "target=no_such_package.factory: No module named 'no_such_package'"),
         ("torch.nope.factory", {}, "target=torch.nope.factory: No module named 'torch.nope'"),
         (
-            "tests.helpers.factories.nope",
+            "tests.helpers.networks.nope",
             {},
-            "target=tests.helpers.factories.nope: module 'tests.helpers.factories' has no attribute 'nope'",
+            "target=tests.helpers.networks.nope: module 'tests.helpers.networks' has no attribute 'nope'",
         ),
-        ("tests.helpers.factories.NUMBER", {}, "target=tests.helpers.factories.NUMBER: must be callable, is int"),
+        ("tests.helpers.networks.NUMBER", {}, "target=tests.helpers.networks.NUMBER: must be callable, is int"),
         (
-            "tests.helpers.factories.a_list",
+            "tests.helpers.networks.a_list",
             {},
-            "target=tests.helpers.factories.a_list: the network must be an nn.Sequential, is list",
+            "target=tests.helpers.networks.a_list: the network must be an nn.Sequential, is list",
         ),
         (
-            "tests.helpers.factories.images",
+            "tests.helpers.networks.images",
             {"depth": 3},
-            "args={'depth': 3}: got an unexpected keyword argument 'depth', for tests.helpers.factories.images",
+            "args={'depth': 3}: got an unexpected keyword argument 'depth', for tests.helpers.networks.images",
         ),
         ("torch.nn.Linear", {}, "args={}: missing a required argument: 'in_features', for torch.nn.Linear"),
         ("builtins.dict", {}, "args={}: no signature found for builtin type <class 'dict'>, for builtins.dict"),
         (
-            "tests.helpers.factories.in_place",
+            "tests.helpers.networks.in_place",
             {},
-            "target=tests.helpers.factories.in_place: layer 1 must not change "
+            "target=tests.helpers.networks.in_place: layer 1 must not change "
             "its input in place, begins with ReLU(inplace=True)",
         ),
     ],
@@ -103,7 +103,7 @@ def test_layers_that_share_parameters_are_refused() -> None:
 
 def test_a_callable_has_the_weights_of_the_same_factory_by_name() -> None:
     torch.manual_seed(9)
-    network, expected = build_seeded(images, 1), custom("tests.helpers.factories.images")
+    network, expected = build_seeded(images, 1), custom("tests.helpers.networks.images")
     torch.testing.assert_close(network.state_dict(), expected.state_dict(), rtol=0, atol=0)
 
 

@@ -59,7 +59,7 @@ def aligned_layers(network: nn.Module) -> list[FeedbackAligned]:
 
 
 def first_gradient(network: nn.Sequential, x: Tensor) -> Tensor:
-    """Of a loss whose gradient at the output is the same whatever the weights are: fixed numbers times the output."""
+    """Gradient of a loss that is linear in the output, so that its gradient there does not depend on the weights."""
     output = network(x)
     direction = torch.linspace(-1.0, 2.0, output.numel(), dtype=output.dtype).view_as(output)
     first = next(network.parameters())

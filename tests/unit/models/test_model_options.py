@@ -66,7 +66,7 @@ def test_the_edge_of_what_is_allowed_is_taken() -> None:
     ],
 )
 def test_arguments_of_a_factory(overrides: list[str], args: dict[str, Any]) -> None:
-    config = model("model=custom", "model.target=tests.helpers.factories.images", *overrides)
+    config = model("model=custom", "model.target=tests.helpers.networks.images", *overrides)
     assert isinstance(config, CustomConfig)
     assert config.args == args
 
@@ -74,7 +74,7 @@ def test_arguments_of_a_factory(overrides: list[str], args: dict[str, Any]) -> N
 @pytest.mark.parametrize("args", ["3", "[1]", "{1:2}"])
 def test_arguments_without_names_are_refused(args: str) -> None:
     with pytest.raises(ValueError, match=r"^model\.args=\S[^\n]*: must be named arguments, {name: value, \.\.}$"):
-        model("model=custom", "model.target=tests.helpers.factories.images", f"model.args={args}")
+        model("model=custom", "model.target=tests.helpers.networks.images", f"model.args={args}")
 
 
 @pytest.mark.parametrize(
