@@ -38,7 +38,8 @@ $(STAMP): pyproject.toml constraints.txt
 train: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --local-addr=127.0.0.1 --nproc_per_node=$(NPROC) launch/train.py $(ARGS)
 
-test: lint types tests
+# Types are checked with the pinned torch only: its annotations differ between versions.
+test: lint $(if $(TORCH),,types) tests
 
 lint: $(STAMP)
 	$(BIN)/ruff check
