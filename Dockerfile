@@ -6,12 +6,12 @@ ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1
 WORKDIR /counterflow
 
-# The dependencies (several GB) are a layer of their own, made again only when pyproject.toml changes.
-COPY pyproject.toml ./
+# The dependencies (several GB) are a layer of their own, made again only when they change.
+COPY pyproject.toml constraints.txt ./
 RUN python3 -m venv /opt/venv \
     && python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' \
         > /tmp/requirements.txt \
-    && pip install --no-cache-dir -r /tmp/requirements.txt \
+    && pip install --no-cache-dir --constraint constraints.txt --requirement /tmp/requirements.txt \
     && rm /tmp/requirements.txt
 
 COPY README.md LICENSE ./

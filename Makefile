@@ -1,10 +1,15 @@
 PYTHON ?= python3
 NPROC  ?= 4
 ARGS   ?=
+TORCH  ?=
 
-VENV  := .venv
-BIN   := $(VENV)/bin
-STAMP := $(VENV)/.installed
+# A torch other than the pinned one has a virtual environment of its own, so that .venv stays as it is. There torch's own
+# metadata choose what goes with it: torchvision, triton, the CUDA packages, setuptools.
+VENV        := .venv$(if $(TORCH),-$(TORCH))
+BIN         := $(VENV)/bin
+STAMP       := $(VENV)/.installed
+CONSTRAINTS := $(if $(TORCH),$(VENV)/)constraints.txt
+SWAPPED     := ^(torch|torchvision|triton|setuptools|nvidia-.*|cuda-.*)==
 
 .DEFAULT_GOAL := help
 .PHONY: help install train test lint types tests test-slow clean
@@ -14,16 +19,18 @@ help:
 	@echo 'make test        lint, types and the fast tests; ARGS="-k transport" goes to pytest'
 	@echo 'make test-slow   the tests that take minutes'
 	@echo 'make install     only make .venv, with PYTHON=$(PYTHON)'
-	@echo 'make clean       remove .venv and the caches; runs/ stays'
+	@echo 'TORCH=2.11       with any of these: another torch, in .venv-2.11; pyproject.toml says which are supported'
+	@echo 'make clean       remove .venv* and the caches; runs/ stays'
 
 install: $(STAMP)
 
-# Repeated when pyproject.toml changes. The stamp comes last, so an interrupted install is not taken for a whole one.
-$(STAMP): pyproject.toml
+# Repeated when the dependencies change. The stamp comes last, so an interrupted install is not taken for a whole one.
+$(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 	  { echo "counterflow needs Python 3.11 or newer; '$(PYTHON)' is not. Try: make PYTHON=python3.12 ..." >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	$(if $(TORCH),{ grep -vE '$(SWAPPED)' constraints.txt; echo 'torch==$(TORCH).*'; } > $(CONSTRAINTS))
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[test]'
 	@touch $@
 
 # --standalone takes a free port, so several jobs can share a machine; the loopback address, because torchrun waits
@@ -31,7 +38,8 @@ $(STAMP): pyproject.toml
 train: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --local-addr=127.0.0.1 --nproc_per_node=$(NPROC) launch/train.py $(ARGS)
 
-test: lint types tests
+# Types are checked with the pinned torch only: its annotations differ between versions.
+test: lint $(if $(TORCH),,types) tests
 
 lint: $(STAMP)
 	$(BIN)/ruff check
@@ -48,5 +56,5 @@ test-slow: $(STAMP)
 	$(BIN)/pytest -m slow $(ARGS)
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
+	rm -rf .venv .venv-* .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
 	find src launch tests -name __pycache__ -type d -prune -exec rm -rf {} +
