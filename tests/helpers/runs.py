@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from counterflow.trainer.run import train
 
 from counterflow.checkpoint import CheckpointDirectory, CheckpointWriter
 from counterflow.cli.hydra_app import load_config
@@ -17,7 +18,6 @@ from counterflow.engine.run_context import RunContext
 from counterflow.engine.stage import WaitTimes
 from counterflow.message import Tag
 from counterflow.trainer.resume import open_run_dir
-from counterflow.trainer.run import train
 from counterflow.transport import Communicator, Payload, connect
 from tests.helpers.processes import CONF, Pool
 

@@ -9,7 +9,7 @@ from torch.distributions import Bernoulli, Categorical, Distribution, Independen
 
 from counterflow.algorithms.bll import BLL, BLLConfig
 from counterflow.algorithms.rule import MessageSpec, Payload, Shape, Task
-from counterflow.config import FeedbackConfig, LatentConfig, OptimizerConfig, SGD
+from counterflow.config import SGD, FeedbackConfig, LatentConfig, OptimizerConfig
 
 CLASSES = 5
 CATEGORIES = 2

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from counterflow.algorithms.optimizer import BatchPart
 from counterflow.algorithms.rule import LocalRule, Payload, RuleSet, Shape, Target, Task
 from counterflow.engine.job import Job
+from counterflow.models.flops import flop_counter
 
 SAMPLES = 2
 """Samples of a counted batch: batch norm cannot train on one value a channel."""
@@ -36,7 +36,7 @@ def backprop(block: nn.Module, example: Tensor, bottom: bool) -> Flops:
     they need no gradient."""
     block = copy.deepcopy(block).train()
     source = example.detach().requires_grad_(not bottom and example.is_floating_point())
-    with torch.random.fork_rng(devices=[]), FlopCounterMode(display=False) as counter:
+    with torch.random.fork_rng(devices=[]), flop_counter() as counter:
         output = block(source)
         forward = counter.get_total_flops()
         if output.requires_grad:
@@ -63,7 +63,7 @@ def _learning(rules: RuleSet, block: int, rule: LocalRule, job: Job, samples: in
     """FLOPs of `LocalRule.forward_message` and `LocalRule.update` on a batch of ``samples``."""
     rule = copy.deepcopy(rule).train()
     message = _message(rules, block, job, samples)
-    with torch.random.fork_rng(devices=[]), FlopCounterMode(display=False) as counter:
+    with torch.random.fork_rng(devices=[]), flop_counter() as counter:
         target: Target = ()
         if job.plan.targets_down:
             *above, _ = rules.target(block, 0, samples)

@@ -74,6 +74,10 @@ class _Stage(pipelining.PipelineStage):
         with self._timed("backward", bwd_chunk_id):
             return super().backward_weight_one_chunk(bwd_chunk_id, *args, **kwargs)
 
+    def _get_init_p2p_neighbors_ops(self) -> list[dist.P2POp]:
+        """First messages to the neighbours. Torch 2.11 sends them from a rank to itself as well, which gloo cannot."""
+        return [op for op in super()._get_init_p2p_neighbors_ops() if op.group_peer != self.group_rank]
+
     def loss(self, output: Tensor, labels: Tensor) -> Tensor:
         """Loss of the last micro-batch, at the top."""
         with self._timed("loss", self._microbatch):

@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+
+from counterflow.models.flops import flop_counter
 
 _MAX_PASSES = 5
 """Timed passes of a layer, at most. The fastest is its cost, since other load on the machine only adds time."""
@@ -40,7 +41,7 @@ def profile_layers(network: Iterable[nn.Module], example: Tensor) -> list[LayerS
     activation = example[:1]
     for layer in network:
         # With gradients: without, torch evaluates attention by a fused operation that it does not count.
-        with torch.enable_grad(), FlopCounterMode(display=False) as counter:
+        with torch.enable_grad(), flop_counter() as counter:
             activation = deepcopy(layer).eval()(activation).detach()
         parameters = sum(p.numel() for p in layer.parameters())
         layers.append(LayerStats(tuple(activation.shape[1:]), counter.get_total_flops(), parameters))

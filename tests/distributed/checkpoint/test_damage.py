@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 import torch
+from counterflow.engine.execute import BlockError
 
 from counterflow.checkpoint.atomic_write import sha256
 from counterflow.checkpoint.manifest import block_file
 from counterflow.cli.hydra_app import load_config
-from counterflow.engine.execute import BlockError
 from counterflow.engine.job import build_job
 from counterflow.trainer.resume import open_run_dir
 from tests.helpers.processes import CONF, Pool

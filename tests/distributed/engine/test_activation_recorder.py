@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from counterflow.engine.activation_recorder import ActivationRecorder
 
 from counterflow.cli.hydra_app import load_config
-from counterflow.engine.activation_recorder import ActivationRecorder
 from counterflow.engine.job import build_job
 from counterflow.schedule import RunPlan
 from tests.helpers.processes import CONF, Pool

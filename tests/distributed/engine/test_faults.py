@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-
-from counterflow.algorithms.bll import BLLRule
 from counterflow.cli.launch import exit_with_error
 from counterflow.engine.execute import BlockError
+
+from counterflow.algorithms.bll import BLLRule
 from counterflow.transport import ChannelError
 from tests.helpers.processes import Ended, run_fresh
 from tests.helpers.runs import SMALL, train_rank

@@ -20,12 +20,12 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from counterflow.cli.launch import exit_with_error
+from counterflow.engine.execute import BlockError
 from torch import Tensor
 
 from counterflow.cli.hydra_app import load_config
-from counterflow.cli.launch import exit_with_error
 from counterflow.engine import pipelined
-from counterflow.engine.execute import BlockError
 from counterflow.engine.factory import build_engine, choose_partition
 from counterflow.engine.job import Job, build_job
 from counterflow.models.feedback_alignment import apply_feedback_alignment

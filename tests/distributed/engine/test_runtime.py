@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from counterflow.engine.numerics import Numerics
 from torch import nn
 
 from counterflow.config import EngineConfig
-from counterflow.engine.numerics import Numerics
 from tests.helpers.processes import Pool
 from tests.helpers.runs import summary_of
 

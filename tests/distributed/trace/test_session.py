@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch.distributed as dist
+from counterflow.trainer.run import train
 
 from counterflow.cli.hydra_app import load_config
 from counterflow.engine.job import build_job
@@ -23,7 +24,6 @@ from counterflow.trace import chrome, rank_trace
 from counterflow.trace.rank_trace import RankTrace
 from counterflow.trace.recorder import NAMES, SHORT
 from counterflow.trainer.resume import open_run_dir
-from counterflow.trainer.run import train
 from counterflow.transport import Communicator, connect
 from tests.helpers.processes import CONF, Pool
 from tests.helpers.runs import SMALL, summary_of, train_rank

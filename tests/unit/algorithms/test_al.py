@@ -13,7 +13,7 @@ from counterflow.algorithms import ALGORITHMS
 from counterflow.algorithms.al import AL, ALConfig, ALRule
 from counterflow.algorithms.rule import Algorithm
 from counterflow.cli.hydra_app import load_config
-from counterflow.config import AdamW, OptimizerConfig, SGD
+from counterflow.config import SGD, AdamW, OptimizerConfig
 from counterflow.engine.job import Job, build_job
 from counterflow.engine.local import run
 from counterflow.models.partition import output_shapes, partition

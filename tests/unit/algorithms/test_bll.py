@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from counterflow.algorithms import ALGORITHMS
 from counterflow.algorithms.bll import BLL, BLLConfig, BLLRule
 from counterflow.algorithms.rule import LocalRule, Task
-from counterflow.config import FeedbackConfig, LatentConfig, SGD
+from counterflow.config import SGD, FeedbackConfig, LatentConfig
 from tests.helpers.systems import CASES, CLASSES, Case, inputs, labels, specs, system, targets
 
 

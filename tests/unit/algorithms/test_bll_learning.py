@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
 from counterflow.algorithms.bll import BLLRule
-from counterflow.config import AdamW, FeedbackConfig, OptimizerConfig, SGD
+from counterflow.config import SGD, AdamW, FeedbackConfig, OptimizerConfig
 from tests.helpers.systems import (
     BATCHES,
     CASES,

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from counterflow.algorithms.optimizer import BlockOptimizer, lr_factor
-from counterflow.config import AdamW, OptimizerConfig, SGD
+from counterflow.config import SGD, AdamW, OptimizerConfig
 
 QUARTER = (1 + math.sqrt(0.5)) / 2  # of a cosine from 1 to 0, after a quarter of the way
 

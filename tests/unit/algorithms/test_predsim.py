@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from counterflow.algorithms import ALGORITHMS
 from counterflow.algorithms.predsim import PredSim, PredSimConfig, PredSimRule, similarity
-from counterflow.config import AdamW, OptimizerConfig, SGD
+from counterflow.config import SGD, AdamW, OptimizerConfig
 from tests.helpers.processes import Pool
 from tests.helpers.runs import summary_of
 from tests.helpers.systems import CASES, CLASSES, labels, specs

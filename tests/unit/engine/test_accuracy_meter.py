@@ -1,5 +1,4 @@
 import torch
-
 from counterflow.engine.accuracy_meter import AccuracyMeter
 
 

@@ -3,9 +3,9 @@
 from typing import Any
 
 import torch
-
 from counterflow.engine.activation_recorder import ActivationRecorder
 from counterflow.engine.numerics import Numerics
+
 from counterflow.engine.stage import Stage, StageChannels, WaitTimes
 from counterflow.message import Tag
 from counterflow.schedule import RunPlan
