@@ -1,12 +1,12 @@
-"""Measure: ``python launch/bench.py suite=emulated ranks=8 quick=true``, or ``suite=all``.
+"""Run benchmarks: ``python launch/bench.py suite=emulated ranks=8 quick=true``, or ``suite=all``.
 
-The contenders of a suite run side by side in alternating order, on processes that this program starts; a table of
-medians and ratios, ``bench.json`` and the figures are what it leaves.
+Starts its own processes and measures the cases of a suite side by side in interleaved rounds. Writes a table of medians
+and ratios, ``bench.json`` and charts.
 """
 
 from pathlib import Path
 
-from counterflow.bench.program import main
+from counterflow.bench.cli import main
 
 if __name__ == "__main__":
     main(Path(__file__).parent.parent / "conf")

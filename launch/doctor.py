@@ -4,9 +4,8 @@ torchrun --standalone --local-addr=127.0.0.1 --nproc_per_node=4 launch/doctor.py
 """
 
 import sys
-from pathlib import Path
 
-from counterflow.doctor.command import main
+from counterflow.doctor.cli import main
 
 if __name__ == "__main__":
-    main(Path(__file__), sys.argv[1:])
+    main(sys.argv[1:])

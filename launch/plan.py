@@ -1,14 +1,14 @@
-"""Plan a run: which number of blocks, which cut, which lag and depth, and how fast it would be on these machines::
+"""Plan a run: number of blocks, cut, lag and depth, and how fast the run would be on these machines::
 
     python launch/plan.py model=resnet18 data=cifar10 data.root=DIR train.batch_size=128 \\
         machines.ranks=8 machines.bandwidth_gbps=1 machines.latency_ms=10
 
-Takes what ``launch/train.py`` takes, and the machines; measures every layer here, and simulates the rest.
+It takes the options of ``launch/train.py`` and of the machines, measures every layer here, and simulates the rest.
 """
 
 from pathlib import Path
 
-from counterflow.planner.program import main
+from counterflow.planner.cli import main
 
 if __name__ == "__main__":
     main(Path(__file__).parent.parent / "conf")

@@ -1,8 +1,8 @@
-"""Report: ``python launch/report.py RUNS.. [--out DIR] [--title TEXT]``, tables and figures of finished runs."""
+"""Report: ``python launch/report.py RUNS.. [--out DIR] [--title TEXT]``, tables and plots of finished runs."""
 
 import sys
 
-from counterflow.report.command import main
+from counterflow.report.cli import main
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

@@ -1,1 +1,1 @@
-"""What is compared with what, how, and how it is told. Everything here runs the engine that users run."""
+"""Benchmarks: cases measured side by side on the engine that users run."""

@@ -1,21 +1,23 @@
-"""The options of ``launch/bench.py``."""
+"""Options of ``launch/bench.py``, and the context that every suite gets."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 
+from counterflow.bench.cases import CaseFactory
 from counterflow.config.validators import at_least, size
 
-SUITES = ("cpu2", "emulated", "slowlink", "jitter", "transport", "memory", "scaling", "timeline", "flops")
+SUITE_NAMES = ("cpu2", "emulated", "slowlink", "jitter", "transport", "memory", "scaling", "timeline", "flops")
 
-_LONGEST = 1e5
-"""Milliseconds."""
+_MAX_MS = 1e5
 
 
 @dataclass(kw_only=True)
 class StageOptions:
-    """What an emulated block takes for an update batch, in milliseconds; by default what the suite is about."""
+    """Milliseconds that an emulated block takes for an update batch. None: the default of the suite."""
 
     forward_ms: float | None = None
     backward_ms: float | None = None
@@ -24,15 +26,15 @@ class StageOptions:
     def __post_init__(self) -> None:
         for name in ("forward_ms", "backward_ms", "update_ms"):
             value = getattr(self, name)
-            if value is not None and not 0 <= value <= _LONGEST:
-                raise ValueError(f"stage.{name}={value}: must be at least 0 and at most {_LONGEST:g}")
+            if value is not None and not 0 <= value <= _MAX_MS:
+                raise ValueError(f"stage.{name}={value}: must be at least 0 and at most {_MAX_MS:g}")
         if self.forward_ms == self.backward_ms == 0:
             raise ValueError("stage.forward_ms=0: must be above 0 if stage.backward_ms is 0")
 
     def seconds(self, forward_ms: float, backward_ms: float, update_ms: float = 0.0) -> tuple[float, float, float]:
-        """Of forward, backward and update, with a suite's defaults."""
-        wanted = ((self.forward_ms, forward_ms), (self.backward_ms, backward_ms), (self.update_ms, update_ms))
-        forward, backward, update = ((default if value is None else value) / 1e3 for value, default in wanted)
+        """Seconds of forward, backward and update; the arguments are the defaults of the suite, in ms."""
+        pairs = ((self.forward_ms, forward_ms), (self.backward_ms, backward_ms), (self.update_ms, update_ms))
+        forward, backward, update = ((default if value is None else value) / 1e3 for value, default in pairs)
         return forward, backward, update
 
 
@@ -42,6 +44,7 @@ class LinkOptions:
 
     bandwidth_gbps: float = 1.0
     latency_ms: float = 10.0
+    """One way."""
     activation_kb: int = 1536
     """Kilobytes of an activation message."""
 
@@ -55,25 +58,27 @@ class LinkOptions:
 
 @dataclass(kw_only=True)
 class BenchOptions:
+    """All options of ``launch/bench.py``."""
+
     suite: Any = "emulated"
-    """One of them, a list of them, or ``all``."""
+    """A suite, a list of suites, or ``all``."""
     ranks: Any = None
-    """A number of processes, or a list of them; by default what the suite is about."""
+    """A number of processes, or a list. None: the default of the suite."""
     microbatches: Any = None
-    """The same for the parts of an update batch that pipelines send; by default what the suite is about."""
+    """A number of micro-batches that pipelines send of an update batch, or a list. None: the default of the suite."""
     repeats: int = 5
-    """Rounds, in each of which every contender runs once."""
+    """Rounds, in each of which every case runs once."""
     quick: bool = False
-    """Fewer contenders and rounds, for a first look: a minute or two."""
+    """Fewer cases and rounds, for a first look: a minute or two."""
     out: str = "runs/bench"
-    """Folder of ``bench.json`` and the figures."""
+    """Folder of ``bench.json``, ``bench.md`` and the charts."""
     stage: StageOptions = field(default_factory=StageOptions)
     link: LinkOptions = field(default_factory=LinkOptions)
 
     def __post_init__(self) -> None:
         for name in self.suites:
-            if name not in SUITES:
-                raise ValueError(f"suite={name}: allowed are all, {', '.join(SUITES)}, and lists of them")
+            if name not in SUITE_NAMES:
+                raise ValueError(f"suite={name}: allowed are all, {', '.join(SUITE_NAMES)}, and lists of them")
         at_least("repeats", self.repeats, 1)
         for key in ("ranks", "microbatches"):
             numbers = self.numbers(key, [1])
@@ -84,20 +89,32 @@ class BenchOptions:
 
     @property
     def suites(self) -> list[Any]:
-        if self.suite == "all":
-            return list(SUITES)
-        return list(self.suite) if isinstance(self.suite, list) else [self.suite]
+        return list(SUITE_NAMES) if self.suite == "all" else _as_list(self.suite)
 
     def numbers(self, key: str, default: list[int]) -> list[int]:
-        """The values of ``ranks`` or ``microbatches``."""
+        """The values of ``ranks`` or ``microbatches``; ``default`` if the option is not set."""
         value = getattr(self, key)
-        if value is None:
-            return default
-        return list(value) if isinstance(value, list) else [value]
+        return default if value is None else _as_list(value)
 
     @property
     def rounds(self) -> int:
         return min(self.repeats, 3) if self.quick else self.repeats
+
+
+def _as_list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list) else [value]
+
+
+@dataclass(frozen=True)
+class BenchContext:
+    """The options of a run and its surroundings, as a suite gets them."""
+
+    options: BenchOptions
+    cases: CaseFactory
+    out: Path
+    """Folder of charts that a suite draws while it measures."""
+    log: Callable[[str], None]
+    """Shows one line of progress."""
 
 
 ConfigStore.instance().store(name="bench_schema", node=BenchOptions)

@@ -1,84 +1,89 @@
-"""What the simulator says about emulated contenders, to stand beside what was measured."""
+"""Predictions of the simulator for emulated cases, beside what was measured."""
 
 from collections.abc import Callable, Collection, Sequence
 
-from counterflow.bench.contender import Contender
-from counterflow.bench.row import StepMetrics
-from counterflow.bench.sleeping import CLASSES, Sleep
-from counterflow.schedule.forecast import Forecast, forecast
+from counterflow.bench.case import BenchmarkCase
+from counterflow.bench.results import CaseResult
+from counterflow.bench.sleeping import CLASSES
+from counterflow.schedule.forecast import forecast
 from counterflow.schedule.load import Link, Load, StageTimes
 
 
-def load(sleep: Sleep, blocks: int) -> Load:
-    """Of ``blocks`` blocks that all sleep alike."""
+def predict_seconds(case: BenchmarkCase, link: Link | None = None, overhead: float = 0.0) -> float:
+    """Simulated seconds per update batch; every action takes ``overhead`` seconds beside its sleep."""
+    assert case.sleep is not None
+    config, sleep = case.config, case.sleep
     times = StageTimes(sleep.forward, sleep.backward, sleep.update)
-    activation = 4 * sleep.batch * sleep.width
-    target = 4 * CLASSES * CLASSES + 8 * sleep.batch
-    return Load([times] * blocks, up=[activation] * (blocks - 1), down=[target] * (blocks - 1))
-
-
-def predict(contender: Contender, link: Link | None = None, overhead: float = 0.0) -> Forecast:
-    """Of an emulated contender, over its whole run; every action takes ``overhead`` seconds more than its sleep."""
-    assert contender.sleep is not None
-    config = contender.config
+    activation_bytes = 4 * sleep.batch * sleep.width
+    target_bytes = 4 * CLASSES * CLASSES + 8 * sleep.batch
+    edges = config.blocks - 1
     return forecast(
         config.schedule,
-        load(contender.sleep, config.blocks),
-        ranks=contender.ranks,
-        batches=contender.batches,
-        microbatches=contender.microbatches or 1,
+        Load([times] * config.blocks, up=[activation_bytes] * edges, down=[target_bytes] * edges),
+        ranks=case.ranks,
+        batches=case.batches,
+        microbatches=case.microbatches or 1,
         lag=config.engine.lag,
         depth=config.engine.depth,
         link=link or Link(),
-        jitter=contender.sleep.jitter,
+        jitter=sleep.jitter,
         overhead=overhead,
         keep=False,
-    )
+    ).seconds_per_batch
 
 
-def overhead(row: StepMetrics, contender: Contender) -> float:
-    """Seconds that every action took beside its sleep, if all that was not predicted of ``row`` is that."""
-    assert row.samples_per_second is not None
-    assert contender.sleep is not None
-    measured = contender.sleep.batch / row.samples_per_second
-    without, sample = predict(contender).seconds_per_batch, 0.1 * contender.sleep.total / (contender.microbatches or 1)
-    slope = (predict(contender, overhead=sample).seconds_per_batch - without) / sample
-    return max(0.0, (measured - without) / slope)
+def estimate_overhead(result: CaseResult, case: BenchmarkCase) -> float:
+    """Seconds per action that explain the difference between measurement and prediction."""
+    assert case.sleep is not None
+    without, sample = predict_seconds(case), 0.1 * case.sleep.total / (case.microbatches or 1)
+    slope = (predict_seconds(case, overhead=sample) - without) / sample
+    return max(0.0, (_measured_seconds(result, case) - without) / slope)
 
 
-def beside(row: StepMetrics, contender: Contender, link: Link | None = None, overhead: float = 0.0) -> StepMetrics:
-    """``row`` with the share of the ideal rate, which is that of a block that never waits, and what was predicted."""
-    assert row.samples_per_second is not None
-    assert contender.sleep is not None
-    blocks = contender.config.blocks // contender.ranks
-    forecast = contender.sleep.batch / predict(contender, link, overhead).seconds_per_batch
-    return row.having(
-        share_of_ideal=row.samples_per_second * blocks * contender.sleep.total / contender.sleep.batch,
-        predicted_samples_per_second=forecast,
-        prediction_error=forecast / row.samples_per_second - 1,
-    )
+def with_predictions(
+    results: Sequence[CaseResult],
+    cases: Sequence[BenchmarkCase],
+    calibrations: Collection[str] = (),
+    link_of: Callable[[BenchmarkCase], Link | None] = lambda _: None,
+) -> list[CaseResult]:
+    """``results`` with the share of the ideal rate and the prediction; a block that never waits has the ideal rate.
 
+    An engine takes some time for every action. It is estimated from the results that ``calibrations`` names, and added
+    to the predictions of all cases of the same engine. The prediction of a calibrating case itself says nothing.
 
-def all_beside(
-    found: Sequence[StepMetrics],
-    contenders: Sequence[Contender],
-    calibrations: Collection[str],
-    link: Callable[[Contender], Link | None] = lambda _: None,
-) -> list[StepMetrics]:
-    """Every row with its prediction.
-
-    Engines take time beside that of the stages, for every action. How much is taken from the rows that
-    ``calibrations`` names, at most one of the free engine and one of torch's schedules, whose own predictions then say
-    nothing; it goes into the predictions of all others of the same engine.
+    Args:
+        results: One per case.
+        cases: Emulated cases.
+        calibrations: Names, at most one of the free engine and one of torch's schedules.
+        link_of: The link that a case ran over; None for an ideal one.
     """
-    pairs = list(zip(found, contenders, strict=True))
-    extra = {_free(c): overhead(row, c) for row, c in pairs if row.name in calibrations}
-    predicted = [beside(row, contender, link(contender), extra.get(_free(contender), 0.0)) for row, contender in pairs]
-    return [
-        row.having(calibrates_ms=1e3 * extra[_free(contender)]) if row.name in calibrations else row
-        for row, contender in zip(predicted, contenders, strict=True)
-    ]
+    overheads = {
+        _is_pipeline(case): estimate_overhead(result, case)
+        for result, case in zip(results, cases, strict=True)
+        if result.name in calibrations
+    }
+    predicted = []
+    for result, case in zip(results, cases, strict=True):
+        assert case.sleep is not None
+        overhead = overheads.get(_is_pipeline(case), 0.0)
+        seconds, measured = predict_seconds(case, link_of(case), overhead), _measured_seconds(result, case)
+        metrics = {
+            "share_of_ideal": case.config.blocks // case.ranks * case.sleep.total / measured,
+            "predicted_samples_per_second": case.sleep.batch / seconds,
+            "prediction_error": measured / seconds - 1,
+        }
+        if result.name in calibrations:
+            metrics["calibrates_ms"] = 1e3 * overhead
+        predicted.append(result.with_extra(**metrics))
+    return predicted
 
 
-def _free(contender: Contender) -> bool:
-    return contender.microbatches is None
+def _measured_seconds(result: CaseResult, case: BenchmarkCase) -> float:
+    """Seconds per update batch."""
+    assert result.samples_per_second is not None
+    assert case.sleep is not None
+    return case.sleep.batch / result.samples_per_second
+
+
+def _is_pipeline(case: BenchmarkCase) -> bool:
+    return case.microbatches is not None

@@ -1,7 +1,7 @@
-"""Blocks that sleep instead of computing: what is left to be measured is the schedule and the engine.
+"""Blocks that sleep instead of computing, so that the schedule and the engine alone are measured.
 
-Emulated, and called so wherever it is reported. The same times are slept under every schedule: a network of sleeping
-layers for pipelines of backprop, and a local rule that sleeps for the free engine. The messages are real.
+Every report calls them emulated. All schedules sleep the same times: pipelines of backprop in a network of sleeping
+layers, the free engine in a local rule that sleeps. The messages are real.
 """
 
 import random
@@ -16,7 +16,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from counterflow.algorithms import RuleSet
 from counterflow.algorithms.optimizer import BlockOptimizer
-from counterflow.algorithms.rule import LocalRule, MessageSpec, Metrics, Payload, Target
+from counterflow.algorithms.rule import LocalRule, Metrics, Payload, MessageSpec, Target
 from counterflow.config import OptimizerConfig
 
 CLASSES = 10
@@ -29,18 +29,17 @@ class Jitter:
     share: float
     factor: float
     blocks: int
-    seed: int = 0
 
     def __call__(self, block: int, n: int) -> float:
-        """The factor of ``block`` (1..N) at batch ``n``: the same for everybody who asks."""
-        draw = random.Random(1_000_003 * self.seed + n)
-        slow = draw.random() < self.share and draw.randint(1, self.blocks) == block
+        """The factor of ``block`` (1..N) at batch ``n``; every process computes the same."""
+        generator = random.Random(n)
+        slow = generator.random() < self.share and generator.randint(1, self.blocks) == block
         return self.factor if slow else 1.0
 
 
 @dataclass(frozen=True)
 class Sleep:
-    """Seconds that every block takes for a whole update batch."""
+    """Seconds that every block takes for one update batch."""
 
     forward: float
     backward: float
@@ -48,7 +47,7 @@ class Sleep:
     batch: int
     """Samples of an update batch."""
     width: int
-    """Numbers of an activation for each sample, 4 bytes each."""
+    """Elements of an activation per sample, 4 bytes each."""
     jitter: Jitter | None = None
 
     @property
@@ -56,8 +55,8 @@ class Sleep:
         return self.forward + self.backward + self.update
 
     @property
-    def note(self) -> dict[str, float | str]:
-        """What a result has to say about it."""
+    def settings(self) -> dict[str, float | str]:
+        """Settings for `counterflow.bench.results.SuiteResult`."""
         return {
             "emulated": "every block sleeps, nothing is computed",
             "forward_ms": 1e3 * self.forward,
@@ -70,12 +69,13 @@ class Sleep:
 
 
 def pause(seconds: float) -> None:
+    """Sleep, unless ``seconds`` is 0: even an empty sleep costs a system call."""
     if seconds > 0:
         time.sleep(seconds)
 
 
 class _Pause(torch.autograd.Function):
-    """The identity, whose gradient takes its time."""
+    """Identity whose backward pass sleeps."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, seconds: float) -> Tensor:
@@ -89,9 +89,9 @@ class _Pause(torch.autograd.Function):
 
 
 class SleepingLayer(nn.Module):
-    """Layer ``block`` of ``blocks``: takes a message ``[b, width]``, or samples at the bottom, and gives one, or
-    logits at the top. Half of the backward pass is for the input and half for the weight, where both have a gradient.
-    """
+    """Layer ``block`` of ``blocks``: maps ``[b, width]``, or samples at the bottom, to ``[b, width]``, or to logits
+    ``[b, CLASSES]`` at the top. Half of the backward time is for the input and half for the weight, if both need a
+    gradient."""
 
     def __init__(self, block: int, blocks: int, sleep: Sleep) -> None:
         super().__init__()
@@ -110,25 +110,23 @@ class SleepingLayer(nn.Module):
         share = size / sleep.batch * sleep.factor(self._block, self._samples // sleep.batch)
         self._samples += size
         pause(share * sleep.forward)
-        for_input = share * sleep.backward / 2 if x.requires_grad else 0.0
-        waits = _Pause.apply(x, for_input)
-        learns = _Pause.apply(self.weight, share * sleep.backward - for_input)
-        return torch.add(waits, learns)
+        input_seconds = share * sleep.backward / 2 if x.requires_grad else 0.0
+        weight_seconds = share * sleep.backward - input_seconds
+        return torch.add(_Pause.apply(x, input_seconds), _Pause.apply(self.weight, weight_seconds))
 
 
-def network(blocks: int, sleep: Mapping[str, Any]) -> nn.Sequential:
-    """The factory of ``model=custom``; ``sleep`` are the fields of a `Sleep`."""
-    of = Sleep(**{**sleep, "jitter": Jitter(**sleep["jitter"]) if sleep["jitter"] else None})
-    return nn.Sequential(*(SleepingLayer(block, blocks, of) for block in range(1, blocks + 1)))
+def sleeping_network(blocks: int, sleep: Sleep) -> nn.Sequential:
+    """The factory of ``model=custom``."""
+    return nn.Sequential(*(SleepingLayer(block, blocks, sleep) for block in range(1, blocks + 1)))
 
 
 def sleep_in_updates(sleep: Sleep) -> None:
-    """From now on every optimizer of this process takes its time."""
+    """Make every optimizer step of this process sleep from now on."""
     register_optimizer_step_post_hook(lambda *_: pause(sleep.update))
 
 
 class SleepingRule(LocalRule):
-    """A block pair whose messages are those of block-local learning: activations up, a code book and labels down."""
+    """A block pair with the messages of block-local learning: activations up, a code book and labels down."""
 
     def __init__(self, block: int, blocks: int, sleep: Sleep, optimizer: OptimizerConfig, batches: int) -> None:
         super().__init__()
@@ -157,25 +155,27 @@ class SleepingRule(LocalRule):
         return {}
 
     def predict(self, message: Payload, target: Target) -> tuple[Payload, Tensor | None]:
-        raise AssertionError("nothing is evaluated here")
+        raise AssertionError("benchmarks do not evaluate")
 
     @property
     def inference_modules(self) -> Sequence[nn.Module]:
         return (self.layer,)
 
 
+@dataclass(frozen=True)
 class SleepingColumn(RuleSet):
-    def __init__(self, blocks: int, sleep: Sleep, optimizer: OptimizerConfig, batches: int) -> None:
-        self._blocks = blocks
-        self._sleep = sleep
-        self._optimizer = optimizer
-        self._batches = batches
+    """Sleeping rules of all blocks."""
+
+    blocks: int
+    sleep: Sleep
+    optimizer: OptimizerConfig
+    batches: int
 
     def rule(self, block: int) -> LocalRule:
-        return SleepingRule(block, self._blocks, self._sleep, self._optimizer, self._batches)
+        return SleepingRule(block, self.blocks, self.sleep, self.optimizer, self.batches)
 
     def activation(self, block: int, batch: int) -> MessageSpec:
-        return (((self._sleep.batch, self._sleep.width), torch.float32),)
+        return (((self.sleep.batch, self.sleep.width), torch.float32),)
 
     def test_activation(self, block: int, batch: int) -> MessageSpec:
         return self.activation(block, batch)

@@ -1,1 +1,1 @@
-"""Checks of a machine before a run: what each found, and what to do about it. Started by ``launch/doctor.py``."""
+"""Machine diagnostics before a run: what each check measured, and what to do about it. Run by ``launch/doctor.py``."""

@@ -1,8 +1,13 @@
-"""One check: how it went, what was found, and what to do about it."""
+"""Result of one check, the table of all results, and the time limit of the system calls that checks make."""
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TypeVar
+
+_T = TypeVar("_T")
 
 
 class Status(StrEnum):
@@ -10,31 +15,58 @@ class Status(StrEnum):
     WARN = "warn"
     """A run works, but slower or less safely than it could."""
     FAIL = "fail"
-    """A run would end, or never start."""
+    """A run would stop with an error, or never start."""
 
 
 @dataclass(frozen=True)
 class Check:
     name: str
     status: Status
-    found: str
+    result: str
     advice: str = ""
-    """What to do, of everything that is not ok."""
+    """The next step for the user; empty if and only if the status is ok."""
 
     def __post_init__(self) -> None:
-        assert (self.status is Status.OK) == (not self.advice), f"{self.name}: advice where something is to be done"
+        assert (self.status is Status.OK) == (not self.advice), f"{self.name}: advice belongs to warnings and failures"
+
+    @classmethod
+    def warn_if(cls, problem: bool, name: str, result: str, advice: str) -> "Check":
+        """Warning with ``advice`` if there is a problem, otherwise ok."""
+        return cls(name, Status.WARN, result, advice) if problem else cls(name, Status.OK, result)
 
 
 def table(checks: Sequence[Check]) -> str:
-    """One line a check."""
+    """Table with one line per check."""
     width = max((len(check.name) for check in checks), default=0)
     return "\n".join(
-        f"{check.status:<4}  {check.name:<{width}}  {check.found}{f' -> {check.advice}' if check.advice else ''}"
+        f"{check.status:<4}  {check.name:<{width}}  {check.result}{f' -> {check.advice}' if check.advice else ''}"
         for check in checks
     )
 
 
-def verdict(checks: Sequence[Check]) -> str:
-    """All checks in a few words."""
+def summary_line(checks: Sequence[Check]) -> str:
+    """Number of checks by status."""
     count = {status: sum(check.status is status for check in checks) for status in Status}
     return f"{len(checks)} checks: {', '.join(f'{count[status]} {status}' for status in Status)}"
+
+
+def with_timeout(seconds: float, call: Callable[[], _T]) -> _T:
+    """Run ``call`` on a thread, and return or raise what it does.
+
+    Raises ``TimeoutError`` after ``seconds``. The thread is then left behind: system calls for names that no server
+    resolves, or for disks that do not answer, may never return.
+    """
+    outcome: Future[_T] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(call())
+        except Exception as error:
+            outcome.set_exception(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if not outcome.done():
+        raise TimeoutError(f"nothing within {seconds:g} s")
+    return outcome.result()

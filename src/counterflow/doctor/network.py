@@ -1,27 +1,24 @@
-"""Names, interfaces and ports of this node, as gloo and torchrun use them."""
+"""Checks of this node's name, interfaces and ports, as gloo and torchrun use them."""
 
-import fcntl
 import socket
-import struct
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
-from counterflow.doctor.bounded import bounded
-from counterflow.doctor.check import Check, Status
+from counterflow.doctor.check import Check, Status, with_timeout
+from counterflow.transport.interface import address
 
 SLOW_NAME = 1.0
-"""Seconds to resolve a name, from which on it delays every start."""
-_PATIENCE = 3.0
-"""Seconds that a name may take at all."""
-
-_SIOCGIFADDR = 0x8915
+"""Seconds to resolve a name; above this it delays every start."""
+_NAME_TIMEOUT = 3.0
+"""Seconds before a name counts as unresolved."""
 _LOOPBACK = "127.0.0.1"
 
 
 @dataclass(frozen=True)
-class Resolution:
-    """What became of a host's name."""
+class NameLookup:
+    """Result of resolving a host name."""
 
     name: str
     address: str | None
@@ -29,8 +26,8 @@ class Resolution:
     error: str = ""
 
 
-def resolve(name: str) -> Resolution:
-    """Both ways, name to address and back to the full name, as torchrun does."""
+def resolve(name: str) -> NameLookup:
+    """Resolve ``name`` to an address and back to the full name, as torchrun does."""
 
     def both_ways() -> str:
         address = str(socket.getaddrinfo(name, None)[0][4][0])
@@ -38,77 +35,75 @@ def resolve(name: str) -> Resolution:
         return address
 
     start = time.perf_counter()
+    address, error = None, ""
     try:
-        address, error = bounded(_PATIENCE, both_ways), ""
-    except TimeoutError as late:
-        address, error = None, str(late)
-    except (OSError, UnicodeError) as unknown:
-        address, error = None, getattr(unknown, "strerror", None) or str(unknown)
-    return Resolution(name, address, time.perf_counter() - start, error)
+        address = with_timeout(_NAME_TIMEOUT, both_ways)
+    except (OSError, UnicodeError) as failure:  # TimeoutError is an OSError
+        error = getattr(failure, "strerror", None) or str(failure)
+    return NameLookup(name, address, time.perf_counter() - start, error)
 
 
-def host_name(found: Resolution) -> Check:
+def check_host_name(lookup: NameLookup) -> Check:
     advice = f"torchrun --local-addr={_LOOPBACK} on one node, or name this host in /etc/hosts: torchrun waits for it"
-    if found.address is None:
-        return Check("host name", Status.WARN, f"{found.name} does not resolve: {found.error}", advice)
-    text = f"{found.name} is {found.address}, found in {1e3 * found.seconds:.1f} ms"
-    return Check("host name", Status.WARN, text, advice) if found.seconds > SLOW_NAME else _ok("host name", text)
+    if lookup.address is None:
+        return Check("host name", Status.WARN, f"{lookup.name} does not resolve: {lookup.error}", advice)
+    result = f"{lookup.name} is {lookup.address}, found in {1e3 * lookup.seconds:.1f} ms"
+    return Check.warn_if(lookup.seconds > SLOW_NAME, "host name", result, advice)
 
 
 def interfaces() -> dict[str, str]:
-    """The IPv4 address of every network interface that has one."""
+    """IPv4 addresses of this node's network interfaces, by name."""
     addresses = {}
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        for _, name in socket.if_nameindex():
-            try:
-                request = fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
-            except OSError:  # it has none
-                continue
-            addresses[name] = socket.inet_ntoa(request[20:24])
+    for _, name in socket.if_nameindex():
+        with suppress(OSError):  # raised for an interface without an IPv4 address
+            addresses[name] = address({"GLOO_SOCKET_IFNAME": name})
     return addresses
 
 
 def gloo_address(setting: str | None, own: str | None, available: Mapping[str, str]) -> tuple[str, str | None]:
-    """How gloo chooses the address that it listens on, and which one that is.
+    """Return the reason for gloo's choice of a listening address, and the address, ``None`` if there is none.
 
-    ``setting`` is GLOO_SOCKET_IFNAME, ``own`` what this host's name resolves to, ``available`` are the `interfaces`.
-    Without the first gloo takes the second if it is this host's, else the loopback address.
+    ``setting`` is GLOO_SOCKET_IFNAME, ``own`` the address of this host's name, ``available`` the `interfaces`.
+    Without ``setting`` gloo takes ``own`` if this host can listen there, otherwise the loopback address.
     """
     if setting:
         addresses = [available.get(name) for name in setting.split(",")]
         return f"GLOO_SOCKET_IFNAME={setting}", None if None in addresses else addresses[0]
-    if own is not None and can_bind(own) is None:
+    if own is not None and bind_error(own) is None:
         return "the host's name", own
     return "nothing else to be found", _LOOPBACK
 
 
-def interface(way: str, address: str | None, one_node: bool, available: Mapping[str, str]) -> Check:
-    """``way`` and ``address``: what `gloo_address` found."""
+def check_interface(reason: str, address: str | None, one_node: bool, available: Mapping[str, str]) -> Check:
+    """Check that gloo listens on an interface that the other ranks reach.
+
+    Args:
+        reason: First result of `gloo_address`.
+        address: Second result of `gloo_address`.
+        one_node: True if all ranks run on this node.
+        available: The `interfaces` of this node.
+    """
     known = ", ".join(f"{name} ({text})" for name, text in available.items()) or "none"
     if address is None:
-        return Check("interface", Status.FAIL, f"{way}: no such interface with an address", f"one of {known}")
-    name = next((name for name, text in available.items() if text == address), None)
-    found = f"gloo listens on {address}{f' ({name})' if name else ''}, by {way}"
-    if not one_node and address.startswith("127."):
-        return Check(
-            "interface",
-            Status.FAIL,
-            f"{found}: other nodes cannot reach it",
-            f"GLOO_SOCKET_IFNAME=NAME on every node, one of {known}",
-        )
-    return _ok("interface", found)
+        return Check("interface", Status.FAIL, f"{reason}: no such interface with an address", f"one of {known}")
+    name = next((f" ({name})" for name, text in available.items() if text == address), "")
+    result = f"gloo listens on {address}{name}, by {reason}"
+    if one_node or not address.startswith("127."):
+        return Check("interface", Status.OK, result)
+    advice = f"GLOO_SOCKET_IFNAME=NAME on every node, one of {known}"
+    return Check("interface", Status.FAIL, f"{result}: other nodes cannot reach it", advice)
 
 
-def port(address: str) -> Check:
-    """Whether a free TCP port can be had on ``address``."""
-    error = can_bind(address)
+def check_port(address: str) -> Check:
+    """Check that a free TCP port is available on ``address``."""
+    error = bind_error(address)
     if error is None:
-        return _ok("port", f"a free one can be had on {address}")
+        return Check("port", Status.OK, f"a free one is available on {address}")
     return Check("port", Status.FAIL, f"{address}: {error}", "free some ports, or another GLOO_SOCKET_IFNAME")
 
 
-def can_bind(address: str) -> str | None:
-    """Why no TCP port of ``address`` can be listened on; nothing if one can."""
+def bind_error(address: str) -> str | None:
+    """Return the reason why no TCP socket can listen on ``address``, or ``None`` if one can."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     try:
         with socket.socket(family, socket.SOCK_STREAM) as listener:
@@ -117,7 +112,3 @@ def can_bind(address: str) -> str | None:
     except OSError as error:
         return error.strerror or str(error)
     return None
-
-
-def _ok(name: str, found: str) -> Check:
-    return Check(name, Status.OK, found)

@@ -8,10 +8,12 @@ import subprocess
 from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from omegaconf import OmegaConf
+
+if TYPE_CHECKING:  # the report reads configurations without torch
+    import torch
 
 _WITHOUT_EFFECT = (
     "run.",
@@ -70,7 +72,7 @@ def _digest(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def versions(device: torch.device) -> dict[str, str | None]:
+def versions(device: "torch.device") -> dict[str, str | None]:
     """Software and hardware that may round differently elsewhere."""
     return {
         "counterflow": version("counterflow"),
@@ -81,7 +83,7 @@ def versions(device: torch.device) -> dict[str, str | None]:
     }
 
 
-def hardware(device: torch.device) -> str:
+def hardware(device: "torch.device") -> str:
     """Name of the GPU, or model and number of cores of the CPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)

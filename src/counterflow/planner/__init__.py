@@ -1,1 +1,1 @@
-"""Which cut of a model on which machines would be how fast: measured layers, and a simulation of the rest."""
+"""Planner: predicts from measured layers how fast each partition of a model would train on given machines."""

@@ -1,1 +1,1 @@
-"""The report of finished runs: tables, figures and where every number came from. It reads run directories alone."""
+"""Report of finished runs: tables, plots and the origin of every number. It reads run directories alone."""

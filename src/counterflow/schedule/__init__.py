@@ -1,11 +1,10 @@
-"""The programs that blocks run, as data, and their simulation without tensors."""
+"""Schedules of blocks and of pipelines, as data, and their simulation without tensors."""
 
-from counterflow.schedule.clock import DeadlockError, Span, Timetable
-from counterflow.schedule.forecast import SCHEDULES, Forecast, forecast
-from counterflow.schedule.load import Link, Load, StageTimes
-from counterflow.schedule.local_schedule import Action, Op, block_program, rank_program
+from counterflow.schedule.event_sim import DeadlockError, Durations, Span, Timetable, simulate
+from counterflow.schedule.forecast import SCHEDULES, LinkSpec, StageCost, Workload, forecast
 from counterflow.schedule.run_plan import RunPlan
-from counterflow.schedule.simulate import Durations, simulate
+from counterflow.schedule.local_schedule import Action, Op, block_program, rank_program
+from counterflow.schedule.sim_stats import Forecast
 
 __all__ = [
     "SCHEDULES",
@@ -13,13 +12,13 @@ __all__ = [
     "DeadlockError",
     "Durations",
     "Forecast",
-    "Link",
-    "Load",
+    "LinkSpec",
     "Op",
     "RunPlan",
     "Span",
-    "StageTimes",
+    "StageCost",
     "Timetable",
+    "Workload",
     "block_program",
     "forecast",
     "rank_program",

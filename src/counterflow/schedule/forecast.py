@@ -1,102 +1,141 @@
-"""Predicts, before anything is built, how fast a network trains under a schedule, who waits and what is held."""
+"""Forecast of a run by simulation: how fast it trains, which ranks wait, and how many activations they hold."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
+from itertools import pairwise, takewhile
 
-from counterflow.schedule.account import Account, Window
-from counterflow.schedule.clock import Channel, Part, Step, Timetable, Verb, run
-from counterflow.schedule.load import Link, Load
-from counterflow.schedule.local_schedule import Action, Op, rank_program
-from counterflow.schedule.pipelines import PIPELINES, Move, Task, blocks_of_stages, owners, tasks
+from counterflow.schedule.event_sim import BUFFERED, COMPUTE, SimEdge, SimOp, SimStep, TimedAction, local_programs, run
+from counterflow.schedule.pipeline_schedules import (
+    PIPELINES,
+    PipelineAction,
+    PipelineOp,
+    blocks_of_stages,
+    check_microbatches,
+    owners,
+    pipeline_actions,
+)
 from counterflow.schedule.run_plan import RunPlan
-from counterflow.schedule.steps import BUFFERED, Endpoint, joints, steps
+from counterflow.schedule.local_schedule import Action, Op, rank_program
+from counterflow.schedule.sim_stats import Forecast, SimStats, steady_window
 from counterflow.topology import Edge, Stream, Topology
 
 Jitter = Callable[[int, int], float]
-"""By which factor a block (counted from 1) takes longer with an update batch (counted from 0)."""
+"""Factor by which a block (counted from 1) takes longer for an update batch (counted from 0)."""
 
 SCHEDULES = ("free", *PIPELINES)
 
 _SEND_BUFFERS = 2
-"""Of an edge of the free engine: one is filled while the other one is under way."""
+"""Send buffers of an edge of the free engine: one is filled while the other one is being sent."""
 
-
-_COMPUTES = (Move.FORWARD, Move.BACKWARD, Move.INPUT, Move.WEIGHT, Move.UPDATE)
 _MESSAGES = {
-    Move.FORWARD: (Verb.TAKE, True, 1),
-    Move.BACKWARD: (Verb.TAKE, False, 0),
-    Move.INPUT: (Verb.TAKE, False, 0),
-    Move.RECEIVE_UP: (Verb.POST, True, 1),
-    Move.SEND_UP: (Verb.SEND, True, 0),
-    Move.SENT_UP: (Verb.SENT, True, 0),
-    Move.RECEIVE_DOWN: (Verb.POST, False, 0),
-    Move.SEND_DOWN: (Verb.SEND, False, 1),
-    Move.SENT_DOWN: (Verb.SENT, False, 1),
+    PipelineOp.FORWARD: (SimOp.RECEIVE, Stream.ACTIVATION, 1),
+    PipelineOp.BACKWARD: (SimOp.RECEIVE, Stream.TARGET, 0),
+    PipelineOp.BACKWARD_INPUT: (SimOp.RECEIVE, Stream.TARGET, 0),
+    PipelineOp.RECV_F: (SimOp.POST_RECEIVE, Stream.ACTIVATION, 1),
+    PipelineOp.SEND_F: (SimOp.SEND, Stream.ACTIVATION, 0),
+    PipelineOp.WAIT_SEND_F: (SimOp.WAIT_SEND, Stream.ACTIVATION, 0),
+    PipelineOp.RECV_B: (SimOp.POST_RECEIVE, Stream.TARGET, 0),
+    PipelineOp.SEND_B: (SimOp.SEND, Stream.TARGET, 1),
+    PipelineOp.WAIT_SEND_B: (SimOp.WAIT_SEND, Stream.TARGET, 1),
 }
-"""What a move does with a channel: whether that goes up, and how far below the stage its lower end is."""
+"""Operation on a channel, its stream, and how far its lower end is below the stage."""
+_HELD = {PipelineOp.FORWARD: 1, PipelineOp.BACKWARD: -1, PipelineOp.BACKWARD_WEIGHT: -1}
+"""Change of the activations that a stage holds for a micro-batch."""
 
 
 @dataclass(frozen=True)
-class Forecast:
-    seconds_per_batch: float
-    """Of an update batch in the slowest rank, in steady state."""
-    wait_fraction: list[float]
-    """Share of its steady state that each rank waits for messages and for its sends."""
-    in_flight: list[float]
-    """The most activations that each rank holds to learn from them; 1.0 are those of one block for an update batch."""
-    buffered: list[float]
-    """Messages of an update batch for which each rank's channels have activation buffers (free only)."""
-    fill: float
-    """Seconds until the last rank has its first activation."""
-    timetable: Timetable[Action] | Timetable[Task] | None
-    """What each rank did when, if that was kept."""
+class StageCost:
+    """Seconds that one block takes for one whole update batch."""
+
+    forward: float
+    backward: float
+    """Losses and all gradients, without the update."""
+    update: float = 0.0
+    target: float = 0.0
+    """Read a target message and make the next one (free only)."""
+    weight_share: float = 0.5
+    """Part of ``backward`` that no stage below waits for: the gradients of the weights (zbh1, zbv only)."""
+
+    def __post_init__(self) -> None:
+        for name in ("forward", "backward", "update", "target"):
+            _check_seconds(name, getattr(self, name))
+        if not 0 <= self.weight_share <= 1:
+            raise ValueError(f"weight_share={self.weight_share}: must be between 0 and 1")
+
+
+@dataclass(frozen=True)
+class LinkSpec:
+    """Every directed edge between neighbouring stages on different ranks; it sends one message after the other.
+
+    As with gloo, a message leaves when the sender knows of a posted receive, which takes a latency as well. Stages
+    that share their ranks do not share bandwidth.
+    """
+
+    latency: float = 0.0
+    """Seconds from the end of a send to the arrival."""
+    bandwidth: float = math.inf
+    """Bytes per second."""
+
+    def __post_init__(self) -> None:
+        _check_seconds("latency", self.latency)
+        if not self.bandwidth > 0:
+            raise ValueError(f"bandwidth={self.bandwidth}: must be more than 0 bytes a second")
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Costs of all blocks, bottom to top, and sizes of the messages between them."""
+
+    stages: Sequence[StageCost]
+    up: Sequence[int]
+    """Bytes of a whole batch's activation leaving each block but the top; the gradients of pipelines are as large."""
+    down: Sequence[int] = ()
+    """Bytes of a target message entering each block but the top; empty for a rule that sends no targets, as AL."""
+
+    def __post_init__(self) -> None:
+        edges = len(self.stages) - 1
+        if edges < 0:
+            raise ValueError("stages=[]: must be at least one")
+        if len(self.up) != edges:
+            raise ValueError(f"up={list(self.up)}: must be {edges} sizes, one for each block but the top")
+        if len(self.down) not in (0, edges):
+            raise ValueError(f"down={list(self.down)}: must be {edges} sizes, one for each block but the top, or none")
 
 
 def forecast(
     schedule: str,
-    load: Load,
+    workload: Workload,
     *,
     ranks: int,
     batches: int,
     microbatches: int = 1,
     lag: int = 2,
     depth: int = 2,
-    link: Link | None = None,
+    link: LinkSpec | None = None,
     jitter: Jitter | None = None,
     overhead: float = 0.0,
     keep: bool = True,
 ) -> Forecast:
-    """Simulate ``batches`` update batches of one of `SCHEDULES` on ``ranks``; the second half counts as steady state.
+    """Simulate a run; its second half counts as steady state.
 
-    ``microbatches`` are those of pipelines, except of ``sequential``, the network split over the ranks without any;
-    ``lag`` and ``depth`` are those of the free engine. Every action costs its rank ``overhead`` seconds beside. On one
-    rank pipelines are the plain loop. ``keep`` the timetable, or do not if it is a large one.
+    Args:
+        schedule: One of `SCHEDULES`. On one rank all pipelines are the plain loop.
+        workload: Costs of the network's blocks.
+        ranks: Processes, at most one for each block.
+        batches: Update batches, at least 2.
+        microbatches: Micro-batches of a pipeline; ``sequential``, the network split over the ranks, has none.
+        lag: Lag of the free engine, in batches per hop.
+        depth: Activations that a channel of the free engine holds.
+        link: Edges between ranks; by default messages take no time.
+        jitter: Factors by which blocks take longer.
+        overhead: Seconds that every action costs its rank besides its computation.
+        keep: Keep the timetable, which may be large.
 
-    Raises ``ValueError`` for what no run allows.
+    Raises:
+        ValueError: No run allows these arguments.
     """
-    topology, link = Topology(len(load.stages), ranks), link or Link()
-    _check(schedule, topology, batches, microbatches, lag, depth, overhead)
-    costs = _Costs(load, link, jitter, overhead)
-    if schedule == "free":
-        trip = (topology.blocks - 1) * lag + 1 if load.down else 1
-        local = Account(ranks, Window.of(batches, ranks, trip), _held_by_action, keep)
-        run(_free(topology, costs, batches, lag, depth), local.record)
-        return _forecast(local, [(depth + 1.0) * (r > 0) + _SEND_BUFFERS * (r < ranks - 1) for r in range(ranks)])
-    if ranks == 1:
-        schedule = "sequential"
-    if schedule == "sequential":
-        microbatches = 1
-    stages = blocks_of_stages(schedule, topology)
-    account = Account(ranks, Window.of(batches, len(stages), 1), _held_by_task(stages, microbatches), keep)
-    run(_pipelined(schedule, ranks, stages, costs, batches, microbatches), account.record)
-    return _forecast(account, [0.0] * ranks)
-
-
-def _check(
-    schedule: str, topology: Topology, batches: int, microbatches: int, lag: int, depth: int, overhead: float
-) -> None:
-    blocks, ranks = topology.blocks, topology.ranks
+    topology = Topology(len(workload.stages), ranks)
     if schedule not in SCHEDULES:
         raise ValueError(f"schedule={schedule}: must be one of {', '.join(SCHEDULES)}")
     for name, value, least in (("batches", batches, 2), ("microbatches", microbatches, 1), ("depth", depth, 1)):
@@ -106,139 +145,108 @@ def _check(
         raise ValueError(f"lag={lag}: must be at least {int(ranks > 1)} on ranks={ranks}")
     if not overhead >= 0:
         raise ValueError(f"overhead={overhead}: must be at least 0 seconds")
-    if ranks == 1:
-        return
-    if schedule in ("1f1b", "zbh1") and microbatches < ranks:
-        raise ValueError(f"microbatches={microbatches}: schedule={schedule} needs one for each of ranks={ranks}")
-    if schedule == "interleaved1f1b" and (blocks % ranks or blocks == ranks or microbatches % ranks):
-        raise ValueError(
-            f"schedule=interleaved1f1b: blocks={blocks} must be a multiple of ranks={ranks}, and more; "
-            f"microbatches={microbatches} must be a multiple of ranks"
-        )
-    if schedule == "zbv" and (blocks != 2 * ranks or microbatches < 2 * ranks):
-        raise ValueError(
-            f"schedule=zbv: blocks={blocks} must be {2 * ranks}, two for each rank; "
-            f"microbatches={microbatches} must be at least {2 * ranks}"
-        )
+    check_microbatches(schedule, ranks, topology.blocks, microbatches)
+    simulator = _Simulator(topology, workload, batches, link or LinkSpec(), jitter or (lambda block, n: 1.0), overhead)
+    return simulator.free(lag, depth, keep) if schedule == "free" else simulator.pipeline(schedule, microbatches, keep)
+
+
+def _check_seconds(name: str, value: float) -> None:
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{name}={value}: must be a finite number of seconds, at least 0")
 
 
 @dataclass(frozen=True)
-class _Costs:
-    load: Load
-    link: Link
-    jitter: Jitter | None
+class _Simulator:
+    topology: Topology
+    workload: Workload
+    batches: int
+    link: LinkSpec
+    jitter: Jitter
     overhead: float
 
-    def of(self, block: int, n: int, seconds: float) -> float:
-        return seconds if self.jitter is None else seconds * self.jitter(block, n)
+    def free(self, lag: int, depth: int, keep: bool) -> Forecast:
+        """Simulate the first batches of a run that goes on, so that there are targets to emit until the end."""
+        blocks, ranks, (up, down) = self.topology.blocks, self.topology.ranks, (self.workload.up, self.workload.down)
+        plan = RunPlan(self.batches + lag * blocks + 1, lag, predicts_down=not down and blocks > 1)
 
-    def channel(self, source: int, destination: int, size: float, posted: int = 0, buffers: int = 0) -> Channel:
-        link = self.link
-        return Channel(source, destination, posted, buffers, size / link.bandwidth, link.latency, credit=link.latency)
+        def connect(edge: Edge, source: int, destination: int) -> SimEdge:
+            activation = edge.stream is Stream.ACTIVATION
+            size, room = (up[edge.lower - 1], depth) if activation else (down[edge.lower - 1] if down else 0, lag)
+            # One more is posted than the depth, for the message that the block is working on.
+            return self._edge(source, destination, size, room + 1, _SEND_BUFFERS)
 
+        def seconds(action: Action) -> float:
+            cost, n = self.workload.stages[action.block - 1], action.n
+            if action.op is Op.FORWARD:
+                base = cost.forward
+            elif action.op is Op.LEARN:
+                base = cost.backward + cost.update
+            else:
+                base, n = cost.target, max(0, n - plan.lead(action.block))
+            return base * self.jitter(action.block, n) + self.overhead
 
-def _forecast(account: Account[Action] | Account[Task], buffered: Sequence[float]) -> Forecast:
-    return Forecast(
-        seconds_per_batch=account.seconds_per_batch,
-        wait_fraction=account.wait_fraction,
-        in_flight=account.in_flight,
-        buffered=list(buffered),
-        fill=account.fill,
-        timetable=account.timetable,
-    )
+        def program(blocks: range) -> Iterator[Action]:
+            actions = rank_program(blocks, plan, lambda n: n == self.batches - 1)
+            return takewhile(lambda action: action.op is not Op.SAVE, actions)
 
+        window = steady_window(self.batches, ranks, (blocks - 1) * lag + 1 if down else 1)
+        change = {Op.FORWARD: 1.0, Op.LEARN: -1.0}
+        stats = SimStats[Action](ranks, window, lambda action: change.get(action.op, 0.0), keep)
+        run(local_programs(self.topology, program, connect, seconds, holds_activations=True), stats.record)
+        return stats.forecast([(depth + 1.0) * (r > 0) + _SEND_BUFFERS * (r < ranks - 1) for r in range(ranks)])
 
-def _free(topology: Topology, costs: _Costs, batches: int, lag: int, depth: int) -> list[Iterator[Step[Action]]]:
-    """The first ``batches`` of a run that goes on, so that there are targets to emit until the end."""
-    load = costs.load
-    plan = RunPlan(batches + lag * topology.blocks + 1, lag, predicts_down=not load.down and topology.blocks > 1)
+    def pipeline(self, schedule: str, microbatches: int, keep: bool) -> Forecast:
+        """Simulate a pipeline of backprop. Its channels have no room: only the receives that a rank posts."""
+        ranks = self.topology.ranks
+        if schedule == "sequential" or ranks == 1:
+            schedule, microbatches = "sequential", 1
+        stages = blocks_of_stages(schedule, self.topology)
+        owner = owners(schedule, ranks, len(stages))
+        edges: dict[tuple[Stream, int], SimEdge] = {}
+        """Channels by stream and lower stage."""
+        for lower, (low, high) in enumerate(pairwise(owner)):
+            if low != high:
+                size = self.workload.up[stages[lower][-1] - 1] / microbatches
+                edges[Stream.ACTIVATION, lower] = self._edge(low, high, size)
+                edges[Stream.TARGET, lower] = self._edge(high, low, size)
+        blocks, m = self.workload.stages, microbatches
+        costs = {
+            PipelineOp.FORWARD: [block.forward / m for block in blocks],
+            PipelineOp.BACKWARD: [block.backward / m for block in blocks],
+            PipelineOp.BACKWARD_INPUT: [block.backward * (1 - block.weight_share) / m for block in blocks],
+            PipelineOp.BACKWARD_WEIGHT: [block.backward * block.weight_share / m for block in blocks],
+            PipelineOp.UPDATE: [block.update for block in blocks],
+        }
 
-    def crossing(edge: Edge, source: int, destination: int) -> Endpoint:
-        up = edge.stream is Stream.ACTIVATION
-        size, room = (load.up[edge.lower - 1], depth) if up else (load.down[edge.lower - 1] if load.down else 0, lag)
-        # One more is posted than the depth, for the message in the block's hands.
-        return Endpoint(costs.channel(source, destination, size, room + 1, _SEND_BUFFERS), BUFFERED)
+        def seconds(action: PipelineAction) -> float:
+            total = self.overhead
+            for block in stages[action.stage]:
+                total += costs[action.op][block - 1] * self.jitter(block, action.n)
+            return total
 
-    edges = joints(topology, crossing)
+        def steps(action: PipelineAction) -> tuple[SimStep, ...]:
+            found: list[SimStep] = []
+            if action.op in _MESSAGES:
+                sim_op, stream, below = _MESSAGES[action.op]
+                edge = edges.get((stream, action.stage - below))
+                found += [(sim_op, edge)] if edge else []
+            return (*found, COMPUTE) if action.op in costs else tuple(found)
 
-    def seconds(action: Action) -> float:
-        times, n = load.stages[action.block - 1], action.n
-        if action.op is Op.FORWARD:
-            base = times.forward
-        elif action.op is Op.LEARN:
-            base = times.backward + times.update
-        else:
-            base, n = times.target, max(0, n - plan.lead(action.block))
-        return costs.of(action.block, n, base) + costs.overhead
+        def program(order: Sequence[PipelineAction]) -> Iterator[TimedAction[PipelineAction]]:
+            rows = [(action, steps(action)) for action in order]
+            for n in range(self.batches):
+                for first, row in rows:
+                    action = PipelineAction(first.stage, first.op, first.micro, n)
+                    yield TimedAction(action, seconds(action) if action.op in costs else 0.0, row)
 
-    def program(blocks: range) -> Iterator[Action]:
-        return takewhile(
-            lambda action: action.op is not Op.SAVE, rank_program(blocks, plan, lambda n: n == batches - 1)
-        )
+        def change(action: PipelineAction) -> float:
+            return _HELD.get(action.op, 0) * len(stages[action.stage]) / microbatches
 
-    return [
-        steps(program(blocks), blocks, edges, seconds, keeps=True)
-        for blocks in map(topology.blocks_of, range(topology.ranks))
-    ]
+        stats = SimStats(ranks, steady_window(self.batches, len(stages), 1), change, keep)
+        run(list(map(program, pipeline_actions(schedule, ranks, len(stages), microbatches))), stats.record)
+        return stats.forecast([0.0] * ranks)
 
-
-def _held_by_action(action: Action) -> float:
-    return 1.0 if action.op is Op.FORWARD else -1.0 if action.op is Op.LEARN else 0.0
-
-
-def _pipelined(
-    schedule: str, ranks: int, stages: Sequence[range], costs: _Costs, batches: int, microbatches: int
-) -> list[Iterator[Step[Task]]]:
-    """``stages`` are the blocks of each stage. A channel has no room: only the receives that a rank posts."""
-    owner = owners(schedule, ranks, len(stages))
-    channels: dict[tuple[bool, int], Channel] = {}
-    """By whether it goes up, and by the lower one of its stages."""
-    for lower in range(len(stages) - 1):
-        low, high = owner[lower], owner[lower + 1]
-        if low != high:
-            size = costs.load.up[stages[lower][-1] - 1] / microbatches
-            channels[True, lower] = costs.channel(low, high, size)
-            channels[False, lower] = costs.channel(high, low, size)
-
-    def seconds(task: Task) -> float:
-        found = costs.overhead
-        for block in stages[task.stage]:
-            times = costs.load.stages[block - 1]
-            match task.move:
-                case Move.FORWARD:
-                    base = times.forward / microbatches
-                case Move.UPDATE:
-                    base = times.update
-                case Move.BACKWARD:
-                    base = times.backward / microbatches
-                case Move.INPUT:
-                    base = times.backward * (1 - times.weight_share) / microbatches
-                case _:
-                    base = times.backward * times.weight_share / microbatches
-            found += costs.of(block, task.n, base)
-        return found
-
-    def parts(task: Task) -> tuple[Part, ...]:
-        verb, up, below = _MESSAGES.get(task.move, (Verb.WORK, True, 0))
-        channel = channels.get((up, task.stage - below))
-        message: tuple[Part, ...] = () if verb is Verb.WORK or channel is None else ((verb, channel),)
-        return (*message, (Verb.WORK, None)) if task.move in _COMPUTES else message
-
-    def program(order: Sequence[Task]) -> Iterator[Step[Task]]:
-        rows = [(task, parts(task)) for task in order]
-        for n in range(batches):
-            for task, row in rows:
-                named = Task(task.stage, task.move, task.micro, n)
-                yield Step(named, seconds(named) if task.move in _COMPUTES else 0.0, row)
-
-    return [program(order) for order in tasks(schedule, ranks, len(stages), microbatches)]
-
-
-def _held_by_task(stages: Sequence[range], microbatches: int) -> Callable[[Task], float]:
-    def change(task: Task) -> float:
-        share = len(stages[task.stage]) / microbatches
-        if task.move is Move.FORWARD:
-            return share
-        return -share if task.move in (Move.BACKWARD, Move.WEIGHT) else 0.0
-
-    return change
+    def _edge(self, source: int, destination: int, size: float, posted: int = 0, buffers: int = 0) -> SimEdge:
+        """Channel for messages of ``size`` bytes."""
+        seconds, latency = size / self.link.bandwidth, self.link.latency
+        return SimEdge(source, destination, posted, buffers, seconds, latency, credit=latency, sends=BUFFERED)

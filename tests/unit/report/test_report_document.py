@@ -1,4 +1,4 @@
-"""The whole report, by its command line."""
+"""The complete report, by its command line."""
 
 import re
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from counterflow.report.command import main
+from counterflow.report.cli import main
 
 MakeRun = Callable[..., Path]
 
@@ -73,6 +73,20 @@ def test_what_is_left_out_is_named(tmp_path: Path, runs: Path, make_run: MakeRun
     assert text.count("stopped") == 1
 
 
+def test_runs_of_different_versions_are_said(tmp_path: Path, make_run: MakeRun) -> None:
+    old = make_run("1", "bp", summary={"torchvision_version": None})
+    new = make_run("2", "bll", summary={"torch_version": "2.15.0", "git_commit": "f00d", "hardware": "another"})
+    main([str(old), str(new), "--out", str(tmp_path / "out")])
+    lines = (tmp_path / "out" / "report.md").read_text().splitlines()
+    table_end = max(i for i, line in enumerate(lines) if line.startswith("| BLL"))
+    assert lines[table_end + 2] == (
+        "These runs were made under different versions: "
+        "torch 2.11.0, 2.15.0; commit c0ffee, f00d; hardware a processor, 2 cores, another."
+    )
+    main([str(new), "--out", str(tmp_path / "out")])
+    assert "different versions" not in (tmp_path / "out" / "report.md").read_text()
+
+
 def test_a_second_look_at_test_data_is_said(tmp_path: Path, make_run: MakeRun) -> None:
     path = make_run("1", rows=[{"event": "test", "n": 9, "seconds": 0.1, "accuracy": [0.5]}])
     main([str(path), "--out", str(tmp_path / "out")])
@@ -95,7 +109,7 @@ def test_equal_runs_give_equal_bytes(tmp_path: Path, runs: Path) -> None:
     assert contents(tmp_path / "out") == first
 
 
-def test_figures_of_an_earlier_report_go_away_and_other_files_stay(tmp_path: Path, runs: Path) -> None:
+def test_plots_of_an_earlier_report_go_away_and_other_files_stay(tmp_path: Path, runs: Path) -> None:
     out = tmp_path / "out"
     main([str(runs), "--out", str(out)])
     (out / "log.md").write_text("mine")

@@ -1,4 +1,4 @@
-"""What is read from run directories, and what is refused."""
+"""Reading of run directories, and refusals."""
 
 import json
 import subprocess
@@ -8,19 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 
-from counterflow.report.activations import read as read_activations
-from counterflow.report.comparison import compare
-from counterflow.report.discovery import find
-from counterflow.report.group import gather, labels
-from counterflow.report.run import read
+from counterflow.metrics import provenance
+from counterflow.report.groups import compare, differing_options, group_by_config, labels
+from counterflow.report.runs import find_runs, read_activations, read_run
 
 MakeRun = Callable[..., Path]
 
 
 def test_runs_are_found_at_any_depth_and_once(tmp_path: Path, make_run: MakeRun) -> None:
     paths = [make_run("b"), make_run("a/1", seed=1), make_run("a/deep/2", seed=2)]
-    finished, unfinished = find([tmp_path / "runs", tmp_path / "runs" / "b"])
+    finished, unfinished = find_runs([tmp_path / "runs", tmp_path / "runs" / "b"])
     assert finished == sorted(paths)
     assert unfinished == []
 
@@ -28,15 +27,15 @@ def test_runs_are_found_at_any_depth_and_once(tmp_path: Path, make_run: MakeRun)
 def test_a_run_without_a_summary_is_unfinished(tmp_path: Path, make_run: MakeRun) -> None:
     done, stopped = make_run("done"), make_run("stopped")
     (stopped / "summary.json").unlink()
-    assert find([tmp_path / "runs"]) == ([done], [stopped])
+    assert find_runs([tmp_path / "runs"]) == ([done], [stopped])
 
 
 def test_paths_without_runs_are_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"empty: holds no run \(no summary.json or metrics.jsonl at any depth\)"):
-        find([tmp_path / "empty"])
+        find_runs([tmp_path / "empty"])
     with pytest.raises(ValueError, match="nowhere: is no directory"):
-        find([tmp_path / "nowhere"])
+        find_runs([tmp_path / "nowhere"])
 
 
 @pytest.mark.parametrize(
@@ -59,7 +58,7 @@ def test_paths_without_runs_are_refused(tmp_path: Path) -> None:
 def test_a_damaged_summary_is_one_line(make_run: MakeRun, key: str, value: object, message: str) -> None:
     path = make_run("run", summary={key: value})
     with pytest.raises(ValueError, match=r"summary\.json: ") as caught:
-        read(path)
+        read_run(path)
     assert str(caught.value) == f"{path / 'summary.json'}: {message}"
 
 
@@ -78,7 +77,7 @@ def test_damaged_files_are_named(make_run: MakeRun, file: str, text: str, messag
     path = make_run("run")
     (path / file).write_text(text)
     with pytest.raises(ValueError, match=message) as caught:
-        read(path)
+        read_run(path)
     assert str(caught.value).startswith(f"{path / file}: ")
     assert "\n" not in str(caught.value)
 
@@ -88,19 +87,19 @@ def test_missing_files_are_named(make_run: MakeRun, file: str) -> None:
     path = make_run("run")
     (path / file).unlink()
     with pytest.raises(ValueError, match=f"{file}: cannot be read"):
-        read(path)
+        read_run(path)
 
 
 NEW = ("experiment", "scale", "config_hash", "group_hash", "torchvision_version", "python_version", "hardware", "flops")
 
 
 def test_older_summaries_are_read(make_run: MakeRun) -> None:
-    """What the summary lacks is taken from the configuration, or is None."""
-    run = read(make_run("run", summary=dict.fromkeys((*NEW, "ranks", "cut", "validation_accuracy"), ...)))
-    assert (run.experiment, run.scale) == ("table1", "cpu")
-    assert run.summary.hardware is None
-    assert run.summary.extra_flops is None
-    assert run.summary.layers is None
+    """A value that the summary lacks is taken from the configuration, or is None."""
+    run = read_run(make_run("run", summary=dict.fromkeys((*NEW, "ranks", "cut", "validation_accuracy"), ...)))
+    assert (run.summary["experiment"], run.summary["scale"]) == ("table1", "cpu")
+    assert run.summary["hardware"] is None
+    assert run.summary["extra_flops"] is None
+    assert run.summary["layers"] is None
 
 
 @pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 cut off"])
@@ -125,16 +124,36 @@ def test_activations_are_checked(tmp_path: Path) -> None:
 
 
 def test_seeds_of_one_configuration_are_a_group(make_run: MakeRun) -> None:
-    """Where and how fast a run went makes no difference, and what its rule learns with does."""
+    """Place and speed of a run make no difference; the options of its rule do."""
     same = [
         make_run("1", seed=3),
         make_run("2", seed=1, options={"engine.threads": 8, "engine.depth": 9, "engine.backend": "gloo"}),
         make_run("3", seed=2, options={"engine.timeout": 1.0, "run.dir": "elsewhere", "data.root": "/elsewhere"}),
     ]
     other = make_run("4", seed=1, options={"algorithm.latent.convolutions": 2})
-    groups, repeated = gather(map(read, [*same, other]))
+    groups, repeated = group_by_config(map(read_run, [*same, other]))
     assert sorted([run.path.name for run in group.runs] for group in groups) == [["2", "3", "1"], ["4"]]
     assert repeated == []
+
+
+def test_no_option_without_effect_tells_runs_apart(make_run: MakeRun) -> None:
+    """The report once had a list of its own, which lacked the options of checkpoints, traces and recovery."""
+    given = {"checkpoint.every": 5, "trace": True, "engine.recovery": "restart", "engine.replay": 3, "scale": "full"}
+    hashed = [make_run("1"), make_run("2", seed=2, options=given)]
+    groups, _ = group_by_config(map(read_run, hashed))
+    assert [[run.path.name for run in group.runs] for group in groups] == [["1", "2"]]
+    written = [
+        make_run(name, options=options, summary={"group_hash": name}) for name, options in (("3", {}), ("4", given))
+    ]
+    groups, _ = group_by_config(map(read_run, written))
+    assert differing_options(groups, per_algorithm=False) == [{}, {}]
+
+
+def test_there_is_one_list_of_options_without_effect(make_run: MakeRun) -> None:
+    path = make_run("1", options={"checkpoint.every": 5, "engine.replay": 3})
+    expected = provenance.settings(OmegaConf.to_container(OmegaConf.load(path / "config.yaml")))
+    assert expected.pop("seed") == 1
+    assert read_run(path).settings == expected
 
 
 def test_the_hash_of_a_run_comes_first(make_run: MakeRun) -> None:
@@ -143,13 +162,13 @@ def test_the_hash_of_a_run_comes_first(make_run: MakeRun) -> None:
         make_run("2", seed=2, summary={"group_hash": "a1"}, options={"model.width": 7}),
         make_run("3", seed=1, summary={"group_hash": "b2"}),
     ]
-    groups, _ = gather(map(read, paths))
+    groups, _ = group_by_config(map(read_run, paths))
     assert [[run.path.name for run in group.runs] for group in groups] == [["1", "2"], ["3"]]
 
 
 def test_a_seed_counts_once(make_run: MakeRun) -> None:
     paths = [make_run("b", seed=1, accuracy=0.1), make_run("a", seed=1, accuracy=0.5), make_run("c", seed=2)]
-    (group,), repeated = gather(map(read, paths))
+    (group,), repeated = group_by_config(map(read_run, paths))
     assert [run.path.name for run in group.runs] == ["a", "c"]
     assert [run.path.name for run in repeated] == ["b"]
 
@@ -161,7 +180,7 @@ def test_labels_tell_groups_of_an_algorithm_apart(make_run: MakeRun) -> None:
         make_run("3", "bll", options={"algorithm.latent.convolutions": 2}),
         make_run("4", "bll", options={"algorithm.latent.convolutions": 2}, summary={"group_hash": "0123456789"}),
     ]
-    groups, _ = gather(map(read, paths))
+    groups, _ = group_by_config(map(read_run, paths))
     names = dict(zip([group.runs[0].path.name for group in groups], labels(groups), strict=True))
     assert names["1"] == "BP"
     assert names["2"] == "BLL convolutions=1"
@@ -176,12 +195,12 @@ def test_experiments_and_scales_are_kept_apart(make_run: MakeRun) -> None:
         make_run("3", summary={"experiment": "fig3a"}),
         make_run("4", summary={"experiment": ...}, options={"run.experiment": None}),
     ]
-    found = [(c.experiment, c.scale) for c in compare(map(read, paths))]
-    assert found == [("fig3a", "cpu"), ("table1", "cpu"), ("table1", "full"), (None, None)]
+    result = [(c.experiment, c.scale) for c in compare(map(read_run, paths))]
+    assert result == [("fig3a", "cpu"), ("table1", "cpu"), ("table1", "full"), (None, None)]
 
 
 def test_the_report_loads_no_torch() -> None:
-    code = "import sys, counterflow.report.command; assert 'torch' not in sys.modules, 'torch is loaded'"
+    code = "import sys, counterflow.report.cli; assert 'torch' not in sys.modules, 'torch is loaded'"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 

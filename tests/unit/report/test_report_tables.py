@@ -6,30 +6,28 @@ from statistics import stdev
 
 import pytest
 
-from counterflow.report.comparison import Comparison, compare
-from counterflow.report.estimate import Estimate
-from counterflow.report.published import PUBLISHED
-from counterflow.report.run import read
-from counterflow.report.table import table
+from counterflow.report.groups import Comparison, MeanStd, compare
+from counterflow.report.literature import PUBLISHED
+from counterflow.report.runs import read_run
+from counterflow.report.tables import markdown, table
 
 MakeRun = Callable[..., Path]
 
 
 def cells(comparison: Comparison) -> list[dict[str, str]]:
-    found = table(comparison)
-    return [dict(zip(found.header, row, strict=True)) for row in found.rows]
+    return table(comparison).to_dict("records")
 
 
 def only(*paths: object) -> Comparison:
-    (comparison,) = compare(map(read, paths))
+    (comparison,) = compare(map(read_run, paths))
     return comparison
 
 
-def test_estimates() -> None:
-    assert Estimate.of([1.0, 2.0, 6.0]) == Estimate(3.0, stdev([1.0, 2.0, 6.0]), 3)
-    assert Estimate.of([1.0, 2.0, 6.0]).std == pytest.approx(7**0.5)  # n - 1
-    assert Estimate.of([None, 0.5]) == Estimate(0.5, None, 1)
-    assert Estimate.of([None]) is None
+def test_mean_and_deviation() -> None:
+    assert MeanStd.of([1.0, 2.0, 6.0]) == MeanStd(3.0, stdev([1.0, 2.0, 6.0]), 3)
+    assert MeanStd.of([1.0, 2.0, 6.0]).std == pytest.approx(7**0.5)  # n - 1
+    assert MeanStd.of([None, 0.5]) == MeanStd(0.5, None, 1)
+    assert MeanStd.of([None]) is None
 
 
 def test_mean_deviation_seeds_and_gap(make_run: MakeRun) -> None:
@@ -103,7 +101,7 @@ def test_options_that_differ_are_shown_with_their_keys(make_run: MakeRun) -> Non
 )
 def test_a_gap_is_only_to_the_same_network_data_budget_and_experiment(make_run: MakeRun, other: dict) -> None:
     paths = [make_run("1", "bp", **other), make_run("2", "bll")]
-    rows = [row for comparison in compare(map(read, paths)) for row in cells(comparison)]
+    rows = [row for comparison in compare(map(read_run, paths)) for row in cells(comparison)]
     assert not [row for row in rows if row.get("test gap to BP [points]") or row.get("samples/s over BP's")]
 
 
@@ -127,8 +125,8 @@ def test_blocks_decide_between_equal_backprops(make_run: MakeRun) -> None:
 
 def test_speeds_are_compared_on_equal_machines_only(make_run: MakeRun) -> None:
     comparison = only(make_run("1", "bp"), make_run("2", "bll", summary={"hardware": "another processor"}))
-    assert "samples/s over BP's" not in table(comparison).header
-    assert "test gap to BP [points]" in table(comparison).header
+    assert "samples/s over BP's" not in table(comparison)
+    assert "test gap to BP [points]" in table(comparison)
 
 
 def test_processes_are_shown_where_there_are_several(make_run: MakeRun) -> None:
@@ -161,7 +159,7 @@ def test_a_second_look_at_test_data_is_marked(make_run: MakeRun) -> None:
 
 
 def test_markdown(make_run: MakeRun) -> None:
-    text = table(only(make_run("1", options={"optimizer.lr": "a|b"}), make_run("2"))).markdown()
+    text = markdown(table(only(make_run("1", options={"optimizer.lr": "a|b"}), make_run("2"))))
     header, rule, *rows = text.splitlines()
     assert header.startswith("| algorithm | model | data | blocks | options | test accuracy [%] |")
     assert rule.startswith("| --- | --- | --- | ---: | --- | ---: |")
@@ -171,10 +169,10 @@ def test_markdown(make_run: MakeRun) -> None:
 def test_without_an_experiment_published_numbers_are_those_of_the_full_size(make_run: MakeRun) -> None:
     """``scale=full`` is the default, and chooses nothing where no preset has values to choose."""
     options = {"model.name": "resnet18", "data.name": "fashion_mnist", "scale": "full", "run.experiment": None}
-    assert "published for the full-size network [%]" in table(only(make_run("1", options=options))).header
+    assert "published for the full-size network [%]" in table(only(make_run("1", options=options)))
 
 
-def test_whole_sequences_have_a_column_where_there_are_some(make_run: MakeRun) -> None:
+def test_complete_sequences_have_a_column_where_there_are_some(make_run: MakeRun) -> None:
     paths = [make_run(str(seed), seed=seed, summary={"test_sequence_accuracy": 0.5 + seed / 10}) for seed in (1, 2)]
     assert cells(only(*paths))[0]["sequences right [%]"] == "65.00 ± 7.07"
     assert "sequences right [%]" not in cells(only(make_run("other")))[0]

@@ -1,0 +1,180 @@
+"""One benchmark case, and the tasks that its ranks run. The only module of the benchmarks that starts the engine."""
+
+import resource
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from time import perf_counter, process_time
+
+import torch
+import torch.nn.functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+from counterflow.algorithms import ALGORITHMS
+from counterflow.algorithms.optimizer import BlockOptimizer
+from counterflow.algorithms.rule import Metrics
+from counterflow.bench.sleeping import Sleep, SleepingColumn, sleep_in_updates
+from counterflow.checkpoint import CheckpointWriter, CheckpointDirectory
+from counterflow.config import TrainConfig
+from counterflow.data.prefetch import prefetch
+from counterflow.engine import cost as costs
+from counterflow.engine import local
+from counterflow.engine.cost import Flops
+from counterflow.engine.job import Job, prepare
+from counterflow.engine.profile import column_of
+from counterflow.engine.run_context import RunContext
+from counterflow.engine.stage import WaitTimes
+from counterflow.engine.factory import build_engine, choose_partition
+from counterflow.trace.recorder import Recorder
+from counterflow.trace.rank_trace import RankTrace
+from counterflow.transport import Communicator
+
+
+@dataclass(frozen=True)
+class BenchmarkCase:
+    """One training run to measure."""
+
+    name: str
+    ranks: int
+    config: TrainConfig
+    batches: int
+    """Update batches of one measurement."""
+    warmup: int
+    """The first of these batches, which are not timed: the fill of the pipeline, and one-time costs."""
+    task: "Callable[[Communicator, BenchmarkCase], RankMeasurement]"
+    """The function that every rank runs."""
+    sleep: Sleep | None = None
+    """Times of the blocks, if they sleep instead of computing."""
+    microbatches: int | None = None
+    """Parts of an update batch that a pipeline sends one after the other; None for local rules and for DDP."""
+
+
+@dataclass(frozen=True)
+class RankMeasurement:
+    """Measurements of one rank."""
+
+    seconds: float
+    """Wall-clock seconds of the timed batches."""
+    batches: int
+    """Number of timed batches."""
+    receive_wait: float
+    """Seconds waiting for messages, part of ``seconds``."""
+    send_wait: float
+    """Seconds waiting for free send buffers, part of ``seconds``."""
+    cpu_seconds: float
+    """CPU time of all threads since the process started."""
+    peak_rss_bytes: int
+    peak_cuda_bytes: int | None
+    cut: Sequence[int]
+    """Layers of every block."""
+
+
+class SteadyTimer:
+    """Engine observer that times the batches from ``warmup`` to ``batches`` - 1."""
+
+    def __init__(self, waits: WaitTimes, warmup: int, batches: int) -> None:
+        assert 0 < warmup < batches
+        self._waits = waits
+        self._before, self._last = warmup - 1, batches - 1
+        self._stamps: dict[int, tuple[float, float, float]] = {}
+
+    def should_log(self, n: int) -> bool:
+        return False
+
+    def on_step(self, block: int, n: int, metrics: Metrics) -> None:
+        if n in (self._before, self._last):  # the last block of a rank overwrites the stamps of the others
+            self._stamps[n] = perf_counter(), self._waits.receive, self._waits.send
+
+    def on_eval(self, block: int, n: int, split: str, figures: Mapping[str, float]) -> None:
+        raise AssertionError("benchmarks do not evaluate")
+
+    def measurement(self, counts: Sequence[int]) -> RankMeasurement:
+        """The measurement of this process after the last batch, for blocks of ``counts`` layers."""
+        stamps = zip(self._stamps[self._before], self._stamps[self._last], strict=True)
+        seconds, received, sent = (after - before for before, after in stamps)
+        rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+        cuda = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+        return RankMeasurement(seconds, self._last - self._before, received, sent, process_time(), rss, cuda, counts)
+
+
+def train(comm: Communicator, case: BenchmarkCase, recorder: Recorder | None = None) -> RankMeasurement:
+    """Train ``case`` on the ranks of ``comm``, as ``launch/train.py`` does, but without reports and checkpoints."""
+    job, timer, context = _prepare(comm, case, comm.size, comm.rank, recorder)
+    config, sleep = case.config, case.sleep
+    if sleep is not None:
+        sleep_in_updates(sleep)
+    if sleep is not None and config.algorithm.name in ALGORITHMS:
+        counts = [1] * config.blocks
+        local.run(job, SleepingColumn(config.blocks, sleep, config.optimizer, case.batches), context)
+    else:
+        counts = comm.all_gather(choose_partition(job) if comm.rank == 0 else None, "the cut")[0]
+        build_engine(job, counts).run(context)
+    return timer.measurement(counts)
+
+
+def train_traced(comm: Communicator, case: BenchmarkCase) -> tuple[RankMeasurement, RankTrace]:
+    """`train`, with a trace of this rank. All ranks are on one machine and share its clock."""
+    recorder = Recorder()
+    return train(comm, case, recorder), RankTrace.of(comm.rank, recorder)
+
+
+def train_ddp(comm: Communicator, case: BenchmarkCase) -> RankMeasurement:
+    """Train ``case`` with DistributedDataParallel: every rank has the whole network and its share of each batch."""
+    job, timer, _ = _prepare(comm, case, ranks=1, rank=0)
+    network = DistributedDataParallel(job.network.train())
+    optimizer = BlockOptimizer(network.parameters(), job.config.optimizer, job.plan.batches)
+    share = job.config.train.batch_size // comm.size
+    own = slice(comm.rank * share, (comm.rank + 1) * share)
+    items = ((job.batches.inputs(n)[own], job.batches.labels(n)[own]) for n in range(job.plan.batches))
+    for n, (inputs, labels) in enumerate(prefetch(items)):
+        torch.autograd.backward(F.cross_entropy(network(inputs), labels))
+        optimizer.step(n)
+        timer.on_step(1, n, {})
+    return timer.measurement([len(job.network)])
+
+
+def sleep_without_engine(comm: Communicator, case: BenchmarkCase) -> tuple[float, float]:
+    """Run this rank's sleeping block without engine and messages: the baseline of the engine's overhead.
+
+    All ranks start at the same time.
+
+    Returns:
+        Wall-clock seconds per batch, and CPU seconds per batch.
+    """
+    assert case.sleep is not None
+    config = case.config
+    rule = SleepingColumn(config.blocks, case.sleep, config.optimizer, case.batches).rule(comm.rank + 1)
+    comm.all_gather(None, "the start")
+    start, cpu = perf_counter(), process_time()
+    for n in range(case.batches):
+        rule.forward_message(())
+        rule.update(n, (), ())
+    return (perf_counter() - start) / case.batches, (process_time() - cpu) / case.batches
+
+
+def count_flops(comm: Communicator, config: TrainConfig) -> Flops:
+    """FLOPs per sample, summed over all blocks."""
+    job = build_job(config, comm.size)
+    column = column_of(job, choose_partition(job))
+    blocks = range(1, config.blocks + 1)
+    return sum((costs.local(column, block, column.rule(block), job) for block in blocks), Flops(0, 0, 0))
+
+
+def _prepare(
+    comm: Communicator, case: BenchmarkCase, ranks: int, rank: int, recorder: Recorder | None = None
+) -> tuple[Job, SteadyTimer, RunContext]:
+    """The job of ``case`` without evaluations, its timer, and its session without checkpoints.
+
+    Args:
+        world: The processes of the measurement.
+        case: The case.
+        ranks: Processes that share the blocks: 1 if every process has the whole network.
+        rank: This process among them.
+        recorder: Recorder of a trace.
+    """
+    job = build_job(case.config, ranks, rank, ranks)
+    plan = replace(job.plan, batches=case.batches, validation_batches=0, test_batches=0, evaluate_every=0)
+    waits = WaitTimes()
+    timer = SteadyTimer(waits, case.warmup, case.batches)
+    no_checkpoints = CheckpointWriter(CheckpointDirectory(Path()), None, torch.device("cpu"), lambda saved: None, comm.watch.timeout)
+    return replace(job, plan=plan), timer, RunContext(comm, timer, waits, no_checkpoints, recorder)

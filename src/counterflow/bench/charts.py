@@ -1,0 +1,77 @@
+"""Style of the charts of all suites. Charts are drawn from ``bench.json`` alone."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+_COLOURS = {
+    "BLL": "#0072b2",
+    "AL": "#cc79a7",
+    "Pred-Sim": "#009e73",
+    "1F1B": "#d55e00",
+    "GPipe": "#e69f00",
+    "interleaved": "#8c6d31",
+    "ZBV": "#7b4173",
+    "DDP": "#56b4e9",
+}
+_OTHERS = "#606060"
+_STYLE: Any = {
+    "font.size": 10,
+    "axes.titlesize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e4e4e4",
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "savefig.dpi": 150,
+}
+_WIDTH = 8.0
+
+
+def colour(name: str) -> str:
+    """Colour of a case, by the first word of its name."""
+    return _COLOURS.get(name.split()[0].rstrip(","), _OTHERS)
+
+
+@contextmanager
+def chart(path: Path, rows: int, columns: int, height: float) -> Iterator[tuple[Figure, Sequence[Axes]]]:
+    """A figure to draw into, saved as PNG when the context ends.
+
+    Args:
+        path: The PNG file.
+        rows: Rows of axes.
+        columns: Columns of axes.
+        height: Inches of one row.
+    """
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(_WIDTH, rows * height), layout="constrained")
+        yield figure, list(figure.subplots(rows, columns, squeeze=False).flat)
+        figure.savefig(path, metadata={"Software": None})
+
+
+def draw_bars(path: Path, rows: Sequence[Mapping[str, Any]], title: str) -> None:
+    """Medians in samples/s as horizontal bars, the first on top; a whisker spans the lowest to the highest round."""
+    with chart(path, 1, 1, 0.35 * len(rows) + 1) as (_, (axes,)):
+        for y, row in enumerate(reversed(rows)):
+            middle = row["samples_per_second"]
+            axes.barh(y, middle, color=colour(row["name"]), height=0.7)
+            axes.plot([row["lowest"], row["highest"]], [y, y], color="black", linewidth=1)
+            text = f"{row['ratio_to_baseline']:.2f}x"
+            axes.annotate(text, (max(middle, row["highest"]), y), (4, 0), textcoords="offset points", va="center")
+        axes.set_yticks(range(len(rows)), [row["name"] for row in reversed(rows)])
+        axes.margins(x=0.12)
+        axes.grid(False, axis="y")
+        axes.set_xlabel("samples/s")
+        axes.set_title(title)
+
+
+def draw_legend(figure: Figure, axes: Axes) -> None:
+    """One legend of a figure below all of its axes, with the labels of ``axes``."""
+    handles, texts = axes.get_legend_handles_labels()
+    figure.legend(handles, texts, loc="outside lower center", ncols=3)

@@ -1,0 +1,152 @@
+"""Memory tracker: bytes that a process keeps for its backward passes, and bytes of its message buffers.
+
+Not counted: parameters, their gradients and the optimizer's state, which are the same under every schedule, and tensors
+that live within one operation.
+"""
+
+import weakref
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor, UntypedStorage, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from counterflow.bench.case import BenchmarkCase, RankMeasurement, train
+from counterflow.transport import Communicator
+from counterflow.transport.buffers import CudaNccl, CpuGloo, CudaGloo
+
+
+class LiveBytes:
+    """Bytes of the storages in use. A storage counts once and as a whole, however many tensors share it.
+
+    One thread may call `hold`. Any thread may call `drop`, and so may destructors, which run in the middle of anything.
+    """
+
+    def __init__(self) -> None:
+        self.peak = 0
+        """The largest number of bytes so far."""
+        self._live = 0
+        self._holders: dict[int, tuple[int, int]] = {}
+        """For every storage: the number of its holders, and its bytes."""
+        self._dropped: deque[int] = deque()
+
+    @property
+    def live(self) -> int:
+        """Bytes in use now."""
+        self._apply_drops()
+        return self._live
+
+    def hold(self, storage: UntypedStorage) -> int:
+        """Count a holder of ``storage``. Returns the key for `drop`, to be called once for every `hold`, while the
+        storage still exists."""
+        self._apply_drops()
+        key: int = storage._cdata
+        holders, nbytes = self._holders.get(key, (0, 0))
+        if not holders:
+            nbytes = storage.nbytes()
+            self._live += nbytes
+            self.peak = max(self.peak, self._live)
+        self._holders[key] = holders + 1, nbytes
+        return key
+
+    def drop(self, key: int) -> None:
+        self._dropped.append(key)
+
+    def _apply_drops(self) -> None:
+        while self._dropped:
+            key = self._dropped.popleft()
+            holders, nbytes = self._holders.pop(key)
+            if holders > 1:
+                self._holders[key] = holders - 1, nbytes
+            else:
+                self._live -= nbytes
+
+
+class _Saved:
+    """Tensor saved by autograd, released after backward."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor.detach()  # with its history, the output of a node would keep that node alive
+
+
+class MemoryTracker:
+    """Counts saved tensors and message buffers of this process."""
+
+    def __init__(self) -> None:
+        self.saved = LiveBytes()
+        """Tensors saved by autograd, the network's inputs included."""
+        self.messages = LiveBytes()
+        """Message buffers, from their allocation until their last reference is gone."""
+        self.all = LiveBytes()
+        """The union of both: a storage in both counts once."""
+
+    def count_saved(self) -> saved_tensors_hooks:
+        """A context that counts the tensors that autograd saves for operations of this thread within it."""
+        return saved_tensors_hooks(self._pack, lambda packed: packed.tensor if isinstance(packed, _Saved) else packed)
+
+    def count_message(self, buffer: Tensor) -> None:
+        """Count ``buffer`` as one that holds messages."""
+        storage = buffer.untyped_storage()
+        _hold_while_alive(storage, storage, self.messages, self.all)
+
+    def _pack(self, tensor: Tensor) -> Tensor | _Saved:
+        # A view of a parameter, such as a transposed weight, takes no memory either.
+        if isinstance(tensor if tensor._base is None else tensor._base, nn.Parameter):
+            return tensor
+        saved = _Saved(tensor)
+        _hold_while_alive(saved, tensor.untyped_storage(), self.saved, self.all)
+        return saved
+
+
+def _hold_while_alive(owner: object, storage: UntypedStorage, *counters: LiveBytes) -> None:
+    """Count ``storage`` until ``owner`` is destroyed."""
+    for counter in counters:
+        weakref.finalize(owner, counter.drop, counter.hold(storage)).atexit = False
+
+
+def watch_buffers(note: Callable[[Tensor], object]) -> None:
+    """Call ``note`` with every message buffer from now on, until this process ends.
+
+    These are the buffers that channels allocate, the tensors that channels send without a copy, and the tensors that
+    torch's pipeline schedules send or receive into.
+    """
+    media: tuple[Any, ...] = (CpuGloo, CudaGloo, CudaNccl)
+    operation: Any = dist.P2POp
+    for medium in media:
+        _call_after(medium, "buffer", lambda buffer, *_: note(buffer))
+        _call_after(medium, "load", lambda loaded, *_: [note(piece) for piece in loaded[0]])
+    _call_after(operation, "__init__", lambda _, made, *__: note(made.tensor))
+
+
+def _call_after(owner: Any, name: str, hook: Callable[..., object]) -> None:
+    """Replace method ``name`` by one that calls ``hook(result, self, *args)`` as well."""
+    method = getattr(owner, name)
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        result = method(*args, **kwargs)
+        hook(result, *args)
+        return result
+
+    setattr(owner, name, wrapped)
+
+
+@dataclass(frozen=True)
+class MemoryMeasurement:
+    """Peaks of one rank, in bytes."""
+
+    rank: RankMeasurement
+    saved: int
+    messages: int
+    all: int
+
+
+def train_tracked(comm: Communicator, case: BenchmarkCase) -> MemoryMeasurement:
+    """`train` with a memory tracker around the unchanged engine."""
+    tracker = MemoryTracker()
+    watch_buffers(tracker.count_message)
+    with tracker.count_saved():
+        rank = train(comm, case)
+    return MemoryMeasurement(rank, tracker.saved.peak, tracker.messages.peak, tracker.all.peak)

@@ -1,0 +1,176 @@
+"""Results of a suite: as objects, as JSON, and as tables in the terminal and in Markdown."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+SuiteJson = Mapping[str, Any]
+"""`SuiteResult.to_json`, with the keys that `counterflow.bench.cli` adds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaseResult:
+    """Medians of one case over its rounds, with the lowest and the highest round. None: not measured by the suite."""
+
+    name: str
+    ranks: int
+    samples_per_second: float | None = None
+    lowest: float | None = None
+    highest: float | None = None
+    baseline: str | None = None
+    """Name of the case that the ratios refer to."""
+    ratio_to_baseline: float | None = None
+    ratio_lowest: float | None = None
+    ratio_highest: float | None = None
+    wait_fraction: float | None = None
+    peak_rss_bytes: int | None = None
+    """Peak of the rank with the largest one."""
+    peak_cuda_bytes: int | None = None
+    batch: int | None = None
+    """Samples of an update batch."""
+    microbatches: int | None = None
+    repeats: int = 1
+    extra: Mapping[str, float | str | None] = field(default_factory=dict)
+    """Metrics of this suite alone."""
+
+    def with_extra(self, **metrics: float | str | None) -> "CaseResult":
+        return replace(self, extra={**self.extra, **metrics})
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A bound for one metric, and the value that was reached."""
+
+    text: str
+    wanted: float
+    reached: float
+    at_most: bool = False
+    """The bound is an upper one."""
+
+    @property
+    def met(self) -> bool:
+        return self.reached <= self.wanted if self.at_most else self.reached >= self.wanted
+
+
+@dataclass(frozen=True)
+class SuiteResult:
+    """Results of all cases of one suite."""
+
+    suite: str
+    settings: Mapping[str, Any]
+    """Settings in words and numbers. The key ``emulated`` is set if blocks slept."""
+    cases: Sequence[CaseResult]
+    goals: Sequence[Goal]
+
+    def to_json(self) -> dict[str, Any]:
+        """The object in ``bench.json``; metrics of the suite alone stand beside the common ones."""
+        rows = [asdict(case) for case in self.cases]
+        for row in rows:
+            row |= row.pop("extra")
+        return {
+            "suite": self.suite,
+            "settings": dict(self.settings),
+            "rows": rows,
+            "goals": [{**asdict(goal), "met": goal.met} for goal in self.goals],
+        }
+
+
+def terminal_table(suite: SuiteJson) -> Table:
+    """One line per case, one column per metric that at least one case has."""
+    header, lines = cells(suite)
+    grid = Table(title=suite_title(suite), box=box.SIMPLE_HEAD, title_justify="left")
+    for name in header:
+        grid.add_column(name, justify="left" if name == "name" else "right", no_wrap=name == "name")
+    for line in lines:
+        grid.add_row(*line)
+    return grid
+
+
+def markdown(suites: Sequence[SuiteJson]) -> str:
+    """All suites, each with its settings, its goals and the command that measured it."""
+    return "\n".join(line for suite in suites for line in _section(suite))
+
+
+def _section(suite: SuiteJson) -> Iterator[str]:
+    header, lines = cells(suite)
+    yield f"## {suite_title(suite)}\n"
+    yield f"`{suite['command']}`, {suite['seconds']:.0f} s; {suite['hardware']}, torch {suite['torch_version']}, "
+    yield f"commit {(suite['git_commit'] or 'unknown')[:12]}.\n"
+    yield "; ".join(f"{name.replace('_', ' ')}: {_number(value)}" for name, value in suite["settings"].items()) + ".\n"
+    yield f"| {' | '.join(header)} |"
+    yield f"|{'|'.join('---' if name == 'name' else '---:' for name in header)}|"
+    yield from (f"| {' | '.join(line)} |" for line in lines)
+    yield ""
+    yield from (f"- {line}" for line in goal_lines(suite))
+    yield ""
+
+
+def suite_title(suite: SuiteJson) -> str:
+    return f"{suite['suite']} (EMULATED)" if "emulated" in suite["settings"] else str(suite["suite"])
+
+
+def goal_lines(suite: SuiteJson) -> Iterator[str]:
+    for goal in suite["goals"]:
+        sign, verdict = "<=" if goal["at_most"] else ">=", "reached" if goal["met"] else "NOT reached"
+        yield f"goal: {goal['text']}: {goal['reached']:.3g}, wanted {sign} {goal['wanted']:.3g}: {verdict}"
+
+
+def cells(suite: SuiteJson) -> tuple[list[str], list[list[str]]]:
+    """The header, and one line of texts per case; a cell without a value is empty."""
+    rows = suite["rows"]
+    columns = {
+        title: ["" if row[key] is None else text(row) for row in rows] for title, (key, text) in _COLUMNS.items()
+    }
+    for key in dict.fromkeys(key for row in rows for key in row if key not in _NO_PLAIN_COLUMN):
+        columns[_TITLES.get(key, key.replace("_", " "))] = [format_value(key, row.get(key)) for row in rows]
+    kept = {title: column for title, column in columns.items() if any(column)}
+    return list(kept), [list(line) for line in zip(*kept.values(), strict=True)]
+
+
+def format_value(key: str, value: Any) -> str:
+    """Text of a cell; shares are shown in percent."""
+    if value is None or isinstance(value, str):
+        return value or ""
+    if key.startswith(("share", "prediction_error", "wait_fraction")):
+        return f"{100 * value:.1f} %"
+    return _number(value)
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return str(value)
+
+
+def _ratio_range(row: SuiteJson) -> str:
+    return "" if row["name"] == row["baseline"] else f"{row['ratio_lowest']:.2f}-{row['ratio_highest']:.2f}"
+
+
+_COLUMNS: dict[str, tuple[str, Callable[[SuiteJson], str]]] = {
+    "P": ("ranks", lambda row: str(row["ranks"])),
+    "name": ("name", lambda row: str(row["name"])),
+    "samples/s": ("samples_per_second", lambda row: _number(row["samples_per_second"])),
+    "spread": ("lowest", lambda row: f"{100 * (row['highest'] - row['lowest']) / row['samples_per_second']:.0f} %"),
+    "ratio": ("ratio_to_baseline", lambda row: f"{row['ratio_to_baseline']:.2f}"),
+    "from-to": ("ratio_lowest", _ratio_range),
+    "waits": ("wait_fraction", lambda row: f"{100 * row['wait_fraction']:.0f} %"),
+    "RSS [MB]": ("peak_rss_bytes", lambda row: f"{row['peak_rss_bytes'] / 1e6:,.0f}"),
+    "CUDA [MB]": ("peak_cuda_bytes", lambda row: f"{row['peak_cuda_bytes'] / 1e6:,.0f}"),
+}
+"""By title: the key that must have a value, and the text of a row."""
+_TITLES = {
+    "share_of_ideal": "of ideal",
+    "predicted_samples_per_second": "predicted",
+    "prediction_error": "off by",
+    "calibrates_ms": "calibrates [ms]",
+}
+_NO_PLAIN_COLUMN = (
+    "name", "ranks", "samples_per_second", "lowest", "highest", "baseline", "ratio_to_baseline", "ratio_lowest",
+    "ratio_highest", "wait_fraction", "peak_rss_bytes", "peak_cuda_bytes", "batch", "microbatches", "repeats",
+    "way", "bytes", "mb_per_second_lowest", "mb_per_second_highest", "saved_mb_of_each", "messages_mb_of_the_most",
+    "all_mb_of_the_most", "saved_over_bll", "all_over_bll", "model", "convolutions",
+)  # fmt: skip
+"""Keys that `_COLUMNS` shows, or that only charts read."""

@@ -1,0 +1,167 @@
+"""Suites ``cpu2``, ``flops`` and ``timeline``: networks that really train, or whose arithmetic is counted."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from counterflow.bench.case import BenchmarkCase, count_flops, train_ddp, train_traced
+from counterflow.bench.cases import common_batch, conv_network, schedule_label
+from counterflow.bench.charts import chart, colour, draw_bars
+from counterflow.bench.interleaved_rounds import RoundMeasurement, case_results, run_rounds, speedup
+from counterflow.bench.options import BenchContext
+from counterflow.bench.results import CaseResult, Goal, SuiteResult
+from counterflow.bench.sleeping import Sleep
+from counterflow.bench.workers import WorkerSettings, run_workers
+from counterflow.trace.timeline import Panel, draw
+
+_BATCH = 128
+_TIMEOUT = 120.0
+"""Seconds of one measurement."""
+
+_CPU2_PIXELS = 16
+_CPU2_CONVOLUTIONS = 9
+"""The first one, with three input channels, costs a sixteenth of the others: both halves have four equal ones."""
+_CPU2_WARMUP, _CPU2_TIMED = 4, 16
+_LOCAL_ALGORITHMS = {
+    "BLL": ["algorithm=bll", "algorithm.latent.convolutions=0"],
+    "BLL, latent heads of 3 convolutions": ["algorithm=bll", "algorithm.latent.convolutions=3"],
+    "AL": ["algorithm=al"],
+    "Pred-Sim": ["algorithm=predsim"],
+}
+_SPEEDUP_GOALS = {schedule_label("1f1b", 4): 1.25, schedule_label("gpipe", 4): 1.35, schedule_label("1f1b", 8): 1.08}
+_CPU2_BASELINE = schedule_label("1f1b", 4)
+
+_FLOPS_MODELS = ("resnet18", "resnet20", "resnet32", "resnet50")
+_FLOPS_BLOCKS = 4
+_HEAD_CONVOLUTIONS = (0, 1, 3)
+"""Convolutions of latent heads."""
+_FLOPS_GOAL = 0.08
+
+_TIMELINE_BATCHES, _TIMELINE_SHOWN = 24, 8
+_TIMELINE_CONVOLUTIONS = 8
+
+
+def measure_cpu2(context: BenchContext) -> SuiteResult:
+    """Two ranks of one thread each, and a network of two equal halves. All cases train it on the same batches."""
+    options = context.options
+    context.cases.write_images(4 * _BATCH, _CPU2_PIXELS, channels=3)
+
+    def case(name: str, ranks: int, *overrides: str) -> BenchmarkCase:
+        network = [f"blocks={ranks}", *conv_network(_CPU2_CONVOLUTIONS), *overrides]
+        return context.cases.training(name, ranks, _CPU2_WARMUP + _CPU2_TIMED, _CPU2_WARMUP, _BATCH, network)
+
+    def pipeline(name: str, schedule: str, m: int) -> BenchmarkCase:
+        overrides = ("algorithm=bp", f"schedule={schedule}", f"train.microbatches={m}", "model.cut=profile")
+        return case(name, 2, *overrides)
+
+    microbatches = options.numbers("microbatches", [4, 8] if options.quick else [2, 4, 8, 16])
+    cases = [
+        *(case(name, 2, *overrides, "model.cut=profile") for name, overrides in _LOCAL_ALGORITHMS.items()),
+        *(pipeline(schedule_label(s, m), s, m) for m in microbatches for s in ("gpipe", "1f1b")),
+        pipeline("split over two ranks", "gpipe", 1),
+        case("one process", 1, "algorithm=bp"),
+        replace(case("DDP", 1, "algorithm=bp"), ranks=2, task=train_ddp, microbatches=None),
+    ]
+    baseline = _CPU2_BASELINE if 4 in microbatches else "DDP"
+    measured = run_rounds(cases, options.rounds, WorkerSettings(_TIMEOUT, pinned=True), context.log)
+    settings = {
+        "network": f"{_CPU2_CONVOLUTIONS} convolutions of 48 channels, batch norm, an output layer",
+        "samples": f"{_BATCH} of {_CPU2_PIXELS} x {_CPU2_PIXELS} pixels",
+        "threads": 1,
+        "batches": _CPU2_TIMED,
+        "rounds": options.rounds,
+        "cut": "; ".join(sorted({str(list(one.ranks[0].cut)) for one in measured["BLL"]})),
+    }
+    goals = [
+        Goal(f"BLL over {name}", wanted, speedup(measured["BLL"], measured[name]))
+        for name, wanted in _SPEEDUP_GOALS.items()
+        if name in measured
+    ]
+    return SuiteResult("cpu2", settings, case_results(cases, measured, baseline), goals)
+
+
+def draw_cpu2(suite: Mapping[str, Any], folder: Path) -> None:
+    """Chart of samples per second, with ratios to the baseline."""
+    title = f"Two ranks of one thread, batch {_BATCH}; ratios to {suite['rows'][0]['baseline']}"
+    draw_bars(folder / "cpu2.png", suite["rows"], title)
+
+
+def measure_flops(context: BenchContext) -> SuiteResult:
+    """FLOPs of block-local learning beyond backprop's (feedback, latent heads, local losses), by torch's counter."""
+    context.cases.write_images(2 * _BATCH, pixels=32, channels=3)
+    results, shares = [], []
+    for model in _FLOPS_MODELS:
+        for convolutions in _HEAD_CONVOLUTIONS:
+            head = f"{convolutions} convolutions and pooling" if convolutions else "pooled head"
+            context.log(f"{model}, {head}")
+            algorithm = ["algorithm=bll", f"algorithm.latent.convolutions={convolutions}"]
+            config = context.cases.config(_BATCH, [f"blocks={_FLOPS_BLOCKS}", f"model={model}", *algorithm])
+            (cost,) = run_workers(WorkerSettings(300.0), 1, count_flops, config)
+            share = cost.learning / cost.backprop - 1
+            shares += [] if convolutions else [share]
+            results.append(
+                CaseResult(name=f"{model}, {head}", ranks=1, batch=_BATCH).with_extra(
+                    model=model,
+                    convolutions=float(convolutions),
+                    network_mflops=cost.forward / 1e6,
+                    backprop_mflops=cost.backprop / 1e6,
+                    share_beyond_backprop=share,
+                )
+            )
+    settings = {"images": "3 x 32 x 32", "blocks": _FLOPS_BLOCKS, "batch": _BATCH}
+    goal = Goal("pooled head, most of all ResNets", _FLOPS_GOAL, max(shares), at_most=True)
+    return SuiteResult("flops", settings, results, [goal])
+
+
+def draw_flops(suite: Mapping[str, Any], folder: Path) -> None:
+    """Chart with one bar per network and head."""
+    rows = suite["rows"][::-1]
+    with chart(folder / "flops.png", 1, 1, 0.3 * len(rows) + 1) as (_, (axes,)):
+        axes.barh(range(len(rows)), [100 * row["share_beyond_backprop"] for row in rows], color=colour("BLL"))
+        axes.set_yticks(range(len(rows)), [row["name"] for row in rows])
+        axes.axvline(100 * _FLOPS_GOAL, color="black", linewidth=1, linestyle=":")
+        axes.set_xlabel("FLOPs beyond backprop's [%]")
+
+
+def measure_timeline(context: BenchContext) -> SuiteResult:
+    """Timelines of all ranks: the measured counterpart of Figure 2 (right) of the BLL paper, beside GPipe and 1F1B.
+
+    Two pictures are drawn here, since spans are not part of the results. ``timeline.png`` shows a network that really
+    trains, and needs a core per rank. In ``timeline_emulated.png`` blocks sleep, so that few cores are enough.
+    """
+    options = context.options
+    ranks = options.numbers("ranks", [4])[0]
+    microbatches = options.numbers("microbatches", [2 * ranks])[0]
+    sleep = Sleep(*options.stage.seconds(20.0, 40.0, 2.0), common_batch([microbatches]), width=32)
+    context.cases.write_images(4 * _BATCH, pixels=16, channels=3)
+    network = [f"blocks={ranks}", *conv_network(_TIMELINE_CONVOLUTIONS), "model.cut=flops"]
+
+    def training(schedule: str) -> BenchmarkCase:
+        name, overrides = "BLL", ["algorithm=bll"]
+        if schedule != "free":
+            name = schedule_label(schedule, microbatches)
+            overrides = ["algorithm=bp", f"schedule={schedule}", f"train.microbatches={microbatches}"]
+        return context.cases.training(name, ranks, _TIMELINE_BATCHES, 2, _BATCH, [*network, *overrides])
+
+    def sleeping(schedule: str) -> BenchmarkCase:
+        return replace(context.cases.sleeping(schedule, sleep, ranks, _TIMELINE_BATCHES, microbatches), warmup=2)
+
+    results = []
+    for suffix, kind in (("", training), (" (emulated)", sleeping)):
+        cases, measured, panels = [kind(schedule) for schedule in ("free", "1f1b", "gpipe")], {}, []
+        for case in cases:
+            context.log(case.name + suffix)
+            traced = run_workers(WorkerSettings(_TIMEOUT), ranks, train_traced, case)
+            measured[case.name] = [RoundMeasurement([rank for rank, _ in traced], case.config.train.batch_size)]
+            panels.append(Panel(case.name, [track for _, track in traced]))
+        draw(panels, context.out / f"timeline{'_emulated' if suffix else ''}.png", range(_TIMELINE_SHOWN))
+        results += [
+            replace(result, name=result.name + suffix, baseline=f"{result.baseline}{suffix}")
+            for result in case_results(cases, measured, schedule_label("1f1b", microbatches))
+        ]
+    shown = f"{_TIMELINE_SHOWN} of {_TIMELINE_BATCHES} batches shown"
+    settings = {"network": f"{_TIMELINE_CONVOLUTIONS} convolutions of 48 channels, {shown}"} | {
+        f"sleeping_{key}": value for key, value in sleep.settings.items() if key != "emulated"
+    }
+    return SuiteResult("timeline", settings, results, [])

@@ -1,0 +1,217 @@
+"""Diagnostics of all ranks: they connect, each node is checked, then neighbours measure their edges, pair by pair.
+
+Rank 0 coordinates through the store's mailbox, where a message needs no rank but its sender and its receiver. A rank
+that is lost or silent costs its own lines of the table, and one bounded wait.
+"""
+
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from counterflow.doctor.check import Check, Status
+from counterflow.doctor.link_benchmark import (
+    QUICK,
+    THOROUGH,
+    ClockOffset,
+    LinkError,
+    LinkStats,
+    SampleCounts,
+    broken_edges,
+    check_edge,
+    check_wall_clocks,
+    measure_link,
+)
+from counterflow.doctor.machine import check_machine, compare_versions, installed_versions
+from counterflow.doctor.rank_info import RankInfo
+from counterflow.doctor.store_mailbox import StoreMailbox
+from counterflow.topology import Topology
+from counterflow.transport import ChannelError, Communicator, connect, rendezvous
+
+_GRACE = 2.0
+"""Seconds between two ranks that do the same work."""
+_MACHINE_GRACE = 5.0
+"""The same, if one of them waits for a disk or a name server."""
+_END = -1
+
+
+@dataclass(frozen=True)
+class DiagnosticsConfig:
+    run_dir: Path
+    counts: SampleCounts
+    timeout: float
+    """Seconds of any wait for another rank."""
+    deadline: float
+    """Time of the monotonic clock after which no measurement starts."""
+
+
+def check_rank(run_dir: Path, timeout: float, quick: bool, deadline: float) -> list[Check]:
+    """Run the diagnostics on one rank of a launcher; return the checks that this rank has to print.
+
+    Args:
+        run_dir: Folder of runs, which may not exist yet.
+        timeout: Seconds of any wait for another rank.
+        quick: Send a fifth of the messages.
+        deadline: Time of the monotonic clock after which no measurement starts.
+
+    Raises:
+        ValueError: The launcher's environment variables are wrong.
+    """
+    rank_info = RankInfo.from_env()
+    reason = ""
+    try:
+        store, rank, size = rendezvous(timeout)
+    except (RuntimeError, ChannelError, ValueError) as error:
+        store, reason = None, str(error).strip().splitlines()[0]
+    if store is not None:
+        config = DiagnosticsConfig(run_dir, QUICK if quick else THOROUGH, timeout, deadline)
+        connect_ranks = partial(connect, store, rank, size, timeout=timeout)
+        return run_diagnostics(StoreMailbox(store), connect_ranks, rank_info, config)
+    if rank_info.local_rank > 0:
+        return []
+    checks = [compare_versions({rank_info.rank: installed_versions()}), *check_machine(rank_info, run_dir)]
+    if not reason:
+        return [*checks, Check("edges", Status.OK, "none: there is one rank")]
+    advice = "check that rank 0 runs, and that MASTER_ADDR and MASTER_PORT lead to it"
+    return [*checks, Check("meeting", Status.FAIL, reason, advice)]
+
+
+def run_diagnostics(
+    mailbox: StoreMailbox, connect_ranks: Callable[[], Communicator], rank_info: RankInfo, config: DiagnosticsConfig
+) -> list[Check]:
+    """Return all checks on rank 0, and none on the other ranks, which return when rank 0 no longer needs them.
+
+    Args:
+        mailbox: Messages between the ranks.
+        connect_ranks: Makes the communicator. It stays open, because groups with lost ranks cannot be closed.
+        rank_info: This rank.
+        config: Extent and time limits.
+    """
+    rank = rank_info.rank
+    checks_node = rank_info.local_rank == 0
+    mailbox.post(f"here/{rank}", {"host": rank_info.host, "checks_node": checks_node, "versions": installed_versions()})
+    communicator, reason = None, ""
+    try:
+        communicator = connect_ranks()
+        communicator.open_edges(Topology(rank_info.size, rank_info.size), "gloo", torch.device("cpu"))
+        communicator.watch.explain = lambda: ""  # the table shows the state of the other ranks
+    except (ChannelError, RuntimeError) as error:
+        communicator, reason = None, _reason(error, rank)
+    mailbox.post(f"met/{rank}", reason)
+    if checks_node:
+        mailbox.post(f"node/{rank}", [asdict(check) for check in check_machine(rank_info, config.run_dir)])
+    if rank == 0:
+        return _coordinate(mailbox, communicator, rank_info.size, config)
+    _assist(mailbox, communicator, rank, config)
+    return []
+
+
+def _reason(error: Exception, rank: int) -> str:
+    """First line of an error of transport or torch, without the source file that torch puts into it."""
+    return re.sub(r"\[[^]]*\.cc:\d+\] ", "", str(error).strip().splitlines()[0]).removeprefix(f"rank {rank}: ")
+
+
+def _assist(mailbox: StoreMailbox, communicator: Communicator | None, rank: int, config: DiagnosticsConfig) -> None:
+    """Measure the edges that rank 0 asks for, until it asks for the end, or is silent, or the store is gone."""
+    deadline = config.deadline + config.timeout + _MACHINE_GRACE
+    try:
+        while (lower := mailbox.take(f"go/{rank}", deadline)) not in (None, _END) and communicator is not None:
+            mailbox.post(f"done {lower}/{rank}", _measure(communicator, lower, config.counts))
+        mailbox.post(f"left/{rank}", True)
+    except RuntimeError:
+        return
+
+
+def _measure(communicator: Communicator, lower: int, counts: SampleCounts) -> dict[str, Any]:
+    try:
+        return measure_link(communicator, lower, counts).to_json()
+    except LinkError as error:
+        return {"error": str(error)}
+
+
+def _coordinate(mailbox: StoreMailbox, communicator: Communicator | None, size: int, config: DiagnosticsConfig) -> list[Check]:
+    here = mailbox.take_all("here", range(size), _GRACE)
+    met = mailbox.take_all("met", list(here), _GRACE)
+    checking = [rank for rank, message in here.items() if message["checks_node"]]
+    nodes = mailbox.take_all("node", checking, _MACHINE_GRACE)
+    silent = [rank for rank in range(size) if rank not in met or (rank in checking and rank not in nodes)]
+    meeting = check_meeting(size, met)
+    checks = [
+        compare_versions({rank: message["versions"] for rank, message in here.items()}),
+        *_node_checks({here[rank]["host"]: checks for rank, checks in nodes.items()}),
+        *(
+            Check(f"rank {rank}", Status.FAIL, "did not report", "check that it was started, and read what it printed")
+            for rank in silent
+        ),
+        meeting,
+    ]
+    if communicator is not None and meeting.status is Status.OK:
+        checks += _check_edges(mailbox, communicator, config)
+    # The store may live in this process: it ends after the other ranks.
+    others = [rank for rank in here if rank > 0]
+    for rank in others:
+        mailbox.post(f"go/{rank}", _END)
+    mailbox.take_all("left", others, _GRACE)
+    return checks
+
+
+def _node_checks(nodes: Mapping[str, Sequence[Mapping[str, str]]]) -> list[Check]:
+    """Checks of every node, by host, with the host in their names if there are several."""
+    return [
+        Check(
+            f"{host} {check['name']}" if len(nodes) > 1 else check["name"],
+            Status(check["status"]),
+            check["result"],
+            check["advice"],
+        )
+        for host, checks in nodes.items()
+        for check in checks
+    ]
+
+
+def check_meeting(size: int, met: Mapping[int, str]) -> Check:
+    """Check that all ranks have process groups.
+
+    ``met`` holds, for each rank that reported, the reason why it has none, or an empty string if it has.
+    """
+    failed = {rank: reason for rank, reason in met.items() if reason}
+    if not failed and len(met) == size:
+        return Check("meeting", Status.OK, f"{size} ranks have a process group for each of {2 * (size - 1)} edges")
+    ranks = {reason: [str(rank) for rank in failed if failed[rank] == reason] for reason in failed.values()}
+    reasons = "; ".join(f"rank {', '.join(failing)}: {reason}" for reason, failing in ranks.items())
+    result = f"{len(met) - len(failed)} of {size} ranks met{f': {reasons}' if reasons else ''}"
+    advice = "see the lines above; GLOO_SOCKET_IFNAME has to name an interface that all nodes reach, and no firewall"
+    return Check("meeting", Status.FAIL, result, advice)
+
+
+def _check_edges(mailbox: StoreMailbox, communicator: Communicator, config: DiagnosticsConfig) -> list[Check]:
+    """Measure one pair of neighbours after the other, so that none disturbs another."""
+    checks: list[Check] = []
+    offsets: list[ClockOffset] = []
+    pairs = communicator.size - 1
+    for lower in range(pairs):
+        if time.monotonic() > config.deadline:
+            result = f"{lower} of {pairs} pairs of neighbours were measured in time"
+            return [*checks, Check("edges", Status.WARN, result, "--quick, or fewer ranks")]
+        ends = [lower, lower + 1]
+        for rank in set(ends) - {communicator.rank}:
+            mailbox.post(f"go/{rank}", lower)
+        if communicator.rank in ends:
+            mailbox.post(f"done {lower}/{communicator.rank}", _measure(communicator, lower, config.counts))
+        answers = mailbox.take_all(f"done {lower}", ends, config.timeout + _GRACE)
+        missing = [f"rank {rank} did not answer" for rank in ends if rank not in answers]
+        broken = [answer["error"] for answer in answers.values() if "error" in answer] + missing
+        if broken:
+            checks.append(broken_edges(lower, broken))
+            continue
+        below, above = (LinkStats.from_json(answers[rank]) for rank in ends)
+        checks += [check_edge(lower, lower + 1, below, above), check_edge(lower + 1, lower, above, below)]
+        offsets.append(below.offset)
+    if len(offsets) == pairs > 0:
+        checks.append(check_wall_clocks(offsets))
+    return checks

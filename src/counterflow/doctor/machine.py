@@ -1,0 +1,231 @@
+"""Checks of what the processes of one node share: software, cores, memory, storage and clock."""
+
+import math
+import os
+import platform
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from counterflow.doctor import network
+from counterflow.doctor.check import Check, Status, with_timeout
+from counterflow.doctor.rank_info import RankInfo
+
+RANK_BYTES = 10**9
+"""Least memory of a rank: torch itself, data and a small network."""
+SHARED_BYTES = 64 * 2**20
+"""Docker's default size of /dev/shm; more than this has to be free."""
+FREE_BYTES = 10**9
+"""Least free disk space for runs."""
+SLOW_SYNC = 0.1
+"""Seconds of an fsync; above this every saved file costs noticeable time."""
+COARSE_TICK = 1e-3
+"""Seconds between two ticks of the clock; above this waits cannot be measured."""
+
+_CLOCK_SECONDS = 0.2
+"""Longest time to watch the clock."""
+_DISK_TIMEOUT = 3.0
+"""Seconds before a file system counts as unresponsive."""
+_RECORD = b"\0" * 4096
+_NONE = "none"
+
+
+def check_machine(rank_info: RankInfo, run_dir: Path) -> list[Check]:
+    """Run all checks of one node, without any other process."""
+    settings = torch.__config__.show()
+    cores = len(os.sched_getaffinity(0))
+    interfaces = network.interfaces()
+    lookup = network.resolve(rank_info.host)
+    reason, address = network.gloo_address(os.environ.get("GLOO_SOCKET_IFNAME"), lookup.address, interfaces)
+    return [
+        check_torchvision(),
+        check_gloo(settings),
+        check_nccl(settings, torch.cuda.device_count(), rank_info.local_size),
+        check_cores(cores, rank_info.local_size),
+        check_threads(os.environ.get("OMP_NUM_THREADS"), cores, rank_info.local_size),
+        check_memory(available_memory(), rank_info.local_size),
+        network.check_host_name(lookup),
+        network.check_interface(reason, address, rank_info.one_node, interfaces),
+        *([] if address is None else [network.check_port(address)]),
+        check_shared_memory(),
+        check_run_dir(run_dir),
+        check_clock(),
+    ]
+
+
+def installed_versions() -> dict[str, str]:
+    try:
+        torchvision = version("torchvision")
+    except PackageNotFoundError:
+        torchvision = _NONE
+    return {"Python": platform.python_version(), "torch": str(torch.__version__), "torchvision": torchvision}
+
+
+def compare_versions(ranks: Mapping[int, Mapping[str, str]]) -> Check:
+    """Check that all ranks have the same `installed_versions`.
+
+    Other versions round differently, and may use another format of messages.
+    """
+    differences = []
+    first = next(iter(ranks.values()))
+    for name in first:
+        holders: dict[str, list[int]] = {}
+        for rank, versions in ranks.items():
+            holders.setdefault(versions.get(name, _NONE), []).append(rank)
+        if len(holders) > 1:
+            texts = (f"{text} on rank {', '.join(map(str, holding))}" for text, holding in holders.items())
+            differences.append(f"{name} {'; '.join(texts)}")
+    if differences:
+        advice = "install the same versions on every node, and use its Python"
+        return Check("versions", Status.FAIL, " / ".join(differences), advice)
+    on_all = f" on all {len(ranks)} ranks" if len(ranks) > 1 else ""
+    return Check("versions", Status.OK, ", ".join(f"{name} {text}" for name, text in first.items()) + on_all)
+
+
+def check_torchvision() -> Check:
+    """Check that torchvision can be imported: one that was built for another torch cannot."""
+    try:
+        import torchvision
+    except (ImportError, RuntimeError, AttributeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        advice = "install the torchvision that belongs to this torch"
+        return Check("torchvision", Status.FAIL, f"does not load: {reason}", advice)
+    return Check("torchvision", Status.OK, f"{torchvision.__version__} loads")
+
+
+def built_with(backend: str, settings: str) -> bool:
+    """Return True unless torch's printed build ``settings`` turn ``backend`` off."""
+    option = re.search(rf"\bUSE_{backend.upper()}=(\w*)", settings)
+    return option is None or option[1].upper() not in ("OFF", "0", "FALSE", "")
+
+
+def check_gloo(settings: str) -> Check:
+    if built_with("gloo", settings):
+        return Check("gloo", Status.OK, "part of this torch")
+    return Check("gloo", Status.FAIL, "not part of this torch", "install torch from https://pytorch.org")
+
+
+def check_nccl(settings: str, devices: int, local_ranks: int) -> Check:
+    """Check that NCCL can serve the ``devices``, the number of CUDA devices that this node's processes see."""
+    available = built_with("nccl", settings)
+    result = f"{'available' if available else 'not part of this torch'}; {devices} GPUs for {local_ranks} local ranks"
+    if 0 < devices < local_ranks:
+        advice = f"NCCL refuses two ranks on one GPU: --nproc_per_node={devices}, or engine.backend=gloo"
+        return Check("nccl", Status.WARN, result, advice)
+    if devices and not available:
+        return Check("nccl", Status.WARN, result, "engine.backend=gloo, or a torch built for CUDA")
+    return Check("nccl", Status.OK, result + ("" if devices else ": gloo carries the messages"))
+
+
+def check_cores(cores: int, local_ranks: int) -> Check:
+    """Check that every local rank has one of the ``cores`` that this process may run on."""
+    advice = f"ranks take turns on a core and wait longer: --nproc_per_node={cores}, or a wider cpuset"
+    return Check.warn_if(cores < local_ranks, "cores", f"{cores} usable for {local_ranks} local ranks", advice)
+
+
+def check_threads(setting: str | None, cores: int, local_ranks: int) -> Check:
+    """Check OMP_NUM_THREADS, the ``setting``. Training uses ``engine.threads``; other libraries use this variable."""
+    if setting is None:
+        return Check("threads", Status.OK, "OMP_NUM_THREADS is not set: engine.threads decides")
+    result = f"OMP_NUM_THREADS={setting}"
+    share = max(1, cores // local_ranks)
+    advice = f"OMP_NUM_THREADS={share}"
+    if not setting.isdecimal() or int(setting) < 1:
+        return Check("threads", Status.WARN, f"{result} is no number of threads", advice)
+    if int(setting) > share:
+        return Check("threads", Status.WARN, f"{result} in {local_ranks} ranks on {cores} cores", advice)
+    return Check("threads", Status.OK, result)
+
+
+def check_memory(available: int, local_ranks: int) -> Check:
+    """Check that ``available`` bytes are enough for the local ranks."""
+    result = f"{available / 1e9:.1f} GB available for {local_ranks} local ranks"
+    advice = f"free some, or use fewer ranks: each needs at least {RANK_BYTES / 1e9:g} GB"
+    return Check.warn_if(available < local_ranks * RANK_BYTES, "memory", result, advice)
+
+
+def available_memory(meminfo: Path = Path("/proc/meminfo"), group: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes that are free or can be freed: of the machine, or of the container if its limit leaves fewer."""
+    fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+    free = 1024 * int(fields["MemAvailable"].split()[0])
+    try:
+        limit = (group / "memory.max").read_text().strip()
+        used = int((group / "memory.current").read_text())
+    except OSError:  # no container, or cgroups of version 1
+        return free
+    return free if limit == "max" else min(free, max(0, int(limit) - used))
+
+
+def check_shared_memory(folder: Path = Path("/dev/shm")) -> Check:
+    advice = "docker run --shm-size=1g, or mount a larger tmpfs: data loaders and NCCL need it"
+    try:
+        usage = with_timeout(_DISK_TIMEOUT, lambda: shutil.disk_usage(folder))
+    except OSError as error:
+        return Check("shared memory", Status.WARN, f"{folder}: {error.strerror or error}", advice)
+    result = f"{folder}: {_size(usage.free)} free of {_size(usage.total)}"
+    return Check.warn_if(usage.free <= SHARED_BYTES, "shared memory", result, advice)
+
+
+def check_run_dir(folder: Path) -> Check:
+    """Check space and speed of ``folder``, or of its nearest existing parent. Leaves no file behind."""
+    try:
+        place = with_timeout(_DISK_TIMEOUT, lambda: existing_folder(folder))
+        usage = with_timeout(_DISK_TIMEOUT, lambda: shutil.disk_usage(place))
+        seconds = with_timeout(_DISK_TIMEOUT, lambda: _fsync_seconds(place))
+    except OSError as error:
+        reason = f"{folder}: not writable: {error.strerror or error}"
+        return Check("run folder", Status.WARN, reason, "run.dir=, in a folder of your own")
+    created = "" if place == folder else f" (to be made in {place.absolute()})"
+    result = f"{folder}{created}: {_size(usage.free)} free, fsync takes {1e3 * seconds:.1f} ms"
+    if usage.free < FREE_BYTES:
+        return Check("run folder", Status.WARN, result, "make room, or run.dir= on another disk")
+    advice = "run.dir= on a local disk: every saved file waits that long"
+    return Check.warn_if(seconds > SLOW_SYNC, "run folder", result, advice)
+
+
+def existing_folder(folder: Path) -> Path:
+    """Return ``folder`` or its nearest existing parent. Raises ``NotADirectoryError`` if that is a file."""
+    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not place.is_dir():
+        raise NotADirectoryError(None, "a file is in its place", str(place))
+    return place
+
+
+def _fsync_seconds(folder: Path) -> float:
+    """Time of the slowest of three small writes."""
+    seconds = 0.0
+    with tempfile.TemporaryFile(dir=folder) as file:
+        for _ in range(3):
+            file.write(_RECORD)
+            file.flush()
+            start = time.perf_counter()
+            os.fsync(file.fileno())
+            seconds = max(seconds, time.perf_counter() - start)
+    return seconds
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 10**9 else f"{count / 2**20:.0f} MiB"
+
+
+def check_clock(clock: Callable[[], float] = time.monotonic) -> Check:
+    """Check that the clock ticks often enough to measure waits."""
+    tick = math.inf
+    ticks = 0
+    start = time.perf_counter()
+    before = clock()
+    while ticks < 100 and time.perf_counter() - start < _CLOCK_SECONDS:
+        now = clock()
+        if now > before:
+            tick, ticks = min(tick, now - before), ticks + 1
+        before = now
+    if tick <= COARSE_TICK:
+        return Check("clock", Status.OK, f"the monotonic clock ticks every {1e6 * tick:.3g} us")
+    result = f"the monotonic clock ticks every {1e3 * tick:.3g} ms" if ticks else "the monotonic clock stands still"
+    return Check("clock", Status.WARN, result, "another clock source of the kernel: waits cannot be measured")

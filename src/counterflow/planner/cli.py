@@ -1,0 +1,146 @@
+"""Command line of ``launch/plan.py``: profile the model, search, print the candidates and the command of the best."""
+
+import json
+import shlex
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from counterflow.cli.hydra_app import check, run_hydra
+from counterflow.engine.job import build_job
+from counterflow.engine.threads import intra_op_threads
+from counterflow.planner.model_profile import profile_model
+from counterflow.planner.options import Cluster, PlanConfig
+from counterflow.planner.search import COMPARED, Candidate, SearchResult, search
+
+_USAGE_ERROR = 2
+_WIDTH = 160
+"""Characters of a line without a terminal."""
+_NOT_OF_THE_RUN = (
+    *("machines.", "plan.", "hydra."),
+    *("blocks=", "model.cut=", "engine.lag=", "engine.depth=", "engine.threads="),
+)
+"""Beginnings of overrides that only the plan reads, or that it decides."""
+
+
+def main(conf: Path) -> None:
+    """Plan a run as the command line says, on the configuration of ``conf``.
+
+    The process ends with status 0 if there is a plan, and else with one line and status 2.
+    """
+    composed: list[tuple[DictConfig, list[str]]] = []
+    try:
+        run_hydra(conf, lambda config: composed.append((config, list(HydraConfig.get().overrides.task))), "plan")
+        for config, overrides in composed:  # not within hydra, which would add its own lines to those of an error
+            _plan(check(config, PlanConfig), overrides)
+    except ValueError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(_USAGE_ERROR)
+
+
+def candidate_table(result: SearchResult) -> Table:
+    """Table of predictions, a line for each number of blocks."""
+    table = Table(box=box.SIMPLE_HEAD)
+    for name in _COLUMNS:
+        table.add_column(name, justify="left" if name == "cut" else "right", overflow="fold")
+    for candidate in result.candidates:
+        style = "bold" if candidate is result.best else None
+        table.add_row(*(cell(candidate) for cell in _COLUMNS.values()), style=style)
+    return table
+
+
+def train_command(candidate: Candidate, overrides: Iterable[str], threads: int) -> str:
+    """Command that trains ``candidate`` with ``threads`` threads per process; ``overrides`` are those of the plan."""
+    cut = f"model.cut=[{','.join(map(str, candidate.cut))}]"
+    start = ["torchrun", f"--nproc_per_node={candidate.blocks}"] if candidate.blocks > 1 else ["python"]
+    kept = [override for override in overrides if not override.startswith(_NOT_OF_THE_RUN)]
+    options = [f"engine.lag={candidate.lag}", f"engine.depth={candidate.depth}", f"engine.threads={threads}"]
+    words = [*start, "launch/train.py", *kept, f"blocks={candidate.blocks}", cut, *options]
+    return " ".join(word if word == cut else shlex.quote(word) for word in words)
+
+
+def to_json(result: SearchResult) -> dict[str, Any]:
+    return {
+        "predicted": [asdict(candidate) for candidate in result.candidates],
+        "best": result.best.blocks,
+        "too_large": [{"blocks": blocks, "memory": memory} for blocks, memory in result.too_large],
+    }
+
+
+def _plan(config: PlanConfig, overrides: Sequence[str]) -> None:
+    console = Console(width=None if sys.stdout.isatty() else _WIDTH)
+    cluster, engine = config.machines, config.engine
+    threads = intra_op_threads(engine.threads, cluster.ranks)
+    job = build_job(config.training(threads), 1)
+    with console.status("measures") as status:
+        profile = profile_model(job, lambda what: status.update(f"measures {what}"))
+        result = search(profile, cluster, engine.lag, engine.depth, lambda what: status.update(f"plans {what}"))
+    if config.plan.out is not None:
+        _write(Path(config.plan.out), {"machines": asdict(cluster), "measured": asdict(profile), **to_json(result)})
+    alone = sum(layer.forward + layer.backward + layer.update for layer in profile.layers)
+    console.print(
+        f"Measured here: {len(profile.layers)} layers of {job.config.model.name}, each alone and as a block pair of "
+        f"algorithm={job.config.algorithm.name}, batches of {profile.batch}, {threads} threads, {job.device.type}; "
+        f"together {1e3 * alone:.3g} ms a batch",
+        soft_wrap=True,
+    )
+    console.print(f"Predicted, not run, for {_describe(cluster)}:", soft_wrap=True)
+    console.print(candidate_table(result))
+    for blocks, memory in result.too_large:
+        console.print(f"{blocks} blocks: need {memory / 1e9:.3g} GB on one process, too much", soft_wrap=True)
+    print(train_command(result.best, overrides, threads))
+
+
+def _describe(cluster: Cluster) -> str:
+    memory = "any memory" if cluster.memory_gb is None else f"{cluster.memory_gb:g} GB each"
+    rate = "any bandwidth" if cluster.bandwidth_gbps is None else f"{cluster.bandwidth_gbps:g} Gb/s"
+    jitter = f", {100 * cluster.jitter_share:g} % of batches {cluster.jitter_factor:g}x slower in one process"
+    return (
+        f"up to {cluster.ranks} processes of {cluster.speed:g} times the speed, {memory}, "
+        f"edges of {rate} and {cluster.latency_ms:g} ms{jitter if cluster.jitter_share else ''}"
+    )
+
+
+def _write(path: Path, plan: dict[str, Any]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(plan, indent=2) + "\n")
+    except OSError as error:
+        raise ValueError(f"plan.out={path}: must be a file that can be written ({error.strerror})") from error
+
+
+def _counts(counts: Sequence[int]) -> str:
+    """``2 2 3``; runs of equal numbers as ``3x20``."""
+    runs = ((count, len(list(group))) for count, group in groupby(counts))
+    return " ".join(f"{count}x{times}" if times > 2 else " ".join([str(count)] * times) for count, times in runs)
+
+
+def _pipeline(schedule: str) -> Callable[[Candidate], str]:
+    return lambda candidate: "".join(
+        f"{one.samples_per_second:,.0f} ({one.microbatches})" for one in candidate.pipelines if one.schedule == schedule
+    )
+
+
+_COLUMNS: dict[str, Callable[[Candidate], str]] = {
+    "blocks": lambda candidate: str(candidate.blocks),
+    "cut": lambda candidate: _counts(candidate.cut),
+    "lag": lambda candidate: str(candidate.lag),
+    "depth": lambda candidate: str(candidate.depth),
+    "samples/s": lambda candidate: f"{candidate.samples_per_second:,.0f}",
+    "speed-up": lambda candidate: f"{candidate.speed_up:.2f}",
+    "waits": lambda candidate: f"{100 * candidate.wait_fraction:.0f} %",
+    "fill [s]": lambda candidate: f"{candidate.fill_seconds:.3g}",
+    "memory [GB]": lambda candidate: f"{max(candidate.memory) / 1e9:.3g}",
+    "up [MB/s]": lambda candidate: f"{candidate.up / 1e6:.3g}",
+    "down [MB/s]": lambda candidate: f"{candidate.down / 1e6:.3g}",
+    **{f"{schedule} (m)": _pipeline(schedule) for schedule in COMPARED},
+}

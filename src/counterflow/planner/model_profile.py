@@ -1,0 +1,191 @@
+"""Profile of a model on this machine: every layer alone, and as a block pair of its own."""
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from counterflow.algorithms.optimizer import BlockOptimizer
+from counterflow.algorithms.rule import RuleSet, MessageSpec
+from counterflow.config import AdamWConfig, SGDConfig
+from counterflow.engine.job import Job
+from counterflow.engine.profile import column_of, message_from_below, pair_time, plain_times
+from counterflow.models.partition import best_of, synchronized_ns
+from counterflow.topology import Topology
+
+_SMALLER = 8
+"""Factor by which a second batch that layers are timed with is smaller; time that does not shrink with it is fixed."""
+_SMALLEST = 2
+"""Smallest batch, for batch norm."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockOverhead:
+    """Cost of a block pair beyond its layers, as a function of where it ends: latent head, loss and feedback.
+
+    Seconds and bytes of one update batch.
+    """
+
+    target: float = 0.0
+    """Read a target and make the one for the block below."""
+    forward: float = 0.0
+    learn: float = 0.0
+    parameters: int = 0
+    """Bytes of parameters."""
+    kept: int = 0
+    """Bytes held from forward to learn."""
+    up: int = 0
+    """Bytes of the message to the block above."""
+    down: int = 0
+    """Bytes of a target message from the block above."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerProfile:
+    """Cost of a layer, in seconds and bytes of one update batch."""
+
+    forward: float
+    backward: float
+    """Backward pass, with the gradient of the layer's input."""
+    entrance: float = 0.0
+    """Part of ``backward`` that the lowest layer of a block saves, from which no gradient goes down."""
+    update: float = 0.0
+    fixed_forward: float = 0.0
+    """Part of ``forward`` that a micro-batch of any size takes."""
+    fixed_backward: float = 0.0
+    parameters: int = 0
+    """Bytes of parameters."""
+    kept: int = 0
+    """Bytes held from forward to backward: the output, and tensors saved by autograd."""
+    output: int = 0
+    """Bytes of the output, and of its gradient."""
+    block_overhead: BlockOverhead = BlockOverhead()
+    """Cost of a block pair that ends with this layer."""
+
+
+@dataclass(frozen=True)
+class ModelProfile:
+    """Costs of ``layers`` bottom to top, for update batches of ``batch`` samples."""
+
+    layers: Sequence[LayerProfile]
+    batch: int
+    copies: int = 4
+    """Tensors for each parameter: itself, its gradient, and the state of the optimizer."""
+
+
+def profile_model(job: Job, log: Callable[[str], None]) -> ModelProfile:
+    """Measure the model of ``job``, which has one block. Neither the job nor the random generator changes.
+
+    ``log`` is called with every step.
+    """
+    layers, batch = len(job.network), job.config.train.batch_size
+    small = max(min(_SMALLEST, batch), batch // _SMALLER)
+    single = replace(job, config=replace(job.config, blocks=layers), topology=Topology(layers, 1))
+    profiles = []
+    with torch.random.fork_rng(devices=[job.device] if job.device.type == "cuda" else []):
+        log("layers, forward and backward")
+        times, small_times = plain_times(job, batch), plain_times(job, small)
+        inner_times = plain_times(job, batch, inputs=False)
+        column = column_of(single, [1] * layers)
+        for i, (forward, backward) in enumerate(times):
+            log(f"layer {i + 1} of {layers}, as a block pair")
+            kept, output = _layer_bytes(single, column, i)
+            layer = LayerProfile(
+                forward=forward / 1e9,
+                backward=backward / 1e9,
+                entrance=max(0, backward - inner_times[i][1]) / 1e9,
+                update=_update_time(single, i) / 1e9,
+                fixed_forward=_fixed(forward, small_times[i][0], batch, small) / 1e9,
+                fixed_backward=_fixed(backward, small_times[i][1], batch, small) / 1e9,
+                parameters=_bytes(job.network[i].parameters()),
+                kept=kept,
+                output=output,
+            )
+            profiles.append(replace(layer, block_overhead=_block_overhead(single, column, i, layer)))
+    optimizer = job.config.optimizer
+    momentum = isinstance(optimizer, SGDConfig) and optimizer.momentum
+    return ModelProfile(profiles, batch, 4 if isinstance(optimizer, AdamWConfig) else 3 if momentum else 2)
+
+
+def _block_overhead(job: Job, column: RuleSet, i: int, layer: LayerProfile) -> BlockOverhead:
+    block, batch, top = i + 1, job.config.train.batch_size, i + 1 == len(job.network)
+    time = pair_time(job, column, block)
+    rule = column.rule(block)
+    job.numerics.prepare_module(rule, ())
+    message = message_from_below(job, column, block)
+    with job.numerics.autocast():
+        kept, _ = _kept_bytes(rule, message[0], lambda: rule.forward_message(message)[0])
+    return BlockOverhead(
+        target=time.target / 1e9,
+        forward=max(0.0, time.forward / 1e9 - layer.forward),
+        learn=max(0.0, time.learn / 1e9 - (layer.backward - layer.entrance) - layer.update),
+        parameters=max(0, _bytes(rule.parameters()) - layer.parameters),
+        kept=max(0, kept - layer.kept),
+        up=0 if top else _message_bytes(column.activation(block, batch)),
+        down=0 if top or not job.plan.targets_down else _message_bytes(column.target(block, 0, batch)),
+    )
+
+
+def _update_time(job: Job, i: int) -> int:
+    """Nanoseconds of an update of the parameters of layer ``i``."""
+    layer = copy.deepcopy(job.network[i])
+    job.numerics.prepare_module(layer, ())
+    parameters = list(layer.parameters())
+    if not parameters:
+        return 0
+    optimizer = BlockOptimizer(parameters, job.config.optimizer, job.plan.batches)
+
+    def timed() -> tuple[int]:
+        for parameter in parameters:
+            parameter.grad = torch.zeros_like(parameter)
+        start = synchronized_ns(job.device)
+        optimizer.step(0)
+        return (synchronized_ns(job.device) - start,)
+
+    return best_of(timed)[0]
+
+
+def _layer_bytes(job: Job, column: RuleSet, i: int) -> tuple[int, int]:
+    """Bytes that layer ``i`` holds for its backward pass, and bytes of its output."""
+    layer = copy.deepcopy(job.network[i]).train()
+    job.numerics.prepare_module(layer, ())
+    source = message_from_below(job, column, i + 1)[0].detach()
+    source.requires_grad_(source.is_floating_point())
+    with job.numerics.autocast():
+        return _kept_bytes(layer, source, lambda: layer(source))
+
+
+def _kept_bytes(module: nn.Module, source: Tensor, forward: Callable[[], Tensor]) -> tuple[int, int]:
+    """Bytes that ``forward`` leaves until a backward pass, the output among them; and bytes of the output as a message.
+
+    Parameters, buffers and ``source`` are not counted: they exist anyway.
+    """
+    storages: dict[int, int] = {}
+
+    def count(tensor: Tensor) -> Tensor:
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        output = forward()
+    count(output)
+    for other in (source, *module.parameters(), *module.buffers()):
+        storages.pop(other.untyped_storage().data_ptr(), None)
+    return sum(storages.values()), 4 * output.numel()
+
+
+def _fixed(time: int, small_time: int, batch: int, small: int) -> float:
+    """Time of no samples on the straight line through the times of two batch sizes, between 0 and the smaller time."""
+    if small == batch:
+        return 0.0
+    return min(float(small_time), max(0.0, (small_time * batch - time * small) / (batch - small)))
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+def _message_bytes(specs: MessageSpec) -> int:
+    return sum(torch.Size(shape).numel() * dtype.itemsize for shape, dtype in specs)

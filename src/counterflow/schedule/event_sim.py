@@ -1,0 +1,294 @@
+"""Discrete-event simulator shared by all schedules: ranks run actions over channels, without tensors or processes.
+
+No program asks "is something there?", so events need no global order. A rank runs until it needs the time of an
+arrival, or of the end of a send, that is not known yet. It goes on when the rank at the other end has made it known.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import InitVar, dataclass, field
+from enum import IntEnum
+from typing import Generic, NamedTuple, Protocol, TypeVar
+
+from counterflow.schedule.run_plan import RunPlan
+from counterflow.schedule.local_schedule import Action, Op, rank_program
+from counterflow.topology import Edge, Stream, Topology
+
+
+class DeadlockError(Exception):
+    """No rank can go on; the message says what each of them waits for."""
+
+
+class SimAction(Protocol):
+    """Action of a schedule; its text names it in a timetable."""
+
+    @property
+    def completes(self) -> tuple[int, int] | None:
+        """Block or stage, and batch, whose update ends with this action; None if none does."""
+        ...
+
+
+A = TypeVar("A", bound=SimAction)
+BlockMetrics = Callable[[int, A, float, float], object]
+"""Called with rank, action, start and end."""
+
+
+@dataclass(frozen=True)
+class Span(Generic[A]):
+    """Start and end of an action."""
+
+    action: A
+    start: float
+    end: float
+
+
+@dataclass(frozen=True)
+class Timetable(Generic[A]):
+    """Spans of each rank, in order."""
+
+    spans: list[list[Span[A]]]
+
+    @property
+    def makespan(self) -> float:
+        return max(spans[-1].end for spans in self.spans)
+
+    def seconds_per_batch(self, first: int, last: int) -> float:
+        """Mean time from the update of batch ``first`` to that of batch ``last`` in the slowest block or stage."""
+        ends = {span.action.completes: span.end for spans in self.spans for span in spans}
+        places = {completed[0] for completed in ends if completed is not None}
+        return max(ends[place, last] - ends[place, first] for place in places) / (last - first)
+
+
+class SimOp(IntEnum):
+    """Operation of a rank, on a channel except for `COMPUTE`."""
+
+    COMPUTE = 0
+    RECEIVE = 1
+    """Wait until the next message is here."""
+    POST_RECEIVE = 2
+    """Post a receive for a further message."""
+    SEND = 3
+    """Hand over the next message; it leaves when a receive is posted."""
+    WAIT_SEND = 4
+    """Wait until the oldest send that was not waited for yet is over."""
+
+
+LOCAL = (SimOp.POST_RECEIVE, SimOp.SEND, SimOp.WAIT_SEND)
+"""A message within a process arrives at once, and its sender does not wait."""
+RENDEZVOUS = (SimOp.SEND, SimOp.WAIT_SEND)
+"""The sender goes on when its message leaves."""
+BUFFERED = (SimOp.WAIT_SEND, SimOp.SEND)
+"""The sender goes on when it has a free buffer."""
+
+
+@dataclass(eq=False, slots=True)
+class SimEdge:
+    """FIFO channel from rank ``source`` to rank ``destination``; times are in any one unit.
+
+    A message leaves when it has been handed over, the sender knows of a receive for it, and the message before it has
+    left. It occupies the link for ``seconds``; then its send is over. It arrives after ``latency`` more. The sender
+    knows of a receive ``credit`` after it was posted.
+
+    Args:
+        posted: Number of receives that are posted from the start.
+        buffers: Number of sends that may be waited for before any message was sent.
+        sends: Operations by which an action of the free schedule sends a message.
+    """
+
+    source: int
+    destination: int
+    posted: InitVar[int] = 0
+    buffers: InitVar[int] = 0
+    seconds: float = 0.0
+    latency: float = 0.0
+    credit: float = 0.0
+    sends: tuple[SimOp, ...] = LOCAL
+    _free: float = 0.0
+    """When the link has sent everything."""
+    _handed: deque[float] = field(default_factory=deque)
+    """When messages without a receive were handed over."""
+    _posted: deque[float] = field(init=False)
+    """When the sender knows of receives without a message."""
+    arrivals: deque[float] = field(default_factory=deque)
+    """Arrival times of messages that were not received yet."""
+    ends: deque[float] = field(init=False)
+    """Ends of sends that were not waited for yet."""
+
+    def __post_init__(self, posted: int, buffers: int) -> None:
+        self._posted = deque([self.credit] * posted)
+        self.ends = deque([0.0] * buffers)
+
+    def send(self, now: float) -> int | None:
+        """Hand over a message; return the rank at the other end if its arrival is known by that."""
+        if not self._posted:
+            self._handed.append(now)
+            return None
+        self._transfer(max(now, self._posted.popleft()))
+        return self.destination
+
+    def post(self, now: float) -> int | None:
+        """Post a receive; return the rank at the other end if the end of its send is known by that."""
+        if not self._handed:
+            self._posted.append(now + self.credit)
+            return None
+        self._transfer(max(now + self.credit, self._handed.popleft()))
+        return self.source
+
+    def _transfer(self, start: float) -> None:
+        end = self._free = max(start, self._free) + self.seconds
+        self.ends.append(end)
+        self.arrivals.append(end + self.latency)
+
+
+SimStep = tuple[SimOp, SimEdge | None]
+"""Operation, and its channel; None for `SimOp.COMPUTE`."""
+COMPUTE: SimStep = (SimOp.COMPUTE, None)
+
+
+class TimedAction(NamedTuple, Generic[A]):
+    """Action with the ``seconds`` that it computes, and its steps in order."""
+
+    action: A
+    seconds: float
+    steps: tuple[SimStep, ...]
+
+
+def run(programs: Sequence[Iterable[TimedAction[A]]], record: BlockMetrics[A]) -> None:
+    """Run the programs of all ranks to the end, all from time 0.
+
+    Raises:
+        DeadlockError: The programs cannot end.
+    """
+    RECEIVE, POST_RECEIVE, WAIT_SEND = SimOp.RECEIVE, SimOp.POST_RECEIVE, SimOp.WAIT_SEND
+    waiting: list[tuple[SimEdge, SimOp, A] | None] = [None] * len(programs)
+    """What a rank waits for: channel, operation and its action; None for a rank that can go on or has ended."""
+    ready = deque(range(len(programs)))
+
+    def process(rank: int, program: Iterable[TimedAction[A]]) -> Iterator[tuple[SimEdge, SimOp, A]]:
+        now = 0.0
+        for action, seconds, steps in program:
+            for op, edge in steps:
+                if edge is None:
+                    record(rank, action, now, now + seconds)
+                    now += seconds
+                elif op is RECEIVE or op is WAIT_SEND:
+                    known = edge.arrivals if op is RECEIVE else edge.ends
+                    if not known:
+                        yield edge, op, action
+                    then = known.popleft()
+                    if then > now:
+                        now = then
+                else:
+                    peer = edge.post(now) if op is POST_RECEIVE else edge.send(now)
+                    if peer is not None and (wait := waiting[peer]) is not None and wait[0] is edge:
+                        waiting[peer] = None
+                        ready.append(peer)
+
+    processes = [process(rank, program) for rank, program in enumerate(programs)]
+    while ready:
+        rank = ready.popleft()
+        waiting[rank] = next(processes[rank], None)
+    if any(waiting):
+        raise DeadlockError(
+            "; ".join(
+                f"rank {rank} {'waits in' if wait[1] is RECEIVE else 'sends'} {wait[2]}"
+                for rank, wait in enumerate(waiting)
+                if wait is not None
+            )
+        )
+
+
+def local_programs(
+    topology: Topology,
+    program: Callable[[range], Iterable[Action]],
+    connect: Callable[[Edge, int, int], SimEdge],
+    seconds: Callable[[Action], float],
+    holds_activations: bool = False,
+) -> list[Iterator[TimedAction[Action]]]:
+    """Programs of all ranks of the free engine.
+
+    Args:
+        topology: Blocks and ranks.
+        program: Actions of a rank that owns these blocks.
+        connect: Channel of an edge between two ranks, from the edge, its source and its destination.
+        seconds: Time that an action computes.
+        holds_activations: A receive is posted again when a block has learnt from the activation, and not already when
+            it has received the activation.
+    """
+    owner = {block: rank for rank in range(topology.ranks) for block in topology.blocks_of(rank)}
+    edges: dict[Edge, SimEdge] = {}
+    for edge in topology.edges():
+        source, destination = owner[edge.source], owner[edge.destination]
+        edges[edge] = SimEdge(source, source) if source == destination else connect(edge, source, destination)
+
+    def timed(blocks: range) -> Iterator[TimedAction[Action]]:
+        steps = {(block, op.name): _steps(block, op, edges, holds_activations) for block in blocks for op in Op}
+        return (TimedAction(a, seconds(a), steps[a.block, a.op.name]) for a in program(blocks))
+
+    return [timed(topology.blocks_of(rank)) for rank in range(topology.ranks)]
+
+
+def _steps(block: int, op: Op, edges: Mapping[Edge, SimEdge], holds_activations: bool) -> tuple[SimStep, ...]:
+    up = op in (Op.FORWARD, Op.EVALUATE, Op.LEARN)
+    stream, source, sink = (Stream.ACTIVATION, block - 1, block) if up else (Stream.TARGET, block, block - 1)
+    incoming, outgoing = edges.get(Edge(stream, source)), edges.get(Edge(stream, sink))
+    receive: list[SimStep] = [] if incoming is None else [(SimOp.RECEIVE, incoming)]
+    post: list[SimStep] = [(SimOp.POST_RECEIVE, edge) for _, edge in receive if edge and edge.sends is not LOCAL]
+    send: list[SimStep] = [] if outgoing is None else [(sim_op, outgoing) for sim_op in outgoing.sends]
+    match op:
+        case Op.LEARN:
+            return (COMPUTE, *(post if holds_activations else ()))
+        case Op.SAVE:
+            return (COMPUTE,)
+        case Op.RESEND:
+            return (COMPUTE, *send)
+        case Op.FORWARD if holds_activations:
+            return (*receive, COMPUTE, *send)
+        case _:
+            return (*receive, *post, COMPUTE, *send)
+
+
+@dataclass(frozen=True)
+class Durations:
+    """Time of each action, and ``latency`` of a link between ranks, in any one unit."""
+
+    target: float = 0.0
+    forward: float = 1.0
+    learn: float = 2.0
+    evaluate: float = 1.0
+    predict: float = 0.0
+    backward: float = 2.0
+    save: float = 0.0
+    resend: float = 0.0
+    latency: float = 0.0
+
+
+def simulate(
+    topology: Topology, plan: RunPlan, room: Mapping[Stream, int], durations: Durations | None = None
+) -> Timetable[Action]:
+    """Run the free programs of all ranks to the end against bounded channels.
+
+    An action waits for its message, runs, and then waits for room to send. A message takes a place of the channel from
+    the start of its send until it is received.
+
+    Args:
+        topology: Blocks and ranks.
+        plan: The run.
+        room: Number of messages that a channel between two ranks holds, for each stream.
+        durations: Times of actions and links.
+
+    Raises:
+        DeadlockError: The programs cannot end.
+    """
+    times = durations or Durations()
+    spans: list[list[Span[Action]]] = [[] for _ in range(topology.ranks)]
+    programs = local_programs(
+        topology,
+        lambda blocks: rank_program(blocks, plan),
+        lambda edge, source, destination: SimEdge(
+            source, destination, posted=room[edge.stream], latency=times.latency, sends=RENDEZVOUS
+        ),
+        lambda action: float(getattr(times, action.op.name.lower())),
+    )
+    run(programs, lambda rank, action, start, end: spans[rank].append(Span(action, start, end)))
+    return Timetable(spans)

@@ -1,0 +1,81 @@
+"""Rates, ratios and results from the measurements of ranks, and the order of cases."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from counterflow.bench import interleaved_rounds
+from counterflow.bench.case import BenchmarkCase, RankMeasurement, SteadyTimer, train
+from counterflow.bench.interleaved_rounds import RoundMeasurement, case_results, run_rounds, speedup
+from counterflow.bench.workers import WorkerSettings
+from counterflow.cli.hydra_app import load_config
+from counterflow.engine.stage import WaitTimes
+
+CONF = Path(__file__).parents[2] / "conf"
+
+
+def measurement(seconds: float, batches: int = 10, wait: float = 0.0) -> RankMeasurement:
+    return RankMeasurement(seconds, batches, wait, 0.0, 1.0, 1000, None, [1])
+
+
+def measured(*seconds: float) -> RoundMeasurement:
+    return RoundMeasurement([measurement(each) for each in seconds], batch=8)
+
+
+def benchmark_case(name: str, batch: int = 8) -> BenchmarkCase:
+    config = load_config(CONF, [f"train.batch_size={batch}"])
+    return BenchmarkCase(name, 2, config, batches=10, warmup=2, task=train)
+
+
+def test_the_slowest_rank_sets_the_rate() -> None:
+    assert measured(1.0, 2.0).samples_per_second == pytest.approx(8 * 10 / 2.0)
+
+
+def test_waits_are_a_mean_over_ranks() -> None:
+    one = RoundMeasurement([measurement(2.0, wait=1.0), measurement(4.0, wait=1.0)], batch=8)
+    assert one.wait_fraction == pytest.approx((0.5 + 0.25) / 2)
+
+
+def test_ratios_are_medians_within_rounds() -> None:
+    own, other = [measured(1.0), measured(4.0), measured(1.0)], [measured(2.0), measured(4.0), measured(3.0)]
+    assert speedup(own, other) == pytest.approx(2.0)
+
+
+def test_case_results() -> None:
+    cases = [benchmark_case("a"), replace(benchmark_case("b"), microbatches=4)]
+    results = case_results(cases, {"a": [measured(1.0), measured(2.0)], "b": [measured(2.0), measured(2.0)]}, "b")
+    assert [result.name for result in results] == ["a", "b"]
+    assert results[0].samples_per_second == pytest.approx(60)
+    assert (results[0].lowest, results[0].highest) == pytest.approx((40, 80))
+    assert results[0].ratio_to_baseline == pytest.approx(1.5)
+    assert results[1].ratio_to_baseline == 1
+    assert (results[0].microbatches, results[1].microbatches) == (None, 4)
+    assert results[0].repeats == 2
+
+
+def test_every_other_round_goes_backwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    order = []
+
+    def run_workers(settings: WorkerSettings, ranks: int, task: object, case: BenchmarkCase) -> list[RankMeasurement]:
+        order.append(case.name)
+        return [measurement(1.0)] * ranks
+
+    monkeypatch.setattr(interleaved_rounds, "run_workers", run_workers)
+    logged: list[str] = []
+    rounds = run_rounds([benchmark_case(name) for name in "abc"], 3, WorkerSettings(10), logged.append)
+    assert "".join(order) == "abc" + "cba" + "abc"
+    assert {name: len(measured) for name, measured in rounds.items()} == {"a": 3, "b": 3, "c": 3}
+    assert len(logged) == 9
+
+
+def test_the_timer_leaves_out_the_warmup() -> None:
+    waits = WaitTimes()
+    timer = SteadyTimer(waits, warmup=2, batches=5)
+    for n in range(5):
+        waits.receive += 1.0
+        waits.send += 0.5
+        timer.on_step(1, n, {})
+    timed = timer.measurement([1])
+    assert (timed.batches, timed.receive_wait, timed.send_wait) == (3, 3.0, 1.5)
+    assert 0 < timed.seconds < 1

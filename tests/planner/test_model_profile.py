@@ -1,0 +1,65 @@
+"""Layers measured on this machine, as far as it does not depend on the clock."""
+
+import pytest
+import torch
+
+from counterflow.cli.hydra_app import load_config
+from counterflow.engine.job import Job, prepare
+from counterflow.metrics.fingerprint import digest
+from counterflow.planner.model_profile import profile_model
+from processes import CONF
+from runs import SMALL
+
+
+def job_of(*overrides: str) -> Job:
+    return build_job(load_config(CONF, [*SMALL, "blocks=1", *overrides]), 1)
+
+
+def test_bytes_by_hand() -> None:
+    job = job_of("model.hidden=2", "model.width=12", "model.norm=none", "algorithm.feedback.kind=linear")
+    profile = profile_model(job, lambda text: None)
+    assert [layer.parameters for layer in profile.layers] == [
+        4 * (64 * 12 + 12),
+        4 * (12 * 12 + 12),
+        4 * (12 * 10 + 10),
+    ]
+    assert [layer.output for layer in profile.layers] == [4 * 32 * 12, 4 * 32 * 12, 4 * 32 * 10]
+    assert [layer.block_overhead.up for layer in profile.layers] == [2 * 4 * 32 * 12] * 2 + [0]
+    assert [layer.block_overhead.down for layer in profile.layers] == [4 * 10 * 12 + 8 * 32] * 2 + [0]
+    assert [layer.block_overhead.parameters for layer in profile.layers] == [0, 4 * 12 * 12, 4 * 12 * 10]
+    assert profile.layers[2].kept == 4 * 32 * 10, "the output: what it is made from belongs to the layer below"
+    assert (profile.batch, profile.copies) == (32, 4)
+
+
+@pytest.mark.parametrize(("optimizer", "copies"), [("adamw", 4), ("sgd", 3), ("sgd optimizer.momentum=0.0", 2)])
+def test_optimizers_keep_what_they_keep(optimizer: str, copies: int) -> None:
+    overrides = f"optimizer={optimizer}".split()
+    assert profile_model(job_of("model.hidden=1", *overrides), lambda text: None).copies == copies
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("algorithm=bll",),
+        ("algorithm=al",),
+        ("algorithm=predsim",),
+        ("model=transformer", "data=reverse"),
+        ("model=cnn", "model.channels=[4,4]", "model.strides=[1,2]", "engine.channels_last=true", "train.batch_size=3"),
+        ("model=cnn", "model.channels=[4,4]", "model.strides=[1,2]", "engine.precision=bf16", "model.dropout=0.5"),
+    ],
+)
+def test_every_rule_can_be_measured_and_nothing_changes(overrides: tuple[str, ...]) -> None:
+    job = job_of(*overrides)
+    state, before = torch.get_rng_state(), digest(job.network)
+    profile = profile_model(job, lambda text: None)
+    assert len(profile.layers) == len(job.network)
+    for layer in profile.layers:
+        assert layer.forward > 0
+        assert 0 <= layer.fixed_forward <= layer.forward + 1e-3
+        assert 0 <= layer.entrance <= layer.backward
+        assert (
+            min(layer.update, layer.block_overhead.learn, layer.block_overhead.forward, layer.block_overhead.target)
+            >= 0
+        )
+    assert torch.equal(torch.get_rng_state(), state)
+    assert digest(job.network) == before

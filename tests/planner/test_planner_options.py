@@ -1,0 +1,72 @@
+"""What a plan may be asked for."""
+
+import hydra
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+
+from counterflow.cli.hydra_app import check, load_config
+from counterflow.planner.options import Cluster, PlanConfig
+from processes import CONF
+
+
+def options(*overrides: str) -> PlanConfig:
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        return check(hydra.compose("plan", list(overrides)), PlanConfig)
+
+
+def test_the_run_that_is_planned_is_the_one_of_the_other_program() -> None:
+    overrides = ("model=cnn", "train.batch_size=64", "optimizer=sgd", "engine.lag=3")
+    planned, trained = options(*overrides).training(1), load_config(CONF, list(overrides))
+    assert (planned.algorithm, planned.model, planned.data) == (trained.algorithm, trained.model, trained.data)
+    assert (planned.train, planned.optimizer) == (trained.train, trained.optimizer)
+    assert (planned.engine.lag, planned.engine.threads) == (3, 1)
+
+
+def test_machines_in_seconds_and_bytes() -> None:
+    found = options(
+        "machines.ranks=8",
+        "machines.bandwidth_gbps=1",
+        "machines.latency_ms=10",
+        "machines.memory_gb=2",
+        "machines.overhead_ms=0.5",
+    ).machines
+    assert (found.ranks, found.memory, found.overhead) == (8, 2e9, 0.0005)
+    assert (found.link.bandwidth, found.link.latency) == (125e6, 0.01)
+    assert found.jitter(4, 10) is None
+
+
+def test_slow_batches_come_to_all_blocks_alike_and_are_the_same_for_part_of_them() -> None:
+    machines = Cluster(ranks=4, jitter_share=0.25, jitter_factor=3.0)
+    whole, upper = machines.jitter(4, 400), machines.jitter(4, 400, first=2)
+    assert whole is not None
+    assert upper is not None
+    slow = [sum(whole(block, n) == 3.0 for n in range(400)) for block in range(1, 5)]
+    assert 80 <= sum(slow) <= 120
+    assert max(slow) - min(slow) <= 1
+    assert all(upper(block, n) == whole(block + 2, n) for block in (1, 2) for n in range(400))
+    assert {whole(1, n) for n in range(400)} == {1.0, 3.0}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("machines.ranks=0", "machines.ranks=0: must be at least 1 and at most 1048576"),
+        ("machines.speed=0", "machines.speed=0.0: must be greater than 0"),
+        ("machines.memory_gb=-1", "machines.memory_gb=-1.0: must be greater than 0"),
+        ("machines.bandwidth_gbps=nan", "machines.bandwidth_gbps=nan: must be greater than 0"),
+        ("machines.latency_ms=-1", "machines.latency_ms=-1.0: must be at least 0 and at most 1e+06"),
+        ("machines.overhead_ms=inf", "machines.overhead_ms=inf: must be at least 0 and at most 1e+06"),
+        ("machines.jitter_share=1", "machines.jitter_share=1.0: must be at least 0 and below 1"),
+        ("machines.jitter_factor=0.5", "machines.jitter_factor=0.5: must be at least 1 and at most 1e+06"),
+        ("blocks=8", "blocks=8: is what the plan finds, allowed is 1; machines.ranks= bounds it"),
+        ("model.cut=profile", "model.cut=profile: is what the plan finds, allowed is flops"),
+        ("engine.lag=exact", "engine.lag=exact: runs on one process, allowed are whole numbers of at least 1"),
+        ("engine.target_depth=4", "engine.target_depth=4: is the lag of a plan, allowed is null"),
+        ("algorithm=bp", "algorithm=bp: allowed are al, bll, predsim"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_in_one_line(override: str, message: str) -> None:
+    with pytest.raises(ValueError) as error:  # noqa: PT011  # the whole message is compared
+        options(override)
+    assert str(error.value) == message
