@@ -17,6 +17,7 @@ import pytest
 import torch.distributed as dist
 
 from counterflow.cli.hydra_app import load_config
+from counterflow.cli.note_handler import install_cli_logging
 from counterflow.engine.job import build_job
 from counterflow.engine.run_context import PreemptedError
 from counterflow.trace import chrome, rank_trace
@@ -275,6 +276,8 @@ def test_a_run_that_is_told_to_end_leaves_its_trace(pool: Pool, tmp_path: Path, 
 def test_a_disk_that_takes_no_more_costs_the_trace_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    install_cli_logging()
+
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
