@@ -71,6 +71,7 @@ class Rank0Services:
             self._stack.close()
             raise
         self._collector = ReportPoller[BlockMetrics | BlockWritten](self._comm.size, self._fetch, self._deliver)
+        self._stack.callback(self._collector.close)
         return self
 
     def __exit__(self, *raised: type[BaseException] | BaseException | TracebackType | None) -> None:

@@ -140,3 +140,9 @@ def test_what_fails_is_raised_before_the_end_to_those_who_ask() -> None:
     poller._thread.join(5)
     with pytest.raises(OSError, match="no space left on device"):
         poller.check()
+
+
+def test_its_thread_ends_when_it_is_closed() -> None:
+    poller = collect([[1, 2, 3, 4]], lambda *_: None, lambda _: None)
+    poller.close()
+    assert not poller._thread.is_alive()
