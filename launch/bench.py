@@ -4,9 +4,7 @@ Starts its own processes and measures the cases of a suite side by side in inter
 and ratios, ``bench.json`` and charts.
 """
 
-from pathlib import Path
-
 from counterflow.bench.cli import main
 
 if __name__ == "__main__":
-    main(Path(__file__).parent.parent / "conf")
+    main()

@@ -6,9 +6,7 @@
 It takes the options of ``launch/train.py`` and of the machines, measures every layer here, and simulates the rest.
 """
 
-from pathlib import Path
-
 from counterflow.planner.cli import main
 
 if __name__ == "__main__":
-    main(Path(__file__).parent.parent / "conf")
+    main()

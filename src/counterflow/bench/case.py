@@ -3,30 +3,29 @@
 import resource
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from time import perf_counter, process_time
 
 import torch
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from counterflow.algorithms import ALGORITHMS
-from counterflow.algorithms.optimizer import BlockOptimizer
+from counterflow.algorithms import LocalAlgorithm
+from counterflow.algorithms.optimizer import BatchPart, BlockOptimizer
 from counterflow.algorithms.rule import Metrics
-from counterflow.bench.sleeping import Sleep, SleepingColumn, sleep_in_updates
-from counterflow.checkpoint import CheckpointWriter, CheckpointDirectory
+from counterflow.bench.sleeping import Sleep, SleepingRules, sleep_in_updates
+from counterflow.checkpoint import CheckpointWriter
 from counterflow.config import TrainConfig
 from counterflow.data.prefetch import prefetch
-from counterflow.engine import cost as costs
-from counterflow.engine import local
+from counterflow.engine import cost, local
 from counterflow.engine.cost import Flops
-from counterflow.engine.job import Job, prepare
-from counterflow.engine.profile import column_of
-from counterflow.engine.run_context import RunContext
-from counterflow.engine.stage import WaitTimes
 from counterflow.engine.factory import build_engine, choose_partition
-from counterflow.trace.recorder import Recorder
+from counterflow.engine.job import Job
+from counterflow.engine.profile import rules_of
+from counterflow.engine.run_context import RunContext, WaitTimes
+from counterflow.rank_info import RankInfo
 from counterflow.trace.rank_trace import RankTrace
+from counterflow.trace.recorder import Recorder
+from counterflow.trainer.job_builder import load_job
 from counterflow.transport import Communicator
 
 
@@ -103,13 +102,13 @@ def train(comm: Communicator, case: BenchmarkCase, recorder: Recorder | None = N
     config, sleep = case.config, case.sleep
     if sleep is not None:
         sleep_in_updates(sleep)
-    if sleep is not None and config.algorithm.name in ALGORITHMS:
-        counts = [1] * config.blocks
-        local.run(job, SleepingColumn(config.blocks, sleep, config.optimizer, case.batches), context)
+    if sleep is not None and isinstance(config.algorithm, LocalAlgorithm):
+        cut = [1] * config.blocks
+        local.run(job, SleepingRules(config.blocks, sleep, config.optimizer, case.batches), context)
     else:
-        counts = comm.all_gather(choose_partition(job) if comm.rank == 0 else None, "the cut")[0]
-        build_engine(job, counts).run(context)
-    return timer.measurement(counts)
+        cut = comm.all_gather(choose_partition(job) if comm.rank == 0 else None, "the cut")[0]
+        build_engine(replace(job, cut=tuple(cut))).run(context)
+    return timer.measurement(cut)
 
 
 def train_traced(comm: Communicator, case: BenchmarkCase) -> tuple[RankMeasurement, RankTrace]:
@@ -122,8 +121,8 @@ def train_ddp(comm: Communicator, case: BenchmarkCase) -> RankMeasurement:
     """Train ``case`` with DistributedDataParallel: every rank has the whole network and its share of each batch."""
     job, timer, _ = _prepare(comm, case, ranks=1, rank=0)
     network = DistributedDataParallel(job.network.train())
-    optimizer = BlockOptimizer(network.parameters(), job.config.optimizer, job.plan.batches)
-    share = job.config.train.batch_size // comm.size
+    optimizer = BlockOptimizer(network.parameters(), job.optimizer, job.plan.batches)
+    share = job.batch_size // comm.size
     own = slice(comm.rank * share, (comm.rank + 1) * share)
     items = ((job.batches.inputs(n)[own], job.batches.labels(n)[own]) for n in range(job.plan.batches))
     for n, (inputs, labels) in enumerate(prefetch(items)):
@@ -143,38 +142,37 @@ def sleep_without_engine(comm: Communicator, case: BenchmarkCase) -> tuple[float
     """
     assert case.sleep is not None
     config = case.config
-    rule = SleepingColumn(config.blocks, case.sleep, config.optimizer, case.batches).rule(comm.rank + 1)
+    rule = SleepingRules(config.blocks, case.sleep, config.optimizer, case.batches).rule(comm.rank + 1)
     comm.all_gather(None, "the start")
     start, cpu = perf_counter(), process_time()
     for n in range(case.batches):
         rule.forward_message(())
-        rule.update(n, (), ())
+        rule.update(BatchPart(n), (), ())
     return (perf_counter() - start) / case.batches, (process_time() - cpu) / case.batches
 
 
 def count_flops(comm: Communicator, config: TrainConfig) -> Flops:
     """FLOPs per sample, summed over all blocks."""
-    job = build_job(config, comm.size)
-    column = column_of(job, choose_partition(job))
+    job = load_job(config, RankInfo(size=comm.size))
+    rules = rules_of(job, choose_partition(job))
     blocks = range(1, config.blocks + 1)
-    return sum((costs.local(column, block, column.rule(block), job) for block in blocks), Flops(0, 0, 0))
+    return sum((cost.local(rules, block, rules.rule(block), job) for block in blocks), Flops(0, 0, 0))
 
 
 def _prepare(
     comm: Communicator, case: BenchmarkCase, ranks: int, rank: int, recorder: Recorder | None = None
 ) -> tuple[Job, SteadyTimer, RunContext]:
-    """The job of ``case`` without evaluations, its timer, and its session without checkpoints.
+    """The job of ``case`` without evaluations, its timer, and its context without checkpoints.
 
     Args:
-        world: The processes of the measurement.
+        comm: The processes of the measurement.
         case: The case.
         ranks: Processes that share the blocks: 1 if every process has the whole network.
         rank: This process among them.
         recorder: Recorder of a trace.
     """
-    job = build_job(case.config, ranks, rank, ranks)
+    job = load_job(case.config, RankInfo(rank, ranks, rank, ranks))
     plan = replace(job.plan, batches=case.batches, validation_batches=0, test_batches=0, evaluate_every=0)
     waits = WaitTimes()
     timer = SteadyTimer(waits, case.warmup, case.batches)
-    no_checkpoints = CheckpointWriter(CheckpointDirectory(Path()), None, torch.device("cpu"), lambda saved: None, comm.watch.timeout)
-    return replace(job, plan=plan), timer, RunContext(comm, timer, waits, no_checkpoints, recorder)
+    return replace(job, plan=plan), timer, RunContext(comm, timer, CheckpointWriter(), waits, recorder)

@@ -57,8 +57,6 @@ def valid_schedules(ranks: int, microbatches: int) -> list[str]:
 class CaseFactory:
     """Makes cases from a configuration folder, all of which train on the same random images."""
 
-    conf: Path
-    """Folder of the hydra configuration."""
     data: Path
     """Folder of the images, see `write_images`."""
 
@@ -82,7 +80,7 @@ class CaseFactory:
             "engine.threads=1",
             "device=cpu",
         ]
-        return load_config(self.conf, [*common, *options])
+        return load_config([*common, *options])
 
     def training(
         self, name: str, ranks: int, batches: int, warmup: int, batch: int, options: Sequence[str]

@@ -32,7 +32,7 @@ from counterflow.bench.training_suites import draw_cpu2, draw_flops, measure_cpu
 from counterflow.bench.transport_suite import draw_transport, measure_transport
 from counterflow.bench.workers import WorkerError
 from counterflow.checkpoint.atomic_write import atomic_write
-from counterflow.cli.hydra_app import check, run_hydra
+from counterflow.cli.hydra_app import run_hydra, validate
 from counterflow.metrics import provenance
 
 Measure = Callable[[BenchContext], SuiteResult]
@@ -57,14 +57,14 @@ _MIN_WIDTH = 160
 """Characters of a table: a line wrapped by the terminal shows more than a truncated one."""
 
 
-def main(conf: Path) -> None:
+def main() -> None:
     """Run the command line and exit with status 0 if every suite was measured, even if it missed its goals."""
     composed: list[DictConfig] = []
     try:
-        run_hydra(conf, composed.append, "bench")
+        run_hydra(composed.append, "bench")
         # Outside of hydra's application, which adds lines to errors. Hydra also composes the cases.
         for config in composed:
-            run_suites(check(config, BenchOptions), conf)
+            run_suites(validate(config, BenchOptions))
     except ValueError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(_EXIT_USAGE)
@@ -73,7 +73,7 @@ def main(conf: Path) -> None:
         sys.exit(_EXIT_FAILED)
 
 
-def run_suites(options: BenchOptions, conf: Path) -> None:
+def run_suites(options: BenchOptions) -> None:
     """Measure, and write ``bench.json``, an object per suite, and ``bench.md``, the same as tables.
 
     Suites that earlier calls measured stay in both files.
@@ -95,7 +95,7 @@ def run_suites(options: BenchOptions, conf: Path) -> None:
         with TemporaryDirectory(prefix="counterflow-bench-") as folder, console.status(name) as status:
             show = status.update if console.is_terminal else partial(print, file=sys.stderr, flush=True)
             log = partial(_log, show, name)
-            result = measure(BenchContext(options, CaseFactory(conf, Path(folder)), out, log))
+            result = measure(BenchContext(options, CaseFactory(Path(folder)), out, log))
         suites[name] = suite = _with_provenance(result, time.monotonic() - start)
         atomic_write(out / "bench.json", (json.dumps(list(suites.values()), indent=2) + "\n").encode())
         atomic_write(out / "bench.md", markdown(list(suites.values())).encode())

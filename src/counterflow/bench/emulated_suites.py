@@ -20,7 +20,7 @@ from counterflow.bench.prediction import predict_seconds, with_predictions
 from counterflow.bench.results import CaseResult, Goal, SuiteResult
 from counterflow.bench.sleeping import Jitter, Sleep
 from counterflow.bench.workers import WorkerSettings
-from counterflow.schedule.load import Link
+from counterflow.schedule import LinkSpec
 
 _WIDTH = 32
 """Elements of an activation per sample, where messages are to be small."""
@@ -225,7 +225,7 @@ def measure_slowlink(context: BenchContext) -> SuiteResult:
     ranks = options.numbers("ranks", [4])[0]
     microbatches = options.numbers("microbatches", [ranks, 2 * ranks])
     speed = LinkSpeed(options.link.bandwidth_gbps * 1e9 / 8, options.link.latency_ms / 1e3)
-    link = Link(speed.latency, speed.bandwidth)
+    link = LinkSpec(speed.latency, speed.bandwidth)
     batch = common_batch(microbatches)
     width = options.link.activation_kb * 1024 // 4 // batch
     sleep = Sleep(*options.stage.seconds(5.0, 10.0), batch, width)
@@ -276,7 +276,7 @@ def measure_slowlink(context: BenchContext) -> SuiteResult:
     return SuiteResult("slowlink", settings, results, goals)
 
 
-def _shortest_lag(case_of: Callable[[int], BenchmarkCase], link: Link) -> int:
+def _shortest_lag(case_of: Callable[[int], BenchmarkCase], link: LinkSpec) -> int:
     """The smallest lag with which the predicted rate is within `_NO_GAIN` of the best one."""
     seconds = {lag: predict_seconds(case_of(lag), link) for lag in range(2, _MAX_LAG + 1)}
     best = min(seconds.values())

@@ -16,7 +16,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from counterflow.bench.case import BenchmarkCase, RankMeasurement, train
 from counterflow.transport import Communicator
-from counterflow.transport.buffers import CudaNccl, CpuGloo, CudaGloo
+from counterflow.transport.buffers import CpuGloo, CudaGloo, CudaNccl
 
 
 class LiveBytes:

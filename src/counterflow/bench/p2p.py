@@ -20,7 +20,7 @@ from torch import Tensor
 
 from counterflow.message import HEADER_BYTES, MessageKind, Tag
 from counterflow.topology import Edge, Stream, Topology
-from counterflow.transport import MessageLayout, Payload, Receiver, Sender, TensorSpec, Communicator
+from counterflow.transport import Communicator, MessageLayout, Payload, Receiver, Sender, TensorSpec
 
 CHANNEL, GLOO = "channel", "raw gloo"
 WAYS = (CHANNEL, GLOO)

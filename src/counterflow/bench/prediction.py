@@ -5,27 +5,26 @@ from collections.abc import Callable, Collection, Sequence
 from counterflow.bench.case import BenchmarkCase
 from counterflow.bench.results import CaseResult
 from counterflow.bench.sleeping import CLASSES
-from counterflow.schedule.forecast import forecast
-from counterflow.schedule.load import Link, Load, StageTimes
+from counterflow.schedule import LinkSpec, StageCost, Workload, forecast
 
 
-def predict_seconds(case: BenchmarkCase, link: Link | None = None, overhead: float = 0.0) -> float:
+def predict_seconds(case: BenchmarkCase, link: LinkSpec | None = None, overhead: float = 0.0) -> float:
     """Simulated seconds per update batch; every action takes ``overhead`` seconds beside its sleep."""
     assert case.sleep is not None
     config, sleep = case.config, case.sleep
-    times = StageTimes(sleep.forward, sleep.backward, sleep.update)
+    times = StageCost(sleep.forward, sleep.backward, sleep.update)
     activation_bytes = 4 * sleep.batch * sleep.width
     target_bytes = 4 * CLASSES * CLASSES + 8 * sleep.batch
     edges = config.blocks - 1
     return forecast(
         config.schedule,
-        Load([times] * config.blocks, up=[activation_bytes] * edges, down=[target_bytes] * edges),
+        Workload([times] * config.blocks, up=[activation_bytes] * edges, down=[target_bytes] * edges),
         ranks=case.ranks,
         batches=case.batches,
         microbatches=case.microbatches or 1,
         lag=config.engine.lag,
         depth=config.engine.depth,
-        link=link or Link(),
+        link=link or LinkSpec(),
         jitter=sleep.jitter,
         overhead=overhead,
         keep=False,
@@ -44,7 +43,7 @@ def with_predictions(
     results: Sequence[CaseResult],
     cases: Sequence[BenchmarkCase],
     calibrations: Collection[str] = (),
-    link_of: Callable[[BenchmarkCase], Link | None] = lambda _: None,
+    link_of: Callable[[BenchmarkCase], LinkSpec | None] = lambda _: None,
 ) -> list[CaseResult]:
     """``results`` with the share of the ideal rate and the prediction; a block that never waits has the ideal rate.
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from counterflow.algorithms import RuleSet
-from counterflow.algorithms.optimizer import BlockOptimizer
-from counterflow.algorithms.rule import LocalRule, Metrics, Payload, MessageSpec, Target
+from counterflow.algorithms.optimizer import BatchPart, BlockOptimizer
+from counterflow.algorithms.rule import LocalRule, MessageSpec, Metrics, Payload, Target
 from counterflow.config import OptimizerConfig
 
 CLASSES = 10
@@ -138,9 +138,6 @@ class SleepingRule(LocalRule):
         self._up = torch.zeros(sleep.batch, sleep.width)
         self._book = torch.zeros(CLASSES, CLASSES)
 
-    def receive_target(self, n: int, message: Payload) -> Target:
-        return message
-
     def make_target(self, n: int, target: Target) -> Payload:
         return self._book, target[-1]
 
@@ -148,13 +145,13 @@ class SleepingRule(LocalRule):
         pause(self._sleep.factor(self._block, self._n) * self._sleep.forward)
         return (self._up,)
 
-    def update(self, n: int, message: Payload, target: Target) -> Metrics:
-        seconds = self._sleep.factor(self._block, n) * self._sleep.backward
-        self._optimizer.backward_and_step(_Pause.apply(self.layer.weight, seconds), n)
-        self._n = n + 1
+    def update(self, part: BatchPart, message: Payload, target: Target) -> Metrics:
+        seconds = self._sleep.factor(self._block, part.n) * self._sleep.backward
+        self._optimizer.backward_and_step(_Pause.apply(self.layer.weight, seconds), part)
+        self._n = part.n + 1
         return {}
 
-    def predict(self, message: Payload, target: Target) -> tuple[Payload, Tensor | None]:
+    def predict(self, message: Payload, target: Target) -> tuple[Payload, None]:
         raise AssertionError("benchmarks do not evaluate")
 
     @property
@@ -162,14 +159,14 @@ class SleepingRule(LocalRule):
         return (self.layer,)
 
 
-@dataclass(frozen=True)
-class SleepingColumn(RuleSet):
+class SleepingRules(RuleSet):
     """Sleeping rules of all blocks."""
 
-    blocks: int
-    sleep: Sleep
-    optimizer: OptimizerConfig
-    batches: int
+    def __init__(self, blocks: int, sleep: Sleep, optimizer: OptimizerConfig, batches: int) -> None:
+        self.blocks = blocks
+        self.sleep = sleep
+        self.optimizer = optimizer
+        self.batches = batches
 
     def rule(self, block: int) -> LocalRule:
         return SleepingRule(block, self.blocks, self.sleep, self.optimizer, self.batches)
@@ -183,5 +180,5 @@ class SleepingColumn(RuleSet):
     def target(self, block: int, n: int, batch: int) -> MessageSpec:
         return ((CLASSES, CLASSES), torch.float32), ((batch,), torch.int64)
 
-    def summarize(self, figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    def summarize(self, metrics: Sequence[Mapping[str, float]]) -> dict[str, float]:
         return {}

@@ -1,6 +1,6 @@
 """State of one block at a checkpoint, as plain containers of tensors and numbers."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,7 +31,15 @@ class BlockState:
 
     def copy(self) -> "BlockState":
         """Deep copy in CPU memory, which training does not change."""
-        return BlockState(**_copied(vars(self), {}))
+        copies: dict[int, Tensor] = {}
+
+        def copied(tensor: Tensor) -> Tensor:
+            """A tensor that several batches share (a code book) stays one tensor."""
+            if id(tensor) not in copies:
+                copies[id(tensor)] = tensor.detach().to("cpu", copy=True)
+            return copies[id(tensor)]
+
+        return BlockState(**_map(vars(self), copied))
 
     def plain(self) -> dict[str, Any]:
         """The fields as a dictionary."""
@@ -39,26 +47,16 @@ class BlockState:
 
     def to(self, device: torch.device) -> "BlockState":
         """Move all messages to ``device``; the rule's own ``load_state_dict`` places its tensors."""
-        messages = {name: _moved(value, device) for name, value in vars(self).items() if name != "rule"}
-        return BlockState(self.rule, **messages)
+        messages = {name: value for name, value in vars(self).items() if name != "rule"}
+        return BlockState(self.rule, **_map(messages, lambda tensor: tensor.to(device)))
 
 
-def _copied(value: Any, seen: dict[int, Tensor]) -> Any:
-    """Copy tensors to the CPU. ``seen`` keeps a tensor that several batches share (a code book) one tensor."""
+def _map(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """Apply ``function`` to all tensors in nested containers."""
     if isinstance(value, Tensor):
-        if id(value) not in seen:
-            seen[id(value)] = value.detach().to("cpu", copy=True)
-        return seen[id(value)]
+        return function(value)
     if isinstance(value, Mapping):
-        return {key: _copied(item, seen) for key, item in value.items()}
+        return {key: _map(item, function) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(_copied(item, seen) for item in value)
+        return type(value)(_map(item, function) for item in value)
     return value
-
-
-def _moved(value: Any, device: torch.device) -> Any:
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if isinstance(value, Mapping):
-        return {key: _moved(item, device) for key, item in value.items()}
-    return tuple(_moved(item, device) for item in value)

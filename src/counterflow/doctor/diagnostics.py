@@ -134,7 +134,9 @@ def _measure(communicator: Communicator, lower: int, counts: SampleCounts) -> di
         return {"error": str(error)}
 
 
-def _coordinate(mailbox: StoreMailbox, communicator: Communicator | None, size: int, config: DiagnosticsConfig) -> list[Check]:
+def _coordinate(
+    mailbox: StoreMailbox, communicator: Communicator | None, size: int, config: DiagnosticsConfig
+) -> list[Check]:
     here = mailbox.take_all("here", range(size), _GRACE)
     met = mailbox.take_all("met", list(here), _GRACE)
     checking = [rank for rank, message in here.items() if message["checks_node"]]

@@ -16,7 +16,7 @@ import torch
 from counterflow.doctor.check import Check, Status
 from counterflow.message import HEADER_BYTES, MessageKind, Tag
 from counterflow.topology import Edge, Stream
-from counterflow.transport import ChannelError, MessageLayout, Payload, TensorSpec, Communicator
+from counterflow.transport import ChannelError, Communicator, MessageLayout, Payload, TensorSpec
 
 SLOW_MESSAGE = 0.01
 """Seconds of a small message; above this the edge is slow."""

@@ -32,7 +32,7 @@ from counterflow.engine.run_context import (
 )
 from counterflow.engine.runtime import Runtime
 from counterflow.metrics.fingerprint import digest
-from counterflow.schedule.pipelines import blocks_of_stages, owners
+from counterflow.schedule.pipeline_schedules import blocks_of_stages, owners
 from counterflow.trace.recorder import Recorder, span
 from counterflow.transport import ChannelError, Communicator
 from counterflow.transport.channel import gloo_reason

@@ -46,6 +46,12 @@ class ReportPoller(Generic[Item]):
         if self._thread.is_alive() or self._next != list(counts):
             raise TimeoutError(f"{self._next} of {list(counts)} records per rank came within {timeout:g} s")
 
+    def close(self) -> None:
+        """Stop the thread; reports that have not arrived are dropped."""
+        self._deadline, self._expected = 0.0, ()
+        self._wake.set()
+        self._thread.join(1.0)
+
     def _run(self) -> None:
         try:
             while not self._done():

@@ -15,14 +15,14 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from counterflow.cli.hydra_app import check, run_hydra
-from counterflow.engine.job import build_job
-from counterflow.engine.threads import intra_op_threads
+from counterflow.cli.errors import EXIT_USAGE
+from counterflow.cli.hydra_app import run_hydra, validate
+from counterflow.engine.runtime import intra_op_threads
 from counterflow.planner.model_profile import profile_model
 from counterflow.planner.options import Cluster, PlanConfig
 from counterflow.planner.search import COMPARED, Candidate, SearchResult, search
+from counterflow.trainer.job_builder import load_job
 
-_USAGE_ERROR = 2
 _WIDTH = 160
 """Characters of a line without a terminal."""
 _NOT_OF_THE_RUN = (
@@ -32,19 +32,19 @@ _NOT_OF_THE_RUN = (
 """Beginnings of overrides that only the plan reads, or that it decides."""
 
 
-def main(conf: Path) -> None:
-    """Plan a run as the command line says, on the configuration of ``conf``.
+def main() -> None:
+    """Plan a run as the command line says.
 
     The process ends with status 0 if there is a plan, and else with one line and status 2.
     """
     composed: list[tuple[DictConfig, list[str]]] = []
     try:
-        run_hydra(conf, lambda config: composed.append((config, list(HydraConfig.get().overrides.task))), "plan")
+        run_hydra(lambda config: composed.append((config, list(HydraConfig.get().overrides.task))), "plan")
         for config, overrides in composed:  # not within hydra, which would add its own lines to those of an error
-            _plan(check(config, PlanConfig), overrides)
+            _plan(validate(config, PlanConfig), overrides)
     except ValueError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(_USAGE_ERROR)
+        sys.exit(EXIT_USAGE)
 
 
 def candidate_table(result: SearchResult) -> Table:
@@ -80,7 +80,8 @@ def _plan(config: PlanConfig, overrides: Sequence[str]) -> None:
     console = Console(width=None if sys.stdout.isatty() else _WIDTH)
     cluster, engine = config.machines, config.engine
     threads = intra_op_threads(engine.threads, cluster.ranks)
-    job = build_job(config.training(threads), 1)
+    run = config.training(threads)
+    job = load_job(run)
     with console.status("measures") as status:
         profile = profile_model(job, lambda what: status.update(f"measures {what}"))
         result = search(profile, cluster, engine.lag, engine.depth, lambda what: status.update(f"plans {what}"))
@@ -88,8 +89,8 @@ def _plan(config: PlanConfig, overrides: Sequence[str]) -> None:
         _write(Path(config.plan.out), {"machines": asdict(cluster), "measured": asdict(profile), **to_json(result)})
     alone = sum(layer.forward + layer.backward + layer.update for layer in profile.layers)
     console.print(
-        f"Measured here: {len(profile.layers)} layers of {job.config.model.name}, each alone and as a block pair of "
-        f"algorithm={job.config.algorithm.name}, batches of {profile.batch}, {threads} threads, {job.device.type}; "
+        f"Measured here: {len(profile.layers)} layers of {run.model.name}, each alone and as a block pair of "
+        f"algorithm={run.algorithm.name}, batches of {profile.batch}, {threads} threads, {job.device.type}; "
         f"together {1e3 * alone:.3g} ms a batch",
         soft_wrap=True,
     )

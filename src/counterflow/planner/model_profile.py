@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from counterflow.algorithms.optimizer import BlockOptimizer
-from counterflow.algorithms.rule import RuleSet, MessageSpec
-from counterflow.config import AdamWConfig, SGDConfig
+from counterflow.algorithms.rule import MessageSpec, RuleSet
+from counterflow.config import SGD, AdamW
 from counterflow.engine.job import Job
-from counterflow.engine.profile import column_of, message_from_below, pair_time, plain_times
+from counterflow.engine.profile import message_from_below, pair_time, plain_times, rules_of
 from counterflow.models.partition import best_of, synchronized_ns
 from counterflow.topology import Topology
 
@@ -80,18 +80,18 @@ def profile_model(job: Job, log: Callable[[str], None]) -> ModelProfile:
 
     ``log`` is called with every step.
     """
-    layers, batch = len(job.network), job.config.train.batch_size
+    layers, batch = len(job.network), job.batch_size
     small = max(min(_SMALLEST, batch), batch // _SMALLER)
-    single = replace(job, config=replace(job.config, blocks=layers), topology=Topology(layers, 1))
+    single = replace(job, topology=Topology(layers, 1), cut=(1,) * layers)
     profiles = []
     with torch.random.fork_rng(devices=[job.device] if job.device.type == "cuda" else []):
         log("layers, forward and backward")
         times, small_times = plain_times(job, batch), plain_times(job, small)
         inner_times = plain_times(job, batch, inputs=False)
-        column = column_of(single, [1] * layers)
+        rules = rules_of(single, [1] * layers)
         for i, (forward, backward) in enumerate(times):
             log(f"layer {i + 1} of {layers}, as a block pair")
-            kept, output = _layer_bytes(single, column, i)
+            kept, output = _layer_bytes(single, rules, i)
             layer = LayerProfile(
                 forward=forward / 1e9,
                 backward=backward / 1e9,
@@ -103,19 +103,19 @@ def profile_model(job: Job, log: Callable[[str], None]) -> ModelProfile:
                 kept=kept,
                 output=output,
             )
-            profiles.append(replace(layer, block_overhead=_block_overhead(single, column, i, layer)))
-    optimizer = job.config.optimizer
-    momentum = isinstance(optimizer, SGDConfig) and optimizer.momentum
-    return ModelProfile(profiles, batch, 4 if isinstance(optimizer, AdamWConfig) else 3 if momentum else 2)
+            profiles.append(replace(layer, block_overhead=_block_overhead(single, rules, i, layer)))
+    optimizer = job.optimizer
+    momentum = isinstance(optimizer, SGD) and optimizer.momentum
+    return ModelProfile(profiles, batch, 4 if isinstance(optimizer, AdamW) else 3 if momentum else 2)
 
 
-def _block_overhead(job: Job, column: RuleSet, i: int, layer: LayerProfile) -> BlockOverhead:
-    block, batch, top = i + 1, job.config.train.batch_size, i + 1 == len(job.network)
-    time = pair_time(job, column, block)
-    rule = column.rule(block)
-    job.numerics.prepare_module(rule, ())
-    message = message_from_below(job, column, block)
-    with job.numerics.autocast():
+def _block_overhead(job: Job, rules: RuleSet, i: int, layer: LayerProfile) -> BlockOverhead:
+    block, batch, top = i + 1, job.batch_size, i + 1 == len(job.network)
+    time = pair_time(job, rules, block)
+    rule = rules.rule(block)
+    job.runtime.prepare_module(rule, ())
+    message = message_from_below(job, rules, block)
+    with job.runtime.autocast():
         kept, _ = _kept_bytes(rule, message[0], lambda: rule.forward_message(message)[0])
     return BlockOverhead(
         target=time.target / 1e9,
@@ -123,19 +123,19 @@ def _block_overhead(job: Job, column: RuleSet, i: int, layer: LayerProfile) -> B
         learn=max(0.0, time.learn / 1e9 - (layer.backward - layer.entrance) - layer.update),
         parameters=max(0, _bytes(rule.parameters()) - layer.parameters),
         kept=max(0, kept - layer.kept),
-        up=0 if top else _message_bytes(column.activation(block, batch)),
-        down=0 if top or not job.plan.targets_down else _message_bytes(column.target(block, 0, batch)),
+        up=0 if top else _message_bytes(rules.activation(block, batch)),
+        down=0 if top or not job.plan.targets_down else _message_bytes(rules.target(block, 0, batch)),
     )
 
 
 def _update_time(job: Job, i: int) -> int:
     """Nanoseconds of an update of the parameters of layer ``i``."""
     layer = copy.deepcopy(job.network[i])
-    job.numerics.prepare_module(layer, ())
+    job.runtime.prepare_module(layer, ())
     parameters = list(layer.parameters())
     if not parameters:
         return 0
-    optimizer = BlockOptimizer(parameters, job.config.optimizer, job.plan.batches)
+    optimizer = BlockOptimizer(parameters, job.optimizer, job.plan.batches)
 
     def timed() -> tuple[int]:
         for parameter in parameters:
@@ -147,13 +147,13 @@ def _update_time(job: Job, i: int) -> int:
     return best_of(timed)[0]
 
 
-def _layer_bytes(job: Job, column: RuleSet, i: int) -> tuple[int, int]:
+def _layer_bytes(job: Job, rules: RuleSet, i: int) -> tuple[int, int]:
     """Bytes that layer ``i`` holds for its backward pass, and bytes of its output."""
     layer = copy.deepcopy(job.network[i]).train()
-    job.numerics.prepare_module(layer, ())
-    source = message_from_below(job, column, i + 1)[0].detach()
+    job.runtime.prepare_module(layer, ())
+    source = message_from_below(job, rules, i + 1)[0].detach()
     source.requires_grad_(source.is_floating_point())
-    with job.numerics.autocast():
+    with job.runtime.autocast():
         return _kept_bytes(layer, source, lambda: layer(source))
 
 

@@ -2,8 +2,8 @@
 
 from counterflow.schedule.event_sim import DeadlockError, Durations, Span, Timetable, simulate
 from counterflow.schedule.forecast import SCHEDULES, LinkSpec, StageCost, Workload, forecast
-from counterflow.schedule.run_plan import RunPlan
 from counterflow.schedule.local_schedule import Action, Op, block_program, rank_program
+from counterflow.schedule.run_plan import RunPlan
 from counterflow.schedule.sim_stats import Forecast
 
 __all__ = [

@@ -10,8 +10,8 @@ from dataclasses import InitVar, dataclass, field
 from enum import IntEnum
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
-from counterflow.schedule.run_plan import RunPlan
 from counterflow.schedule.local_schedule import Action, Op, rank_program
+from counterflow.schedule.run_plan import RunPlan
 from counterflow.topology import Edge, Stream, Topology
 
 

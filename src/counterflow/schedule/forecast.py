@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise, takewhile
 
 from counterflow.schedule.event_sim import BUFFERED, COMPUTE, SimEdge, SimOp, SimStep, TimedAction, local_programs, run
+from counterflow.schedule.local_schedule import Action, Op, rank_program
 from counterflow.schedule.pipeline_schedules import (
     PIPELINES,
     PipelineAction,
@@ -16,7 +17,6 @@ from counterflow.schedule.pipeline_schedules import (
     pipeline_actions,
 )
 from counterflow.schedule.run_plan import RunPlan
-from counterflow.schedule.local_schedule import Action, Op, rank_program
 from counterflow.schedule.sim_stats import Forecast, SimStats, steady_window
 from counterflow.topology import Edge, Stream, Topology
 

@@ -5,13 +5,10 @@ A rank is a process of the format, a lane is a thread, a span is an event.
 
 import json
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any, BinaryIO
-
-import numpy as np
+from typing import BinaryIO
 
 from counterflow.trace.rank_trace import RankTrace
-from counterflow.trace.recorder import DTYPE, NAMES, Spans
+from counterflow.trace.recorder import NAMES
 
 _CHUNK = 4096
 """Spans formatted at a time."""
@@ -62,38 +59,3 @@ def _event(rank: int, zero: float, number: int, lane: int, n: int, part: int, st
         f'{{"name": "{name}", "ph": "X", "ts": {begin / 1000:.3f}, "dur": {(finish - begin) / 1000:.3f}, '
         f'"pid": {rank}, "tid": {lane}, "args": {{{arguments}}}}}'
     )
-
-
-def read(path: Path) -> list[RankTrace]:
-    """Traces that `write` wrote to ``path``. Raises ``ValueError`` if it is another file."""
-    lanes: dict[int, dict[int, str]] = {}
-    spans: dict[int, list[tuple[Any, ...]]] = {}
-    try:
-        with path.open() as file:
-            next(file)
-            for line in file:
-                if line.startswith("]"):
-                    break
-                event = json.loads(line.rstrip(",\n"))
-                rank, lane = event["pid"], event["tid"]
-                found = spans.setdefault(rank, [])
-                if event["ph"] == "X":
-                    found.append(_span(event))
-                elif event["name"] == "thread_name":
-                    lanes.setdefault(rank, {})[lane] = event["args"]["name"]
-            else:
-                raise ValueError("it has no end")
-    except (ValueError, KeyError, TypeError, StopIteration) as error:
-        raise ValueError(f"{path}: is no trace of a run") from error
-    return [RankTrace(rank, lanes.get(rank, {}), _array(found)) for rank, found in sorted(spans.items())]
-
-
-def _span(event: dict[str, Any]) -> tuple[Any, ...]:
-    arguments = event["args"]
-    part = arguments.get("micro_batch", arguments.get("test_batch", -1))
-    start, end = event["ts"] / 1e6, (event["ts"] + event["dur"]) / 1e6
-    return NAMES.index(event["name"]), event["tid"], arguments["batch"], part, start, end
-
-
-def _array(rows: list[tuple[Any, ...]]) -> Spans:
-    return np.array(rows, DTYPE)

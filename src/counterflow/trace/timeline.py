@@ -55,8 +55,8 @@ _STYLES: Mapping[str, _BoxStyle] = {
     "checkpoint": _BoxStyle("checkpoint", "#707070"),
     "receive": _BoxStyle("", "white", inner=True),
 }
-"""Styles by span name, in the order of the legend. ``emit`` has none: it shows the color of the box around it. Waits are
-white."""
+"""Styles by span name, in the order of the legend. ``emit`` has none: it shows the color of the box around it. Waits
+are white."""
 
 _TRAINING = [NAMES.index(name) for name in ("forward", "learn", "update")]
 

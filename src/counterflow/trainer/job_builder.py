@@ -3,8 +3,10 @@
 import torch
 from torch import nn
 
+from counterflow import models
 from counterflow.algorithms import LocalAlgorithm, Task
 from counterflow.config import PIPELINES, EngineConfig, TrainConfig
+from counterflow.data import load
 from counterflow.data.batch_loader import BatchLoader
 from counterflow.data.dataset import Dataset
 from counterflow.data.sampler import EpochSampler
@@ -13,6 +15,7 @@ from counterflow.engine.runtime import Runtime, disable_malloc_trim, has_bf16_un
 from counterflow.models.partition import block_sizes, profile_layers
 from counterflow.rank_info import RankInfo
 from counterflow.schedule import RunPlan
+from counterflow.schedule.pipeline_schedules import check_microbatches
 from counterflow.topology import Topology
 
 
@@ -76,6 +79,14 @@ def build_job(config: TrainConfig, network: nn.Sequential, dataset: Dataset, inf
     )
 
 
+def load_job(config: TrainConfig, info: RankInfo = RankInfo()) -> Job:  # noqa: B008  # immutable
+    """`build_job` for a configuration that names its network and its data. Prepares the process, too."""
+    prepare_process(config)
+    dataset = load(config.data)
+    task = task_of(dataset)
+    return build_job(config, models.build(config.model, task.input_shape, task.classes, config.seed), dataset, info)
+
+
 def task_of(dataset: Dataset) -> Task:
     train = dataset.train
     return Task(tuple(train.inputs.shape[1:]), dataset.classes, tuple(train.labels.shape[1:]))
@@ -104,28 +115,9 @@ def _schedule(config: TrainConfig, ranks: int) -> str:
     schedule = "1f1b" if wanted == "auto" else wanted
     if schedule in PIPELINES and config.engine.recovery == "rank":
         raise ValueError(f"engine.recovery=rank: allowed for schedule={schedule} is all, as its ranks wait in step")
-    if ranks > 1 and schedule != "naive":
-        _check_microbatches(schedule, ranks, config.blocks, config.train.batch_size, config.train.microbatches)
+    if schedule != "naive":
+        check_microbatches(schedule, ranks, config.blocks, config.train.microbatches, config.train.batch_size)
     return schedule
-
-
-def _check_microbatches(schedule: str, ranks: int, blocks: int, batch_size: int, microbatches: int) -> None:
-    if batch_size % microbatches:
-        raise ValueError(f"train.microbatches={microbatches}: must divide train.batch_size={batch_size}")
-    if schedule == "1f1b" and microbatches < ranks:
-        raise ValueError(
-            f"train.microbatches={microbatches}: schedule=1f1b needs at least one for each of ranks={ranks}"
-        )
-    if schedule == "interleaved1f1b" and (blocks % ranks or blocks == ranks or microbatches % ranks):
-        raise ValueError(
-            f"schedule=interleaved1f1b: blocks={blocks} must be a multiple of ranks={ranks}, and more; "
-            f"train.microbatches={microbatches} must be a multiple of ranks"
-        )
-    if schedule == "zbv" and (blocks != 2 * ranks or microbatches < 2 * ranks):
-        raise ValueError(
-            f"schedule=zbv: blocks={blocks} must be {2 * ranks}, two for each rank; "
-            f"train.microbatches={microbatches} must be at least {2 * ranks}"
-        )
 
 
 def _device(config: TrainConfig, schedule: str, info: RankInfo) -> tuple[torch.device, str]:

@@ -77,6 +77,7 @@ class Rank0Services:
             notify(self._callbacks, "on_start", self._info)
             self._stack = stack.pop_all()
         self._poller = ReportPoller[BlockMetrics | BlockWritten](self._comm.size, self._fetch, self._deliver)
+        self._stack.callback(self._poller.close)
         return self
 
     def __exit__(self, *_: object) -> None:

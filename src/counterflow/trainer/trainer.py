@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from counterflow import models
@@ -31,7 +30,6 @@ from counterflow.metrics.callback import Callback
 from counterflow.metrics.fingerprint import digest
 from counterflow.models.custom import check_network
 from counterflow.rank_info import RankInfo
-from counterflow.seeding import derive_seed
 from counterflow.trainer.fit import ProcessControl, connect_and_fit
 from counterflow.trainer.job_builder import build_job, prepare_process, task_of
 from counterflow.trainer.result import FitResult
@@ -209,8 +207,7 @@ class Trainer:
             return replace(self.model, cut=self.cut)
         if isinstance(self.model, nn.Module):
             return OwnModelConfig(cut=self.cut, target=type(self.model).__name__, digest=digest(self.model).hex())
-        name = getattr(self.model, "__qualname__", type(self.model).__name__)
-        return OwnModelConfig(cut=self.cut, target=f"{getattr(self.model, '__module__', '')}.{name}")
+        return OwnModelConfig(cut=self.cut, target=_name_of(self.model))
 
     def _network(self, dataset: Dataset) -> nn.Sequential:
         if isinstance(self.model, ModelConfig):
@@ -218,10 +215,12 @@ class Trainer:
             return models.build(self.model, task.input_shape, task.classes, self.seed)
         if isinstance(self.model, nn.Module):
             return check_network(copy.deepcopy(self.model), "model")
-        with torch.random.fork_rng(devices=[]):
-            # Not torch.manual_seed: that would also reseed every GPU, which the fork above does not restore.
-            torch.default_generator.manual_seed(derive_seed(self.seed, "model"))
-            return check_network(self.model(), "model")
+        return check_network(models.build_seeded(self.model, self.seed), _name_of(self.model))
+
+
+def _name_of(factory: Callable[[], nn.Sequential]) -> str:
+    name = getattr(factory, "__qualname__", type(factory).__name__)
+    return f"{getattr(factory, '__module__', '')}.{name}"
 
 
 def _check_directory(run_dir: object, checkpoint: CheckpointConfig | None, trace: bool, activations: int) -> None:

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from counterflow.trainer.run import train
 
 from counterflow.cli.hydra_app import load_config
+from counterflow.cli.note_handler import install_cli_logging
 from counterflow.engine.job import build_job
 from counterflow.engine.run_context import PreemptedError
 from counterflow.trace import chrome, rank_trace
@@ -25,6 +26,7 @@ from counterflow.trace.rank_trace import RankTrace
 from counterflow.trace.recorder import NAMES, SHORT
 from counterflow.trainer.resume import open_run_dir
 from counterflow.transport import Communicator, connect
+from tests.helpers.chrome_trace import read_traces
 from tests.helpers.processes import CONF, Pool
 from tests.helpers.runs import SMALL, summary_of, train_rank
 
@@ -39,7 +41,7 @@ def traced(pool: Pool, folder: Path, ranks: int, *overrides: str) -> tuple[dict[
     summary = summary_of(pool, ranks, "trace=true", *overrides, directory=folder)
     assert sorted(path.name for path in folder.glob("t*")) == ["timeline.png", "trace.json"]
     assert not (folder / "spans").exists()
-    return summary, chrome.read(folder / "trace.json")
+    return summary, read_traces(folder / "trace.json")
 
 
 def count(trace: RankTrace, *keys: str) -> Counter[tuple[Any, ...]]:
@@ -268,13 +270,15 @@ def test_a_run_that_is_told_to_end_leaves_its_trace(pool: Pool, tmp_path: Path, 
     assert batches[0] == batches[1] < math.inf
     assert not (run / "spans").exists()
     assert (run / "timeline.png").exists()
-    for found in chrome.read(run / "trace.json"):
+    for found in read_traces(run / "trace.json"):
         assert {n for name, n in count(found, "n") if name == "forward"} == set(range(batches[0]))
 
 
 def test_a_disk_that_takes_no_more_costs_the_trace_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    install_cli_logging()
+
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 

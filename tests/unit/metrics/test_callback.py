@@ -1,8 +1,12 @@
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from counterflow.engine.execute import BlockError
 from counterflow.metrics.callback import Callback, CallbackError, RunInfo, notify
+from counterflow.metrics.progress_display import ProgressDisplay
+from tests.helpers.runs import SMALL, train_rank
 
 CALLS: tuple[tuple[Any, ...], ...] = (
     ("on_start", RunInfo((), 10, 32, (0,))),
@@ -44,3 +48,17 @@ def test_an_exception_names_the_callback() -> None:
         notify([Recorder("a", calls), Broken(), Recorder("b", calls)], "on_end", {})
     assert isinstance(error.value.__cause__, ZeroDivisionError)
     assert calls == ["a"]
+
+
+@pytest.mark.parametrize("method", ["on_start", "on_step", "on_eval", "on_end"])
+def test_an_exception_ends_the_run_with_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    """On the thread of the reports too, long before the last batch."""
+
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("by zero")
+
+    monkeypatch.setattr(ProgressDisplay, method, broken)
+    steps = "train.steps=100000" if method in ("on_step", "on_eval") else "train.steps=12"
+    named = rf"callback ProgressDisplay\.{method}: ZeroDivisionError: by zero$"
+    with pytest.raises((CallbackError, BlockError), match=named):
+        train_rank(0, 1, "", [*SMALL, "train.epochs=9999", steps], 0.0, 0, tmp_path / "run")

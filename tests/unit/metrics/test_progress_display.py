@@ -176,16 +176,15 @@ SUMMARY = {
 
 def test_the_setting_comes_first_and_the_result_last(tmp_path: Path) -> None:
     for run_dir, rest in ((tmp_path, f"  {tmp_path / 'summary.json'}"), (None, "")):
-        to = Console(file=StringIO(), width=20)
+        to = Console(file=StringIO(), width=60)
         display = ProgressDisplay(to)
-        display.on_start(
-            RunInfo(("bll, mlp of 5 layers cut [2, 1, 1, 1]", "processes 3"), 10, 32, RANKS, 0, 0.0, run_dir)
-        )
+        setting = ("bll, mlp of 5 layers cut [2, 1, 1, 1]", "processes 3")
+        display.on_start(RunInfo(setting, 10, 32, RANKS, run_dir=run_dir))
         display.on_step(train(9, 2.0))
         display.on_end(SUMMARY)
         display.close()
         lines = text_of(to).splitlines()
-        assert lines[:2] == ["bll, mlp of 5 layers cut [2, 1, 1, 1]", "processes 3"]
+        assert lines[:2] == list(setting)
         accuracies = "validation accuracy 0.2500  test accuracy 0.7500"
         assert lines[-1] == f"{accuracies}  12,346 samples/s  fingerprint 0123456789abcdef{rest}"
         assert "block" in lines[2]

@@ -137,7 +137,12 @@ def test_what_fails_is_raised_before_the_end_to_those_who_ask() -> None:
 
     posted = reports([[1, 2, 3, 4]])[0]
     poller = collect([[1, 2, 3, 4]], lambda _, i: posted[i] if i < 4 else None, sink)
+    poller._thread.join(5)
     with pytest.raises(OSError, match="no space left on device"):
-        for _ in range(500):
-            poller.check()
-            time.sleep(0.01)
+        poller.check()
+
+
+def test_its_thread_ends_when_it_is_closed() -> None:
+    poller = collect([[1, 2, 3, 4]], lambda *_: None, lambda _: None)
+    poller.close()
+    assert not poller._thread.is_alive()

@@ -203,7 +203,8 @@ def test_a_plain_mapping_is_a_configuration_too(tmp_path: Path) -> None:
     with RunDirectory(tmp_path, config) as directory:
         directory.begin(0)
     assert OmegaConf.to_container(OmegaConf.load(tmp_path / "config.yaml")) == config
-    with RunDirectory(tmp_path, {**config, "rule": {"name": "mine", "sizes": (1, 2)}, "run": {}}) as directory:
+    same = {**config, "rule": {"name": "mine", "sizes": (1, 2)}, "run": {"dir": "there"}}
+    with RunDirectory(tmp_path, same) as directory:
         assert directory.found is Found.INTERRUPTED
     with pytest.raises(ValueError, match=r"another configuration: seed=3 there, 4 here$"):
         RunDirectory(tmp_path, {**config, "seed": 4})
