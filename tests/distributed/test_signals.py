@@ -1,4 +1,4 @@
-"""Preempted, frozen and stuck: what becomes of a real job that the world leaves no peace."""
+"""Signals and frozen ranks in real jobs."""
 
 import json
 import os
@@ -22,7 +22,7 @@ FOREVER = "train.steps=1000000"
 def until(true: Callable[[], object], seconds: float = LIMIT) -> None:
     end = time.monotonic() + seconds
     while not true():
-        assert time.monotonic() < end, "nothing comes of it"
+        assert time.monotonic() < end, f"not within {seconds:g} s"
         time.sleep(0.01)
 
 
@@ -46,7 +46,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def finish(run: Path, ranks: int, expected: str) -> object:
-    """Go on with ``run``; after which batches."""
+    """Resume ``run`` to its end; returns the batches after which it resumed."""
     log = run.with_suffix(".again")
     job = Elastic.start(ranks, log, *JOB, f"run.dir={run}")
     assert job.wait(LIMIT) == 0, job.output()

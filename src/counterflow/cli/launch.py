@@ -26,14 +26,15 @@ from counterflow.engine.execute import BlockError
 from counterflow.engine.job import Job, build_job
 from counterflow.engine.run_context import PreemptedError
 from counterflow.metrics.run_dir import Found, InUseError, inspect_run_dir
+from counterflow.rank_info import RankInfo
 from counterflow.recovery.recoverable import connect_recoverable
-from counterflow.recovery.supervisor import Life, keep
+from counterflow.recovery.supervisor import SupervisedRank, supervise
 from counterflow.signals import Signals
 from counterflow.trainer.rank0 import warn
 from counterflow.trainer.resume import ResumePoint, open_run_dir
 from counterflow.trainer.run import train
 from counterflow.transport import ChannelError, Communicator, connect, rendezvous
-from counterflow.transport.interface import interfaces
+from counterflow.transport.interfaces import interfaces
 
 EXIT_USAGE = 2
 EXIT_FAILURE = 1
@@ -47,7 +48,7 @@ _ASKS_EVERY = 0.1
 """Seconds."""
 
 
-def run_job(config: TrainConfig, signals: Signals | None = None, life: Life | None = None) -> None:
+def run_job(config: TrainConfig, signals: Signals | None = None, life: SupervisedRank | None = None) -> None:
     """Train on the processes that the environment names. Raises ``ValueError`` before any process group exists.
 
     ``signals`` end the run after a checkpoint, by a `StoppedError`, if it writes any. ``life`` is this process's, where
@@ -56,9 +57,9 @@ def run_job(config: TrainConfig, signals: Signals | None = None, life: Life | No
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     job = build_job(config, ranks, int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     if ranks > 1:
-        interfaces(os.environ)  # what is wrong with them leaves no folder behind
+        interfaces(RankInfo.from_env())  # what is wrong with them leaves no folder behind
     grace = config.checkpoint.grace
-    again = life is not None and life.number > 0
+    again = life is not None and life.restart_count > 0
     origin = _open(job, again) if int(os.environ.get("RANK", "0")) == 0 else None
 
     def halting(number: int) -> None:
@@ -80,21 +81,20 @@ def run_job(config: TrainConfig, signals: Signals | None = None, life: Life | No
             comm.close()
 
 
-def _connect(config: TrainConfig, life: Life | None, on_halt: Callable[[int], None]) -> Communicator:
+def _connect(config: TrainConfig, life: SupervisedRank | None, on_halt: Callable[[int], None]) -> Communicator:
     timeout = config.engine.timeout
-    store, rank, size = rendezvous(timeout)
+    info = RankInfo.from_env()
+    store = rendezvous(info, timeout)
     if life is None or store is None:
-        return connect(store, rank, size, timeout=timeout, on_halt=on_halt)
+        return connect(store, info.rank, info.size, timeout=timeout, on_stop=on_halt)
     return connect_recoverable(
         store,
-        rank,
-        size,
+        info.size,
+        life,
+        rank=info.rank,
         timeout=timeout,
-        on_halt=on_halt,
-        life=life.number,
-        name=life.name,
-        log=life.log,
-        replay=config.engine.replay << 20,
+        on_stop=on_halt,
+        replay_bytes=config.engine.replay << 20,
     )
 
 
@@ -241,7 +241,7 @@ def main(conf: Path, seconds: float = math.inf) -> None:
                 config = check(composed, TrainConfig)
                 if config.engine.recovery == "rank" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
                     config = replace(config, run=replace(config.run, dir=str(_run_path(config))))  # for all lives
-                    life = keep(signals)  # which has returned in a process of its own
+                    life = supervise(signals, RankInfo.from_env().rank)  # which has returned in a process of its own
                     run_job(config, Signals(), life)
                 else:
                     run_job(config, signals)

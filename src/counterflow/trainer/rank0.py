@@ -52,7 +52,7 @@ class Rank0Services:
             versions(job),
             warn,
             plan.start,
-            comm.complete,
+            comm.announce_checkpoint,
         )
         self._stack = ExitStack()
 
@@ -67,7 +67,7 @@ class Rank0Services:
 
     def finish(self, posted: Sequence[int]) -> None:
         """Wait until all that the ranks have ``posted`` is dealt with; raises what went wrong with it."""
-        self._collector.finish(posted, self._comm.watch.timeout)
+        self._collector.finish(posted, self._comm.watchdog.timeout)
 
     def summarise(self, summary: Mapping[str, Any]) -> None:
         """The run has finished."""

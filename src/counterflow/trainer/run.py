@@ -48,7 +48,7 @@ def train(job: Job, comm: Communicator, origin: ResumePoint | None) -> dict[str,
     """
     mine = _beginning(job, origin) if origin is not None else None
     begin = comm.all_gather(mine, "where to begin")[0]
-    if begin is None or comm.over:
+    if begin is None or comm.run_is_over:
         comm.all_gather(None, "the end")
         return None
     assert isinstance(begin, _Beginning)
@@ -66,7 +66,7 @@ def train(job: Job, comm: Communicator, origin: ResumePoint | None) -> dict[str,
         comm.rank, config.train.log_every, plan.batches, lambda: waits.receive, report, before=begin.seconds
     )
     shelf = CheckpointDirectory(begin.path / CHECKPOINTS)
-    archive = CheckpointWriter(shelf, begin.checkpoint, job.device, report, comm.watch.timeout)
+    archive = CheckpointWriter(shelf, begin.checkpoint, job.device, report, comm.watchdog.timeout)
     tracing = TraceSession(comm, begin.path, warn) if config.trace else None
     context = RunContext(comm, reporter, waits, archive, tracing.recorder if tracing is not None else None)
     console = Console(quiet=not config.run.display)
@@ -80,7 +80,7 @@ def train(job: Job, comm: Communicator, origin: ResumePoint | None) -> dict[str,
         try:
             result = system.run(context)
         except PreemptedError:
-            posted = comm.all_gather(comm.posted, "the last checkpoint")
+            posted = comm.all_gather(comm.reports_sent, "the last checkpoint")
             if desk is not None:
                 desk.finish(posted)
             if tracing is not None:
@@ -88,7 +88,7 @@ def train(job: Job, comm: Communicator, origin: ResumePoint | None) -> dict[str,
             comm.all_gather(None, "the end")
             raise
         archive.finish()
-        results = comm.all_gather((result, comm.posted), "outcomes")
+        results = comm.all_gather((result, comm.reports_sent), "outcomes")
         summary = None
         if desk is not None:
             desk.finish([posted for _, posted in results])

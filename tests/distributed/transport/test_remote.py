@@ -210,7 +210,7 @@ def hold(rank: int, size: int, store_path: str, depth: int) -> None:
 
 
 @pytest.mark.parametrize("depth", [1, 2, 4])
-def test_what_is_held_stays(pool: Pool, depth: int) -> None:
+def test_held_messages_stay(pool: Pool, depth: int) -> None:
     pool.run(2, hold, depth)
 
 
@@ -220,7 +220,7 @@ posted as well until a block holds a message, and the sender's two."""
 
 
 def fill(rank: int, size: int, store_path: str, depth: int) -> None:
-    """A sender counts what it can hand over while the receiver takes nothing, then one message, then lets go of it."""
+    """Count the messages a sender can send while the receiver takes none, then takes one, then releases it."""
     room = depth + SPARE
     count = room + 10
     handed: list[int] = []
@@ -312,7 +312,7 @@ def refuse(rank: int, size: int, store_path: str) -> list[str]:
         return refused
 
 
-def test_what_was_not_agreed_is_refused_and_the_channel_goes_on(pool: Pool) -> None:
+def test_tensors_of_another_layout_are_refused_and_the_channel_goes_on(pool: Pool) -> None:
     refused = pool.run(2, refuse)[0]
     agreed = "float32[3, 5], int64[7] was agreed"
     assert refused == [
@@ -323,7 +323,7 @@ def test_what_was_not_agreed_is_refused_and_the_channel_goes_on(pool: Pool) -> N
 
 
 def wrong_turn(rank: int, size: int, store_path: str) -> str:
-    """A program that asks for another message than the next one."""
+    """Ask for another message than the next one."""
     with joined(rank, size, store_path) as comm:
         text = ""
         if rank == 0:
@@ -412,7 +412,7 @@ def test_a_receiver_closes_when_nothing_is_under_way(pool: Pool) -> None:
 def idle(rank: int, size: int, store_path: str) -> None:
     """The target channel rests for longer than a wait may last, while activations come all the time."""
     with joined(rank, size, store_path) as comm:
-        comm.watch.timeout = 1.0
+        comm.watchdog.timeout = 1.0
         if rank == 0:
             targets = comm.receiver(DOWN, rows, 2, batches(1))
             sender = comm.sender(UP, rows)
