@@ -69,6 +69,7 @@ class Communicator:
         if store is not None:
             self._control = ControlThread(store, size, self.stop, watchdog, self.state)
             watchdog.explain = self._control.diagnose
+            watchdog.find_cause = store.cause
 
     def request_stop(self, signal: int) -> None:
         """Make all ranks stop after one and the same batch, because of ``signal``; returns at once."""
@@ -168,7 +169,8 @@ class Communicator:
             yield
         except RuntimeError as error:
             explanation = self.watchdog.explain() if "imed out" in str(error) else ""
-            raise ChannelError(f"rank {self.rank}: lost a rank while {what}{explanation}") from error
+            text = f"rank {self.rank}: lost a rank while {what}{explanation}"
+            raise self.watchdog.find_cause(ChannelError(text)) from error
 
     def send_report(self, text: str) -> None:
         """Leave a report for rank 0, on any thread; does not wait for rank 0."""
@@ -215,6 +217,9 @@ class Communicator:
                 dist.send(torch.empty(1), peer, tag=_GOODBYE)
             for thread in self._peer_threads:
                 thread.join(self.watchdog.timeout)
+            # Their sockets stay open as long as something refers to a group.
+            self._groups.clear()
+            self._channels.clear()
             dist.destroy_process_group()
 
 

@@ -29,6 +29,10 @@ _stores: dict[tuple[str, int], Store] = {}
 """The stores that this process has joined: a second run uses the first one's, as rank 0 cannot host it twice."""
 
 
+class AgentStore(TCPStore):
+    """Store that torchrun's agent hosts: when it dies, so will all ranks. Otherwise rank 0 hosts it."""
+
+
 def rendezvous(info: RankInfo, timeout: float) -> Store | None:
     """Join the store that the launcher's environment names; None for a single process.
 
@@ -53,7 +57,8 @@ def rendezvous(info: RankInfo, timeout: float) -> Store | None:
         try:
             if listening is None:
                 _await_listener(host, port, timeout)
-            _stores[host, port] = TCPStore(
+            store = AgentStore if info.agent_hosts_store else TCPStore
+            _stores[host, port] = store(
                 host, port, info.size, is_master=hosts, timeout=limit, master_listen_fd=listening
             )
         except (RuntimeError, OSError) as error:
@@ -93,6 +98,15 @@ class LauncherStore:
         where = f" at {self._store.host}:{self._store.port}" if isinstance(self._store, TCPStore) else ""
         text = f"rank {self.rank}: the launcher's store{where} does not answer ({gloo_reason(error)})"
         return ChannelError(text)
+
+    def cause(self, error: ChannelError) -> ChannelError:
+        """The store's error instead of ``error`` about a lost rank, if that rank may have ended because of it."""
+        if isinstance(self._store, AgentStore):
+            try:
+                self.has("")
+            except ChannelError as worse:
+                return worse
+        return error
 
     def set(self, key: str, value: str | bytes) -> None:
         self._call(self._store.set, key, value)

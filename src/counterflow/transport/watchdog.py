@@ -21,6 +21,8 @@ class Watchdog:
         self._inboxes: list[queue.SimpleQueue[Any]] = []
         self.explain: Callable[[], str] = lambda: ""
         """Text that is appended to the error of a wait that timed out; the call may take seconds."""
+        self.find_cause: Callable[[ChannelError], ChannelError] = lambda error: error
+        """Replaces the error for a lost rank if that rank ended because of something worse."""
 
     def __enter__(self) -> None:
         self._condition.acquire()
@@ -31,6 +33,7 @@ class Watchdog:
 
     def fail(self, error: ChannelError) -> None:
         """End all waits, now and later, with ``error``; only the first failure counts, as others follow from it."""
+        error = self._failure or self.find_cause(error)
         with self:
             self._failure = self._failure or error
         self._wake()
@@ -53,7 +56,7 @@ class Watchdog:
     def _check(self, what: str) -> None:
         self.raise_failure()
         if self._lost is not None:
-            raise ChannelError(f"{what}: lost rank {self._lost}")
+            raise self.find_cause(ChannelError(f"{what}: lost rank {self._lost}"))
 
     def wait(self, ready: Callable[[], object], what: str) -> float:
         """Wait until ``ready()``, which is called under the lock; ``what`` names it in errors.

@@ -20,7 +20,7 @@ def alone() -> Communicator:
 
 
 def test_one_process_needs_no_group(alone: Communicator) -> None:
-    assert (alone.rank, alone.size, alone.watch.timeout) == (0, 1, 1)
+    assert (alone.rank, alone.size, alone.watchdog.timeout) == (0, 1, 1)
     alone.open_edges(Topology(5, 1), "gloo", torch.device("cpu"))
     assert alone.all_gather({"a": 1}, "things") == [{"a": 1}]
     assert alone.gather({"a": 1}, "things on rank 0") == [{"a": 1}]
