@@ -57,8 +57,8 @@ def finish(run: Path, ranks: int, expected: str) -> object:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_the_launcher_is_told_to_end(tmp_path: Path, unbroken: str, number: signal.Signals) -> None:
-    """As Slurm and Kubernetes do, and a person at a terminal: torchrun passes it on to all ranks."""
+def test_a_signal_to_the_launcher(tmp_path: Path, unbroken: str, number: signal.Signals) -> None:
+    """Slurm, Kubernetes and a user at a terminal signal the launcher: torchrun passes it on to all ranks."""
     run = tmp_path / "run"
     job = Elastic.start(4, tmp_path / "log", *JOB, f"run.dir={run}")
     training(job, run)
@@ -73,7 +73,7 @@ def test_the_launcher_is_told_to_end(tmp_path: Path, unbroken: str, number: sign
     assert finish(run, 2, unbroken) == batches
 
 
-def test_one_rank_alone_is_told_to_end(tmp_path: Path, unbroken: str) -> None:
+def test_a_signal_to_one_rank_alone(tmp_path: Path, unbroken: str) -> None:
     run = tmp_path / "run"
     job = Elastic.start(4, tmp_path / "log", *JOB, f"run.dir={run}")
     training(job, run)
@@ -84,7 +84,7 @@ def test_one_rank_alone_is_told_to_end(tmp_path: Path, unbroken: str) -> None:
     finish(run, 3, unbroken)
 
 
-def test_a_single_process_is_told_to_end(tmp_path: Path, unbroken: str) -> None:
+def test_a_signal_to_a_single_process(tmp_path: Path, unbroken: str) -> None:
     run = tmp_path / "run"
     job = Elastic.start(1, tmp_path / "log", *JOB, f"run.dir={run}")
     training(job, run)

@@ -73,7 +73,7 @@ def listening(pid: int) -> set[Address]:
 
 
 def _address(text: str) -> Address:
-    """Of ``0100007F:1F90``: 32-bit words in the order of this machine."""
+    """Parse ``0100007F:1F90``: 32-bit words in the byte order of this machine."""
     host, port = text.split(":")
     words = [int(host[i : i + 8], 16).to_bytes(4, sys.byteorder) for i in range(0, len(host), 8)]
     return str(ipaddress.ip_address(b"".join(words))), int(port, 16)
@@ -215,7 +215,7 @@ def visit_training(job: Job, names: list[str], stay: ExitStack | None) -> None:
         assert job.runs, [job.stderr(rank) for rank in range(2)]
         time.sleep(0.01)
     ports = job.ports()
-    assert len(ports) == 7, ports  # the store, and of each rank the world and two edges
+    assert len(ports) == 7, ports  # the store, and for each rank the group of all ranks and two edges
     with ThreadPoolExecutor(8) as pool:
         for name in names:
             list(pool.map(lambda address: visit(address, STRANGERS[name], stay), ports))  # noqa: B023  # all are done

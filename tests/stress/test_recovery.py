@@ -59,7 +59,7 @@ def kill_and_wait(
 def test_a_replaced_rank_ends_with_the_same_bits(tmp_path: Path, unbroken: tuple[str, float]) -> None:
     _, output = kill_and_wait(tmp_path, RECOVER, random.Random(1), unbroken[0])
     assert "was ended by SIGKILL, and begins anew while the others wait" in output
-    assert "lost rank" not in output, "nobody else was restarted"
+    assert "lost rank" not in output, "another rank was restarted"
     assert output.count("note: ") == 1, output
 
 
@@ -125,7 +125,7 @@ def test_every_rule_recovers(tmp_path: Path, rule: tuple[str, ...]) -> None:
 def test_fifty_kills_and_what_each_kind_of_recovery_costs(tmp_path: Path, unbroken: tuple[str, float]) -> None:
     """Seconds from the first checkpoint to the end of the job, with a kill on the way and without, side by side."""
     first = int(os.environ.get("COUNTERFLOW_SEED", "0"))
-    kinds = {"one replaced": (RECOVER, 1), "all restarted": (JOB, 1), "nobody killed": (RECOVER, 0)}
+    kinds = {"one replaced": (RECOVER, 1), "all restarted": (JOB, 1), "none killed": (RECOVER, 0)}
     seconds: dict[str, list[float]] = {name: [] for name in kinds}
     for seed in range(first, first + 50):
         for name, (options, times) in kinds.items():

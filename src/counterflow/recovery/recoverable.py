@@ -6,6 +6,7 @@ through the launcher's store.
 
 import pickle
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -121,7 +122,6 @@ class RecoverableCommunicator(Communicator):
 
     def _put(self, value: Any, purpose: str) -> None:
         """Leave ``value`` in the store, in pieces; their number comes last."""
-        self.watchdog.raise_failure()
         data, key = pickle.dumps(value), f"gather/{purpose}/{self.rank}"
         starts = range(0, len(data), _PIECE)
         for i, start in enumerate(starts):
@@ -155,15 +155,8 @@ class RecoverableCommunicator(Communicator):
 
 
 def _count(there: Callable[[int], bool]) -> int:
-    """Number of the integers 0, 1, .. that are ``there``; all are up to that number."""
-    high = 1
-    while there(high - 1):
-        high *= 2
-    low = high // 2
-    while low < high - 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if there(middle - 1) else (low, middle)
-    return low
+    """Number of the integers 0, 1, .. that are ``there``, all up to that number; at most 2**23."""
+    return bisect_left(range(2**23), True, key=lambda i: not there(i))
 
 
 def connect_recoverable(

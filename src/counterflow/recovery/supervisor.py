@@ -26,7 +26,7 @@ class SupervisedRank:
     attempt: str | None
     """Key prefix of the run, which the first of them had the supervisor `remember`; None for the first one."""
     remember: Callable[[str], None]
-    """Store the key prefix of the run in the supervisor; may be called once."""
+    """Send the key prefix of the run to the supervisor; may be called once."""
 
 
 def supervise(signals: Signals, rank: int) -> SupervisedRank:
@@ -47,7 +47,7 @@ def supervise(signals: Signals, rank: int) -> SupervisedRank:
             return SupervisedRank(restart_count, attempt or None, partial(_write, write_end))
         os.close(write_end)
         with signals.handled_by(partial(_pass_on, pid)), os.fdopen(read_end, "rb") as pipe:
-            text = pipe.read().decode()  # returns when the rank has ended, or has written
+            text = pipe.read().decode()  # until the rank has ended
             _, status = os.waitpid(pid, 0)
         attempt = attempt or text
         if not os.WIFSIGNALED(status):
@@ -62,7 +62,6 @@ def supervise(signals: Signals, rank: int) -> SupervisedRank:
 
 def _write(pipe: int, text: str) -> None:
     os.write(pipe, text.encode())
-    os.close(pipe)
 
 
 def _pass_on(pid: int, number: int) -> bool:

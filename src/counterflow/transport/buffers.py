@@ -1,7 +1,6 @@
 """Buffers of messages, and the copies between them and the device: CPU over gloo, CUDA over gloo, CUDA over NCCL."""
 
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Protocol
@@ -67,20 +66,6 @@ def _write(buffer: Tensor, layout: MessageLayout, header: bytes, tensors: Payloa
         view.copy_(tensor, non_blocking=True)
 
 
-class _Copying(ABC):
-    """Base of the kinds that copy whole messages into their buffers before they send."""
-
-    @abstractmethod
-    def write(self, buffer: Tensor, layout: MessageLayout, header: bytes, tensors: Payload) -> torch.cuda.Event: ...
-
-    def load_nbytes(self, layout: MessageLayout) -> int:
-        return layout.nbytes
-
-    def load(self, buffer: Tensor, layout: MessageLayout, header: bytes, tensors: Payload) -> Loaded:
-        written = self.write(buffer, layout, header, tensors)
-        return [buffer[piece] for piece in layout.pieces], written
-
-
 class _Gloo:
     """Base of the kinds with buffers in host memory."""
 
@@ -119,8 +104,8 @@ class CpuGloo(_Gloo):
         return layout.views(buffer)
 
 
-class CudaGloo(_Copying, _Gloo):
-    """CUDA tensors over gloo, which cannot send device memory: they are staged in pinned host memory."""
+class _Cuda:
+    """Base of the kinds for CUDA tensors, which copy whole messages into their buffers before they send."""
 
     starts_at_once = False
 
@@ -128,13 +113,24 @@ class CudaGloo(_Copying, _Gloo):
         self.device = device
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
-    def buffer(self, nbytes: int) -> Tensor:
-        return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
-
     def write(self, buffer: Tensor, layout: MessageLayout, header: bytes, tensors: Payload) -> torch.cuda.Event:
         _write(buffer, layout, header, tensors)
         written: torch.cuda.Event = torch.cuda.current_stream(self.device).record_event()
         return written
+
+    def load_nbytes(self, layout: MessageLayout) -> int:
+        return layout.nbytes
+
+    def load(self, buffer: Tensor, layout: MessageLayout, header: bytes, tensors: Payload) -> Loaded:
+        written = self.write(buffer, layout, header, tensors)
+        return [buffer[piece] for piece in layout.pieces], written
+
+
+class CudaGloo(_Cuda, _Gloo):
+    """CUDA tensors over gloo, which cannot send device memory: they are staged in pinned host memory."""
+
+    def buffer(self, nbytes: int) -> Tensor:
+        return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
 
     def send(self, piece: Tensor, written: torch.cuda.Event | None, rank: int, group: dist.ProcessGroup) -> dist.Work:
         assert written is not None
@@ -151,22 +147,11 @@ class CudaGloo(_Copying, _Gloo):
         return tensors
 
 
-class CudaNccl(_Copying):
+class CudaNccl(_Cuda):
     """CUDA tensors over NCCL, whose ``Work.wait`` orders streams and does not block the host."""
-
-    starts_at_once = False
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def buffer(self, nbytes: int) -> Tensor:
         return torch.empty(nbytes, dtype=torch.uint8, device=self.device)
-
-    def write(self, buffer: Tensor, layout: MessageLayout, header: bytes, tensors: Payload) -> torch.cuda.Event:
-        _write(buffer, layout, header, tensors)
-        written: torch.cuda.Event = torch.cuda.current_stream(self.device).record_event()
-        return written
 
     def send(self, piece: Tensor, written: torch.cuda.Event | None, rank: int, group: dist.ProcessGroup) -> dist.Work:
         assert written is not None

@@ -95,11 +95,9 @@ class Communicator:
                     self._groups[edge] = group, peer
                     # The first operation of a group connects its sockets or builds its communicator.
                     dist.all_reduce(torch.zeros(1, device=device if backend == "nccl" else "cpu"), group=group)
-            except dist.DistNetworkError as error:  # only the store raises it
-                assert self._store is not None
-                raise self._store.error(error) from error
             except RuntimeError as error:
-                raise ChannelError(f"rank {self.rank}: {edge}: was not opened ({gloo_reason(error)})") from error
+                failure = ChannelError(f"rank {self.rank}: {edge}: was not opened ({gloo_reason(error)})")
+                raise self.watchdog.find_cause(failure) from error
 
         for peer in self._peers:
             thread = threading.Thread(target=self._watch_peer, args=(peer,), name=f"rank {peer}", daemon=True)
@@ -164,7 +162,6 @@ class Communicator:
 
     @contextlib.contextmanager
     def _collective(self, what: str) -> Iterator[None]:
-        self.watchdog.raise_failure()
         try:
             yield
         except RuntimeError as error:
@@ -251,8 +248,7 @@ def connect(
     gloo, limit = PrefixStore(f"{attempt}/gloo", store), timedelta(seconds=timeout)
     try:
         dist.init_process_group("gloo", store=gloo, rank=rank, world_size=size, timeout=limit)
-    except dist.DistNetworkError as error:
-        raise launcher.error(error) from error
     except RuntimeError as error:
-        raise ChannelError(f"rank {rank}: the {size} ranks did not meet within {timeout:g} s: {error}") from error
+        failure = ChannelError(f"rank {rank}: the {size} ranks did not meet within {timeout:g} s: {gloo_reason(error)}")
+        raise launcher.cause(failure) from error
     return Communicator(launcher.with_prefix(attempt), rank, size, watchdog, on_stop)

@@ -93,12 +93,6 @@ class LauncherStore:
     def with_prefix(self, prefix: str) -> "LauncherStore":
         return LauncherStore(self._store, self.rank, f"{self._prefix}{prefix}/")
 
-    def error(self, error: Exception) -> ChannelError:
-        """Error of one line for ``error``, which torch's store raised."""
-        where = f" at {self._store.host}:{self._store.port}" if isinstance(self._store, TCPStore) else ""
-        text = f"rank {self.rank}: the launcher's store{where} does not answer ({gloo_reason(error)})"
-        return ChannelError(text)
-
     def cause(self, error: ChannelError) -> ChannelError:
         """The store's error instead of ``error`` about a lost rank, if that rank may have ended because of it."""
         if isinstance(self._store, AgentStore):
@@ -130,7 +124,9 @@ class LauncherStore:
         try:
             return operation(self._prefix + key, *value)
         except RuntimeError as error:
-            raise self.error(error) from None
+            where = f" at {self._store.host}:{self._store.port}" if isinstance(self._store, TCPStore) else ""
+            text = f"rank {self.rank}: the launcher's store{where} does not answer ({gloo_reason(error)})"
+            raise ChannelError(text) from None
 
 
 def join(store: LauncherStore, size: int, timeout: float) -> str:

@@ -162,7 +162,7 @@ def test_kinds_and_layouts(pool: Pool) -> None:
 
 
 def reuse(rank: int, size: int, store_path: str, depth: int, count: int) -> int:
-    """How many different places the messages of a receiver had."""
+    """Number of different addresses of a receiver's messages."""
     with joined(rank, size, store_path) as comm:
         places = set()
         if rank == 0:
@@ -374,7 +374,7 @@ def drain(rank: int, size: int, store_path: str, depth: int, count: int, limit: 
 
 
 def test_close_returns_once_all_has_left(pool: Pool) -> None:
-    """As many messages as there are posted receives: they leave although nobody takes them."""
+    """As many messages as posted receives leave, although no block takes them."""
     assert not pool.run(2, drain, 2, 3, 20.0)[0]
 
 
@@ -431,6 +431,6 @@ def idle(rank: int, size: int, store_path: str) -> None:
             activations.close()
 
 
-def test_a_channel_that_nobody_waits_for_may_rest(pool: Pool) -> None:
-    """As target channels do during an evaluation, however long it takes: no wait of the program is that long."""
+def test_a_channel_without_a_wait_may_rest(pool: Pool) -> None:
+    """Target channels rest during an evaluation, which may take longer than the timeout of a wait."""
     pool.run(2, idle)

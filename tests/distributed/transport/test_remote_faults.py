@@ -244,7 +244,7 @@ def test_killed_before_we_send() -> None:
     survivor, killed = run_fresh(2, killed_before_we_send, timeout=60)
     assert killed.status == -signal.SIGKILL
     found = logged(survivor, "send")
-    # the edge's own thread says so, or where the machine is busy the lifeline does, once there is no more room
+    # the edge's own thread notices, or on a busy machine the thread that watches the peer, once there is no more room
     own = "rank 0: activation edge 1->2 with rank 1: activation of batch 0: lost rank 1"
     room = "ChannelError: rank 0: activation edge 1->2 to rank 1: room for activation of batch 2: lost rank 1"
     assert found.text == room or lost(found) == own
@@ -275,7 +275,7 @@ def killed_mid_message(rank: int, size: int, store_path: str, other: bool) -> No
         time.sleep(60)
     if other:
         comm.receiver(DOWN, rows, 2, batches(100))
-    time.sleep(0.7)  # rank 1 is stopped: nobody reads the socket
+    time.sleep(0.7)  # rank 1 is stopped, and does not read the socket
     sender = comm.sender(UP, lambda tag: HUGE)
     content = filled(HUGE, 0)
 
@@ -296,7 +296,7 @@ def test_killed_mid_message_with_a_channel_back() -> None:
 
 
 def test_killed_mid_message_without_a_channel_back() -> None:
-    """As in the drain and the last evaluation of a run, when all targets have come and activations still go up."""
+    """In the drain and the last evaluation of a run, all targets have come and activations still go up."""
     survivor, killed = run_fresh(2, killed_mid_message, False, timeout=60)
     assert killed.status == -signal.SIGKILL
     found = logged(survivor, "send")
