@@ -22,9 +22,8 @@ class RankInfo:
     """Restarts of the whole job by torchrun's agent so far."""
     run_id: str | None = None
     """torchrun's name of the job; None under another launcher."""
-    master_addr: str = ""
-    """Host of the store at which the ranks meet; empty for a single process."""
-    master_port: int = 0
+    master: tuple[str, int] | None = None
+    """Host and port of the store at which the ranks meet; None for a single process."""
     agent_hosts_store: bool = False
     """True if torchrun's agent hosts the store, on all interfaces; False if rank 0 does."""
 
@@ -84,8 +83,7 @@ class RankInfo:
             local_size=local_size,
             restart_count=restarts,
             run_id=run_id,
-            master_addr=master_addr,
-            master_port=number("MASTER_PORT", 1, 2**16 - 1),
+            master=(master_addr, number("MASTER_PORT", 1, 2**16 - 1)),
             agent_hosts_store=environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
         )
 

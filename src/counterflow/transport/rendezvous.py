@@ -46,10 +46,10 @@ def rendezvous(info: RankInfo, timeout: float) -> Store | None:
         ValueError: The interface, or the address of a store that rank 0 hosts, is wrong.
         ChannelError: The store does not answer, or a rank does not come, within ``timeout``.
     """
-    if info.size == 1:
+    if info.master is None:
         return None
     os.environ.update(interfaces(info))
-    host, port = info.master_addr, info.master_port
+    host, port = info.master
     if (host, port) not in _stores:
         hosts = info.is_main and not info.agent_hosts_store
         listening = listen(host, port).detach() if hosts else None
