@@ -1,4 +1,4 @@
-"""What a message is, before it holds a tensor: its tag, its header, and the order in which an edge carries messages."""
+"""Tag and header of a message. Plain values: no tensors."""
 
 import struct
 import zlib
@@ -7,19 +7,21 @@ from enum import IntEnum
 
 
 class MessageKind(IntEnum):
+    """Content of a message."""
+
     ACTIVATION = 1
     TARGET = 2
     TEST = 3
     """An activation of a test batch: forward only, no update."""
     PREDICTION = 4
-    """What comes down for a test batch, under rules that predict at the bottom."""
+    """A message down for a test batch, under rules that predict at the bottom."""
     GRADIENT = 5
-    """The gradient of an activation, of backprop that waits for nobody."""
+    """The gradient of an activation, under backprop with stale gradients."""
 
 
 @dataclass(frozen=True, order=True)
 class Tag:
-    """What a message is about: training batch ``n``, or test batch ``e`` of the evaluation that follows batch ``n``."""
+    """Batch of a message: training batch ``n``, or test batch ``e`` of the evaluation that follows batch ``n``."""
 
     kind: MessageKind
     n: int
@@ -33,7 +35,7 @@ class Tag:
 
 
 class MessageError(Exception):
-    """A message that is not the one that the program expects next."""
+    """A message that is corrupt, or not the one that the program expects next."""
 
 
 MAGIC = b"CNTRFLW1"
@@ -51,7 +53,7 @@ def pack_header(tag: Tag, nbytes: int) -> bytes:
 
 
 def unpack_header(header: bytes) -> tuple[Tag, int]:
-    """The tag that ``header`` names, and its number of bytes. Raises `MessageError` if it is none."""
+    """Tag and payload bytes that ``header`` announces. Raises `MessageError` if it is corrupt."""
     fields = header[: _FIELDS.size]
     (checksum,) = _CHECKSUM.unpack_from(header, _FIELDS.size)
     magic, kind, n, e, nbytes = _FIELDS.unpack(fields)

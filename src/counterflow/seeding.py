@@ -1,4 +1,4 @@
-"""Random streams named by what they are for, so that no result depends on the order of draws or on the placement."""
+"""Seeds of named random streams, so that no result depends on the order of draws or on the placement."""
 
 import hashlib
 

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: the first one asks for an end in good order, where there is one; the second one is the end."""
+"""Handling of SIGTERM and SIGINT: the first one requests an orderly end, the second one ends the process at once."""
 
 import os
 import signal
@@ -13,23 +13,26 @@ _SHOW_CURSOR = b"\x1b[?25h"
 
 
 class Signals:
-    """Catches both from now on, on a thread of its own: the main thread may be inside an operation that takes minutes,
-    and Python loses an exception that is raised in a destructor. Must be made on the main thread."""
+    """Handler of both signals, on a thread of its own. Must be created on the main thread.
+
+    The main thread may be inside an operation that takes minutes, and Python drops an exception that a handler raises
+    inside a destructor.
+    """
 
     def __init__(self) -> None:
         self._orderly: Callable[[int], bool] | None = None
         self._expiry: threading.Timer | None = None
         self._lock = threading.Lock()
-        here, there = os.pipe()
-        os.set_blocking(there, False)
-        signal.set_wakeup_fd(there, warn_on_full_buffer=False)
+        read_end, write_end = os.pipe()
+        os.set_blocking(write_end, False)
+        signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
         for number in CAUGHT:
             signal.signal(number, lambda *_: None)
-        threading.Thread(target=self._run, args=(here,), name="signals", daemon=True).start()
+        threading.Thread(target=self._run, args=(read_end,), name="signals", daemon=True).start()
 
     @contextmanager
     def handled_by(self, orderly: Callable[[int], bool]) -> Iterator[None]:
-        """Within it, the first signal is given to ``orderly``, which returns at once whether it sees to the end."""
+        """Within it, call ``orderly(signal)`` on the first signal; it returns at once, True if it ends the process."""
         self._orderly = orderly
         try:
             yield
@@ -37,12 +40,12 @@ class Signals:
             self._orderly = None
 
     def request(self, number: int) -> bool:
-        """Ask for the end in good order that signal ``number`` would be; whether somebody sees to it."""
+        """Request an orderly end as signal ``number`` would; False if there is no handler, or it declines."""
         orderly = self._orderly
         return orderly is not None and orderly(number)
 
     def expire(self, number: int, seconds: float, message: str) -> None:
-        """End after so many seconds with ``message``, as signal ``number`` would; the first call counts."""
+        """End the process in ``seconds`` with ``message``, as signal ``number`` would; only the first call counts."""
         with self._lock:
             if self._expiry is None:
                 self._expiry = threading.Timer(seconds, end, [number, message])
@@ -58,7 +61,7 @@ class Signals:
 
 
 def end(number: int, message: str = "") -> NoReturn:
-    """End this process now, with the status that a shell gives to ``number``."""
+    """End this process now, with the exit status that a shell reports for signal ``number``."""
     if message:
         os.write(2, f"{message}\n".encode())
     if sys.stdout is not None and sys.stdout.isatty():

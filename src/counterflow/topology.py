@@ -1,4 +1,4 @@
-"""Which process owns which block pairs, and which edges join them. Plain values: no tensors, no processes."""
+"""Placement of block pairs on ranks, and the edges between them. Plain values: no tensors, no processes."""
 
 from dataclasses import dataclass
 from enum import Enum
@@ -13,7 +13,7 @@ class Stream(Enum):
 
 @dataclass(frozen=True)
 class Edge:
-    """A directed channel between neighbouring blocks; activations go from ``lower`` up, targets come down to it."""
+    """A directed channel between the neighbouring blocks ``lower`` and ``lower + 1``."""
 
     stream: Stream
     lower: int
@@ -55,12 +55,13 @@ class Topology:
         return range(first, first + run + (rank < longer))
 
     def rank_of(self, block: int) -> int:
+        """The rank that owns ``block``."""
         return next(rank for rank in range(self.ranks) if block in self.blocks_of(rank))
 
     def edges(self) -> list[Edge]:
-        """All edges of the column, in the one order in which every process creates its process groups."""
+        """All edges of the column, in the order in which every rank creates its process groups."""
         return [Edge(stream, lower) for lower in range(1, self.blocks) for stream in (Stream.ACTIVATION, Stream.TARGET)]
 
     def remote_edges(self) -> list[Edge]:
-        """The edges between processes, in that order."""
+        """Edges between ranks, in the order of `edges`."""
         return [edge for edge in self.edges() if self.rank_of(edge.source) != self.rank_of(edge.destination)]

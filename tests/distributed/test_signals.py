@@ -1,4 +1,4 @@
-"""Preempted, frozen and stuck: what becomes of a real job that the world leaves no peace."""
+"""Signals and frozen ranks in real jobs."""
 
 import json
 import os
@@ -22,7 +22,7 @@ FOREVER = "train.steps=1000000"
 def until(true: Callable[[], object], seconds: float = LIMIT) -> None:
     end = time.monotonic() + seconds
     while not true():
-        assert time.monotonic() < end, "nothing comes of it"
+        assert time.monotonic() < end, f"not within {seconds:g} s"
         time.sleep(0.01)
 
 
@@ -46,7 +46,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def finish(run: Path, ranks: int, expected: str) -> object:
-    """Go on with ``run``; after which batches."""
+    """Resume ``run`` to its end; returns the batches after which it resumed."""
     log = run.with_suffix(".again")
     job = Elastic.start(ranks, log, *JOB, f"run.dir={run}")
     assert job.wait(LIMIT) == 0, job.output()
@@ -57,8 +57,8 @@ def finish(run: Path, ranks: int, expected: str) -> object:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_the_launcher_is_told_to_end(tmp_path: Path, unbroken: str, number: signal.Signals) -> None:
-    """As Slurm and Kubernetes do, and a person at a terminal: torchrun passes it on to all ranks."""
+def test_a_signal_to_the_launcher(tmp_path: Path, unbroken: str, number: signal.Signals) -> None:
+    """Slurm, Kubernetes and a user at a terminal signal the launcher: torchrun passes it on to all ranks."""
     run = tmp_path / "run"
     job = Elastic.start(4, tmp_path / "log", *JOB, f"run.dir={run}")
     training(job, run)
@@ -73,7 +73,7 @@ def test_the_launcher_is_told_to_end(tmp_path: Path, unbroken: str, number: sign
     assert finish(run, 2, unbroken) == batches
 
 
-def test_one_rank_alone_is_told_to_end(tmp_path: Path, unbroken: str) -> None:
+def test_a_signal_to_one_rank_alone(tmp_path: Path, unbroken: str) -> None:
     run = tmp_path / "run"
     job = Elastic.start(4, tmp_path / "log", *JOB, f"run.dir={run}")
     training(job, run)
@@ -84,7 +84,7 @@ def test_one_rank_alone_is_told_to_end(tmp_path: Path, unbroken: str) -> None:
     finish(run, 3, unbroken)
 
 
-def test_a_single_process_is_told_to_end(tmp_path: Path, unbroken: str) -> None:
+def test_a_signal_to_a_single_process(tmp_path: Path, unbroken: str) -> None:
     run = tmp_path / "run"
     job = Elastic.start(1, tmp_path / "log", *JOB, f"run.dir={run}")
     training(job, run)

@@ -15,7 +15,7 @@ from counterflow.doctor import diagnostics
 from counterflow.doctor.check import Status
 from counterflow.doctor.diagnostics import DiagnosticsConfig, check_meeting, run_diagnostics
 from counterflow.doctor.link_benchmark import QUICK
-from counterflow.doctor.rank_info import RankInfo
+from counterflow.rank_info import RankInfo
 from counterflow.doctor.store_mailbox import StoreMailbox
 from counterflow.transport import Communicator, connect
 from processes import Pool, run_fresh

@@ -12,7 +12,7 @@ import pytest
 
 from counterflow.doctor import clock_domain
 from counterflow.doctor.check import Check, Status
-from counterflow.doctor.rank_info import RankInfo
+from counterflow.rank_info import RankInfo
 
 Usage = namedtuple("Usage", "total used free")
 SAME = {"Python": "3.11.7", "torch": "2.15.0", "torchvision": "0.29.2"}

@@ -47,34 +47,34 @@ def same_bits(found: tuple[torch.Tensor, ...], expected: tuple[torch.Tensor, ...
     )
 
 
-def join(rank: int, size: int, store_path: str, waits: float = 20.0) -> Communicator:
-    """One block a rank, all edges open. No wait of a channel lasts more than ``waits`` seconds; setting up may."""
+def join(rank: int, size: int, store_path: str, timeout: float = 20.0) -> Communicator:
+    """Communicator with one block a rank and all edges open. ``timeout``, in seconds, is for waits of channels."""
     comm = connect(dist.FileStore(store_path, size), rank, size, timeout=60)
     comm.open_edges(Topology(size, size), "gloo", torch.device("cpu"))
     comm.all_gather(None, "the start")
-    comm.watch.timeout = waits
+    comm.watchdog.timeout = timeout
     return comm
 
 
 @contextmanager
-def joined(rank: int, size: int, store_path: str, waits: float = 20.0) -> Iterator[Communicator]:
-    """For processes of the pool, which go on: what was joined is taken apart once all are done."""
-    comm = join(rank, size, store_path, waits)
+def joined(rank: int, size: int, store_path: str, timeout: float = 20.0) -> Iterator[Communicator]:
+    """`join` for processes of the pool, which go on: closed once all ranks are done."""
+    comm = join(rank, size, store_path, timeout)
     yield comm
     comm.all_gather(None, "the end")
     comm.close()
 
 
 def until(comm: Communicator, rank: int, i: int = 0) -> None:
-    """Wait for note ``i`` of ``rank``; only one rank may wait for it."""
+    """Wait for report ``i`` of ``rank``; only one rank may wait for it."""
     end = time.monotonic() + 30
     while comm.poll_report(rank, i) is None:
-        assert time.monotonic() < end, f"rank {rank} posts no note {i}"
+        assert time.monotonic() < end, f"rank {rank} sends no report {i}"
         time.sleep(0.01)
 
 
 def soon(true: Callable[[], bool], seconds: float = 20.0) -> bool:
-    """Whether ``true()`` comes within ``seconds``."""
+    """Wait until ``true()``; False if it is not within ``seconds``."""
     end = time.monotonic() + seconds
     while not true() and time.monotonic() < end:
         time.sleep(0.01)
@@ -89,10 +89,10 @@ def take(receiver: Receiver, layout: Callable[[Tag], MessageLayout], tags: Itera
 
 
 def log(what: str, action: Callable[[], object]) -> None:
-    """For processes made to fail: one line on stderr, how ``action`` ended and after how many seconds; then exit 0."""
+    """Run ``action``; print one line on stderr with its result or error, and its seconds."""
     start = time.monotonic()
     try:
         ended = f"returned {action()}"
     except Exception as error:
         ended = f"{type(error).__name__}: {error}"
-    print(f"TOLD {what} {time.monotonic() - start:.2f} {ended}", file=sys.stderr, flush=True)
+    print(f"LOGGED {what} {time.monotonic() - start:.2f} {ended}", file=sys.stderr, flush=True)

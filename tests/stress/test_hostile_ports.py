@@ -1,7 +1,8 @@
 """Strangers on the ports of a running job: it goes on, or ends cleanly, whatever they send and when.
 
-A stranger reaches every port and knows no more than that. None changes a bit of a run that trains. While ranks meet,
-one whose first bytes are gloo's number of a connection that is still to come takes a rank's place, which ends the run.
+A stranger reaches every port and knows nothing else. None changes a bit of a run that trains. While ranks meet, a
+stranger takes a rank's place if its first bytes are gloo's number of a connection that is still to come; this ends the
+run.
 """
 
 import ipaddress
@@ -33,8 +34,8 @@ from counterflow.message import HEADER_BYTES, MessageError, MessageKind, Tag, ch
 from counterflow.topology import Edge, Stream
 from counterflow.transport import ChannelError, MessageLayout, RemoteReceiver, TensorSpec
 from counterflow.transport.buffers import CpuGloo
-from counterflow.transport.channel import Watchdog
 from counterflow.transport.remote import P2PEndpoint
+from counterflow.transport.watchdog import Watchdog
 from tests.helpers.processes import CONF
 
 JOB = [
@@ -72,7 +73,7 @@ def listening(pid: int) -> set[Address]:
 
 
 def _address(text: str) -> Address:
-    """Of ``0100007F:1F90``: 32-bit words in the order of this machine."""
+    """Parse ``0100007F:1F90``: 32-bit words in the byte order of this machine."""
     host, port = text.split(":")
     words = [int(host[i : i + 8], 16).to_bytes(4, sys.byteorder) for i in range(0, len(host), 8)]
     return str(ipaddress.ip_address(b"".join(words))), int(port, 16)
@@ -123,7 +124,7 @@ class Job:
 
     @property
     def trains(self) -> bool:
-        """Whether the first batches have been reported."""
+        """True once the first batches have been reported."""
         metrics = self.folder / "run" / "metrics.jsonl"
         return metrics.exists() and metrics.stat().st_size > 0
 
@@ -134,7 +135,7 @@ class Job:
         return (self.folder / f"err{rank}").read_text(errors="replace")
 
     def fingerprint(self) -> str | None:
-        """Waits for the end. None if all ranks ended cleanly without finishing; whatever else they do, fails."""
+        """Wait for the end. None if all ranks ended cleanly without finishing; anything else fails the test."""
         while self.runs:
             assert time.monotonic() - self.started < ENDS_WITHIN, f"still runs: {self}"
             time.sleep(0.05)
@@ -162,11 +163,11 @@ def undisturbed() -> str:
 # -- strangers
 
 STORE_GREETING = b"\0" + struct.pack("<I", 0x3C85F7CE)
-"""What torch's store expects first: the request to validate, and its magic number."""
+"""First bytes that torch's store expects: the request to validate, and its magic number."""
 
 
 def send(connection: socket.socket, message: bytes) -> None:
-    """As much of ``message`` as the other side takes at once."""
+    """Send as much of ``message`` as the other side takes at once."""
     connection.settimeout(0.1)
     try:
         connection.sendall(message)
@@ -175,7 +176,7 @@ def send(connection: socket.socket, message: bytes) -> None:
 
 
 def reset(connection: socket.socket) -> None:
-    """Close as a machine does that has lost its memory of the connection."""
+    """Close the connection with a reset, as a machine that has restarted."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
@@ -202,7 +203,7 @@ def visit(address: Address, stranger: Callable[[socket.socket], None], stay: Exi
     try:
         connection = socket.create_connection(address, 1.0)
     except OSError:
-        return  # whoever listened has ended
+        return  # the listening process has ended
     with ExitStack() as leave:
         (stay or leave).enter_context(connection)
         stranger(connection)
@@ -214,7 +215,7 @@ def visit_training(job: Job, names: list[str], stay: ExitStack | None) -> None:
         assert job.runs, [job.stderr(rank) for rank in range(2)]
         time.sleep(0.01)
     ports = job.ports()
-    assert len(ports) == 7, ports  # the store, and of each rank the world and two edges
+    assert len(ports) == 7, ports  # the store, and for each rank the group of all ranks and two edges
     with ThreadPoolExecutor(8) as pool:
         for name in names:
             list(pool.map(lambda address: visit(address, STRANGERS[name], stay), ports))  # noqa: B023  # all are done
@@ -263,8 +264,8 @@ def test_each_stranger_changes_nothing(name: str, when: str, stays: bool, undist
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_stranger_in_a_ranks_place_ends_the_run(victim: int, undisturbed: str) -> None:
-    """Gloo knows a connection by a small number that comes first. Who sends all of them, before the other rank, is
-    taken for it; what this rank then waits for never comes.
+    """Gloo identifies a connection by a small number that comes first. A stranger that sends all numbers before the
+    other rank is taken for it; the messages that this rank then waits for never come.
     """
     with ExitStack() as stay, Job(["engine.timeout=5"]) as job:
         other = job.processes[1 - victim]
@@ -281,22 +282,22 @@ def test_a_stranger_in_a_ranks_place_ends_the_run(victim: int, undisturbed: str)
 # -- our own messages
 
 TAG = Tag(MessageKind.ACTIVATION, 0)
-FRAME = MessageLayout((TensorSpec((3,)),))
+LAYOUT = MessageLayout((TensorSpec((3,)),))
 
 
-@pytest.mark.parametrize("announced", [FRAME.payload_nbytes + 1, 2**40, 2**63 - 1, 2**64 - 1])
+@pytest.mark.parametrize("announced", [LAYOUT.payload_nbytes + 1, 2**40, 2**63 - 1, 2**64 - 1])
 def test_a_header_that_announces_too_much_costs_no_memory(announced: int) -> None:
     header = pack_header(TAG, announced)
     tracemalloc.start()
-    with pytest.raises(MessageError, match=f"announces {announced} bytes, {FRAME.payload_nbytes} were agreed"):
-        check_header(header, TAG, FRAME.payload_nbytes)
+    with pytest.raises(MessageError, match=f"announces {announced} bytes, {LAYOUT.payload_nbytes} were agreed"):
+        check_header(header, TAG, LAYOUT.payload_nbytes)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 2**16
 
 
 class Recorded(CpuGloo):
-    """Host memory that remembers what was asked of it, and whose messages are there at once."""
+    """Buffers that record their sizes, and whose messages complete at once."""
 
     def __init__(self) -> None:
         self.asked: list[int] = []
@@ -306,7 +307,7 @@ class Recorded(CpuGloo):
         return super().buffer(nbytes)
 
     def complete(self, work: object, timeout: float) -> None:
-        """Nothing to wait for."""
+        """Do not wait."""
 
 
 def test_a_channel_allocates_what_was_agreed_and_nothing_that_is_announced(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -316,9 +317,9 @@ def test_a_channel_allocates_what_was_agreed_and_nothing_that_is_announced(monke
         return object()
 
     monkeypatch.setattr(dist, "irecv", forged)
-    medium, edge = Recorded(), Edge(Stream.ACTIVATION, 1)
-    endpoint = P2PEndpoint(edge, 1, 0, lambda tag: FRAME, medium, Watchdog(5.0), cast(dist.ProcessGroup, None))
+    buffers, edge = Recorded(), Edge(Stream.ACTIVATION, 1)
+    endpoint = P2PEndpoint(edge, 1, 0, lambda tag: LAYOUT, buffers, Watchdog(5.0), cast(dist.ProcessGroup, None))
     receiver = RemoteReceiver(endpoint, 1, iter([TAG]))
-    with pytest.raises(ChannelError, match=f"announces {LARGEST} bytes, {FRAME.payload_nbytes} were agreed"):
+    with pytest.raises(ChannelError, match=f"announces {LARGEST} bytes, {LAYOUT.payload_nbytes} were agreed"):
         receiver.receive(TAG)
-    assert set(medium.asked) == {0, FRAME.nbytes}
+    assert set(buffers.asked) == {0, LAYOUT.nbytes}

@@ -22,7 +22,7 @@ JOB = (
 RANKS = 4
 TIMES = int(os.environ.get("COUNTERFLOW_KILLS", "200"))
 LIMIT = 120.0
-"""Seconds for a job, of which a quiet machine needs two."""
+"""Seconds for a job; a quiet machine needs two."""
 
 
 def fingerprint(run: Path) -> str:
@@ -33,7 +33,7 @@ def fingerprint(run: Path) -> str:
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, float]:
-    """The fingerprint, and how long a run takes."""
+    """Fingerprint of an unbroken run, and its seconds."""
     folder = tmp_path_factory.mktemp("unbroken")
     for name in ("warm", "run"):
         start = time.monotonic()
@@ -43,7 +43,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, float]:
 
 
 def phase(run: Path) -> str:
-    """What was under way in ``run`` when it was killed."""
+    """Phase of ``run`` in which it was killed."""
     folders = list((run / "checkpoints").glob("*")) if (run / "checkpoints").exists() else []
     if not folders:
         return "before the first checkpoint"
@@ -51,7 +51,7 @@ def phase(run: Path) -> str:
 
 
 def kill_one(folder: Path, draw: random.Random, unbroken: tuple[str, float]) -> str:
-    """Kill a random rank at a random moment; torchrun's agent restarts all. When that was."""
+    """Kill a random rank at a random moment; torchrun's agent restarts all. Returns the phase."""
     expected, seconds = unbroken
     run = folder / "run"
     job = Elastic.start(RANKS, folder / "log", *JOB, f"run.dir={run}", restarts=3)

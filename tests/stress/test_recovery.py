@@ -1,4 +1,4 @@
-"""Local recovery: a rank that was killed is replaced and replayed its inputs, while the others only wait for it."""
+"""Local recovery: a killed rank is replaced and gets its inputs again, while the others only wait for it."""
 
 import os
 import random
@@ -18,7 +18,7 @@ RECOVER = (*JOB, "engine.recovery=rank")
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, float]:
-    """The fingerprint of a run without any of this, and how long a run with it takes."""
+    """Fingerprint of a run without recovery, and seconds of a run with it."""
     folder = tmp_path_factory.mktemp("unbroken")
     for name, options in (("plain", JOB), ("recover", RECOVER)):
         start = time.monotonic()
@@ -29,8 +29,8 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, float]:
 
 
 def ranks(job: Elastic) -> list[int]:
-    """The processes that the keepers keep."""
-    return [child for keeper in job.workers() for child in children(keeper)]
+    """Processes of the ranks, children of their supervisors."""
+    return [child for supervisor in job.workers() for child in children(supervisor)]
 
 
 def kill_and_wait(
@@ -39,7 +39,7 @@ def kill_and_wait(
     """Kill random ranks, one after the other, at random moments once there is a checkpoint; how long the job took from
     then to its end, and what it printed."""
     run = folder / "run"
-    kept = "engine.recovery=rank" in options
+    supervised = "engine.recovery=rank" in options
     job = Elastic.start(RANKS, folder / "log", *options, f"run.dir={run}", restarts=1)
     end = time.monotonic() + LIMIT
     while not list(run.glob("checkpoints/*/manifest.json")):
@@ -48,7 +48,7 @@ def kill_and_wait(
     start = time.monotonic()
     for _ in range(times):
         time.sleep(draw.random() * 0.5)
-        victims = ranks(job) if kept else job.workers()
+        victims = ranks(job) if supervised else job.workers()
         if victims:
             os.kill(draw.choice(victims), signal.SIGKILL)
     assert job.wait(LIMIT) == 0, job.output()
@@ -59,11 +59,11 @@ def kill_and_wait(
 def test_a_replaced_rank_ends_with_the_same_bits(tmp_path: Path, unbroken: tuple[str, float]) -> None:
     _, output = kill_and_wait(tmp_path, RECOVER, random.Random(1), unbroken[0])
     assert "was ended by SIGKILL, and begins anew while the others wait" in output
-    assert "lost rank" not in output, "nobody else was restarted"
+    assert "lost rank" not in output, "another rank was restarted"
     assert output.count("note: ") == 1, output
 
 
-def test_rank_0_is_replaced_with_its_files_and_its_account(tmp_path: Path, unbroken: tuple[str, float]) -> None:
+def test_rank_0_is_replaced_with_its_files_and_its_reports(tmp_path: Path, unbroken: tuple[str, float]) -> None:
     run = tmp_path / "run"
     job = Elastic.start(RANKS, tmp_path / "log", *RECOVER, f"run.dir={run}")
     end = time.monotonic() + LIMIT
@@ -78,7 +78,7 @@ def test_rank_0_is_replaced_with_its_files_and_its_account(tmp_path: Path, unbro
 
 
 @pytest.mark.slow
-def test_who_is_killed_before_the_ranks_have_met_costs_a_restart_of_all(
+def test_a_rank_killed_before_the_rendezvous_costs_a_restart_of_all(
     tmp_path: Path, unbroken: tuple[str, float]
 ) -> None:
     run = tmp_path / "run"
@@ -125,7 +125,7 @@ def test_every_rule_recovers(tmp_path: Path, rule: tuple[str, ...]) -> None:
 def test_fifty_kills_and_what_each_kind_of_recovery_costs(tmp_path: Path, unbroken: tuple[str, float]) -> None:
     """Seconds from the first checkpoint to the end of the job, with a kill on the way and without, side by side."""
     first = int(os.environ.get("COUNTERFLOW_SEED", "0"))
-    kinds = {"one replaced": (RECOVER, 1), "all restarted": (JOB, 1), "nobody killed": (RECOVER, 0)}
+    kinds = {"one replaced": (RECOVER, 1), "all restarted": (JOB, 1), "none killed": (RECOVER, 0)}
     seconds: dict[str, list[float]] = {name: [] for name in kinds}
     for seed in range(first, first + 50):
         for name, (options, times) in kinds.items():

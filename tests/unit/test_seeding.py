@@ -49,7 +49,7 @@ def test_no_state() -> None:
 
 def test_the_same_in_every_process() -> None:
     """Python's own hash differs from process to process."""
-    code = "from counterflow.seeding import derive; print(derive(7, 'dropout', 2, 31))"
+    code = "from counterflow.seeding import derive_seed; print(derive_seed(7, 'dropout', 2, 31))"
     for salt in ("0", "1"):
         environment = {**os.environ, "PYTHONHASHSEED": salt}
         done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)

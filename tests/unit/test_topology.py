@@ -67,16 +67,16 @@ def test_edges_in_their_one_order() -> None:
 @pytest.mark.parametrize(
     ("blocks", "ranks", "between"), [(3, 3, [1, 2]), (3, 2, [2]), (3, 1, []), (8, 3, [3, 6]), (7, 4, [2, 4, 6])]
 )
-def test_crossing_edges_by_hand(blocks: int, ranks: int, between: list[int]) -> None:
+def test_remote_edges_by_hand(blocks: int, ranks: int, between: list[int]) -> None:
     assert Topology(blocks, ranks).remote_edges() == [Edge(stream, lower) for lower in between for stream in (UP, DOWN)]
 
 
 @given(topologies())
 def test_neighbours_share_two_edges(topology: Topology) -> None:
-    """Every crossing edge joins neighbouring ranks, one of each stream."""
-    crossing = topology.remote_edges()
-    assert crossing == [edge for edge in topology.edges() if edge in crossing]  # a part of edges(), in its order
-    ends = [(topology.rank_of(edge.source), topology.rank_of(edge.destination)) for edge in crossing]
+    """Every remote edge joins neighbouring ranks, one of each stream."""
+    remote = topology.remote_edges()
+    assert remote == [edge for edge in topology.edges() if edge in remote]  # a part of edges(), in its order
+    ends = [(topology.rank_of(edge.source), topology.rank_of(edge.destination)) for edge in remote]
     assert ends == [pair for r in range(topology.ranks - 1) for pair in ((r, r + 1), (r + 1, r))]
 
 

@@ -127,7 +127,7 @@ class P2PBenchmark:
         assert comm.size == 2
         comm.open_edges(Topology(2, 2), "gloo", torch.device("cpu"))
         self._comm = comm
-        self._groups: Mapping[Edge, Any] = {edge: _open_group(comm.watch.timeout) for edge in (_UP, _DOWN)}
+        self._groups: Mapping[Edge, Any] = {edge: _open_group(comm.watchdog.timeout) for edge in (_UP, _DOWN)}
 
     def measure(self, way: str, series: MessageSeries, echo: bool) -> MessageTime:
         """Send ``series`` over one of `WAYS`. Both ranks return the same.

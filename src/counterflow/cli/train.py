@@ -24,7 +24,7 @@ from counterflow.engine.run_context import PreemptedError
 from counterflow.metrics.callback import Callback
 from counterflow.metrics.progress_display import ProgressDisplay
 from counterflow.rank_info import RankInfo
-from counterflow.recovery.supervisor import keep
+from counterflow.recovery.supervisor import supervise
 from counterflow.signals import Signals
 from counterflow.trainer.fit import ProcessControl
 from counterflow.trainer.result import FitResult
@@ -105,7 +105,7 @@ def main(seconds: float = math.inf) -> None:
             if config.engine.recovery == "rank" and RankInfo.from_env().size > 1:
                 # One directory for all processes that will be this rank.
                 config = replace(config, run=replace(config.run, dir=config.run.dir or _new_run_dir(config)))
-                restarted = keep(signals)  # returns in a process of its own
+                restarted = supervise(signals, RankInfo.from_env().rank)  # returns in a process of its own
                 control = ProcessControl(Signals(), restarted)
             run_job(config, control)
         except PreemptedError as stop:

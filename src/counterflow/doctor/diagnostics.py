@@ -28,8 +28,8 @@ from counterflow.doctor.link_benchmark import (
     measure_link,
 )
 from counterflow.doctor.machine import check_machine, compare_versions, installed_versions
-from counterflow.doctor.rank_info import RankInfo
 from counterflow.doctor.store_mailbox import StoreMailbox
+from counterflow.rank_info import RankInfo
 from counterflow.topology import Topology
 from counterflow.transport import ChannelError, Communicator, connect, rendezvous
 
@@ -65,12 +65,12 @@ def check_rank(run_dir: Path, timeout: float, quick: bool, deadline: float) -> l
     rank_info = RankInfo.from_env()
     reason = ""
     try:
-        store, rank, size = rendezvous(timeout)
+        store = rendezvous(rank_info, timeout)
     except (RuntimeError, ChannelError, ValueError) as error:
         store, reason = None, str(error).strip().splitlines()[0]
     if store is not None:
         config = DiagnosticsConfig(run_dir, QUICK if quick else THOROUGH, timeout, deadline)
-        connect_ranks = partial(connect, store, rank, size, timeout=timeout)
+        connect_ranks = partial(connect, store, rank_info.rank, rank_info.size, timeout=timeout)
         return run_diagnostics(StoreMailbox(store), connect_ranks, rank_info, config)
     if rank_info.local_rank > 0:
         return []
@@ -99,7 +99,7 @@ def run_diagnostics(
     try:
         communicator = connect_ranks()
         communicator.open_edges(Topology(rank_info.size, rank_info.size), "gloo", torch.device("cpu"))
-        communicator.watch.explain = lambda: ""  # the table shows the state of the other ranks
+        communicator.watchdog.explain = lambda: ""  # the table shows the state of the other ranks
     except (ChannelError, RuntimeError) as error:
         communicator, reason = None, _reason(error, rank)
     mailbox.post(f"met/{rank}", reason)

@@ -15,7 +15,7 @@ import torch
 
 from counterflow.doctor import network
 from counterflow.doctor.check import Check, Status, with_timeout
-from counterflow.doctor.rank_info import RankInfo
+from counterflow.rank_info import RankInfo
 
 RANK_BYTES = 10**9
 """Least memory of a rank: torch itself, data and a small network."""

@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from counterflow.doctor.check import Check, Status, with_timeout
-from counterflow.transport.interface import address
+from counterflow.transport.interfaces import address
 
 SLOW_NAME = 1.0
 """Seconds to resolve a name; above this it delays every start."""

@@ -96,7 +96,7 @@ def run(job: Job, rules: RuleSet, context: RunContext) -> RankResult:
     }
     for block, stage in stages.items():
         restore_block(context, block, stage.restore)
-    comm.restarts_at(lambda batches, edge: next(replace(job.plan, start=batches).messages(edge), None))
+    comm.keep_replay_from(lambda batches, edge: next(replace(job.plan, start=batches).messages(edge), None))
     comm.stop.start(job.plan.start)
 
     steady = job.plan.first_steady(job.topology.blocks)

@@ -198,7 +198,7 @@ class Pipeline:
             except Exception as error:
                 if "gloo/transport" in str(error):
                     text = f"rank {comm.rank}: schedule {job.schedule}: batch {n}: lost a rank ({gloo_reason(error)})"
-                    raise ChannelError(text) from error
+                    raise comm.watchdog.find_cause(ChannelError(text)) from error
                 reason = f"{type(error).__name__}: {error}".splitlines()[0]
                 raise BlockError(f"rank {comm.rank}: schedule {job.schedule}: batch {n}: {reason}") from error
             if comm.size > 1:

@@ -1,66 +1,81 @@
-"""The processes of a run in which each may die and be replaced while the others wait (``engine.recovery=rank``).
+"""Communicator of a run in which a killed rank is replaced while the others wait (``engine.recovery=rank``).
 
-No process group joins them, as none outlives a member: edges are `durable` ones, and what ranks tell each other goes
-through the store, which is the launcher's.
+No process group joins the ranks, as none outlives a member: edges are replaying channels, and gathers and reports go
+through the launcher's store.
 """
 
-import os
 import pickle
 import time
-from base64 import b64decode, b64encode
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.distributed_c10d import Store
 
 from counterflow.message import Tag
-from counterflow.recovery.replaying import Link, ReplayingReceiver, ReplayingSender
+from counterflow.recovery.replaying_channels import ReplayEndpoint, ReplayingReceiver, ReplayingSender
+from counterflow.recovery.supervisor import SupervisedRank
 from counterflow.topology import Edge, Topology
-from counterflow.transport.buffers import medium
-from counterflow.transport.channel import ChannelError, Watchdog
+from counterflow.transport.buffers import make_buffers
+from counterflow.transport.channel import ChannelError
 from counterflow.transport.communicator import Communicator
-from counterflow.transport.interface import address
+from counterflow.transport.interfaces import address
 from counterflow.transport.message_layout import MessageLayout
-from counterflow.transport.rendezvous import join
+from counterflow.transport.rendezvous import LauncherStore, join
+from counterflow.transport.watchdog import Watchdog
 
-_PAUSE = 0.02
+_POLL_INTERVAL = 0.02
 """Seconds between looks at the store."""
+
+_PIECE = 4 << 20
+"""Bytes of a value of the store: torch's TCPStore refuses 8 MB and more."""
 
 
 class RecoverableCommunicator(Communicator):
-    """Notes stay in the store, where whoever replaces rank 0 finds them."""
+    """Gathers and reports stay in the store, where a process that replaces rank 0 finds them."""
+
+    _store: LauncherStore
 
     def __init__(
         self,
-        store: Store,
-        rank: int,
+        store: LauncherStore,
         size: int,
-        watch: Watchdog,
-        on_halt: Callable[[int], None],
+        watchdog: Watchdog,
+        on_stop: Callable[[int], None],
         token: bytes,
-        life: int,
-        replay: int,
+        restart_count: int,
+        replay_bytes: int,
     ) -> None:
-        """``token`` is known to the ranks of this run alone; ``life`` counts the processes that were this rank before;
-        every edge holds ``replay`` bytes of messages in memory."""
+        """Start the control thread.
+
+        Args:
+            store: Store of this run.
+            size: Number of ranks.
+            watchdog: Limit of all waits.
+            on_stop: Called once with the signal that stops the run, on any thread.
+            token: Secret that only ranks of this run know.
+            restart_count: Processes that were this rank before.
+            replay_bytes: Bytes of messages that every edge holds in memory.
+        """
         self._senders: list[ReplayingSender] = []
         self._token = token
-        self._replay = replay
+        self._replay_bytes = replay_bytes
         self._first: Callable[[int, Edge], Tag | None] = lambda batches, edge: None
-        super().__init__(store, rank, size, watch, on_halt)
-        self.restart_count = life
+        self._checkpoint = b""
+        super().__init__(store, store.rank, size, watchdog, on_stop)
+        self.restart_count = restart_count
+        if restart_count:
+            self.reports_sent = _count(lambda i: store.has(f"report/{self.rank}/{i}"))
         assert self._control is not None
-        self._control.on_whole = self._forget
-        if life:
-            self.posted = _count(lambda i: store.check([f"note/{rank}/{i}"]))
+        self._control.on_poll = self._drop_replays
 
     def open_edges(self, topology: Topology, backend: str, device: torch.device) -> None:
-        self._medium = medium(backend, device)
+        self._buffers = make_buffers(backend, device)
         self._topology = topology
 
     def sender(self, edge: Edge, layouts: Callable[[Tag], MessageLayout]) -> ReplayingSender:  # type: ignore[override]
-        sender = ReplayingSender(self._link(edge, layouts, edge.destination), address(os.environ), self._replay)
+        sender = ReplayingSender(self._replay_endpoint(edge, layouts, edge.destination), address(), self._replay_bytes)
         self._senders.append(sender)
         self._channels.append(sender)
         return sender
@@ -68,52 +83,68 @@ class RecoverableCommunicator(Communicator):
     def receiver(  # type: ignore[override]
         self, edge: Edge, layouts: Callable[[Tag], MessageLayout], depth: int, tags: Iterator[Tag]
     ) -> ReplayingReceiver:
-        receiver = ReplayingReceiver(self._link(edge, layouts, edge.source), depth, tags)
+        receiver = ReplayingReceiver(self._replay_endpoint(edge, layouts, edge.source), depth, tags)
         self._channels.append(receiver)
         return receiver
 
-    def _link(self, edge: Edge, layouts: Callable[[Tag], MessageLayout], block: int) -> Link:
+    def _replay_endpoint(self, edge: Edge, layouts: Callable[[Tag], MessageLayout], block: int) -> ReplayEndpoint:
         peer = self._topology.rank_of(block)
-        assert self._store is not None
-        return Link(edge, self.rank, peer, layouts, self._medium, self.watch, self._store, self._token)
+        return ReplayEndpoint(edge, self.rank, peer, layouts, self._buffers, self.watchdog, self._store, self._token)
 
-    def restarts_at(self, first: Callable[[int, Edge], Tag | None]) -> None:
+    def keep_replay_from(self, first: Callable[[int, Edge], Tag | None]) -> None:
         self._first = first
 
     @property
-    def over(self) -> bool:
-        assert self._store is not None
-        return self.restart_count > 0 and self._store.check([f"gather/the end/{self.rank}"])
+    def run_is_over(self) -> bool:  # type: ignore[override]
+        return self.restart_count > 0 and self._store.has(f"gather/the end/{self.rank}")
 
-    def complete(self, batches: int) -> None:
-        assert self._store is not None
-        self._store.set("whole", str(batches))
+    def announce_checkpoint(self, batches: int) -> None:
+        self._store.set("checkpoint", str(batches))
 
-    def _forget(self, batches: int) -> None:
-        for sender in self._senders:
-            tag = self._first(batches, sender.link.edge)
-            if tag is not None:
-                sender.forget(tag)
+    def _drop_replays(self) -> None:
+        """Drop the messages that no process needs which restarts from the newest checkpoint."""
+        if not self._store.has("checkpoint"):
+            return
+        before, self._checkpoint = self._checkpoint, self._store.get("checkpoint")
+        if self._checkpoint != before:
+            for sender in self._senders:
+                tag = self._first(int(self._checkpoint), sender.endpoint.edge)
+                if tag is not None:
+                    sender.drop(tag)
 
     def all_gather(self, value: Any, purpose: str) -> list[Any]:
-        assert self._store is not None
-        self._store.set(f"gather/{purpose}/{self.rank}", b64encode(pickle.dumps(value)).decode())
-        deadline = time.monotonic() + self.watch.timeout
+        self._put(value, purpose)
+        return self._take_all(purpose)
+
+    def gather(self, value: Any, purpose: str) -> list[Any] | None:
+        self._put(value, purpose)
+        return self._take_all(purpose) if self.rank == 0 else None
+
+    def _put(self, value: Any, purpose: str) -> None:
+        """Leave ``value`` in the store, in pieces; their number comes last."""
+        data, key = pickle.dumps(value), f"gather/{purpose}/{self.rank}"
+        starts = range(0, len(data), _PIECE)
+        for i, start in enumerate(starts):
+            self._store.set(f"{key}/{i}", data[start : start + _PIECE])
+        self._store.set(key, str(len(starts)))
+
+    def _take_all(self, purpose: str) -> list[Any]:
+        deadline = time.monotonic() + self.watchdog.timeout
         values = []
         for rank in range(self.size):
             key = f"gather/{purpose}/{rank}"
-            while not self._store.check([key]):
+            while not self._store.has(key):
                 if time.monotonic() > deadline:
-                    what = f"rank {self.rank}: {purpose} of rank {rank}: nothing for {self.watch.timeout:g} s"
-                    raise ChannelError(f"{what} (engine.timeout){self.watch.explain()}")
-                time.sleep(_PAUSE)
-            values.append(pickle.loads(b64decode(self._store.get(key))))
+                    what = f"rank {self.rank}: {purpose} of rank {rank}: nothing for {self.watchdog.timeout:g} s"
+                    raise ChannelError(f"{what} (engine.timeout){self.watchdog.explain()}")
+                time.sleep(_POLL_INTERVAL)
+            pieces = (self._store.get(f"{key}/{i}") for i in range(int(self._store.get(key))))
+            values.append(pickle.loads(b"".join(pieces)))
         return values
 
     def poll_report(self, rank: int, i: int) -> str | None:
-        assert self._store is not None
-        key = f"note/{rank}/{i}"
-        return self._store.get(key).decode() if self._store.check([key]) else None
+        key = f"report/{rank}/{i}"
+        return self._store.get(key).decode() if self._store.has(key) else None
 
     def close(self) -> None:
         assert self._control is not None
@@ -124,34 +155,44 @@ class RecoverableCommunicator(Communicator):
 
 
 def _count(there: Callable[[int], bool]) -> int:
-    """How many of 0, 1, .. are ``there``, which are all up to some number."""
-    high = 1
-    while there(high - 1):
-        high *= 2
-    low = high // 2
-    while low < high - 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if there(middle - 1) else (low, middle)
-    return low
+    """Number of the integers 0, 1, .. that are ``there``, all up to that number; at most 2**23."""
+    return bisect_left(range(2**23), True, key=lambda i: not there(i))
 
 
 def connect_recoverable(
     store: Store,
-    rank: int,
     size: int,
+    supervised: SupervisedRank,
     *,
+    rank: int,
     timeout: float,
-    on_halt: Callable[[int], None],
-    life: int,
-    name: str | None,
-    log: Callable[[str], None],
-    replay: int,
+    on_stop: Callable[[int], None],
+    replay_bytes: int,
 ) -> RecoverableCommunicator:
-    """Join the processes that meet in ``store``, or take the place of one: then ``name`` is what that one had ``log``
-    keep."""
-    if name is None:
-        name = join(store, rank, size, timeout)
-        log(name)
+    """Meet the other ranks of a run, or take the place of one.
+
+    Args:
+        store: Store of `rendezvous`.
+        size: Number of ranks.
+        supervised: This process, as its supervisor forked it.
+        rank: This process.
+        timeout: Limit of every wait, in seconds.
+        on_stop: Called once with the signal that stops the run, on any thread.
+        replay_bytes: Bytes of messages that every edge holds in memory.
+
+    Raises:
+        ChannelError: A rank did not come within ``timeout``, or the store does not answer.
+    """
+    launcher, attempt = LauncherStore(store, rank), supervised.attempt
+    if attempt is None:
+        attempt = join(launcher, size, timeout)
+        supervised.remember(attempt)
     return RecoverableCommunicator(
-        PrefixStore(name, store), rank, size, Watchdog(timeout), on_halt, name.encode(), life, replay
+        launcher.with_prefix(attempt),
+        size,
+        Watchdog(timeout),
+        on_stop,
+        attempt.encode(),
+        supervised.restart_count,
+        replay_bytes,
     )

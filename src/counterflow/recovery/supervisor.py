@@ -1,4 +1,4 @@
-"""A process that does nothing but begin its rank anew when that was killed (``engine.recovery=rank``)."""
+"""Supervisor process that forks its rank again after it was killed (``engine.recovery=rank``)."""
 
 import contextlib
 import ctypes
@@ -11,57 +11,57 @@ from functools import partial
 
 from counterflow.signals import Signals, end
 
-_LIVES = 100
-"""What is killed more often is ended by something that will not stop."""
+_MAX_RESTARTS = 100
+"""A rank that is killed more often is killed by something that will not stop."""
 
 _PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
-class Life:
-    """One process of a rank."""
+class SupervisedRank:
+    """One process of a rank, as its supervisor forked it."""
 
-    number: int
+    restart_count: int
     """Processes that were this rank before."""
-    name: str | None
-    """What the first of them told the keeper; None if this is the first, or it told nothing."""
-    log: Callable[[str], None]
+    attempt: str | None
+    """Key prefix of the run, which the first of them had the supervisor `remember`; None for the first one."""
+    remember: Callable[[str], None]
+    """Send the key prefix of the run to the supervisor; may be called once."""
 
 
-def keep(signals: Signals) -> Life:
-    """Returns in every life of this process's rank; the keeper itself ends as the last one of them does.
+def supervise(signals: Signals, rank: int) -> SupervisedRank:
+    """Fork ``rank``; returns in every process of the rank. The supervisor itself ends as the last of them does.
 
-    Must be called before this process computes anything: what is forked has no threads but one.
+    Must be called before this process computes anything: a forked process has only the thread that forked it.
     """
-    number, name = 0, ""
+    restart_count, attempt = 0, ""
     while True:
         sys.stdout.flush()
         sys.stderr.flush()
-        here, there = os.pipe()
+        read_end, write_end = os.pipe()
         pid = os.fork()
         if pid == 0:
-            os.close(here)
-            # Whoever kills the keeper means the rank.
+            os.close(read_end)
+            # A kill of the supervisor must end the rank too.
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-            return Life(number, name or None, partial(_write, there))
-        os.close(there)
-        with signals.handled_by(partial(_pass_on, pid)), os.fdopen(here, "rb") as pipe:
-            told = pipe.read().decode()  # until the rank has ended
+            return SupervisedRank(restart_count, attempt or None, partial(_write, write_end))
+        os.close(write_end)
+        with signals.handled_by(partial(_pass_on, pid)), os.fdopen(read_end, "rb") as pipe:
+            text = pipe.read().decode()  # until the rank has ended
             _, status = os.waitpid(pid, 0)
-        name = name or told
+        attempt = attempt or text
         if not os.WIFSIGNALED(status):
             os._exit(os.waitstatus_to_exitcode(status))
-        ended_by = os.WTERMSIG(status)
-        if not name or number == _LIVES:
-            end(ended_by)
-        number += 1
-        rank, called = os.environ.get("RANK", "0"), signal.Signals(ended_by).name
-        print(f"note: rank {rank}: was ended by {called}, and begins anew while the others wait", file=sys.stderr)
+        number = os.WTERMSIG(status)
+        if not attempt or restart_count == _MAX_RESTARTS:
+            end(number)
+        restart_count += 1
+        name = signal.Signals(number).name
+        print(f"note: rank {rank}: was ended by {name}, and begins anew while the others wait", file=sys.stderr)
 
 
 def _write(pipe: int, text: str) -> None:
     os.write(pipe, text.encode())
-    os.close(pipe)
 
 
 def _pass_on(pid: int, number: int) -> bool:

@@ -1,7 +1,6 @@
 """A whole run as one rank sees it: the engine, its reports, the weights and the summary at the end."""
 
 import logging
-import os
 import platform
 import signal
 from collections.abc import Callable, Mapping, Sequence
@@ -31,14 +30,14 @@ from counterflow.metrics.run_dir import FinishedError
 from counterflow.metrics.tensorboard import TensorBoardLogger
 from counterflow.rank_info import RankInfo
 from counterflow.recovery.recoverable import connect_recoverable
-from counterflow.recovery.supervisor import Life
+from counterflow.recovery.supervisor import SupervisedRank
 from counterflow.signals import Signals
 from counterflow.trace.session import TraceSession
 from counterflow.trainer.rank0 import Rank0Services
 from counterflow.trainer.result import FitResult
 from counterflow.trainer.resume import CHECKPOINTS, ResumePoint, open_run_dir
 from counterflow.transport import Communicator, connect, rendezvous
-from counterflow.transport.interface import interfaces
+from counterflow.transport.interfaces import interfaces
 
 _log = logging.getLogger(__name__)
 
@@ -60,7 +59,7 @@ class ProcessControl:
 
     signals: Signals | None = None
     """End the run after a checkpoint, if it writes any."""
-    restarted: Life | None = None
+    restarted: SupervisedRank | None = None
     """This process, where a supervisor replaces ranks that are lost."""
 
 
@@ -69,8 +68,8 @@ def connect_and_fit(
 ) -> FitResult:
     """Join the processes of ``job``, train, and part. Arguments and errors are those of `Trainer.fit`."""
     if info.size > 1:
-        interfaces(os.environ)  # a wrong one is refused before there is a folder
-    again = control.restarted is not None and control.restarted.number > 0
+        interfaces(info)  # a wrong one is refused before there is a folder
+    again = control.restarted is not None and control.restarted.restart_count > 0
     point = _resume_point(job, config, info, again) if info.is_main else None
     grace, signals = config.checkpoint.grace, control.signals
 
@@ -80,7 +79,7 @@ def connect_and_fit(
             signals.expire(number, grace, message)
 
     with nullcontext() if point is None or point.directory is None else point.directory:
-        comm = _connect(config, control.restarted, on_stop)
+        comm = _connect(config, info, control.restarted, on_stop)
 
         def stop(number: int) -> bool:
             if comm.stop.possible:
@@ -96,21 +95,21 @@ def connect_and_fit(
     return result
 
 
-def _connect(config: TrainConfig, restarted: Life | None, on_stop: Callable[[int], None]) -> Communicator:
+def _connect(
+    config: TrainConfig, info: RankInfo, restarted: SupervisedRank | None, on_stop: Callable[[int], None]
+) -> Communicator:
     timeout = config.engine.timeout
-    store, rank, size = rendezvous(timeout)
+    store = rendezvous(info, timeout)
     if restarted is None or store is None:
-        return connect(store, rank, size, timeout=timeout, on_halt=on_stop)
+        return connect(store, info.rank, info.size, timeout=timeout, on_stop=on_stop)
     return connect_recoverable(
         store,
-        rank,
-        size,
+        info.size,
+        restarted,
+        rank=info.rank,
         timeout=timeout,
-        on_halt=on_stop,
-        life=restarted.number,
-        name=restarted.name,
-        log=restarted.log,
-        replay=config.engine.replay << 20,
+        on_stop=on_stop,
+        replay_bytes=config.engine.replay << 20,
     )
 
 
@@ -144,7 +143,7 @@ def fit(
     mine = _start(job, point) if point is not None else None
     start, *others = comm.all_gather((mine, digest(job.network)), "where to begin")
     begin = start[0]
-    if begin is None or comm.over:
+    if begin is None or comm.run_is_over:
         comm.all_gather(None, "the end")
         return None
     assert isinstance(begin, _Start)
@@ -168,7 +167,7 @@ def fit(
         comm.rank, job.log_every, job.plan.batches, lambda: waits.receive, report, before=begin.seconds
     )
     directory = CheckpointDirectory(begin.path / CHECKPOINTS) if begin.path is not None else None
-    checkpoints = CheckpointWriter(directory, begin.checkpoint, job.device, report, comm.watch.timeout)
+    checkpoints = CheckpointWriter(directory, begin.checkpoint, job.device, report, comm.watchdog.timeout)
     tracing = TraceSession(comm, begin.path) if config.trace and begin.path is not None else None
     context = RunContext(comm, callback, checkpoints, waits, tracing.recorder if tracing is not None else None)
     with ExitStack() as stack:
@@ -180,7 +179,7 @@ def fit(
         try:
             result = engine.run(context)
         except PreemptedError:
-            sent = comm.all_gather(comm.posted, "the last checkpoint")
+            sent = comm.all_gather(comm.reports_sent, "the last checkpoint")
             if services is not None:
                 services.finish(sent)
             if tracing is not None:
@@ -189,7 +188,7 @@ def fit(
             raise
         checkpoints.finish()
         state = gather_state(job, result, comm)
-        results = comm.all_gather((replace(result, modules={}), comm.posted), "results")
+        results = comm.all_gather((replace(result, modules={}), comm.reports_sent), "results")
         summary = None
         if services is not None:
             services.finish([sent for _, sent in results])
@@ -213,8 +212,8 @@ def gather_state(job: Job, result: RankResult, comm: Communicator) -> dict[str, 
         module = result.modules.get(block)
         mine = None if module is None else {name: t.detach().cpu().clone() for name, t in module.state_dict().items()}
         if comm.size > 1:
-            found = comm.all_gather(mine, f"the weights of block {block}")
-            mine = next(part for part in found if part is not None) if comm.rank == 0 else {}
+            parts = comm.gather(mine, f"the weights of block {block}") or []
+            mine = next((part for part in parts if part is not None), None)
         state |= mine or {}
     return job.algorithm.original_state(state) if isinstance(job.algorithm, EndToEnd) else state
 

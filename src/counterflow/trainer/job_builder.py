@@ -122,7 +122,7 @@ def _schedule(config: TrainConfig, ranks: int) -> str:
 
 def _device(config: TrainConfig, schedule: str, info: RankInfo) -> tuple[torch.device, str]:
     """The device of this process, and the backend that carries its messages."""
-    found, backend, local_ranks = torch.cuda.is_available(), config.engine.backend, info.local_size or info.size
+    found, backend, local_ranks = torch.cuda.is_available(), config.engine.backend, info.local_size
     if config.device == "cuda" and not found:
         raise ValueError("device=cuda: no CUDA device is available, allowed here are auto, cpu")
     if config.engine.recovery == "rank":

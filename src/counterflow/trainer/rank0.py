@@ -66,7 +66,7 @@ class Rank0Services:
                 config.checkpoint.keep,
                 plan.batches,
                 plan.start,
-                comm.complete,
+                comm.announce_checkpoint,
             )
         self._stack = ExitStack()
 
@@ -89,7 +89,7 @@ class Rank0Services:
 
     def finish(self, counts: Sequence[int]) -> None:
         """Wait until all reports are served: ``counts`` of each rank. Raises the error that ended the thread."""
-        self._poller.finish(counts, self._comm.watch.timeout)
+        self._poller.finish(counts, self._comm.watchdog.timeout)
 
     def summarize(self, summary: Mapping[str, Any]) -> None:
         """Write the summary, which marks the run as finished."""

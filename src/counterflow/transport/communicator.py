@@ -1,6 +1,7 @@
-"""The processes of a run: rendezvous, a process group for every directed edge, and what ranks tell each other outside
-the two streams (sizes before the start, summaries after the end, progress for the display)."""
+"""Communicator: the ranks of a run, with a process group for every directed edge, and messages outside the two streams
+(gathers at the start and the end, reports for rank 0, stop requests)."""
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,19 +14,16 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from counterflow.message import Tag
 from counterflow.topology import Edge, Topology
-from counterflow.transport.buffers import CpuGloo, MessageBuffers, medium
-from counterflow.transport.channel import ChannelError, Watchdog, gloo_reason
-from counterflow.transport.control import ControlThread
+from counterflow.transport.buffers import CpuGloo, MessageBuffers, make_buffers
+from counterflow.transport.channel import ChannelError, gloo_reason
+from counterflow.transport.control import LOSS_GRACE, ControlThread, StopConsensus
 from counterflow.transport.message_layout import MessageLayout
 from counterflow.transport.remote import P2PEndpoint, RemoteReceiver, RemoteSender
-from counterflow.transport.rendezvous import join
-from counterflow.transport.stop_consensus import StopConsensus
+from counterflow.transport.rendezvous import LauncherStore, join
+from counterflow.transport.watchdog import Watchdog
 
-_LIFELINE = 1
-"""The tag of the one message that says that a rank ends in good order."""
-
-_GRACE = 1.0
-"""Seconds in which an edge may notice the loss as well, and name the batch."""
+_GOODBYE = 1
+"""Tag of the one message by which a rank says that it ends in good order."""
 
 
 class Stateful(Protocol):
@@ -33,52 +31,61 @@ class Stateful(Protocol):
 
 
 class Communicator:
-    """The processes of a run as one of them sees them; a single process needs no process group at all."""
+    """The ranks of a run as one of them sees them; a single process needs no process group at all."""
 
     def __init__(
         self,
-        store: Store | None,
+        store: LauncherStore | None,
         rank: int,
         size: int,
-        watch: Watchdog,
-        on_halt: Callable[[int], None] = lambda signal: None,
+        watchdog: Watchdog,
+        on_stop: Callable[[int], None] = lambda signal: None,
     ) -> None:
+        """Start the control thread, unless this is a single process.
+
+        Args:
+            store: Store of this attempt at the run; None for a single process.
+            rank: This process.
+            size: Number of ranks.
+            watchdog: Limit of all waits.
+            on_stop: Called once with the signal that stops the run, on any thread.
+        """
         self.rank = rank
         self.size = size
-        self.watch = watch
-        self.restart_count = 0
-        """How many processes were this rank before."""
-        self._store = store
-        self.stop = StopConsensus(rank, watch, on_halt)
-        self.posted = 0
-        """Notes that this rank has left so far."""
-        self._posting = threading.Lock()
-        self._notes: dict[str, str] = {}
+        self.watchdog = watchdog
+        self.stop = StopConsensus(rank, watchdog, on_stop)
+        self.reports_sent = 0
+        """Reports of this rank so far."""
+        self._reporting = threading.Lock()
+        self._reports: dict[str, str] = {}
+        """Reports of a single process."""
         self._groups: dict[Edge, tuple[dist.ProcessGroup, int]] = {}
-        """This rank's edges to other processes: the group of each, and who is at the other end."""
-        self._medium: MessageBuffers = CpuGloo()
-        self._lifelines: list[threading.Thread] = []
+        """Group and peer of each of this rank's edges to other ranks."""
+        self._buffers: MessageBuffers = CpuGloo()
+        self._peer_threads: list[threading.Thread] = []
         self._channels: list[Stateful] = []
+        self._store = store
         self._control: ControlThread | None = None
-        if store is not None and size > 1:
-            self._control = ControlThread(store, rank, size, self.stop, self.state)
-            watch.explain = self._control.inquire
+        if store is not None:
+            self._control = ControlThread(store, size, self.stop, watchdog, self.state)
+            watchdog.explain = self._control.diagnose
+            watchdog.find_cause = store.cause
 
     def request_stop(self, signal: int) -> None:
-        """Have all ranks stop after one and the same batch, because of ``signal``; returns at once."""
+        """Make all ranks stop after one and the same batch, because of ``signal``; returns at once."""
         if self._control is None:
             self.stop.agree(self.stop.request(signal))
         else:
             self._control.request(signal)
 
     def state(self) -> str:
-        """What this rank waits for, and a line for each of its channels to other ranks."""
-        return "\n  ".join([self.watch.state(), *(channel.state() for channel in self._channels)])
+        """The wait of this rank, and a line for each of its channels to other ranks."""
+        return "\n  ".join([self.watchdog.state(), *(channel.state() for channel in self._channels)])
 
     def open_edges(self, topology: Topology, backend: str, device: torch.device) -> None:
-        """Create the process groups of all edges between processes, in the same order everywhere, and warm them up."""
-        self._medium = medium(backend, device)
-        timeout = timedelta(seconds=self.watch.timeout)
+        """Create the process groups of all edges between ranks, in the same order everywhere, and warm them up."""
+        self._buffers = make_buffers(backend, device)
+        timeout = timedelta(seconds=self.watchdog.timeout)
         for edge in topology.remote_edges():
             ends = [topology.rank_of(edge.source), topology.rank_of(edge.destination)]
             try:
@@ -89,92 +96,127 @@ class Communicator:
                     # The first operation of a group connects its sockets or builds its communicator.
                     dist.all_reduce(torch.zeros(1, device=device if backend == "nccl" else "cpu"), group=group)
             except RuntimeError as error:
-                raise ChannelError(f"rank {self.rank}: {edge}: was not opened ({gloo_reason(error)})") from error
+                failure = ChannelError(f"rank {self.rank}: {edge}: was not opened ({gloo_reason(error)})")
+                raise self.watchdog.find_cause(failure) from error
 
-        for peer in {peer for _, peer in self._groups.values()}:
-            thread = threading.Thread(target=self._look_after, args=(peer,), name=f"rank {peer}", daemon=True)
+        for peer in self._peers:
+            thread = threading.Thread(target=self._watch_peer, args=(peer,), name=f"rank {peer}", daemon=True)
             thread.start()
-            self._lifelines.append(thread)
+            self._peer_threads.append(thread)
 
-    def _look_after(self, peer: int) -> None:
-        """Notice that ``peer`` dies: gloo does not while it has half a message for it, on that message's own socket."""
+    @property
+    def _peers(self) -> set[int]:
+        return {peer for _, peer in self._groups.values()}
+
+    def _watch_peer(self, peer: int) -> None:
+        """Notice that ``peer`` dies: gloo does not, on the socket of a message of which it has received a half."""
         try:
-            buffer = torch.empty(1)
-            work = dist.irecv(buffer, peer, tag=_LIFELINE)
+            work = dist.irecv(torch.empty(1), peer, tag=_GOODBYE)
             assert work is not None
             work.wait(timedelta(days=365))
         except RuntimeError:
-            time.sleep(_GRACE)
-            self.watch.lose(peer)
+            time.sleep(LOSS_GRACE)
+            self.watchdog.lose(peer)
 
     def sender(self, edge: Edge, layouts: Callable[[Tag], MessageLayout]) -> RemoteSender:
-        sender = RemoteSender(self._wire(edge, layouts))
+        sender = RemoteSender(self._endpoint(edge, layouts))
         self._channels.append(sender)
         return sender
 
     def receiver(
         self, edge: Edge, layouts: Callable[[Tag], MessageLayout], depth: int, tags: Iterator[Tag]
     ) -> RemoteReceiver:
-        receiver = RemoteReceiver(self._wire(edge, layouts), depth, tags)
+        receiver = RemoteReceiver(self._endpoint(edge, layouts), depth, tags)
         self._channels.append(receiver)
         return receiver
 
-    def _wire(self, edge: Edge, layouts: Callable[[Tag], MessageLayout]) -> P2PEndpoint:
+    def _endpoint(self, edge: Edge, layouts: Callable[[Tag], MessageLayout]) -> P2PEndpoint:
         group, peer = self._groups[edge]
-        return P2PEndpoint(edge, self.rank, peer, layouts, self._medium, self.watch, group)
+        return P2PEndpoint(edge, self.rank, peer, layouts, self._buffers, self.watchdog, group)
 
     def all_gather(self, value: Any, purpose: str) -> list[Any]:
-        """Every rank's ``value`` in rank order, on every rank. A barrier: raises `ChannelError` if a rank is lost."""
+        """Every rank's ``value`` in rank order, on every rank. A barrier.
+
+        Raises:
+            ChannelError: A rank is lost; the text names ``purpose``, which must be unique in the run.
+        """
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
-        try:
+        with self._collective(f"all gather {purpose}"):
             dist.all_gather_object(values, value)
-        except RuntimeError as error:
-            explanation = self.watch.explain() if "imed out" in str(error) else ""
-            raise ChannelError(f"rank {self.rank}: lost a rank while all gather {purpose}{explanation}") from error
         return values
 
+    def gather(self, value: Any, purpose: str) -> list[Any] | None:
+        """Every rank's ``value`` in rank order, on rank 0; None on the other ranks. All ranks must call it.
+
+        Raises:
+            ChannelError: A rank is lost; the text names ``purpose``, which must be unique in the run.
+        """
+        if self.size == 1:
+            return [value]
+        values: list[Any] | None = [None] * self.size if self.rank == 0 else None
+        with self._collective(f"gather {purpose}"):
+            dist.gather_object(value, values)
+        return values
+
+    @contextlib.contextmanager
+    def _collective(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            explanation = self.watchdog.explain() if "imed out" in str(error) else ""
+            text = f"rank {self.rank}: lost a rank while {what}{explanation}"
+            raise self.watchdog.find_cause(ChannelError(text)) from error
+
     def send_report(self, text: str) -> None:
-        """Leave a note for rank 0, on whatever thread; does not wait for anybody."""
-        with self._posting:
-            key = f"note/{self.rank}/{self.posted}"
+        """Leave a report for rank 0, on any thread; does not wait for rank 0."""
+        with self._reporting:
+            key = f"report/{self.rank}/{self.reports_sent}"
             if self._store is None:
-                self._notes[key] = text
+                self._reports[key] = text
             else:
-                self._store.set(key, text)
-            self.posted += 1
+                # The control thread notices as well, and ends the run: any thread may be the wrong one to raise on.
+                with contextlib.suppress(ChannelError):
+                    self._store.set(key, text)
+            self.reports_sent += 1
 
     def poll_report(self, rank: int, i: int) -> str | None:
-        """Take note ``i`` of ``rank`` if it is there."""
-        key = f"note/{rank}/{i}"
+        """Take report ``i`` of ``rank`` if it is there; can be taken once."""
+        key = f"report/{rank}/{i}"
         if self._store is None:
-            return self._notes.pop(key, None)
-        if not self._store.check([key]):
+            return self._reports.pop(key, None)
+        if not self._store.has(key):
             return None
-        text: str = self._store.get(key).decode()
-        self._store.delete_key(key)
+        text = self._store.get(key).decode()
+        self._store.delete(key)
         return text
 
-    @property
-    def over(self) -> bool:
-        """Whether who was this rank before has come to the end of the run."""
-        return False
+    # -- what recovery.recoverable overrides
 
-    def restarts_at(self, first: Callable[[int, Edge], Tag | None]) -> None:
-        """``first(batches, edge)`` is what a rank that begins after so many batches takes first from ``edge``."""
+    restart_count = 0
+    """Processes that were this rank before."""
+    run_is_over = False
+    """True if a process that was this rank before has come to the end of the run."""
 
-    def complete(self, batches: int) -> None:
-        """There is a whole checkpoint after so many batches."""
+    def keep_replay_from(self, first: Callable[[int, Edge], Tag | None]) -> None:
+        """Note what a rank that restarts after so many batches receives first: ``first(batches, edge)``."""
+
+    def announce_checkpoint(self, batches: int) -> None:
+        """Announce that a checkpoint after ``batches`` batches is complete."""
 
     def close(self) -> None:
+        """Leave all groups; `connect` may then be called again in this process."""
         if self._control is not None:
             self._control.close()
         if self.size > 1:
-            for peer in {peer for _, peer in self._groups.values()}:
-                dist.send(torch.empty(1), peer, tag=_LIFELINE)
-            for thread in self._lifelines:
-                thread.join(self.watch.timeout)
+            for peer in self._peers:
+                dist.send(torch.empty(1), peer, tag=_GOODBYE)
+            for thread in self._peer_threads:
+                thread.join(self.watchdog.timeout)
+            # Their sockets stay open as long as something refers to a group.
+            self._groups.clear()
+            self._channels.clear()
             dist.destroy_process_group()
 
 
@@ -184,19 +226,29 @@ def connect(
     size: int,
     *,
     timeout: float,
-    on_halt: Callable[[int], None] = lambda signal: None,
+    on_stop: Callable[[int], None] = lambda signal: None,
 ) -> Communicator:
-    """Join the processes that meet in ``store``; every wait in this comm lasts ``timeout`` seconds at most.
+    """Meet the other ranks of a run.
 
-    ``on_halt`` hears of the signal because of which the run is to stop, on whatever thread.
+    Args:
+        store: Store of `rendezvous`; None for a single process.
+        rank: This process.
+        size: Number of ranks.
+        timeout: Limit of every wait, in seconds.
+        on_stop: Called once with the signal that stops the run, on any thread.
+
+    Raises:
+        ChannelError: A rank did not come within ``timeout``, or the store does not answer.
     """
-    watch = Watchdog(timeout)
+    watchdog = Watchdog(timeout)
     if store is None or size == 1:
-        return Communicator(None, rank, size, watch, on_halt)
-    limit = timedelta(seconds=timeout)
+        return Communicator(None, rank, size, watchdog, on_stop)
+    launcher = LauncherStore(store, rank)
+    attempt = join(launcher, size, timeout)
+    gloo, limit = PrefixStore(f"{attempt}/gloo", store), timedelta(seconds=timeout)
     try:
-        store = PrefixStore(join(store, rank, size, timeout), store)
-        dist.init_process_group("gloo", store=PrefixStore("gloo", store), rank=rank, world_size=size, timeout=limit)
+        dist.init_process_group("gloo", store=gloo, rank=rank, world_size=size, timeout=limit)
     except RuntimeError as error:
-        raise ChannelError(f"rank {rank}: the {size} ranks did not meet within {timeout:g} s: {error}") from error
-    return Communicator(PrefixStore("notes", store), rank, size, watch, on_halt)
+        failure = ChannelError(f"rank {rank}: the {size} ranks did not meet within {timeout:g} s: {gloo_reason(error)}")
+        raise launcher.cause(failure) from error
+    return Communicator(launcher.with_prefix(attempt), rank, size, watchdog, on_stop)

@@ -1,40 +1,111 @@
-"""The thread by which a rank hears what others ask outside the two streams, however busy or stuck its blocks are."""
+"""Control thread of a rank, and the agreement on the batch after which all ranks stop early."""
 
 import threading
 import time
 from collections.abc import Callable
 
-from torch.distributed.distributed_c10d import Store
-
-from counterflow.transport.stop_consensus import StopConsensus
+from counterflow.transport.channel import ChannelError
+from counterflow.transport.rendezvous import LauncherStore
+from counterflow.transport.watchdog import Watchdog
 
 _INTERVAL = 0.2
 """Seconds between looks at the store."""
 
+_POLL_INTERVAL = 0.02
+"""Seconds between looks at the store while other ranks answer."""
+
 _ANSWERS_WITHIN = 2.0
-"""Seconds in which a rank that is alive says how it is."""
+"""Seconds in which a rank that is alive answers."""
+
+LOSS_GRACE = 1.0
+"""Seconds in which a channel may notice a lost process first: its error names the batch."""
+
+
+class StopConsensus:
+    """Agreement of all ranks on their last batch, although no rank knows how far the others are.
+
+    After a request, no rank starts another batch before all have said which one they are in. The highest is the last.
+    Everything that a block needs to finish that batch comes from blocks that finish it too, so no wait is in vain.
+    """
+
+    def __init__(self, rank: int, watchdog: Watchdog, on_stop: Callable[[int], None]) -> None:
+        """``on_stop`` is called once with the signal of the first request, on any thread."""
+        self._rank = rank
+        self._watchdog = watchdog
+        self._on_stop = on_stop
+        self._lock = threading.Lock()
+        self._started = 0
+        self.possible = False
+        """True once the run has started, so that there is something to stop."""
+        self.last: int | None = None
+        """The batch after which all ranks stop, once agreed; the last of the run if it was too late to stop."""
+        self.signal: int | None = None
+        """The signal that one of the ranks caught; None if none did."""
+
+    def start(self, n: int) -> None:
+        """Note that this rank starts batch ``n``."""
+        with self._lock:
+            self._started = n
+            self.possible = True
+
+    def should_stop_after(self, n: int) -> bool:
+        """True if the run stops after batch ``n``, which this rank has finished. Raises `ChannelError`."""
+        self._watchdog.raise_failure()
+        with self._lock:
+            if self.signal is None:
+                self._started = n + 1
+                return False
+        what = f"rank {self._rank}: all ranks to say which batch they are in"
+        self._watchdog.wait(lambda: self.last is not None, what)
+        assert self.last is not None
+        return n >= self.last
+
+    def request(self, signal: int) -> int:
+        """Stop at the next chance. Returns the batch that this rank is in."""
+        with self._lock:
+            first, self.signal = self.signal is None, self.signal or signal
+            started = self._started
+        if first:
+            self._on_stop(signal)
+        return started
+
+    def agree(self, last: int) -> None:
+        """Note that all ranks stop after batch ``last``."""
+        with self._watchdog:
+            self.last = last
 
 
 class ControlThread:
-    """Agrees on a `StopConsensus`, and answers when another rank asks how this one is."""
+    """Thread that answers stop requests and requests for diagnostics, even while the blocks compute or wait."""
 
-    def __init__(self, store: Store, rank: int, size: int, halt: StopConsensus, state: Callable[[], str]) -> None:
-        """``state`` says what this rank waits for, and how its channels are."""
+    def __init__(
+        self, store: LauncherStore, size: int, stop: StopConsensus, watchdog: Watchdog, state: Callable[[], str]
+    ) -> None:
+        """Start the thread.
+
+        Args:
+            store: Store by which the ranks exchange requests and answers.
+            size: Number of ranks.
+            stop: Agreement of this rank.
+            watchdog: Ends the waits of this rank when the store does not answer.
+            state: Returns the wait of this rank, and the state of its channels.
+        """
         self._store = store
-        self._rank = rank
+        self._rank = store.rank
         self._size = size
-        self._stop = halt
+        self._stop = stop
+        self._watchdog = watchdog
         self._state = state
-        self.on_whole: Callable[[int], None] | None = None
-        """Hears after how many batches the newest whole checkpoint was taken, if anybody says so."""
+        self.on_poll: Callable[[], None] = lambda: None
+        """Called between looks at the store."""
         self._caught: int | None = None
         self._wake = threading.Event()
         self._closing = False
-        self._thread = threading.Thread(target=self._run, name="attendant", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="control", daemon=True)
         self._thread.start()
 
     def request(self, signal: int) -> None:
-        """Have all ranks stop."""
+        """Make all ranks stop."""
         self._caught = signal
         self._wake.set()
 
@@ -43,75 +114,75 @@ class ControlThread:
         self._wake.set()
         self._thread.join(_ANSWERS_WITHIN)
 
-    def inquire(self) -> str:
-        """How every rank is, a paragraph each. Takes some seconds; the ranks that ask later are told nothing, as the
-        first one speaks for all."""
+    def diagnose(self) -> str:
+        """Ask all ranks for their state; a paragraph for each. Takes seconds.
+
+        The first rank that asks reports for all: later ones get an empty text.
+        """
         answers: list[str] = []
-        # The store may be the process that does not answer.
-        asking = threading.Thread(target=self._ask, args=(answers,), name="inquiry", daemon=True)
+        # On a thread, as the process that hosts the store may be the one that does not answer.
+        asking = threading.Thread(target=self._ask, args=(answers,), name="diagnostics", daemon=True)
         asking.start()
         asking.join(2 * _ANSWERS_WITHIN)
-        return "".join(f"\n{answer}" for answer in answers) if answers or not asking.is_alive() else self._silence()
-
-    def _silence(self) -> str:
-        return f"\nrank {self._rank}: {self._state()}\nthe store, by which ranks find each other, does not answer"
+        if asking.is_alive() and not answers:
+            answers = [f"rank {self._rank}: {self._state()}", "the launcher's store does not answer"]
+        return "".join(f"\n{answer}" for answer in answers)
 
     def _ask(self, answers: list[str]) -> None:
         try:
-            if self._store.add("inquiries", 1) > 1:
+            if self._store.increment("inquiries") > 1:
                 time.sleep(1.5 * _ANSWERS_WITHIN)
                 return
             self._store.set("inquiry", "")
             deadline = time.monotonic() + _ANSWERS_WITHIN
-            found: list[str] = []
-            for rank in range(self._size):
-                key = f"state/{rank}"
-                while rank != self._rank and not self._store.check([key]) and time.monotonic() < deadline:
-                    time.sleep(0.02)
-                if rank == self._rank:
-                    found.append(f"rank {rank}: {self._state()}")
-                elif self._store.check([key]):
-                    found.append(f"rank {rank}: {self._store.get(key).decode()}")
-                else:
-                    found.append(f"rank {rank}: does not answer")
-            answers.extend(found)
-        except RuntimeError:  # the store is gone, and the processes with it
-            return
+            answers.extend([f"rank {rank}: {self._state_of(rank, deadline)}" for rank in range(self._size)])
+        except ChannelError as error:
+            answers.append(str(error))
+
+    def _state_of(self, rank: int, deadline: float) -> str:
+        if rank == self._rank:
+            return self._state()
+        there = self._await(f"state/{rank}", deadline)
+        return self._store.get(f"state/{rank}").decode() if there else "does not answer"
+
+    def _await(self, key: str, deadline: float) -> bool:
+        """Wait for ``key``; False if it is not there at ``deadline``."""
+        while not (there := self._store.has(key)) and time.monotonic() < deadline and not self._closing:
+            time.sleep(_POLL_INTERVAL)
+        return there
 
     def _run(self) -> None:
-        answered = decided = False
-        whole = b""
         try:
-            while not self._closing:
-                self._wake.wait(_INTERVAL)
-                self._wake.clear()
-                if self._caught is not None:
-                    self._store.set("halt", str(self._caught))
-                    self._caught = None
-                if not decided and self._store.check(["halt"]):
-                    self._agree(int(self._store.get("halt")))
-                    decided = True
-                if self.on_whole is not None and self._store.check(["whole"]):
-                    before, whole = whole, self._store.get("whole")
-                    if whole != before:
-                        self.on_whole(int(whole))
-                if not answered and self._store.check(["inquiry"]):
-                    self._store.set(f"state/{self._rank}", self._state())
-                    answered = True
-        except RuntimeError:  # the store is gone: the run ends, and others say why
-            return
+            self._serve()
+        except ChannelError as error:
+            time.sleep(LOSS_GRACE)
+            self._watchdog.fail(error)
+
+    def _serve(self) -> None:
+        answered = agreed = False
+        while not self._closing:
+            self._wake.wait(_INTERVAL)
+            self._wake.clear()
+            if self._caught is not None:
+                self._store.set("stop", str(self._caught))
+                self._caught = None
+            if not agreed and self._store.has("stop"):
+                self._agree(int(self._store.get("stop")))
+                agreed = True
+            self.on_poll()
+            if not answered and self._store.has("inquiry"):
+                self._store.set(f"state/{self._rank}", self._state())
+                answered = True
 
     def _agree(self, signal: int) -> None:
-        self._store.set(f"begun/{self._rank}", str(self._stop.request(signal)))
-        begun = []
+        self._store.set(f"started/{self._rank}", str(self._stop.request(signal)))
+        started = []
         deadline = time.monotonic() + 2 * _ANSWERS_WITHIN
         for rank in range(self._size):
-            while not self._store.check([f"begun/{rank}"]):
-                if self._closing:
-                    return
-                if time.monotonic() > deadline:
-                    self._stop.fail(f"rank {self._rank}: rank {rank} does not say which batch it is in")
-                    return
-                time.sleep(0.02)
-            begun.append(int(self._store.get(f"begun/{rank}")))
-        self._stop.agree(max(begun))
+            if not self._await(f"started/{rank}", deadline):
+                if not self._closing:
+                    text = f"rank {self._rank}: rank {rank} does not say which batch it is in"
+                    self._watchdog.fail(ChannelError(text))
+                return
+            started.append(int(self._store.get(f"started/{rank}")))
+        self._stop.agree(max(started))

@@ -1,4 +1,4 @@
-"""The channel between two blocks on one process."""
+"""Channel between two blocks of one process."""
 
 from collections import deque
 
@@ -8,9 +8,9 @@ from counterflow.transport.channel import Payload
 
 
 class LocalChannel:
-    """Both ends of an edge inside a process. Tensors pass by reference.
+    """Both ends of an edge inside a process. Tensors are passed by reference.
 
-    It never waits: the merged program of a rank takes a message only after having sent it, so an empty channel is a
+    It never waits: the merged program of a rank receives a message only after it was sent, so an empty channel is a
     broken program, not a slow neighbour.
     """
 
@@ -30,7 +30,7 @@ class LocalChannel:
         return tensors
 
     def release(self) -> None:
-        """Nothing to give back: the tensors belong to whoever holds them."""
+        """Do nothing: the receiving block owns the tensors."""
 
     def close(self) -> None:
         if self._messages:

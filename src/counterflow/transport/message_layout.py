@@ -1,9 +1,9 @@
-"""How a tuple of tensors lies in one buffer: the header, then every tensor on a 64-byte boundary, large ones last.
+"""Layout of a message in one buffer: the header, then every tensor on a 64-byte boundary, large ones last.
 
-Large ones travel by themselves, because to copy one into a buffer first takes as long as to send it.
+A large tensor is sent as a message of its own, because copying it into the buffer takes as long as sending it.
 
-A tensor in a received buffer is aligned as a fresh one is, because vectorised kernels may round differently
-elsewhere, and a run must give the same bits whether a message crossed a process or not.
+A tensor in a received buffer is aligned as a fresh one is: vectorised kernels may round differently at other
+addresses, and a run must give the same bits whether a message crosses a process or not.
 """
 
 import math
@@ -18,7 +18,7 @@ from counterflow.transport.channel import Payload
 
 _ALIGNMENT = 64
 _LARGE = 1 << 21
-"""Bytes from which on a copy costs more than another message."""
+"""Bytes from which a copy costs more than another message."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,11 @@ class MessageLayout:
     specs: tuple[TensorSpec, ...]
     offsets: tuple[int, ...] = field(init=False)
     large: tuple[int, ...] = field(init=False)
-    """The indices of large tensors."""
+    """Indices of the large tensors."""
     head: int = field(init=False)
-    """Bytes of the header with all other tensors."""
+    """Bytes of the header and all other tensors."""
     pieces: tuple[slice, ...] = field(init=False)
-    """What travels as a message of its own: the head, and every large tensor."""
+    """Slices of the buffer that are sent separately: the head, and every large tensor."""
     nbytes: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -71,13 +71,13 @@ class MessageLayout:
         return self.nbytes - HEADER_BYTES
 
     def check(self, tensors: Sequence[Tensor]) -> None:
-        """Raise ``ValueError`` unless ``tensors`` are what was agreed: the receiver has posted exactly that room."""
+        """Raise ``ValueError`` unless ``tensors`` match the layout: the receiver has posted buffers of its sizes."""
         found = tuple(TensorSpec.of(tensor) for tensor in tensors)
         if found != self.specs:
             raise ValueError(f"a message of {_text(found)} where {_text(self.specs)} was agreed")
 
     def views(self, buffer: Tensor) -> Payload:
-        """The tensors of the message in ``buffer``, without a copy."""
+        """Tensors of the message in ``buffer``, without a copy."""
         return tuple(self.view(buffer, i) for i in range(len(self.specs)))
 
     def view(self, buffer: Tensor, i: int) -> Tensor:

@@ -1,9 +1,8 @@
-"""The two ends of an edge between processes, on torch.distributed point-to-point operations.
+"""Both ends of an edge between processes, on torch.distributed point-to-point operations.
 
-A gloo send is a rendezvous, and only a wait completes it. So every end has one thread that waits, and the thread that
-computes never does while there is room: it only starts operations, so that one is under way while another one is waited
-for. Credits are receives that the receiver has posted ahead: a sender's message leaves when a posted receive takes it,
-and the next but one `send` waits until then.
+A gloo send ends when a posted receive has taken it, and only a wait completes it. So every end has one thread that
+waits. The thread that computes only starts operations, so that one is under way while the blocks compute. The receiver
+posts receives ahead, which limits the messages under way: a sender waits when two of its messages have not left yet.
 """
 
 import queue
@@ -16,136 +15,168 @@ import torch.distributed as dist
 from torch import Tensor
 
 from counterflow.message import MessageError, Tag, check_header, pack_header
-from counterflow.transport.buffers import Loaded, posted
+from counterflow.topology import Edge
+from counterflow.transport.buffers import Loaded, MessageBuffers, started
 from counterflow.transport.channel import ChannelError, Payload, gloo_reason
-from counterflow.transport.endpoint import Endpoint
+from counterflow.transport.message_layout import MessageLayout
+from counterflow.transport.watchdog import Watchdog
 
 _FOREVER = 1e7
 """Seconds that the thread of a channel waits."""
 
 
 @dataclass(frozen=True)
+class Endpoint:
+    """One end of an edge between processes, whatever carries its messages."""
+
+    edge: Edge
+    rank: int
+    """This process."""
+    peer: int
+    """The process at the other end."""
+    layouts: Callable[[Tag], MessageLayout]
+    buffers: MessageBuffers
+    watchdog: Watchdog
+
+    def layout(self, tag: Tag, tensors: Payload) -> MessageLayout:
+        """Layout of message ``tag``. Raises ``ValueError`` if ``tensors`` do not match it."""
+        layout = self.layouts(tag)
+        try:
+            layout.check(tensors)
+        except ValueError as error:
+            raise ValueError(f"rank {self.rank}: {self.edge}: {tag}: {error}") from None
+        return layout
+
+    def grown(self, buffer: Tensor, nbytes: int) -> Tensor:
+        """``buffer``, or a new one if it has less than ``nbytes`` bytes."""
+        return buffer if buffer.numel() >= nbytes else self.buffers.buffer(nbytes)
+
+    def sending(self, what: object) -> str:
+        """Name of a wait of the sending end, for errors."""
+        return f"rank {self.rank}: {self.edge} to rank {self.peer}: {what}"
+
+    def receiving(self, what: object) -> str:
+        """Name of a wait of the receiving end, for errors."""
+        return f"rank {self.rank}: {self.edge} from rank {self.peer}: {what}"
+
+    def error(self, what: object) -> ChannelError:
+        return ChannelError(f"rank {self.rank}: {self.edge} with rank {self.peer}: {what}")
+
+    def start_thread(self, work: Callable[[], None]) -> threading.Thread:
+        """Run ``work`` on a thread; an exception ends all waits of the process, as it would otherwise be lost."""
+
+        def guarded() -> None:
+            try:
+                work()
+            except ChannelError as error:
+                self.watchdog.fail(error)
+            except Exception as error:
+                self.watchdog.fail(self.error(repr(error)))
+
+        thread = threading.Thread(target=guarded, name=str(self.edge), daemon=True)
+        thread.start()
+        return thread
+
+
+@dataclass(frozen=True)
 class P2PEndpoint(Endpoint):
-    """What both ends of a remote edge share."""
+    """One end of an edge with a process group of its own."""
 
     group: dist.ProcessGroup
-    """Of these two alone; neither end shares it with another edge."""
+    """Group of the two ends alone; no other edge uses it."""
 
     def complete(self, work: dist.Work, tag: Tag) -> None:
         """Wait for ``work`` as long as the peer lives; raises `ChannelError` if it is lost.
 
-        A channel may rest for as long as an evaluation takes. Only waits of the program have a limit, in the watch.
+        A channel may rest for as long as an evaluation takes. Only waits of the blocks have a limit, in the watchdog.
         """
         try:
-            self.medium.complete(work, _FOREVER)
+            self.buffers.complete(work, _FOREVER)
         except RuntimeError as error:
             raise self.lost(tag, error) from error
 
     def lost(self, tag: Tag, error: RuntimeError) -> ChannelError:
-        return self.error(tag, f"lost rank {self.peer} ({gloo_reason(error)})")
+        return self.error(f"{tag}: lost rank {self.peer} ({gloo_reason(error)})")
 
-
-class _End:
-    """An end's waiting thread."""
-
-    def __init__(self, endpoint: P2PEndpoint, work: Callable[[], None]) -> None:
-        self.endpoint = endpoint
-        self._thread = threading.Thread(target=self._guard, args=(work,), name=str(endpoint.edge), daemon=True)
-
-    def _grown(self, buffer: Tensor, nbytes: int) -> Tensor:
-        """``buffer``, made anew if it is too small: a ring grows to the messages that come."""
-        return buffer if buffer.numel() >= nbytes else self.endpoint.medium.buffer(nbytes)
-
-    def _guard(self, work: Callable[[], None]) -> None:
-        try:
-            work()
-        except ChannelError as error:
-            self.endpoint.watch.fail(error)
-        except Exception as error:  # a waiting thread must never die silently: whoever waits for it would hang
-            self.endpoint.watch.fail(ChannelError(f"rank {self.endpoint.rank}: {self.endpoint.edge}: {error!r}"))
-
-    def _join(self) -> None:
-        self._thread.join(self.endpoint.watch.timeout)
-        if self._thread.is_alive():
-            raise ChannelError(f"rank {self.endpoint.rank}: {self.endpoint.edge}: its thread did not end")
+    def join(self, thread: threading.Thread) -> None:
+        thread.join(self.watchdog.timeout)
+        if thread.is_alive():
+            raise self.error("its thread did not end")
 
 
 _SENDING = 2
 """Messages of a sender that may be under way."""
 
 
-class RemoteSender(_End):
-    """A ring of buffers: one is filled while the other one is under way."""
+class RemoteSender:
+    """Sends from a ring of two buffers: one is filled while the other one is under way."""
 
     def __init__(self, endpoint: P2PEndpoint) -> None:
-        super().__init__(endpoint, self._run)
-        self._free: queue.SimpleQueue[Tensor] = endpoint.watch.inbox()
+        self.endpoint = endpoint
+        self._free: queue.SimpleQueue[Tensor] = endpoint.watchdog.inbox()
         for _ in range(_SENDING):
-            self._free.put(endpoint.medium.buffer(0))
+            self._free.put(endpoint.buffers.buffer(0))
         self._started: queue.SimpleQueue[tuple[Tag, Tensor, Loaded, list[dist.Work]] | None] = queue.SimpleQueue()
         self._last: Tag | str = "nothing"
-        self._thread.start()
+        self._thread = endpoint.start_thread(self._run)
 
     def send(self, tag: Tag, tensors: Payload) -> None:
-        """Returns before the message has left. Raises ``ValueError`` for tensors not agreed on."""
+        """Return before the message has left. Raises ``ValueError`` if ``tensors`` do not match the layout."""
         endpoint = self.endpoint
         layout = endpoint.layout(tag, tensors)
-        free = endpoint.watch.take(self._free, lambda: endpoint.sending(f"room for {tag}"))
-        buffer = self._grown(free, endpoint.medium.room(layout))
-        loaded = endpoint.medium.load(buffer, layout, pack_header(tag, layout.payload_nbytes), tensors)
-        self._started.put((tag, buffer, loaded, self._start(tag, loaded) if endpoint.medium.starts_at_once else []))
+        free = endpoint.watchdog.take(self._free, lambda: endpoint.sending(f"room for {tag}"))
+        buffer = endpoint.grown(free, endpoint.buffers.load_nbytes(layout))
+        loaded = endpoint.buffers.load(buffer, layout, pack_header(tag, layout.payload_nbytes), tensors)
+        self._started.put((tag, buffer, loaded, self._start(tag, loaded) if endpoint.buffers.starts_at_once else []))
         self._last = tag
 
     def _start(self, tag: Tag, loaded: Loaded) -> list[dist.Work]:
         endpoint, (pieces, written) = self.endpoint, loaded
         try:
-            return [endpoint.medium.send(piece, written, endpoint.peer, endpoint.group) for piece in pieces]
+            return [endpoint.buffers.send(piece, written, endpoint.peer, endpoint.group) for piece in pieces]
         except RuntimeError as error:
             raise endpoint.lost(tag, error) from error
 
     def _run(self) -> None:
-        endpoint = self.endpoint
         while (message := self._started.get()) is not None:
             tag, buffer, loaded, works = message
             works = works or self._start(tag, loaded)
             for work in works:
-                endpoint.complete(work, tag)
+                self.endpoint.complete(work, tag)
             self._free.put(buffer)
-            del message, loaded, works, work  # tensors that a block would otherwise hold until the next message
+            del message, loaded, works, work  # or this thread would hold their tensors until the next message
 
     def state(self) -> str:
-        max_in_flight = _SENDING - self._free.qsize()
-        return (
-            f"{self.endpoint.edge} to rank {self.endpoint.peer}: {self._last} was sent last, {max_in_flight} under way"
-        )
+        in_flight = _SENDING - self._free.qsize()
+        return f"{self.endpoint.edge} to rank {self.endpoint.peer}: {self._last} was sent last, {in_flight} under way"
 
     def close(self) -> None:
         endpoint = self.endpoint
         for _ in range(_SENDING):
-            endpoint.watch.take(self._free, lambda: endpoint.sending("last messages"))
+            endpoint.watchdog.take(self._free, lambda: endpoint.sending("last messages"))
         self._started.put(None)
-        self._join()
+        endpoint.join(self._thread)
 
 
-class RemoteReceiver(_End):
-    """``depth`` receives posted ahead, and one more buffer for the message in the block's hands.
+class RemoteReceiver:
+    """Receives into a ring of ``depth`` posted buffers, and one more for the message that a block holds.
 
-    ``tags`` is everything that will ever come, in order: no receive is posted that no message will meet.
+    ``tags`` is every message that will ever come, in order: no receive is posted without a message to meet it.
     """
 
     def __init__(self, endpoint: P2PEndpoint, depth: int, tags: Iterator[Tag]) -> None:
-        super().__init__(endpoint, self._run)
-        self._free = deque(endpoint.medium.buffer(0) for _ in range(depth + 1))
+        self.endpoint = endpoint
+        self._free = deque(endpoint.buffers.buffer(0) for _ in range(depth + 1))
         self._tags = tags
         self._posted: queue.SimpleQueue[tuple[Tag, Tensor, list[dist.Work]] | None] = queue.SimpleQueue()
-        self._arrived: queue.SimpleQueue[tuple[Tag, Tensor, Payload]] = endpoint.watch.inbox()
+        self._arrived: queue.SimpleQueue[tuple[Tag, Tensor, Payload]] = endpoint.watchdog.inbox()
         self._held: deque[Tensor] = deque()
         self._awaited = 0
-        """Messages that were posted and not received."""
+        """Messages for which a receive was posted, and which the blocks have not received."""
         self._last: Tag | str = "nothing"
         while self._free and self._post():
             pass
-        self._thread.start()
+        self._thread = endpoint.start_thread(self._run)
 
     def _post(self) -> bool:
         """Post a receive for the next message, if there is one."""
@@ -154,9 +185,9 @@ class RemoteReceiver(_End):
         if tag is None:
             return False
         layout = endpoint.layouts(tag)
-        buffer = self._grown(self._free.popleft(), layout.nbytes)
+        buffer = endpoint.grown(self._free.popleft(), layout.nbytes)
         try:
-            works = [posted(dist.irecv(buffer[piece], endpoint.peer, group=endpoint.group)) for piece in layout.pieces]
+            works = [started(dist.irecv(buffer[piece], endpoint.peer, group=endpoint.group)) for piece in layout.pieces]
         except RuntimeError as error:
             raise endpoint.lost(tag, error) from error
         self._awaited += 1
@@ -171,21 +202,24 @@ class RemoteReceiver(_End):
                 endpoint.complete(work, tag)
             layout = endpoint.layouts(tag)
             try:
-                check_header(endpoint.medium.header(buffer), tag, layout.payload_nbytes)
+                check_header(endpoint.buffers.header(buffer), tag, layout.payload_nbytes)
             except MessageError as error:
-                raise endpoint.error(tag, str(error)) from error
-            payload = endpoint.medium.read(buffer, layout)
-            self._arrived.put((tag, buffer, payload))
+                raise endpoint.error(f"{tag}: {error}") from error
+            self._arrived.put((tag, buffer, endpoint.buffers.read(buffer, layout)))
+
+    def _take(self, tag: Tag | None = None) -> tuple[Tag, Tensor, Payload]:
+        """Wait for the next message; ``tag`` is the expected one, or None when the channel closes."""
+        endpoint = self.endpoint
+        message: tuple[Tag, Tensor, Payload] = endpoint.watchdog.take(
+            self._arrived, lambda: endpoint.receiving(f"waiting for {tag}" if tag else "last messages")
+        )
+        return message
 
     def receive(self, tag: Tag) -> Payload:
-        endpoint = self.endpoint
-        taken: tuple[Tag, Tensor, Payload] = endpoint.watch.take(
-            self._arrived, lambda: endpoint.receiving(f"waiting for {tag}")
-        )
-        found, buffer, payload = taken
+        found, buffer, payload = self._take(tag)
         self._awaited -= 1
         if found != tag:
-            raise endpoint.error(tag, f"{found} is next")
+            raise self.endpoint.error(f"{tag}: {found} is next")
         self._held.append(buffer)
         self._last = tag
         return payload
@@ -202,12 +236,7 @@ class RemoteReceiver(_End):
         )
 
     def close(self) -> None:
-        endpoint = self.endpoint
-        rest = [
-            endpoint.watch.take(self._arrived, lambda: endpoint.receiving("last messages"))
-            for _ in range(self._awaited)
-        ]
-        for message in rest:  # which may still be received
-            self._arrived.put(message)
+        for message in [self._take() for _ in range(self._awaited)]:
+            self._arrived.put(message)  # it may still be received
         self._posted.put(None)
-        self._join()
+        self.endpoint.join(self._thread)

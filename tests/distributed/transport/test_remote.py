@@ -162,7 +162,7 @@ def test_kinds_and_layouts(pool: Pool) -> None:
 
 
 def reuse(rank: int, size: int, store_path: str, depth: int, count: int) -> int:
-    """How many different places the messages of a receiver had."""
+    """Number of different addresses of a receiver's messages."""
     with joined(rank, size, store_path) as comm:
         places = set()
         if rank == 0:
@@ -210,7 +210,7 @@ def hold(rank: int, size: int, store_path: str, depth: int) -> None:
 
 
 @pytest.mark.parametrize("depth", [1, 2, 4])
-def test_what_is_held_stays(pool: Pool, depth: int) -> None:
+def test_held_messages_stay(pool: Pool, depth: int) -> None:
     pool.run(2, hold, depth)
 
 
@@ -220,7 +220,7 @@ posted as well until a block holds a message, and the sender's two."""
 
 
 def fill(rank: int, size: int, store_path: str, depth: int) -> None:
-    """A sender counts what it can hand over while the receiver takes nothing, then one message, then lets go of it."""
+    """Count the messages a sender can send while the receiver takes none, then takes one, then releases it."""
     room = depth + SPARE
     count = room + 10
     handed: list[int] = []
@@ -312,7 +312,7 @@ def refuse(rank: int, size: int, store_path: str) -> list[str]:
         return refused
 
 
-def test_what_was_not_agreed_is_refused_and_the_channel_goes_on(pool: Pool) -> None:
+def test_tensors_of_another_layout_are_refused_and_the_channel_goes_on(pool: Pool) -> None:
     refused = pool.run(2, refuse)[0]
     agreed = "float32[3, 5], int64[7] was agreed"
     assert refused == [
@@ -323,7 +323,7 @@ def test_what_was_not_agreed_is_refused_and_the_channel_goes_on(pool: Pool) -> N
 
 
 def wrong_turn(rank: int, size: int, store_path: str) -> str:
-    """A program that asks for another message than the next one."""
+    """Ask for another message than the next one."""
     with joined(rank, size, store_path) as comm:
         text = ""
         if rank == 0:
@@ -374,7 +374,7 @@ def drain(rank: int, size: int, store_path: str, depth: int, count: int, limit: 
 
 
 def test_close_returns_once_all_has_left(pool: Pool) -> None:
-    """As many messages as there are posted receives: they leave although nobody takes them."""
+    """As many messages as posted receives leave, although no block takes them."""
     assert not pool.run(2, drain, 2, 3, 20.0)[0]
 
 
@@ -412,7 +412,7 @@ def test_a_receiver_closes_when_nothing_is_under_way(pool: Pool) -> None:
 def idle(rank: int, size: int, store_path: str) -> None:
     """The target channel rests for longer than a wait may last, while activations come all the time."""
     with joined(rank, size, store_path) as comm:
-        comm.watch.timeout = 1.0
+        comm.watchdog.timeout = 1.0
         if rank == 0:
             targets = comm.receiver(DOWN, rows, 2, batches(1))
             sender = comm.sender(UP, rows)
@@ -431,6 +431,6 @@ def idle(rank: int, size: int, store_path: str) -> None:
             activations.close()
 
 
-def test_a_channel_that_nobody_waits_for_may_rest(pool: Pool) -> None:
-    """As target channels do during an evaluation, however long it takes: no wait of the program is that long."""
+def test_a_channel_without_a_wait_may_rest(pool: Pool) -> None:
+    """Target channels rest during an evaluation, which may take longer than the timeout of a wait."""
     pool.run(2, idle)

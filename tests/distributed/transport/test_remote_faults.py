@@ -1,6 +1,6 @@
-"""Channels between processes when something fails: every wait ends in time, and says which rank, edge and batch.
+"""Channels between processes when something fails: every wait ends in time, with an error that names rank, edge, batch.
 
-The processes of these tests are fresh ones that die or break their channels; each prints with `log` how it fared.
+The processes of these tests are fresh ones that die or break their channels; each prints its results with `log`.
 """
 
 import os
@@ -25,19 +25,19 @@ PROMPT = 5.0
 FIRST = Tag(MessageKind.ACTIVATION, 0)
 
 
-class Told(NamedTuple):
+class Logged(NamedTuple):
     seconds: float
     text: str
 
 
-def told(ended: Ended, what: str) -> Told:
-    """What a process printed with `log`."""
-    found = re.search(rf"^TOLD {what} (\S+) (.*)$", ended.stderr, re.MULTILINE)
+def logged(ended: Ended, what: str) -> Logged:
+    """The line that a process printed with `log`."""
+    found = re.search(rf"^LOGGED {what} (\S+) (.*)$", ended.stderr, re.MULTILINE)
     assert found, f"status {ended.status}: {ended.stderr}"
-    return Told(float(found[1]), found[2])
+    return Logged(float(found[1]), found[2])
 
 
-def lost(found: Told) -> str:
+def lost(found: Logged) -> str:
     """The text of a `ChannelError` about a lost rank, without the reason in brackets that gloo gives."""
     text = re.fullmatch(r"ChannelError: (.*: lost rank \d) \(.+\)", found.text)
     assert text, found
@@ -119,9 +119,9 @@ def test_a_forged_message_ends_the_run(case: str) -> None:
     ends = run_fresh(2, forge, forged, timeout=60)
     assert [end.status for end in ends] == [0, 0], ends
     expected = f"ChannelError: rank 1: activation edge 1->2 with rank 0: activation of batch 2: {why}"
-    assert told(ends[1], "forged").text == expected
-    assert told(ends[1], "forged").seconds < PROMPT
-    assert told(ends[1], "again").text == expected  # the channel goes on with nothing
+    assert logged(ends[1], "forged").text == expected
+    assert logged(ends[1], "forged").seconds < PROMPT
+    assert logged(ends[1], "again").text == expected  # the channel goes on with nothing
 
 
 def oversize(rank: int, size: int, store_path: str, nbytes: int) -> None:
@@ -146,8 +146,8 @@ def test_gloo_aborts_on_a_message_larger_than_agreed(nbytes: int) -> None:
     sender, receiver = run_fresh(2, oversize, nbytes, timeout=60)
     assert receiver.status == -signal.SIGABRT
     assert f"{nbytes} vs {ROWS.nbytes}" in receiver.stderr
-    assert "TOLD" not in receiver.stderr
-    found = told(sender, "other channel")
+    assert "LOGGED" not in receiver.stderr
+    found = logged(sender, "other channel")
     assert lost(found) == "rank 0: target edge 2->1 with rank 1: activation of batch 0: lost rank 1"
     assert found.seconds < PROMPT
 
@@ -178,10 +178,10 @@ def killed_while_we_receive(rank: int, size: int, store_path: str, before: int) 
 def test_killed_while_we_receive(before: int) -> None:
     killed, survivor = run_fresh(2, killed_while_we_receive, before, timeout=60)
     assert killed.status == -signal.SIGKILL
-    found = told(survivor, "receive")
+    found = logged(survivor, "receive")
     assert lost(found) == f"rank 1: activation edge 1->2 with rank 0: activation of batch {before}: lost rank 0"
     assert found.seconds < 0.5 + PROMPT
-    assert told(survivor, "gather").text == "ChannelError: rank 1: lost a rank while all gather outcomes"
+    assert logged(survivor, "gather").text == "ChannelError: rank 1: lost a rank while all gather outcomes"
 
 
 def killed_while_we_wait_for_room(
@@ -217,11 +217,11 @@ MEGABYTES = MessageLayout((TensorSpec((2_000_000,)),))
 def test_killed_while_we_wait_for_room(layout: MessageLayout, closes: bool) -> None:
     survivor, killed = run_fresh(2, killed_while_we_wait_for_room, 2, layout, closes, timeout=60)
     assert killed.status == -signal.SIGKILL
-    found = told(survivor, "close" if closes else "send")
+    found = logged(survivor, "close" if closes else "send")
     # the message that is under way, the first after the three that were received
     assert lost(found) == "rank 0: activation edge 1->2 with rank 1: activation of batch 3: lost rank 1"
     assert found.seconds < 0.5 + PROMPT
-    assert told(survivor, "close").text == found.text
+    assert logged(survivor, "close").text == found.text
 
 
 def killed_before_we_send(rank: int, size: int, store_path: str) -> None:
@@ -243,14 +243,14 @@ def killed_before_we_send(rank: int, size: int, store_path: str) -> None:
 def test_killed_before_we_send() -> None:
     survivor, killed = run_fresh(2, killed_before_we_send, timeout=60)
     assert killed.status == -signal.SIGKILL
-    found = told(survivor, "send")
-    # the edge's own thread says so, or where the machine is busy the lifeline does, once there is no more room
+    found = logged(survivor, "send")
+    # the edge's own thread notices, or on a busy machine the thread that watches the peer, once there is no more room
     own = "rank 0: activation edge 1->2 with rank 1: activation of batch 0: lost rank 1"
     room = "ChannelError: rank 0: activation edge 1->2 to rank 1: room for activation of batch 2: lost rank 1"
     assert found.text == room or lost(found) == own
     assert found.seconds < PROMPT
     # a channel that comes later fails at once as well, with its own name or with the first failure
-    later = told(survivor, "receiver")
+    later = logged(survivor, "receiver")
     assert re.fullmatch(r"rank 0: (activation edge 1->2|target edge 2->1) with rank 1: .*: lost rank 1", lost(later))
     assert later.seconds < PROMPT
 
@@ -275,7 +275,7 @@ def killed_mid_message(rank: int, size: int, store_path: str, other: bool) -> No
         time.sleep(60)
     if other:
         comm.receiver(DOWN, rows, 2, batches(100))
-    time.sleep(0.7)  # rank 1 is stopped: nobody reads the socket
+    time.sleep(0.7)  # rank 1 is stopped, and does not read the socket
     sender = comm.sender(UP, lambda tag: HUGE)
     content = filled(HUGE, 0)
 
@@ -290,16 +290,16 @@ def killed_mid_message(rank: int, size: int, store_path: str, other: bool) -> No
 def test_killed_mid_message_with_a_channel_back() -> None:
     survivor, killed = run_fresh(2, killed_mid_message, True, timeout=60)
     assert killed.status == -signal.SIGKILL
-    found = told(survivor, "send")
+    found = logged(survivor, "send")
     assert lost(found) == "rank 0: target edge 2->1 with rank 1: activation of batch 0: lost rank 1"
     assert found.seconds < 1.5 + PROMPT
 
 
 def test_killed_mid_message_without_a_channel_back() -> None:
-    """As in the drain and the last evaluation of a run, when all targets have come and activations still go up."""
+    """In the drain and the last evaluation of a run, all targets have come and activations still go up."""
     survivor, killed = run_fresh(2, killed_mid_message, False, timeout=60)
     assert killed.status == -signal.SIGKILL
-    found = told(survivor, "send")
+    found = logged(survivor, "send")
     assert re.match(r"ChannelError: rank 0: activation edge 1->2 .*: .*activation of batch \d: lost rank 1", found.text)
     assert found.seconds < 1.5 + PROMPT
 
@@ -313,7 +313,7 @@ def silent(rank: int, size: int, store_path: str, seconds: float) -> None:
     if rank == 0:
         comm.all_gather(None, "the end")
         bye()
-    comm.watch.timeout = seconds
+    comm.watchdog.timeout = seconds
     receiver = comm.receiver(UP, rows, 2, batches(3))
     log("receive", lambda: receiver.receive(FIRST))
     comm.all_gather(None, "the end")
@@ -323,7 +323,7 @@ def silent(rank: int, size: int, store_path: str, seconds: float) -> None:
 def test_a_silent_sender_is_given_up() -> None:
     ends = run_fresh(2, silent, 1.5, timeout=60)
     assert [end.status for end in ends] == [0, 0], ends
-    found = told(ends[1], "receive")
+    found = logged(ends[1], "receive")
     assert 1.4 <= found.seconds < 1.5 + PROMPT
     assert re.fullmatch(
         r"ChannelError: rank 1: activation edge 1->2 (with|from) rank 0: (waiting for )?activation of batch 0: "
@@ -338,7 +338,7 @@ def silent_above(rank: int, size: int, store_path: str, seconds: float) -> None:
     if rank == 1:
         comm.all_gather(None, "the end")
         bye()
-    comm.watch.timeout = seconds
+    comm.watchdog.timeout = seconds
     sender = comm.sender(UP, rows)
     for tag in batches(2):
         sender.send(tag, filled(ROWS, tag.n))
@@ -351,14 +351,14 @@ def silent_above(rank: int, size: int, store_path: str, seconds: float) -> None:
 def test_a_silent_receiver_is_given_up() -> None:
     ends = run_fresh(2, silent_above, 1.5, timeout=60)
     assert [end.status for end in ends] == [0, 0], ends
-    found = told(ends[0], "send")
+    found = logged(ends[0], "send")
     assert 1.0 <= found.seconds < 1.5 + PROMPT
     # the message under way, or the one that waits for its place, whichever clock is first
     what = "(with rank 1: activation of batch 0|to rank 1: room for activation of batch 2)"
     end = r"nothing for 1\.\d s \(engine\.timeout\)"
     assert re.fullmatch(f"ChannelError: rank 0: activation edge 1->2 {what}: {end}", found.text), found
-    assert told(ends[0], "close").seconds < PROMPT
-    assert told(ends[0], "close").text.startswith("ChannelError: rank 0: activation edge 1->2")
+    assert logged(ends[0], "close").seconds < PROMPT
+    assert logged(ends[0], "close").text.startswith("ChannelError: rank 0: activation edge 1->2")
 
 
 # -- one failure ends all waits of a process
@@ -385,7 +385,7 @@ def middle(rank: int, size: int, store_path: str, waits_in: str) -> None:
     else:
         receiver = comm.receiver(Edge(Stream.TARGET, 2), rows, 2, batches(10))
         log("wait", receiver.close if waits_in == "close" else lambda: receiver.receive(FIRST))
-    comm.send_report("told")
+    comm.send_report("logged")
     bye()
 
 
@@ -393,7 +393,7 @@ def middle(rank: int, size: int, store_path: str, waits_in: str) -> None:
 def test_a_failure_on_one_edge_ends_the_wait_on_another(waits_in: str) -> None:
     killed, survivor, above = run_fresh(3, middle, waits_in, timeout=60)
     assert (killed.status, above.status) == (-signal.SIGKILL, 0)
-    found = told(survivor, "wait")
+    found = logged(survivor, "wait")
     assert lost(found) == "rank 1: activation edge 1->2 with rank 0: activation of batch 0: lost rank 0"
     assert found.seconds < 1.0 + PROMPT
 
@@ -412,12 +412,12 @@ def test_a_lost_rank_ends_all_others_in_turn() -> None:
     killed, *others = run_fresh(3, wave, timeout=60)
     assert killed.status == -signal.SIGKILL
     for rank, ended in enumerate(others, 1):
-        found = told(ended, "wait")
+        found = logged(ended, "wait")
         edge = f"activation edge {rank}->{rank + 1}"
         assert lost(found) == f"rank {rank}: {edge} with rank {rank - 1}: activation of batch 0: lost rank {rank - 1}"
         assert found.seconds < PROMPT
 
 
 def test_a_header_is_64_bytes() -> None:
-    """What `FORGED` builds on."""
+    """`FORGED` relies on it."""
     assert len(whole(0)) == ROWS.nbytes == HEADER_BYTES + 64 + 64

@@ -1,4 +1,4 @@
-"""What may have to be sent again, in memory and beyond."""
+"""Replay buffer: messages in memory, and beyond that in files."""
 
 import os
 
@@ -24,16 +24,16 @@ def tags(count: int) -> list[Tag]:
 
 
 @given(st.integers(1, 40), st.integers(0, 60), st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), max_size=4))
-def test_it_keeps_what_is_not_forgotten(count: int, most: int, forgotten: list[tuple[int, int]]) -> None:
-    """However little is held in memory, and whenever something is forgotten on the way."""
-    replay = ReplayBuffer(most)
+def test_messages_stay_until_they_are_dropped(count: int, max_bytes: int, dropped: list[tuple[int, int]]) -> None:
+    """With any limit of memory, and drops at any time."""
+    replay = ReplayBuffer(max_bytes)
     kept = 0
     for i, tag in enumerate(tags(count)):
         replay.append(tag, message(i))
-        if forgotten and i == count // 2:
-            for before, place in forgotten:
-                replay.forget(Tag(MessageKind.TARGET, before), place)
-                kept = max(kept, min(before, place, i + 1))
+        if dropped and i == count // 2:
+            for before, position in dropped:
+                replay.drop(Tag(MessageKind.TARGET, before), position)
+                kept = max(kept, min(before, position, i + 1))
     assert len(replay) == count
     assert replay.first == kept
     for i in range(kept, count):
@@ -52,19 +52,19 @@ def test_memory_is_bounded() -> None:
     assert torch.equal(replay.message(0)[1], message(0))
 
 
-def test_files_go_with_what_is_in_them() -> None:
+def test_files_are_deleted_with_their_messages() -> None:
     replay = ReplayBuffer(BYTES)
     before = len(os.listdir("/proc/self/fd"))
     for i, tag in enumerate(tags(1000)):
         replay.append(tag, message(i))
         if i % 10 == 9:
-            replay.forget(tag, i)
+            replay.drop(tag, i)
     assert len(os.listdir("/proc/self/fd")) <= before + 2
 
 
 @pytest.mark.parametrize("stream", Stream)
 @pytest.mark.parametrize("rule", [{}, {"predicts_down": True}, {"gradients_from": 3}])
-def test_tags_compare_as_they_follow_each_other(stream: Stream, rule: dict[str, int]) -> None:
+def test_the_sort_key_follows_the_order_of_messages(stream: Stream, rule: dict[str, int]) -> None:
     plan = RunPlan(7, 2, evaluate_every=2, test_batches=3, validation_batches=2, **rule)  # type: ignore[arg-type]
     sent = list(plan.messages(Edge(stream, 2)))
     assert sent == sorted(sent, key=order)

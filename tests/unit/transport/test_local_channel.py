@@ -1,4 +1,4 @@
-"""The channel inside a process."""
+"""Local channel: both ends inside a process."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""How tensors lie in a buffer."""
+"""Message layout: the places of tensors in a buffer."""
 
 import math
 
@@ -84,7 +84,7 @@ def test_tensors_are_apart_and_aligned(layout: MessageLayout) -> None:
 
 @given(layouts, st.integers(0, 200))
 def test_views_alias_the_buffer(layout: MessageLayout, spare: int) -> None:
-    """What is written through the views lies in the buffer at the offsets; the buffer may be larger."""
+    """Tensors written through the views lie in the buffer at the offsets; the buffer may be larger."""
     buffer = torch.zeros(layout.nbytes + spare, dtype=torch.uint8)
     content = filled(layout, 5)
     for view, tensor in zip(layout.views(buffer), content, strict=True):
@@ -99,14 +99,14 @@ def test_views_alias_the_buffer(layout: MessageLayout, spare: int) -> None:
 
 
 @given(layouts)
-def test_check_accepts_what_was_agreed(layout: MessageLayout) -> None:
+def test_check_accepts_the_specs(layout: MessageLayout) -> None:
     content = filled(layout, 1)
     layout.check(content)
     layout.check(list(content))
     assert MessageLayout(tuple(TensorSpec.of(tensor) for tensor in content)) == layout
 
 
-AGREED = MessageLayout((TensorSpec((3, 5)), TensorSpec((7,), torch.int64)))
+LAYOUT = MessageLayout((TensorSpec((3, 5)), TensorSpec((7,), torch.int64)))
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ AGREED = MessageLayout((TensorSpec((3, 5)), TensorSpec((7,), torch.int64)))
         ((), "nothing"),
     ],
 )
-def test_check_refuses_anything_else(tensors: tuple[torch.Tensor, ...], text: str) -> None:
+def test_check_refuses_other_tensors(tensors: tuple[torch.Tensor, ...], text: str) -> None:
     with pytest.raises(ValueError, match=r"was agreed$") as caught:
-        AGREED.check(tensors)
+        LAYOUT.check(tensors)
     assert str(caught.value) == f"a message of {text} where float32[3, 5], int64[7] was agreed"

@@ -1,4 +1,4 @@
-"""The waits of one process."""
+"""Watchdog: the waits of one process."""
 
 import threading
 import time
@@ -6,22 +6,22 @@ import time
 import pytest
 
 from counterflow.transport import ChannelError
-from counterflow.transport.channel import Watchdog
+from counterflow.transport.watchdog import Watchdog
 
 
 class Waiter(threading.Thread):
-    """Waits in a thread of its own; ``result`` is the seconds that `Watch.wait` returned, or its error."""
+    """Waits in a thread of its own; ``result`` is the seconds that `Watchdog.wait` returned, or its error."""
 
-    def __init__(self, watch: Watchdog, ready: object, what: str = "a message") -> None:
+    def __init__(self, watchdog: Watchdog, ready: object, what: str = "a message") -> None:
         super().__init__(daemon=True)
         self.result: float | ChannelError | None = None
-        self._wait = (watch, ready, what)
+        self._wait = (watchdog, ready, what)
         self.start()
 
     def run(self) -> None:
-        watch, ready, what = self._wait
+        watchdog, ready, what = self._wait
         try:
-            self.result = watch.wait(ready, what)  # type: ignore[arg-type]
+            self.result = watchdog.wait(ready, what)  # type: ignore[arg-type]
         except ChannelError as error:
             self.result = error
 
@@ -31,18 +31,18 @@ class Waiter(threading.Thread):
         return self.result
 
 
-def test_what_is_ready_needs_no_wait() -> None:
+def test_no_wait_for_what_is_ready() -> None:
     assert Watchdog(10).wait(lambda: True, "nothing") < 5
     assert Watchdog(0).wait(lambda: [0], "nothing") < 5
 
 
 def test_a_wait_ends_when_another_thread_makes_it_ready() -> None:
-    watch = Watchdog(30)
+    watchdog = Watchdog(30)
     box: list[int] = []
-    waiter = Waiter(watch, lambda: box)
+    waiter = Waiter(watchdog, lambda: box)
     time.sleep(0.2)
     assert waiter.is_alive()
-    with watch:
+    with watchdog:
         box.append(1)
     waited = waiter.end()
     assert isinstance(waited, float)
@@ -50,27 +50,27 @@ def test_a_wait_ends_when_another_thread_makes_it_ready() -> None:
 
 
 def test_a_failure_wakes_all_waits() -> None:
-    watch = Watchdog(30)
-    waiters = [Waiter(watch, lambda: False, f"channel {i}") for i in range(5)]
+    watchdog = Watchdog(30)
+    waiters = [Waiter(watchdog, lambda: False, f"channel {i}") for i in range(5)]
     time.sleep(0.1)
     error = ChannelError("lost rank 7")
-    watch.fail(error)
+    watchdog.fail(error)
     assert [waiter.end() for waiter in waiters] == [error] * 5
 
 
 def test_a_failure_ends_later_waits_too() -> None:
-    watch = Watchdog(30)
-    watch.fail(ChannelError("lost rank 7"))
+    watchdog = Watchdog(30)
+    watchdog.fail(ChannelError("lost rank 7"))
     with pytest.raises(ChannelError, match=r"^lost rank 7$"):
-        watch.wait(lambda: True, "what is there already")
+        watchdog.wait(lambda: True, "anything")
 
 
 def test_the_first_failure_counts() -> None:
-    watch = Watchdog(30)
-    watch.fail(ChannelError("lost rank 7"))
-    watch.fail(ChannelError("lost rank 8, because of 7"))
+    watchdog = Watchdog(30)
+    watchdog.fail(ChannelError("lost rank 7"))
+    watchdog.fail(ChannelError("lost rank 8, because of 7"))
     with pytest.raises(ChannelError, match="rank 7"):
-        watch.wait(lambda: False, "anything")
+        watchdog.wait(lambda: False, "anything")
 
 
 def test_timeout_says_what_and_how_long() -> None:
@@ -81,13 +81,13 @@ def test_timeout_says_what_and_how_long() -> None:
 
 
 def test_a_timeout_is_for_one_wait_only() -> None:
-    """Waits do not add up, and one that ran out leaves the others alone."""
-    watch = Watchdog(0.4)
+    """Waits do not add up, and a timeout of one does not end the others."""
+    watchdog = Watchdog(0.4)
     box: list[int] = []
-    waiter = Waiter(watch, lambda: False)
+    waiter = Waiter(watchdog, lambda: False)
     assert isinstance(waiter.end(), ChannelError)
-    other = Waiter(watch, lambda: box)
+    other = Waiter(watchdog, lambda: box)
     time.sleep(0.1)
-    with watch:
+    with watchdog:
         box.append(1)
     assert isinstance(other.end(), float)

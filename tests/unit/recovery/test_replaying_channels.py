@@ -1,4 +1,4 @@
-"""Edges that outlive the process at either end."""
+"""Replaying channels: edges that outlive the process at either end."""
 
 import contextlib
 import socket
@@ -10,16 +10,17 @@ import torch.distributed as dist
 
 from counterflow.message import MessageKind, Tag, pack_header
 from counterflow.recovery.recoverable import _count
-from counterflow.recovery.replaying import Link, ReplayingReceiver, ReplayingSender
+from counterflow.recovery.replaying_channels import ReplayEndpoint, ReplayingReceiver, ReplayingSender
 from counterflow.topology import Edge, Stream
 from counterflow.transport import ChannelError, MessageLayout, TensorSpec
 from counterflow.transport.buffers import CpuGloo
-from counterflow.transport.channel import Watchdog
-from counterflow.transport.interface import address
+from counterflow.transport.interfaces import address
+from counterflow.transport.rendezvous import LauncherStore
+from counterflow.transport.watchdog import Watchdog
 from tests.helpers.links import soon
 
 EDGE = Edge(Stream.ACTIVATION, 1)
-FRAME = MessageLayout((TensorSpec((5,)), TensorSpec((3,), torch.int64)))
+LAYOUT = MessageLayout((TensorSpec((5,)), TensorSpec((3,), torch.int64)))
 TOKEN = b"t" * 32
 
 
@@ -32,25 +33,25 @@ def filled(tag: Tag) -> tuple[torch.Tensor, ...]:
 
 
 class Ends:
-    """Makes the two ends of one edge, again and again, and closes them all."""
+    """Factory of both ends of one edge; closes all of them."""
 
     def __init__(self) -> None:
-        self.store = dist.HashStore()
+        self.store = LauncherStore(dist.HashStore(), 0)
         self.made: list[ReplayingSender | ReplayingReceiver] = []
 
-    def link(self, rank: int, timeout: float = 20) -> Link:
-        return Link(EDGE, rank, 1 - rank, lambda tag: FRAME, CpuGloo(), Watchdog(timeout), self.store, TOKEN)
+    def endpoint(self, rank: int, timeout: float = 20) -> ReplayEndpoint:
+        return ReplayEndpoint(EDGE, rank, 1 - rank, lambda tag: LAYOUT, CpuGloo(), Watchdog(timeout), self.store, TOKEN)
 
     def sender(self, first: int = 0, end: int = 0, timeout: float = 20) -> ReplayingSender:
-        """One that has sent messages ``first`` .. ``end`` - 1 as far as there was room."""
-        sender = ReplayingSender(self.link(0, timeout), "127.0.0.1", 1 << 20)
+        """A sender that has sent messages ``first`` .. ``end`` - 1, as far as there was room."""
+        sender = ReplayingSender(self.endpoint(0, timeout), "127.0.0.1", 1 << 20)
         self.made.append(sender)
         for tag in tags(first, end):
             sender.send(tag, filled(tag))
         return sender
 
     def receiver(self, first: int, end: int, depth: int = 2, timeout: float = 20) -> ReplayingReceiver:
-        receiver = ReplayingReceiver(self.link(1, timeout), depth, tags(first, end))
+        receiver = ReplayingReceiver(self.endpoint(1, timeout), depth, tags(first, end))
         self.made.append(receiver)
         return receiver
 
@@ -85,14 +86,14 @@ def test_a_receiver_is_sent_no_more_than_it_has_room_for(ends: Ends) -> None:
     receiver = ends.receiver(0, 50)
     sender = ends.sender(0, 5)
     assert soon(lambda: len(receiver._arrived) == 3)
-    sender.link.watch.timeout = 0.3
+    sender.endpoint.watchdog.timeout = 0.3
     with pytest.raises(ChannelError, match=r"^rank 0: .* to rank 1: room for activation of batch 5: nothing for 0.3 s"):
         sender.send(Tag(MessageKind.ACTIVATION, 5), filled(Tag(MessageKind.ACTIVATION, 5)))
     assert len(receiver._arrived) == 3
 
 
 @pytest.mark.parametrize("again", [0, 3, 10, 12])
-def test_who_comes_in_the_receivers_place_is_sent_its_inputs_again(ends: Ends, again: int) -> None:
+def test_a_replaced_receiver_gets_its_inputs_again(ends: Ends, again: int) -> None:
     sender, receiver = ends.sender(), ends.receiver(0, 50)
     for tag in tags(0, 12):
         sender.send(tag, filled(tag))
@@ -107,8 +108,8 @@ def test_who_comes_in_the_receivers_place_is_sent_its_inputs_again(ends: Ends, a
 
 
 @pytest.mark.parametrize("first", [0, 4, 7])
-def test_who_comes_in_the_senders_place_sends_what_is_missing(ends: Ends, first: int) -> None:
-    """It begins somewhere before, and makes the same messages again."""
+def test_a_replaced_sender_sends_the_missing_messages(ends: Ends, first: int) -> None:
+    """It starts at an earlier message, and sends the same messages again."""
     sender, receiver = ends.sender(), ends.receiver(0, 12)
     for tag in tags(0, 7):
         sender.send(tag, filled(tag))
@@ -122,27 +123,27 @@ def test_who_comes_in_the_senders_place_sends_what_is_missing(ends: Ends, first:
     other.close()
 
 
-def test_what_is_forgotten_cannot_be_asked_for(ends: Ends) -> None:
+def test_a_dropped_message_cannot_be_replayed(ends: Ends) -> None:
     sender, receiver = ends.sender(), ends.receiver(0, 50)
     for tag in tags(0, 10):
         sender.send(tag, filled(tag))
         take(receiver, tag.n, tag.n + 1)
-    sender.forget(Tag(MessageKind.ACTIVATION, 8))
+    sender.drop(Tag(MessageKind.ACTIVATION, 8))
     receiver.end()
     take(ends.receiver(8, 10), 8, 10)
     ends.receiver(7, 10)
     with pytest.raises(ChannelError, match=r"rank 0: .*: it needs activation of batch 7, which is not kept any more"):
-        sender.link.watch.wait(lambda: False, "nothing")
+        sender.endpoint.watchdog.wait(lambda: False, "nothing")
 
 
-def test_what_the_neighbour_has_not_been_sent_is_not_forgotten(ends: Ends) -> None:
-    """It may have begun from the checkpoint before the one that has just been completed; as it once had."""
+def test_a_message_that_was_not_sent_is_not_dropped(ends: Ends) -> None:
+    """The peer may have restarted from an older checkpoint than the one that has just been completed."""
     sender = ends.sender(0, 2)
-    sender.forget(Tag(MessageKind.ACTIVATION, 2))
+    sender.drop(Tag(MessageKind.ACTIVATION, 2))
     take(ends.receiver(0, 2), 0, 2)
 
 
-def test_who_has_skipped_something_is_told(ends: Ends) -> None:
+def test_a_sender_that_skips_a_message_is_an_error(ends: Ends) -> None:
     receiver = ends.receiver(3, 10)
     ends.sender(5, 7)
     with pytest.raises(ChannelError, match="activation of batch 5 came where activation of batch 3 was expected"):
@@ -158,10 +159,10 @@ def test_who_has_skipped_something_is_told(ends: Ends) -> None:
         b"x" * 32 + pack_header(Tag(MessageKind.ACTIVATION, 0), 3),  # another run's
     ],
 )
-def test_strangers_are_sent_nothing(ends: Ends, hello: bytes) -> None:
+def test_a_stranger_gets_no_message(ends: Ends, hello: bytes) -> None:
     sender = ends.sender(0, 2)
-    host, port = ends.store.get(sender.link.key).decode().split()
-    # It may be thrown out while it speaks.
+    host, port = ends.store.get(sender.endpoint.key).decode().split()
+    # The sender may close the connection while the stranger sends.
     with contextlib.suppress(OSError), socket.create_connection((host, int(port)), 5) as stranger:
         stranger.sendall(hello)
         stranger.shutdown(socket.SHUT_WR)
@@ -169,7 +170,7 @@ def test_strangers_are_sent_nothing(ends: Ends, hello: bytes) -> None:
     take(ends.receiver(0, 2), 0, 2)
 
 
-def test_tensors_that_were_not_agreed_on_are_refused(ends: Ends) -> None:
+def test_tensors_of_another_layout_are_refused(ends: Ends) -> None:
     with pytest.raises(ValueError, match=r"activation edge 1->2: activation of batch 0: a message of "):
         ends.sender().send(Tag(MessageKind.ACTIVATION, 0), (torch.zeros(4),))
 
@@ -181,7 +182,7 @@ def test_it_listens_where_gloo_would() -> None:
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 7, 8, 9, 1000])
-def test_notes_are_counted_without_looking_at_each(count: int) -> None:
+def test_reports_are_counted_without_a_look_at_each(count: int) -> None:
     looks = 0
 
     def there(i: int) -> bool:

@@ -1,0 +1,285 @@
+"""Both ends of an edge that outlives the process at its other end (``engine.recovery=rank``).
+
+They use plain sockets, because a process group does not outlive a member: gloo does not tell a posted receive that the
+sender died, and nothing ends that receive, not even ``abort``. The receiver connects, says which message it needs
+next, and gets all messages from there on. It does so again when one of the two ranks has been replaced. A replaced
+rank computes the same bits again, so the two only have to agree on the position in the stream.
+"""
+
+import contextlib
+import hmac
+import socket
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from counterflow.message import HEADER_BYTES, MessageError, Tag, check_header, pack_header, unpack_header
+from counterflow.recovery.replay_buffer import ReplayBuffer, order
+from counterflow.transport.channel import Payload
+from counterflow.transport.remote import Endpoint
+from counterflow.transport.rendezvous import LauncherStore
+
+_PAUSE = 0.02
+"""Seconds between attempts to reach a neighbour."""
+
+_HELLO_WITHIN = 5.0
+"""Seconds in which a connection has to prove that it belongs to the run."""
+
+_CREDIT = b"c"
+
+
+@dataclass(frozen=True)
+class ReplayEndpoint(Endpoint):
+    """One end of an edge on a socket."""
+
+    store: LauncherStore
+    """Store in which the sender leaves the address on which it listens."""
+    token: bytes
+    """Secret that only ranks of this run know."""
+
+    @property
+    def key(self) -> str:
+        return f"edge/{self.edge.stream.value}/{self.edge.lower}"
+
+
+class ReplayingSender:
+    """Keeps the messages that it has sent until `drop`, and sends them again to a process that replaces its peer."""
+
+    def __init__(self, endpoint: ReplayEndpoint, host: str, max_bytes: int) -> None:
+        """Listen on ``host``; hold ``max_bytes`` bytes in memory, and the rest in a file."""
+        self.endpoint = endpoint
+        self._replay = ReplayBuffer(max_bytes)
+        self._connection: socket.socket | None = None
+        self._position = 0
+        self._wanted: Tag | None = None
+        """The first message that the peer needs; it has all before it."""
+        self._credits = 0
+        self._closed = False
+        self._last: Tag | str = "nothing"
+        self._listener = socket.create_server((host, 0))
+        endpoint.store.set(endpoint.key, f"{host} {self._listener.getsockname()[1]}")
+        for work in (self._accept, self._send_all):
+            endpoint.start_thread(work)
+
+    def send(self, tag: Tag, tensors: Payload) -> None:
+        """Copy and send; returns before the message has left. ``ValueError`` if ``tensors`` do not match the layout."""
+        endpoint = self.endpoint
+        layout = endpoint.layout(tag, tensors)
+        buffer = endpoint.buffers.buffer(layout.nbytes)
+        written = endpoint.buffers.write(buffer, layout, pack_header(tag, layout.payload_nbytes), tensors)
+        if written is not None:
+            written.synchronize()
+        room = endpoint.sending(f"room for {tag}")
+        endpoint.watchdog.wait(lambda: len(self._replay) - self._position < 2, room)
+        with endpoint.watchdog:
+            self._replay.append(tag, buffer)
+            self._last = tag
+
+    def drop(self, tag: Tag) -> None:
+        """Drop messages before ``tag``: no process that replaces the peer needs them.
+
+        Messages that the peer itself has not been sent stay: it may have restarted from an older checkpoint.
+        """
+        with self.endpoint.watchdog:
+            self._replay.drop(tag, self._position)
+
+    def state(self) -> str:
+        left = len(self._replay) - self._position
+        return f"{self.endpoint.edge} to rank {self.endpoint.peer}: {self._last} was sent last, {left} to leave"
+
+    def close(self) -> None:
+        """Wait until all messages have left this process; they can be sent again until `end`."""
+        endpoint = self.endpoint
+        endpoint.watchdog.wait(lambda: self._position == len(self._replay), endpoint.sending("last messages"))
+
+    def end(self) -> None:
+        with self.endpoint.watchdog:
+            self._closed = True
+        _close(self._listener)
+        if self._connection is not None:
+            _close(self._connection)
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):  # `end` closes the listener
+            while True:
+                connection, _ = self._listener.accept()
+                self.endpoint.start_thread(lambda connection=connection: self._serve(connection))  # type: ignore[misc]
+
+    def _serve(self, connection: socket.socket) -> None:
+        """Read which message the peer needs, and then its credits, until the connection ends."""
+        endpoint, token = self.endpoint, self.endpoint.token
+        try:
+            connection.settimeout(_HELLO_WITHIN)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            hello = bytearray(len(token) + HEADER_BYTES)
+            _fill(connection, memoryview(hello))
+            if not hmac.compare_digest(bytes(hello[: len(token)]), token):
+                connection.close()
+                return
+            wanted, credits = unpack_header(bytes(hello[len(token) :]))
+            connection.settimeout(None)
+            with endpoint.watchdog:
+                if not self._replay.reaches(wanted):
+                    raise MessageError(f"it needs {wanted}, which is not kept any more")
+                before, self._connection = self._connection, connection
+                self._position, self._wanted = self._replay.first, wanted
+                self._credits = credits
+            if before is not None:
+                _close(before)
+            while given := connection.recv(4096):
+                with endpoint.watchdog:
+                    if self._connection is connection:
+                        self._credits += len(given)
+        except MessageError as error:
+            endpoint.watchdog.fail(endpoint.error(error))
+        except OSError:
+            pass
+        self._forget(connection)
+        connection.close()
+
+    def _forget(self, connection: socket.socket) -> None:
+        """Stop to send on ``connection``, unless another one has replaced it already."""
+        with self.endpoint.watchdog:
+            if self._connection is connection:
+                self._connection = None
+
+    def _can_send(self) -> bool:
+        return self._connection is not None and self._credits > 0 and self._position < len(self._replay)
+
+    def _send_all(self) -> None:
+        watchdog = self.endpoint.watchdog
+        while watchdog.wait_in_background(lambda: self._closed or self._can_send()) and not self._closed:
+            with watchdog:
+                connection, i = self._connection, self._position
+                if connection is None or i >= len(self._replay):
+                    continue
+                tag, buffer = self._replay.message(i)
+                if self._wanted is not None and order(tag) < order(self._wanted):
+                    self._position += 1
+                    continue
+            try:
+                connection.sendall(buffer.numpy().data)
+            except OSError:
+                self._forget(connection)
+                continue
+            with watchdog:
+                # A peer that has all it needs closes at once; one that connected meanwhile starts somewhere else.
+                if self._connection in (connection, None) and self._position == i:
+                    self._position = i + 1
+                    self._credits -= 1
+
+
+class ReplayingReceiver:
+    """Receives ``depth`` messages ahead, and one more that a block holds.
+
+    ``tags`` is every message that will ever come, in order.
+    """
+
+    def __init__(self, endpoint: ReplayEndpoint, depth: int, tags: Iterator[Tag]) -> None:
+        self.endpoint = endpoint
+        self._depth = depth
+        self._tags = tags
+        self._expected = next(tags, None)
+        self._free: deque[Tensor] = deque(endpoint.buffers.buffer(0) for _ in range(depth + 2))
+        self._arrived: deque[tuple[Tag, Tensor, Payload]] = deque()
+        self._held: deque[Tensor] = deque()
+        self._connection: socket.socket | None = None
+        self._closed = False
+        self._last: Tag | str = "nothing"
+        endpoint.start_thread(self._run)
+
+    def receive(self, tag: Tag) -> Payload:
+        endpoint = self.endpoint
+        endpoint.watchdog.wait(lambda: self._arrived, endpoint.receiving(f"waiting for {tag}"))
+        with endpoint.watchdog:
+            found, buffer, payload = self._arrived.popleft()
+            self._held.append(buffer)
+            self._last = tag
+        if found != tag:
+            raise endpoint.error(f"{tag}: {found} is next")
+        return payload
+
+    def release(self) -> None:
+        with self.endpoint.watchdog:
+            self._free.append(self._held.popleft())
+            connection = self._connection
+        if connection is not None:
+            with contextlib.suppress(OSError):  # the next connection starts with the number of free buffers
+                connection.send(_CREDIT)
+
+    def state(self) -> str:
+        here = len(self._arrived)
+        return f"{self.endpoint.edge} from rank {self.endpoint.peer}: {self._last} was taken last, {here} more here"
+
+    def close(self) -> None:
+        endpoint = self.endpoint
+        endpoint.watchdog.wait(lambda: self._expected is None, endpoint.receiving("last messages"))
+
+    def end(self) -> None:
+        with self.endpoint.watchdog:
+            self._closed = True
+        if self._connection is not None:
+            _close(self._connection)
+
+    def _run(self) -> None:
+        while self._expected is not None and not self._closed:
+            try:
+                with self._connect() as connection:
+                    self._take_from(connection)
+            except (OSError, ValueError):
+                time.sleep(_PAUSE)
+            except MessageError as error:
+                raise self.endpoint.error(error) from error
+            with self.endpoint.watchdog:
+                self._connection = None
+
+    def _connect(self) -> socket.socket:
+        """Connect to the process that sends now. Raises ``OSError`` if there is none."""
+        endpoint = self.endpoint
+        if not endpoint.store.has(endpoint.key):
+            raise OSError("no sender yet")
+        host, port = endpoint.store.get(endpoint.key).decode().split()
+        connection = socket.create_connection((host, int(port)), _HELLO_WITHIN)
+        connection.settimeout(None)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with endpoint.watchdog:
+            assert self._expected is not None
+            credits = self._depth + 1 - len(self._arrived) - len(self._held)
+            connection.sendall(endpoint.token + pack_header(self._expected, credits))
+            self._connection = connection
+        return connection
+
+    def _take_from(self, connection: socket.socket) -> None:
+        endpoint = self.endpoint
+        while self._expected is not None:
+            tag, layout = self._expected, endpoint.layouts(self._expected)
+            buffer = endpoint.grown(self._free.popleft(), layout.nbytes)
+            try:
+                _fill(connection, buffer.numpy().data[: layout.nbytes])
+            except OSError:
+                self._free.append(buffer)
+                raise
+            check_header(endpoint.buffers.header(buffer), tag, layout.payload_nbytes)
+            payload = endpoint.buffers.read(buffer, layout)
+            with endpoint.watchdog:
+                self._arrived.append((tag, buffer, payload))
+                self._expected = next(self._tags, None)
+
+
+def _fill(connection: socket.socket, view: memoryview) -> None:
+    """Read exactly as many bytes. Raises ``OSError`` if the connection ends before."""
+    while view:
+        count = connection.recv_into(view)
+        if not count:
+            raise ConnectionError("closed")
+        view = view[count:]
+
+
+def _close(connection: socket.socket) -> None:
+    """Close ``connection``, and wake a thread that waits on it."""
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
+    connection.close()
