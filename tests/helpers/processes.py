@@ -19,7 +19,7 @@ CONF = Path(__file__).parents[2] / "conf"
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(
     [
-        "counterflow.cli.launch",
+        "counterflow.cli.train",
         "counterflow.engine.pipelined",
         "sklearn.datasets",
         "sklearn.model_selection",

@@ -7,19 +7,18 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
-import torch
 import torch.distributed as dist
-from counterflow.trainer.run import train
 
-from counterflow.checkpoint import CheckpointDirectory, CheckpointWriter
+from counterflow.checkpoint import CheckpointWriter
 from counterflow.cli.hydra_app import load_config
-from counterflow.engine.job import build_job
 from counterflow.engine.run_context import RunContext
-from counterflow.engine.stage import WaitTimes
 from counterflow.message import Tag
+from counterflow.rank_info import RankInfo
+from counterflow.trainer.fit import fit
+from counterflow.trainer.job_builder import load_job
 from counterflow.trainer.resume import open_run_dir
 from counterflow.transport import Communicator, Payload, connect
-from tests.helpers.processes import CONF, Pool
+from tests.helpers.processes import Pool
 
 SMALL = (
     "train.batch_size=32",
@@ -68,25 +67,26 @@ def delay(comm: Communicator, most: float, seed: int) -> None:
 
 
 def unrecorded(comm: Communicator, callback: Any) -> RunContext:
-    """Of a run that leaves nothing on the disk."""
-    archive = CheckpointWriter(CheckpointDirectory(Path("/nowhere")), None, torch.device("cpu"), lambda saved: None, 30)
-    return RunContext(comm, callback, WaitTimes(), archive)
+    """The context of a run that leaves nothing on the disk."""
+    return RunContext(comm, callback, CheckpointWriter())
 
 
 def train_rank(
     rank: int, size: int, store_path: str, overrides: list[str], most: float, seed: int, folder: Path | None = None
 ) -> Any:
-    config = load_config(CONF, [*overrides, f"run.dir={folder or mkdtemp(prefix='counterflow-run-')}"])
-    job = build_job(config, size)
+    """Train as ``launch/train.py`` does, but meet in a file; the summary on every rank."""
+    config = load_config([*overrides, f"run.dir={folder or mkdtemp(prefix='counterflow-run-')}"])
+    job = load_job(config, RankInfo(rank, size))
     store = dist.FileStore(store_path, size) if size > 1 else None
     comm = connect(store, rank, size, timeout=config.engine.timeout)
     if most:
         delay(comm, most, seed)
-    origin = open_run_dir(job, Path(config.run.dir or ""), lambda text: None) if rank == 0 else None
-    with origin.directory if origin is not None else nullcontext():
-        summary = train(job, comm, origin)
+    point = open_run_dir(job, config, lambda text: None) if rank == 0 else None
+    with nullcontext() if point is None or point.directory is None else point.directory:
+        result = fit(job, config, comm, point)
     comm.close()
-    return summary
+    assert result is not None
+    return dict(result.summary)
 
 
 def summary_of(

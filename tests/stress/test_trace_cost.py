@@ -4,10 +4,10 @@ from pathlib import Path
 from statistics import median
 
 import pytest
-
 from counterflow.bench.contender import Contender, Reading, trace, train
 from counterflow.bench.crew import Setting, run
 from counterflow.bench.entrants import asleep, noise
+
 from counterflow.bench.sleeping import Sleep
 
 CONF = Path(__file__).parents[2] / "conf"

@@ -6,7 +6,7 @@ from counterflow.report.groups import compare
 from counterflow.report.plot_selection import plots
 from counterflow.report.runs import read_run
 from counterflow.report.tables import table
-from runs import SMALL, train_rank
+from tests.helpers.runs import SMALL, train_rank
 
 TINY = ("model.width=8", "train.steps=10", "data.validation=0.2")
 

@@ -11,7 +11,7 @@ from counterflow.doctor.check import Status
 from counterflow.doctor.link_benchmark import QUICK, ClockOffset, LinkStats, check_edge, check_wall_clocks, measure_link
 from counterflow.topology import Topology
 from counterflow.transport import connect
-from processes import Pool
+from tests.helpers.processes import Pool
 
 STEADY = LinkStats(5e-5, 2e-4, 1e9, ClockOffset(0.0, 1e-4))
 

@@ -18,7 +18,7 @@ from counterflow.bench.transport_suite import (
 )
 from counterflow.bench.workers import WorkerSettings, run_workers
 from counterflow.transport import Communicator
-from processes import CONF
+from tests.helpers.processes import CONF
 
 SMALL, LARGE = MessageSeries(1024, 40, 4), MessageSeries(8 << 20, 8, 4)
 SETTINGS = WorkerSettings(timeout=60)

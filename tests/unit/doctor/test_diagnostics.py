@@ -15,10 +15,10 @@ from counterflow.doctor import diagnostics
 from counterflow.doctor.check import Status
 from counterflow.doctor.diagnostics import DiagnosticsConfig, check_meeting, run_diagnostics
 from counterflow.doctor.link_benchmark import QUICK
-from counterflow.rank_info import RankInfo
 from counterflow.doctor.store_mailbox import StoreMailbox
+from counterflow.rank_info import RankInfo
 from counterflow.transport import Communicator, connect
-from processes import Pool, run_fresh
+from tests.helpers.processes import Pool, run_fresh
 
 
 def diagnose(rank: int, size: int, store_path: str, seconds: float, folder: str) -> list[dict[str, Any]]:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from counterflow.doctor import clock_domain
 from counterflow.doctor.check import Check, Status
 from counterflow.rank_info import RankInfo
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-PROGRAM = str(Path(__file__).parent.parent.parent / "launch" / "doctor.py")
+PROGRAM = str(Path(__file__).parents[3] / "launch" / "doctor.py")
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", "--nproc_per_node=2")
 LINES = {
     "versions", "torchvision", "gloo", "nccl", "cores", "threads", "memory", "host name", "interface", "port",

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from counterflow.data import LOADERS
 from counterflow.data.dataset import Dataset, Split
-from runs import train_rank
+from tests.helpers.runs import train_rank
 
-PATH = Path(__file__).parent.parent / "examples" / "figure2.py"
+PATH = Path(__file__).parents[2] / "examples" / "figure2.py"
 Samples = tuple[Tensor, Tensor]
 
 

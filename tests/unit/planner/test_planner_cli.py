@@ -5,12 +5,12 @@ import shlex
 from pathlib import Path
 
 import pytest
+from test_launch import ROOT, start
 
 from counterflow.cli.hydra_app import load_config
 from counterflow.planner.cli import candidate_table, to_json, train_command
-from processes import CONF
-from synthetic_profiles import profile, searched
-from test_launch import ROOT, start
+from tests.helpers.processes import CONF
+from tests.helpers.synthetic_profiles import profile, searched
 
 
 def test_the_command_is_one_that_trains() -> None:

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from counterflow.cli.hydra_app import load_config
-from counterflow.engine.job import Job, prepare
+from counterflow.engine.job import Job
 from counterflow.metrics.fingerprint import digest
 from counterflow.planner.model_profile import profile_model
-from processes import CONF
-from runs import SMALL
+from tests.helpers.processes import CONF
+from tests.helpers.runs import SMALL
 
 
 def job_of(*overrides: str) -> Job:

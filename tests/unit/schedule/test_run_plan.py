@@ -46,7 +46,11 @@ def test_streams_by_hand() -> None:
         Tag(MessageKind.TEST, 2, 0),
         Tag(MessageKind.TEST, 2, 1),
     ]
-    assert list(plan.messages(DOWN)) == [Tag(MessageKind.TARGET, 0), Tag(MessageKind.TARGET, 1), Tag(MessageKind.TARGET, 2)]
+    assert list(plan.messages(DOWN)) == [
+        Tag(MessageKind.TARGET, 0),
+        Tag(MessageKind.TARGET, 1),
+        Tag(MessageKind.TARGET, 2),
+    ]
 
 
 def test_streams_of_a_rule_that_predicts_at_the_bottom() -> None:
@@ -65,7 +69,11 @@ def test_streams_of_a_rule_that_predicts_at_the_bottom() -> None:
 
 def test_streams_of_gradients() -> None:
     plan = RunPlan(batches=3, lag=2, evaluate_every=2, test_batches=2, gradients_from=4)
-    assert list(plan.messages(DOWN)) == [Tag(MessageKind.GRADIENT, 0), Tag(MessageKind.GRADIENT, 1), Tag(MessageKind.GRADIENT, 2)]
+    assert list(plan.messages(DOWN)) == [
+        Tag(MessageKind.GRADIENT, 0),
+        Tag(MessageKind.GRADIENT, 1),
+        Tag(MessageKind.GRADIENT, 2),
+    ]
     assert [plan.lead(block) for block in (1, 2, 3)] == [0, 0, 0]
 
 

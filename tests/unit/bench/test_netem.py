@@ -31,7 +31,7 @@ from counterflow.bench.netem import (
     unavailable_reason,
 )
 from counterflow.bench.netem_router import _is_pure_ack
-from processes import Ended, run_fresh
+from tests.helpers.processes import Ended, run_fresh
 
 REASON = unavailable_reason()
 needs_network = pytest.mark.skipif(REASON is not None, reason=str(REASON))

@@ -289,11 +289,23 @@ def taken_and_sent(action: Action, plan: RunPlan) -> tuple[tuple[Edge, Tag] | No
         case Op.TARGET:
             tag, source, sink = Tag(MessageKind.TARGET, n), Edge(Stream.TARGET, k), Edge(Stream.TARGET, k - 1)
         case Op.FORWARD:
-            tag, source, sink = Tag(MessageKind.ACTIVATION, n), Edge(Stream.ACTIVATION, k - 1), Edge(Stream.ACTIVATION, k)
+            tag, source, sink = (
+                Tag(MessageKind.ACTIVATION, n),
+                Edge(Stream.ACTIVATION, k - 1),
+                Edge(Stream.ACTIVATION, k),
+            )
         case Op.EVALUATE:
-            tag, source, sink = Tag(MessageKind.TEST, n, action.e), Edge(Stream.ACTIVATION, k - 1), Edge(Stream.ACTIVATION, k)
+            tag, source, sink = (
+                Tag(MessageKind.TEST, n, action.e),
+                Edge(Stream.ACTIVATION, k - 1),
+                Edge(Stream.ACTIVATION, k),
+            )
         case Op.PREDICT:
-            tag, source, sink = Tag(MessageKind.PREDICTION, n, action.e), Edge(Stream.TARGET, k), Edge(Stream.TARGET, k - 1)
+            tag, source, sink = (
+                Tag(MessageKind.PREDICTION, n, action.e),
+                Edge(Stream.TARGET, k),
+                Edge(Stream.TARGET, k - 1),
+            )
         case Op.BACKWARD:
             tag, source, sink = Tag(MessageKind.GRADIENT, n), Edge(Stream.TARGET, k), Edge(Stream.TARGET, k - 1)
         case Op.RESEND:

@@ -12,7 +12,7 @@ from counterflow.bench.memory_tracker import MemoryMeasurement, train_tracked
 from counterflow.bench.options import BenchContext, BenchOptions
 from counterflow.bench.results import SuiteResult
 from counterflow.bench.workers import WorkerSettings, run_workers
-from processes import CONF
+from tests.helpers.processes import CONF
 
 BATCH, PIXELS, WIDTH = 32, 4, 24
 INPUTS = BATCH * PIXELS * PIXELS * 4

@@ -6,7 +6,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 from counterflow.cli.hydra_app import check, load_config
 from counterflow.planner.options import Cluster, PlanConfig
-from processes import CONF
+from tests.helpers.processes import CONF
 
 
 def options(*overrides: str) -> PlanConfig:

@@ -7,7 +7,7 @@ import pytest
 
 from counterflow.planner.model_profile import BlockOverhead, LayerProfile, ModelProfile
 from counterflow.planner.search import Candidate, SearchResult
-from synthetic_profiles import profile, searched
+from tests.helpers.synthetic_profiles import profile, searched
 
 
 def candidate(found: SearchResult, blocks: int) -> Candidate:

@@ -102,7 +102,10 @@ def test_everything_is_done_once_and_every_message_has_two_ends(
         for micro in range(microbatches):
             assert PipelineAction(stage, PipelineOp.FORWARD, micro) in done
             whole = PipelineAction(stage, PipelineOp.BACKWARD, micro) in done
-            apart = {PipelineAction(stage, PipelineOp.BACKWARD_INPUT, micro), PipelineAction(stage, PipelineOp.BACKWARD_WEIGHT, micro)} <= done
+            apart = {
+                PipelineAction(stage, PipelineOp.BACKWARD_INPUT, micro),
+                PipelineAction(stage, PipelineOp.BACKWARD_WEIGHT, micro),
+            } <= done
             assert whole != apart
             across = stage + 1 < stages and owner[stage] != owner[stage + 1]
             for op, place in (

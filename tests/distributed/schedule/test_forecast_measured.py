@@ -13,7 +13,7 @@ from torch.distributed import pipelining
 
 from counterflow.schedule import LinkSpec, StageCost, Workload, forecast
 from counterflow.schedule.pipeline_schedules import owners
-from processes import Pool
+from tests.helpers.processes import Pool
 
 FORWARD, BACKWARD, UPDATE = 0.02, 0.04, 0.01  # seconds; the first two of a micro-batch
 WARM_UP = 2

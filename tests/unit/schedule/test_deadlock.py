@@ -7,7 +7,7 @@ import pytest
 from counterflow.cli.hydra_app import load_config
 from counterflow.schedule import DeadlockError, RunPlan, simulate
 from counterflow.topology import Stream, Topology
-from processes import CONF
+from tests.helpers.processes import CONF
 
 
 def reaches_the_end(topology: Topology, plan: RunPlan, depth: int, target_depth: int) -> bool:
