@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from counterflow.engine.activation_recorder import ActivationRecorder
+from counterflow.engine.evaluation import ActivationRecorder
 
 from counterflow.cli.hydra_app import load_config
-from counterflow.engine.job import build_job
+from counterflow.trainer.job_builder import load_job
 from counterflow.schedule import RunPlan
-from tests.helpers.processes import CONF, Pool
+from tests.helpers.processes import Pool
 from tests.helpers.runs import SMALL, summary_of
 
 
@@ -24,7 +24,7 @@ def test_the_first_test_samples_at_every_block(pool: Pool, tmp_path: Path, algor
         **{f"block_{k}": (50, 24) for k in (1, 2, 3)},
         "block_4": (50, 10),
     }
-    job = build_job(load_config(CONF, [*SMALL, *overrides]), 1)
+    job = load_job(load_config([*SMALL, *overrides]))
     labels = job.batches.labels_of(job.batches.test)
     assert file["labels"].tolist() == labels[:50].tolist()
     if algorithm != "al":  # which predicts at the bottom

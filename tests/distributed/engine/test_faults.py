@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from counterflow.cli.launch import exit_with_error
-from counterflow.engine.execute import BlockError
+from counterflow.cli.errors import exit_with_error
+from counterflow.engine.run_context import BlockError
 
 from counterflow.algorithms.bll import BLLRule
 from counterflow.transport import ChannelError

@@ -20,17 +20,18 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from counterflow.cli.launch import exit_with_error
-from counterflow.engine.execute import BlockError
+from counterflow.cli.errors import exit_with_error
+from counterflow.engine.run_context import BlockError
 from torch import Tensor
 
 from counterflow.cli.hydra_app import load_config
 from counterflow.engine import pipelined
 from counterflow.engine.factory import build_engine, choose_partition
-from counterflow.engine.job import Job, build_job
+from counterflow.engine.job import Job
+from counterflow.trainer.job_builder import load_job
 from counterflow.models.feedback_alignment import apply_feedback_alignment
 from counterflow.transport import ChannelError, connect
-from tests.helpers.processes import CONF, Ended, Pool, run_fresh
+from tests.helpers.processes import Ended, Pool, run_fresh
 from tests.helpers.runs import SMALL, summary_of, train_rank, unrecorded
 
 STEPS = 20
@@ -68,7 +69,7 @@ class Losses:
 
 def rank_weights(rank: int, size: int, store_path: str, overrides: list[str]) -> tuple[Weights, dict[int, float]]:
     """The layers that this rank has trained, and the losses if it has the top."""
-    config = load_config(CONF, overrides)
+    config = load_config(overrides)
     job = build_job(config, size)
     comm = connect(dist.FileStore(store_path, size) if size > 1 else None, rank, size, timeout=config.engine.timeout)
     counts = choose_partition(job)
@@ -99,7 +100,7 @@ def trained(pool: Pool, ranks: int, *overrides: str) -> tuple[Weights, dict[int,
 
 
 def prepared(*overrides: str) -> Job:
-    return build_job(load_config(CONF, [*SMALL, "algorithm=bp", *overrides]), 1)
+    return load_job(load_config([*SMALL, "algorithm=bp", *overrides]))
 
 
 def plain(job: Job, parts: int = 1) -> tuple[Weights, dict[int, float]]:
@@ -244,7 +245,7 @@ def test_summary(pool: Pool, ranks: int, schedule: str) -> None:
     assert summary["samples_per_second"] > 0
     assert len(summary["fingerprint"]) == 64
     assert summary["affiliated_parameters"] == 0
-    job = build_job(load_config(CONF, [*SMALL, "algorithm=bp"]), 1)
+    job = load_job(load_config([*SMALL, "algorithm=bp"]))
     assert summary["effective_parameters"] == sum(p.numel() for p in job.network.parameters())
 
 
@@ -370,10 +371,10 @@ def test_a_killed_rank_in_the_middle_ends_every_process() -> None:
 )
 def test_what_makes_no_sense_is_refused_in_one_line(ranks: int, overrides: str, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)) as refusal:
-        build_job(load_config(CONF, [*SMALL, "algorithm=bp", *overrides.split()]), ranks)
+        build_job(load_config([*SMALL, "algorithm=bp", *overrides.split()]), ranks)
     assert "\n" not in str(refusal.value)
 
 
 def test_an_unknown_schedule_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^schedule=fast: allowed are .*gpipe, 1f1b"):
-        load_config(CONF, [*SMALL, "algorithm=bp", "schedule=fast"])
+        load_config([*SMALL, "algorithm=bp", "schedule=fast"])

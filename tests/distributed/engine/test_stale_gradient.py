@@ -10,10 +10,11 @@ from torch import Tensor
 
 from counterflow.cli.hydra_app import load_config
 from counterflow.engine.factory import build_engine
-from counterflow.engine.job import Job, build_job
+from counterflow.engine.job import Job
+from counterflow.trainer.job_builder import load_job
 from counterflow.models.partition import partition
 from counterflow.transport import connect
-from tests.helpers.processes import CONF, Pool
+from tests.helpers.processes import Pool
 from tests.helpers.runs import SMALL, summary_of, unrecorded
 
 NAIVE = ("algorithm=bp", "schedule=naive")
@@ -39,7 +40,7 @@ class Errors:
 
 
 def prepared(blocks: int = 4) -> Job:
-    return build_job(load_config(CONF, [*SMALL, *NAIVE, *PLAIN, "train.log_every=1", f"blocks={blocks}"]), 1)
+    return load_job(load_config([*SMALL, *NAIVE, *PLAIN, "train.log_every=1", f"blocks={blocks}"]))
 
 
 def run(job: Job) -> Errors:

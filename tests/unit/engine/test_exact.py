@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from counterflow.algorithms import ALGORITHMS, Algorithm
 from counterflow.algorithms.bll import BLLRule
 from counterflow.cli.hydra_app import load_config
-from counterflow.engine.job import Job, build_job
+from counterflow.engine.job import Job
+from counterflow.trainer.job_builder import load_job
 from counterflow.engine.local import run
 from counterflow.models.partition import output_shapes, partition
 from counterflow.transport import connect
-from tests.helpers.processes import CONF
 from tests.helpers.runs import SMALL, unrecorded
 
 MODELS = {
@@ -24,8 +24,8 @@ MODELS = {
         "model=cnn",
         "model.channels=[4,4,6,6]",
         "model.strides=[1,2,1,1]",
-        "algorithm.latent.convolutions=0",
-        "algorithm.latent.dim=40",
+        "algorithm.head.convolutions=0",
+        "algorithm.head.dim=40",
     ),
 }
 STEPS = 12
@@ -49,7 +49,7 @@ class Losses:
 
 
 def prepared(*overrides: str) -> tuple[Job, Algorithm]:
-    job = build_job(load_config(CONF, [*SMALL, "engine.lag=exact", *overrides]), 1)
+    job = load_job(load_config([*SMALL, "engine.lag=exact", *overrides]))
     example, config = job.batches.inputs(0), job.config
     blocks = partition(job.network, 4, "flops", example)
     shapes = output_shapes(blocks, example)

@@ -11,15 +11,15 @@ from torch import Tensor, nn
 from counterflow.algorithms.rule import Algorithm, LocalRule, Metrics, Payload, Target, Task
 from counterflow.cli.hydra_app import load_config
 from counterflow.config import AlgorithmConfig
-from counterflow.engine.job import Job, build_job
+from counterflow.engine.job import Job
+from counterflow.trainer.job_builder import load_job
 from counterflow.engine.profile import column_of, pair_time, profiled_cut
 from counterflow.metrics.fingerprint import digest
-from tests.helpers.processes import CONF
 from tests.helpers.runs import SMALL
 
 
 def job_of(*overrides: str) -> Job:
-    return build_job(load_config(CONF, [*SMALL, *overrides]), 1)
+    return load_job(load_config([*SMALL, *overrides]))
 
 
 class Sleepy(LocalRule):

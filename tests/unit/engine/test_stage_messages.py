@@ -3,8 +3,8 @@
 from typing import Any
 
 import torch
-from counterflow.engine.activation_recorder import ActivationRecorder
-from counterflow.engine.numerics import Numerics
+from counterflow.engine.evaluation import ActivationRecorder
+from counterflow.engine.runtime import Runtime
 
 from counterflow.engine.stage import Stage, StageChannels, WaitTimes
 from counterflow.message import Tag
@@ -43,11 +43,11 @@ def test_what_is_sent_does_not_lie_where_the_next_message_comes() -> None:
     below: Any = Buffer()
     up: Any = Holding()
     plan = RunPlan(batches=3, lag=1)
-    numerics = Numerics(torch.device("cpu"))
+    runtime = Runtime(torch.device("cpu"))
     ports = StageChannels(below, up, below, None)
     rule: Any = Through()
     callback: Any = None
-    stage = Stage(1, rule, ports, plan, 0, numerics, callback, WaitTimes(), ActivationRecorder(0, plan))
+    stage = Stage(1, rule, ports, plan, 0, runtime, callback, WaitTimes(), ActivationRecorder(0, plan))
     for n in range(3):
         stage.forward(n)
     assert [(float(a.mean()), float(b.mean())) for a, b in up.sent] == [(0, 1), (1, 2), (2, 3)]
