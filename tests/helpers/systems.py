@@ -73,6 +73,12 @@ def rule_context(name: str, optimizer: OptimizerConfig | None = None, seed: int 
     return RuleContext(blocks, case.shapes, case.task, optimizer or SGD(), BATCHES, seed)
 
 
+def head_config(name: str) -> HeadConfig:
+    """The heads of a case: one convolution where its name says so, else pooling alone."""
+    convolutional = name == "maps, convolutional heads"
+    return HeadConfig(convolutions=int(convolutional), width=10, dim=10 if convolutional else 16)
+
+
 def system(
     name: str,
     *,
@@ -82,12 +88,9 @@ def system(
     seed: int = 1,
 ) -> BLLRules:
     """The rules of BLL for a case, its blocks made anew with the same weights."""
-    convolutional = name == "maps, convolutional heads"
-    head = HeadConfig(convolutions=int(convolutional), width=10, dim=10 if convolutional else 16)
     latent = LatentConfig(family=family, categories=CATEGORIES)
-    rules = BLL(head=head, latent=latent, feedback=feedback or FeedbackConfig(hidden=9)).rule_set(
-        rule_context(name, optimizer, seed)
-    )
+    bll = BLL(head=head_config(name), latent=latent, feedback=feedback or FeedbackConfig(hidden=9))
+    rules = bll.rule_set(rule_context(name, optimizer, seed))
     assert isinstance(rules, BLLRules)
     return rules
 

@@ -1,13 +1,14 @@
-"""Number formats and memory layouts: what a process computes with is part of the result, who computes it is not."""
+"""Number formats and memory layouts: they change the result, and placement does not."""
 
 import pytest
 import torch
-from counterflow.engine.runtime import Runtime
 from torch import nn
 
-from counterflow.config import EngineConfig
+from counterflow.cli.hydra_app import load_config
+from counterflow.engine.runtime import Runtime, has_bf16_units
+from counterflow.trainer.job_builder import load_job
 from tests.helpers.processes import Pool
-from tests.helpers.runs import summary_of
+from tests.helpers.runs import SMALL, summary_of
 
 CPU = torch.device("cpu")
 CNN = ("model=cnn", "model.channels=[4,6,6,8,8]", "model.strides=[1,2,1,1,1]")
@@ -65,9 +66,11 @@ def test_messages_are_contiguous_float32_and_come_back_as_they_went() -> None:
 def test_auto_is_bf16_where_the_processor_has_units_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     for has in (False, True):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda has=has: {"amx_bf16": has})
-        assert Runtime.of(EngineConfig(precision="auto"), CPU).bf16 == has
-        assert Runtime.of(EngineConfig(precision="bf16"), CPU).bf16
-        assert not Runtime.of(EngineConfig(), CPU).bf16
+        assert has_bf16_units(CPU) == has
+        for precision, bf16 in (("auto", has), ("bf16", True), ("fp32", False)):
+            job = load_job(load_config([*SMALL, "device=cpu", f"engine.precision={precision}"]))
+            assert job.runtime.bf16 == bf16
+        assert not load_job(load_config([*SMALL, "device=cpu"])).runtime.bf16
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 from dataclasses import dataclass, field
 
 import pytest
@@ -16,12 +17,12 @@ from counterflow.algorithms.rule import Prediction, RuleSet
 from counterflow.cli.hydra_app import load_config
 from counterflow.config import SGD, AdamW, OptimizerConfig
 from counterflow.engine.job import Job
-from counterflow.trainer.job_builder import load_job
 from counterflow.engine.local import run
+from counterflow.trainer.job_builder import load_job
 from counterflow.transport import connect
 from tests.helpers.processes import Pool
 from tests.helpers.runs import SMALL, summary_of, unrecorded
-from tests.helpers.systems import CASES, CLASSES, labels, rule_context, specs
+from tests.helpers.systems import CASES, CLASSES, head_config, labels, rule_context, specs
 
 N = 4
 STEPS = 12
@@ -33,7 +34,15 @@ MODELS = {
         "model.channels=[4,4,6,6]",
         "model.strides=[1,2,1,1]",
         "algorithm.dim=16",
-        "algorithm.pool=40",
+        "algorithm.head.convolutions=0",
+        "algorithm.head.dim=40",
+    ),
+    "cnn with convolutions in the bridges": (
+        "model=cnn",
+        "model.channels=[4,4,6,6]",
+        "model.strides=[1,2,1,1]",
+        "algorithm.dim=16",
+        "algorithm.head.width=5",
     ),
 }
 
@@ -70,7 +79,8 @@ class Components:
         for f in self.f[:i]:
             s = f.eval()(s)
             f.train()
-        t = self.b[i - 1](s)
+        t = self.b[i - 1].eval()(s)
+        self.b[i - 1].train()
         for h in reversed(self.h[:i]):
             t = h(t)
         return t.argmax(1)
@@ -92,12 +102,12 @@ def parts(rule: ALRule) -> tuple[nn.Module, nn.Module, nn.Module, nn.Module]:
     return rule.block, rule.encoder, rule.bridge, rule.decoder
 
 
-def trained(job: Job, algorithm: RuleSet) -> tuple[list[ALRule], Seen]:
+def trained(job: Job, rule_set: RuleSet) -> tuple[list[ALRule], Seen]:
     """The rules after a run on one process."""
     rules: dict[int, ALRule] = {}
     seen = Seen()
 
-    make = algorithm.rule
+    make = rule_set.rule
 
     def keep(block: int) -> ALRule:
         rule = make(block)
@@ -105,8 +115,8 @@ def trained(job: Job, algorithm: RuleSet) -> tuple[list[ALRule], Seen]:
         rules[block] = rule
         return rule
 
-    algorithm.rule = keep  # type: ignore[method-assign]
-    run(job, algorithm, unrecorded(connect(None, 0, 1, timeout=30), seen))
+    rule_set.rule = keep  # type: ignore[method-assign]
+    run(job, rule_set, unrecorded(connect(None, 0, 1, timeout=30), seen))
     return [rules[k] for k in range(1, N + 1)], seen
 
 
@@ -148,8 +158,8 @@ def accuracy(job: Job, c: Components, i: int, split: str) -> float:
 
 @pytest.mark.parametrize("model", MODELS)
 def test_equals_the_loop_of_the_slides_to_the_bit(model: str) -> None:
-    job, algorithm = prepared(*MODELS[model])
-    rules, seen = trained(job, algorithm)
+    job, rule_set = prepared(*MODELS[model])
+    rules, seen = trained(job, rule_set)
     fresh = prepared(*MODELS[model])[1]
     loop = components([fresh.rule(k) for k in range(1, N + 1)])  # type: ignore[misc]
     expected = slides(job, loop)
@@ -168,9 +178,9 @@ def test_equals_the_loop_of_the_slides_to_the_bit(model: str) -> None:
 
 def test_learning_moves_every_parameter_and_the_components_differ() -> None:
     """Otherwise the test above could compare what stands still, or rows that say the same."""
-    job, algorithm = prepared(*MODELS["mlp"])
+    job, rule_set = prepared(*MODELS["mlp"])
     before = components([prepared(*MODELS["mlp"])[1].rule(k) for k in range(1, N + 1)])  # type: ignore[misc]
-    rules, seen = trained(job, algorithm)
+    rules, seen = trained(job, rule_set)
     for k, rule in enumerate(rules):
         old = (before.f[k], before.g[k], before.b[k], before.h[k])
         for name, module, was in zip("fgbh", parts(rule), old, strict=True):
@@ -180,8 +190,8 @@ def test_learning_moves_every_parameter_and_the_components_differ() -> None:
 
 
 def test_the_reported_accuracy_is_the_one_through_the_top_bridge(pool: Pool) -> None:
-    job, algorithm = prepared(*MODELS["mlp"])
-    rules, _ = trained(job, algorithm)
+    job, rule_set = prepared(*MODELS["mlp"])
+    rules, _ = trained(job, rule_set)
     c = components(rules)
     for ranks in (1, 3):
         summary = summary_of(pool, ranks, "algorithm=al", *MODELS["mlp"])
@@ -220,8 +230,8 @@ def garbage(module: nn.Module) -> None:
 
 
 def test_prediction_needs_the_effective_parameters_and_no_others() -> None:
-    job, algorithm = prepared(*MODELS["mlp"])
-    rules, seen = trained(job, algorithm)
+    job, rule_set = prepared(*MODELS["mlp"])
+    rules, seen = trained(job, rule_set)
     x = torch.cat([job.batches.evaluation_inputs(e) for e in job.batches.test])
     predicted = rows(rules, x)
     y = job.batches.labels_of(job.batches.test)
@@ -245,9 +255,9 @@ def test_prediction_needs_the_effective_parameters_and_no_others() -> None:
 
 
 def test_effective_modules_are_f_and_h_and_the_top_bridge() -> None:
-    _, algorithm = prepared(*MODELS["mlp"])
+    _, rule_set = prepared(*MODELS["mlp"])
     for k in range(1, N + 1):
-        rule = algorithm.rule(k)
+        rule = rule_set.rule(k)
         assert isinstance(rule, ALRule)
         expected = [rule.block, rule.decoder] + ([rule.bridge] if k == N else [])
         assert {id(m) for m in rule.inference_modules} == {id(m) for m in expected}
@@ -269,11 +279,11 @@ def test_effective_and_affiliated_parameters_by_hand(pool: Pool) -> None:
         assert summary["affiliated_parameters"] == g + bridges
 
 
-# What the rule promises to an engine
+# The contract with an engine
 
 
 def system(name: str, optimizer: OptimizerConfig | None = None, seed: int = 1) -> ALRules:
-    rules = AL(dim=9, pool=16).rule_set(rule_context(name, optimizer, seed))
+    rules = AL(dim=9, head=head_config(name)).rule_set(rule_context(name, optimizer, seed))
     assert isinstance(rules, ALRules)
     return rules
 
@@ -390,7 +400,7 @@ def test_making_a_rule_draws_nothing_from_the_global_random_state() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_figures_of_the_system_are_sums() -> None:
+def test_metrics_of_the_network_are_sums() -> None:
     figures = [
         {"loss": 3.0, "associated": 1.0, "autoencoder": 2.0},
         {"loss": 7.0, "associated": 4.0, "autoencoder": 3.0},
@@ -407,7 +417,12 @@ def test_labels_become_one_hot_codes_at_the_bottom_only() -> None:
     assert torch.equal(t, bottom.encoder(codes))
 
 
-@pytest.mark.parametrize(("key", "value"), [("dim", 0), ("pool", 0)])
-def test_wrong_options_are_refused(key: str, value: int) -> None:
-    with pytest.raises(ValueError, match=rf"^algorithm\.{key}=0: must be at least 1 and at most 1048576$"):
-        AL(**{key: value})
+@pytest.mark.parametrize("key", ["algorithm.dim", "algorithm.head.dim", "algorithm.head.width"])
+def test_wrong_options_are_refused(key: str) -> None:
+    with pytest.raises(ValueError, match=rf"^{re.escape(key)}=0: must be at least 1 and at most 1048576$"):
+        load_config(["algorithm=al", f"{key}=0"])
+
+
+def test_the_width_of_the_target_side_is_checked_without_a_configuration_too() -> None:
+    with pytest.raises(ValueError, match=r"^algorithm\.dim=0: must be at least 1 and at most 1048576$"):
+        AL(dim=0)

@@ -1,4 +1,5 @@
 import torch
+
 from counterflow.engine.evaluation import AccuracyMeter
 
 
