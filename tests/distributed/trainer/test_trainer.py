@@ -67,7 +67,7 @@ class Readout(cf.LocalRule):
 def fit(rule: str = "bll", model: Any = network, **options: Any) -> dict[str, Any]:
     """What one rank knows after a small fit."""
     trainer = cf.Trainer(model, rule=RULES[rule](), optimizer=cf.AdamW(lr=1e-2), blocks=4, engine=engine())
-    result = trainer.fit(data(), data(48), **{"epochs": 2, "batch_size": 16, **options})
+    result = trainer.fit(data(), data(48), **{"epochs": 6, "batch_size": 16, **options})
     state = result.state_dict() if result.is_main else {}
     return {"summary": dict(result.summary), "is_main": result.is_main, "state": state}
 
@@ -176,10 +176,10 @@ def test_a_run_directory_holds_the_run_and_refuses_another(tmp_path: Path) -> No
 
 
 def test_a_run_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
-    whole = fit(run_dir=tmp_path / "whole", checkpoint=cf.CheckpointConfig(every=5, keep=9))
-    saved = tmp_path / "whole" / "checkpoints" / "batch-00000010"
-    part = fit(run_dir=tmp_path / "part", checkpoint=cf.CheckpointConfig(every=5), resume=str(saved))
-    assert part["summary"]["resumed_after"] == 10
+    whole = fit(run_dir=tmp_path / "whole", checkpoint=cf.CheckpointConfig(every=20))
+    saved = tmp_path / "whole" / "checkpoints" / "batch-00000040"
+    part = fit(run_dir=tmp_path / "part", checkpoint=cf.CheckpointConfig(every=20), resume=str(saved))
+    assert part["summary"]["resumed_after"] == 40
     assert part["summary"]["fingerprint"] == whole["summary"]["fingerprint"]
 
 
