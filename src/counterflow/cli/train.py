@@ -16,6 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from counterflow.cli.errors import exit_now, exit_with_error, exit_with_usage_error
+from counterflow.cli.exit_status import EXIT_SIGNAL
 from counterflow.cli.hydra_app import job_name, run_hydra, validate
 from counterflow.cli.note_handler import install_cli_logging
 from counterflow.cli.sweep import Sweep
@@ -116,7 +117,7 @@ def main(seconds: float = math.inf) -> None:
                     f"note: {name}: stopped after batch {stop.batches - 1}, with a checkpoint; run.resume=auto goes on",
                     file=sys.stderr,
                 )
-            exit_now(128 + stop.signal)
+            exit_now(EXIT_SIGNAL + stop.signal)
         except ValueError as error:
             exit_with_usage_error(error)
         except Exception as error:
