@@ -22,7 +22,7 @@ def test_the_preset_is_near_backprop(tmp_path: Path) -> None:
     done = torchrun(4, *PRESET, "run.dir=here", cwd=tmp_path, seconds=1800)
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "here" / "summary.json").read_text())
-    backprop = accuracy_of_backprop(build_job(load_config(CONF, [*PRESET, "engine.threads=2"]), 1))
+    backprop = accuracy_of_backprop(build_job(load_config([*PRESET, "engine.threads=2"]), 1))
     print(f"BLL {summary['test_accuracy']:.4f}, blocks {summary['block_accuracy']}, backprop {backprop:.4f}")
     print(f"wait fraction of each rank {summary['wait_fraction']}, {summary['samples_per_second']:.0f} samples/s")
     assert summary["test_accuracy"] > 0.88

@@ -14,7 +14,7 @@ from typing import Any, get_type_hints
 
 import pytest
 import yaml
-from counterflow.cli.launch import main
+from counterflow.cli.train import main
 from hydra.core.config_store import ConfigStore
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
@@ -62,7 +62,7 @@ def as_rank(rank: int, ranks: int, port: int, overrides: list[str], folder: str)
         os.environ.update({name: str(value) for name, value in names.items()})
         os.environ.update(MASTER_ADDR="127.0.0.1", TORCHELASTIC_USE_AGENT_STORE="True")
     sys.argv = ["train.py", *overrides]
-    main(CONF)
+    main()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)

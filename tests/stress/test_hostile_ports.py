@@ -27,7 +27,7 @@ from typing import Any, cast
 import pytest
 import torch
 import torch.distributed as dist
-from counterflow.cli.launch import main
+from counterflow.cli.train import main
 from torch import Tensor
 
 from counterflow.message import HEADER_BYTES, MessageError, MessageKind, Tag, check_header, pack_header
@@ -94,7 +94,7 @@ def as_rank(rank: int, port: int, folder: str, overrides: list[str]) -> None:
         os.dup2(os.open(f"{stream}{rank}", os.O_WRONLY | os.O_CREAT), descriptor)
     os.environ.update(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     sys.argv = ["train.py", *JOB, *overrides]
-    main(CONF)
+    main()
     os._exit(0)
 
 

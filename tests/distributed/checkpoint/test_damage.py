@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from counterflow.engine.execute import BlockError
+from counterflow.engine.run_context import BlockError
 
 from counterflow.checkpoint.atomic_write import sha256
 from counterflow.checkpoint.manifest import block_file
@@ -89,7 +89,7 @@ def test_a_damaged_checkpoint_is_told_and_passed_over(
     action, reason = DAMAGES[damage]
     action(broken / "checkpoints" / "batch-00000008")
     told: list[str] = []
-    config = load_config(CONF, [*SMALL, *OPTIONS, f"run.dir={broken}"])
+    config = load_config([*SMALL, *OPTIONS, f"run.dir={broken}"])
     origin = open_run_dir(build_job(config, 1), broken, told.append)
     origin.directory.close()
     assert origin.batches == 4
@@ -110,7 +110,7 @@ def test_without_a_whole_checkpoint_the_run_begins_anew(pool: Pool, finished: tu
 
 
 def refused(run: Path, *overrides: str) -> str:
-    config = load_config(CONF, [*SMALL, *OPTIONS, f"run.dir={run}", *overrides])
+    config = load_config([*SMALL, *OPTIONS, f"run.dir={run}", *overrides])
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     with pytest.raises(ValueError) as error:  # noqa: PT011  # the message is compared
         open_run_dir(build_job(config, 1), run, lambda text: None)
@@ -133,7 +133,7 @@ def test_another_configuration_is_refused_by_what_differs(broken: Path, override
 
 
 def test_what_cannot_change_the_result_may_change(broken: Path) -> None:
-    config = load_config(CONF, [*SMALL, *OPTIONS, "engine.depth=5", "checkpoint.every=3", "train.log_every=1"])
+    config = load_config([*SMALL, *OPTIONS, "engine.depth=5", "checkpoint.every=3", "train.log_every=1"])
     origin = open_run_dir(build_job(config, 3), broken, lambda text: None)
     origin.directory.close()
     assert origin.batches == 8
@@ -168,7 +168,7 @@ def test_another_version_of_torch_is_told(broken: Path) -> None:
     versions = json.loads((folder / "manifest.json").read_text())["versions"]
     edit("versions", {**versions, "torch": "1.0"})(folder)
     told: list[str] = []
-    origin = open_run_dir(build_job(load_config(CONF, [*SMALL, *OPTIONS]), 1), broken, told.append)
+    origin = open_run_dir(build_job(load_config([*SMALL, *OPTIONS]), 1), broken, told.append)
     origin.directory.close()
     assert told[0].startswith(f"{folder} was computed with torch 1.0, here is {torch.__version__}: ")
 
@@ -241,7 +241,7 @@ def test_what_cannot_be_gone_on_from_leaves_no_trace(
     flip(broken / "checkpoints" / "batch-00000004")
     new = tmp_path / "new"
     named = resume.format(broken=broken, finished=finished[0], new=new)
-    config = load_config(CONF, [*SMALL, *OPTIONS, f"run.resume={named}"])
+    config = load_config([*SMALL, *OPTIONS, f"run.resume={named}"])
     with pytest.raises(ValueError, match=f"^run.resume.*{reason}$"):
         open_run_dir(build_job(config, 1), new, lambda text: None)
     assert not new.exists()

@@ -39,7 +39,7 @@ def test_a_run_outlives_a_disk_without_room(pool: Pool, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", ["/sys/counterflow", "/proc/counterflow", "/dev/null/run"])
 def test_a_place_that_nobody_may_write(path: str) -> None:
-    config = load_config(CONF, [*SMALL, *OPTIONS])
+    config = load_config([*SMALL, *OPTIONS])
     with pytest.raises(ValueError, match=f"^run.dir={path}: must be a folder that can be written [^\n]+$"):
         open_run_dir(build_job(config, 1), Path(path), lambda text: None)
 

@@ -11,15 +11,13 @@ from pathlib import Path
 
 import pytest
 from counterflow.cli.launch import Sweep, launch
-from counterflow.engine.execute import BlockError
+from counterflow.engine.run_context import BlockError
 
 from counterflow.cli.hydra_app import load_config
 from counterflow.config import TrainConfig
-from tests.distributed.cli.test_launch import PROGRAM, ROOT, errors, start, torchrun
-from tests.helpers.processes import CONF
+from tests.helpers.launch import PROGRAM, STAGES, errors, forked, forked_torchrun, start
 
 QUICK = ("train.steps=3", "run.display=false")
-STAGES = str(ROOT / "launch" / "stages.py")
 
 
 def files(folder: Path) -> set[str]:
@@ -153,7 +151,7 @@ def test_a_stage_begins_nothing_after_its_time(tmp_path: Path) -> None:
 def fingerprint(tmp_path: Path):  # type: ignore[no-untyped-def]  # a function of overrides
     def of(name: str, *overrides: str) -> object:
         options = [*QUICK, "model.dropout=0.2", "engine.threads=1", f"run.dir={tmp_path / name}"]
-        launch(load_config(CONF, [*options, *overrides]))
+        launch(load_config([*options, *overrides]))
         return summary(tmp_path / name)["fingerprint"]
 
     return of
@@ -187,7 +185,7 @@ def test_a_stage_begins_no_run_that_would_outlast_it(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("counterflow.cli.launch.run_job", run)
     sweep = Sweep(ends=100.0)
     for name in "abc":
-        sweep._launch(load_config(CONF, ["checkpoint.every=0"]), tmp_path / name)
+        sweep._launch(load_config(["checkpoint.every=0"]), tmp_path / name)
     assert (sweep.ran, sweep.remaining, sweep.status) == (2, 1, 75)
 
 

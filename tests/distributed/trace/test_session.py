@@ -233,7 +233,7 @@ def test_a_resumed_run_leaves_what_it_did_itself(pool: Pool, tmp_path: Path) -> 
 
 def halted_rank(rank: int, size: int, store_path: str, overrides: list[str], folder: Path) -> int:
     """A rank of a run of which the first one is told to end; after how many batches it did."""
-    config = load_config(CONF, [*overrides, f"run.dir={folder}"])
+    config = load_config([*overrides, f"run.dir={folder}"])
     job = build_job(config, size)
     comm = connect(dist.FileStore(store_path, size), rank, size, timeout=config.engine.timeout)
     if rank == 0:

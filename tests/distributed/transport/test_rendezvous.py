@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from counterflow.cli.launch import main
+from counterflow.cli.train import main
 from torch.distributed import TCPStore
 
 from counterflow.rank_info import RankInfo
@@ -222,7 +222,7 @@ def train_until_the_store_dies(rank: int, size: int, store_path: str, port: int,
     if rank < 2:
         os.environ.update(by_hand(rank, 2, port, TORCHELASTIC_USE_AGENT_STORE="True"))
         sys.argv = ["train.py", *overrides]
-        main(CONF)
+        main()
     store, metrics = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False), Path("run/metrics.jsonl")
     while not (metrics.exists() and metrics.stat().st_size):
         time.sleep(0.1)

@@ -43,7 +43,7 @@ def jobs(preset: str, scale: str) -> Iterator[tuple[str, ...]]:
 
 @cache
 def of(preset: str, scale: str, *job: str) -> TrainConfig:
-    return load_config(CONF, [f"experiment={preset}", f"scale={scale}", *job])
+    return load_config([f"experiment={preset}", f"scale={scale}", *job])
 
 
 def test_there_is_a_preset_for_every_figure() -> None:

@@ -128,18 +128,18 @@ REFUSED = [
 @pytest.mark.parametrize(("overrides", "message"), REFUSED, ids=[" ".join(overrides) for overrides, _ in REFUSED])
 def test_refused(overrides: list[str], message: str) -> None:
     with pytest.raises(ValueError) as error:  # noqa: PT011  # the whole message is compared
-        load_config(CONF, overrides)
+        load_config(overrides)
     assert str(error.value) == message
 
 
 def test_an_unknown_data_set_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^data\.name=nope: allowed are digits, fashion_mnist\b[^\n]*$"):
-        load_config(CONF, ["data.name=nope"])
+        load_config(["data.name=nope"])
 
 
 def test_target_depth_needs_one_place_where_nothing_is_late() -> None:
     with pytest.raises(ValueError, match=r"^engine\.target_depth=0: must be at least \S*=?1\b[^\n]*$"):
-        load_config(CONF, ["engine.target_depth=0", "engine.lag=exact"])
+        load_config(["engine.target_depth=0", "engine.lag=exact"])
 
 
 EDGES: list[dict[str, Any]] = [
@@ -202,7 +202,7 @@ EDGES: list[dict[str, Any]] = [
 @pytest.mark.parametrize("values", EDGES)
 def test_the_edge_of_what_is_allowed_is_taken(values: dict[str, Any]) -> None:
     overrides = [f"{key}={'null' if value is None else value}" for key, value in values.items()]
-    config = asdict(load_config(CONF, overrides))
+    config = asdict(load_config(overrides))
     for key, value in values.items():
         found: Any = config
         for name in key.split("."):
