@@ -51,9 +51,7 @@ class Elastic:
     log: Path
 
     @classmethod
-    def start(
-        cls, ranks: int, log: Path, *overrides: str, restarts: int = 0, cwd: Path | None = None
-    ) -> "Elastic":
+    def start(cls, ranks: int, log: Path, *overrides: str, restarts: int = 0, cwd: Path | None = None) -> "Elastic":
         """Start ``launch/train.py`` on ``ranks`` processes.
 
         Args:

@@ -197,9 +197,7 @@ def run_script(path: str, arguments: Sequence[str]) -> None:
     runpy.run_path(path, run_name="__main__")
 
 
-def run_rank(
-    rank: int, ranks: int, store_path: str, port: int, overrides: Sequence[str], agent: bool = False
-) -> None:
+def run_rank(rank: int, ranks: int, store_path: str, port: int, overrides: Sequence[str], agent: bool = False) -> None:
     """``launch/train.py`` as one of the ranks that meet at ``port``, in the folder ``work`` beside the store.
 
     Args:

@@ -9,7 +9,6 @@ from counterflow.cli.hydra_app import load_config
 from counterflow.engine.job import build_job
 from tests.distributed.cli.test_launch import torchrun
 from tests.helpers.backprop import accuracy_of_backprop
-from tests.helpers.processes import CONF
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 PRESET = ("experiment=fashion_mnist", f"data.root={DEBIAN}")

@@ -27,16 +27,15 @@ from typing import Any, cast
 import pytest
 import torch
 import torch.distributed as dist
-from counterflow.cli.train import main
 from torch import Tensor
 
+from counterflow.cli.train import main
 from counterflow.message import HEADER_BYTES, MessageError, MessageKind, Tag, check_header, pack_header
 from counterflow.topology import Edge, Stream
 from counterflow.transport import ChannelError, MessageLayout, RemoteReceiver, TensorSpec
 from counterflow.transport.buffers import CpuGloo
 from counterflow.transport.remote import P2PEndpoint
 from counterflow.transport.watchdog import Watchdog
-from tests.helpers.processes import CONF
 
 JOB = [
     "train.steps=300",

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 import torch
-from counterflow.engine.run_context import BlockError
 
 from counterflow.checkpoint.atomic_write import sha256
 from counterflow.checkpoint.manifest import block_file
 from counterflow.cli.hydra_app import load_config
+from counterflow.engine.run_context import BlockError
 from counterflow.rank_info import RankInfo
 from counterflow.trainer.job_builder import load_job
 from counterflow.trainer.resume import ResumePoint, open_run_dir

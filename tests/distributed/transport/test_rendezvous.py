@@ -14,15 +14,15 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from counterflow.cli.train import main
 from torch.distributed import TCPStore
 
+from counterflow.cli.train import main
 from counterflow.rank_info import RankInfo
 from counterflow.topology import Topology
 from counterflow.transport import ChannelError, connect, rendezvous
 from counterflow.transport.interfaces import interfaces, listen
 from tests.helpers.links import DOWN, ROWS, UP, batches, filled, rows, same_bits
-from tests.helpers.processes import CONF, Ended, run_fresh
+from tests.helpers.processes import Ended, run_fresh
 from tests.stress.test_hostile_ports import free_port, listening
 
 LOOPBACK = next(name for _, name in socket.if_nameindex() if name in ("lo", "lo0"))

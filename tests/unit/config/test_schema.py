@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 
 from counterflow.cli.hydra_app import load_config
-from tests.helpers.processes import CONF
 
 CNN = "model=cnn"
 SGD = "optimizer=sgd"
