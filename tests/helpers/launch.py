@@ -14,7 +14,7 @@ STAGES = str(ROOT / "launch" / "stages.py")
 
 Done = subprocess.CompletedProcess[str]
 
-__all__ = ["PROGRAM", "ROOT", "STAGES", "Done", "errors", "forked", "forked_torchrun", "start", "torchrun"]
+__all__ = ["PROGRAM", "ROOT", "STAGES", "Done", "errors", "forked", "forked_torchrun", "running", "start", "torchrun"]
 
 
 def forked(
@@ -29,9 +29,14 @@ def forked(
         seconds: The test fails if it takes longer.
         environment: Variables on top of those of the test.
     """
-    with Fresh(1, _run, program, arguments, str(cwd), dict(environment or {})) as run:
+    with running(program, *arguments, cwd=cwd, environment=environment) as run:
         (ended,) = run.wait(seconds)
     return Done([program, *arguments], ended.status, ended.stdout, ended.stderr)
+
+
+def running(program: str, *arguments: str, cwd: Path, environment: Mapping[str, str] | None = None) -> Fresh:
+    """Start a program as `forked` does, as the only process of a `Fresh`."""
+    return Fresh(1, _run, program, arguments, str(cwd), dict(environment or {}))
 
 
 def _run(
@@ -43,10 +48,10 @@ def _run(
 
 
 def forked_torchrun(ranks: int, *overrides: str, cwd: Path, seconds: float = 100) -> Done:
-    """Run ``launch/train.py`` under torchrun's agent, forked as well; both outputs of the ranks are in ``stderr``."""
+    """Run ``launch/train.py`` under torchrun's agent, forked as well. Both outputs of the ranks are in both streams."""
     job = Elastic.start(ranks, cwd.parent / f"{cwd.name}.log", *overrides, cwd=cwd)
     status = job.wait(seconds)
-    return Done([PROGRAM, *overrides], status, "", job.output())
+    return Done([PROGRAM, *overrides], status, job.output(), job.output())
 
 
 def start(*command: str, cwd: Path, seconds: float = 100) -> Done:

@@ -1,6 +1,7 @@
 """The programs as a user starts them."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,12 +15,13 @@ def root_cause(done: Done) -> str:
 
 
 @pytest.mark.parametrize(
-    ("options", "accuracy"), [(("train.steps=300",), 0.95), pytest.param((), 0.97, marks=pytest.mark.slow)]
+    ("launch", "options", "accuracy"),
+    [(forked_torchrun, ("train.steps=300",), 0.95), pytest.param(torchrun, (), 0.97, marks=pytest.mark.slow)],
 )
 def test_the_default_run_learns_the_digits_on_four_processes(
-    tmp_path: Path, options: tuple[str, ...], accuracy: float
+    tmp_path: Path, launch: Callable[..., Done], options: tuple[str, ...], accuracy: float
 ) -> None:
-    done = torchrun(4, "run.dir=here", *options, cwd=tmp_path)
+    done = launch(4, "run.dir=here", *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "here" / "summary.json").read_text())
     assert summary["test_accuracy"] >= accuracy

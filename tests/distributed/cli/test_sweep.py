@@ -4,9 +4,8 @@ import gc
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ from counterflow.cli.sweep import Sweep
 from counterflow.cli.train import run_job
 from counterflow.config import TrainConfig
 from counterflow.engine.run_context import BlockError
-from tests.helpers.launch import PROGRAM, STAGES, errors, forked, forked_torchrun
+from tests.helpers.launch import PROGRAM, STAGES, errors, forked, forked_torchrun, running
 
 QUICK = ("train.steps=3", "run.display=false")
 
@@ -109,14 +108,16 @@ def test_a_job_that_fails_is_not_the_end_of_the_others(tmp_path: Path) -> None:
 
 
 def test_an_interrupt_ends_the_whole_sweep(tmp_path: Path) -> None:
-    command = [sys.executable, PROGRAM, "-m", "seed=1,2,3", "train.epochs=1000", "run.display=false", "run.dir=here"]
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "here/seed=1,train.epochs=1000: begins\n"
-        process.send_signal(signal.SIGINT)
-        rest, _ = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGINT
-    assert rest == ""
+    command = (PROGRAM, "-m", "seed=1,2,3", "train.epochs=1000", "run.display=false", "run.dir=here")
+    begins = "here/seed=1,train.epochs=1000: begins\n"
+    with running(*command, cwd=tmp_path) as sweep:
+        while sweep.text(0, "out") != begins:
+            assert sweep.poll(0.01), sweep.texts()
+            assert time.monotonic() - sweep.started < 60, sweep.texts()
+        os.kill(sweep.pids[0], signal.SIGINT)
+        (ended,) = sweep.wait(90)
+    assert ended.status == 128 + signal.SIGINT
+    assert ended.stdout == begins
 
 
 @pytest.mark.parametrize(

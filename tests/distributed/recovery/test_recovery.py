@@ -5,8 +5,6 @@ import random
 import signal
 from pathlib import Path
 
-import pytest
-
 from tests.helpers.elastic import Elastic, children
 from tests.helpers.kills import (
     JOB,
@@ -19,12 +17,6 @@ from tests.helpers.kills import (
     unbroken_run,
     until_checkpoint,
 )
-
-
-@pytest.fixture(scope="module")
-def unbroken(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, float]:
-    """Fingerprint of a run without recovery, and its seconds."""
-    return unbroken_run(tmp_path_factory.mktemp("unbroken"), "plain", *JOB)
 
 
 def test_recovery_changes_no_bit_of_a_run_that_loses_nothing(tmp_path: Path, unbroken: tuple[str, float]) -> None:

@@ -21,8 +21,8 @@ from counterflow.topology import Topology
 from counterflow.transport import ChannelError, connect, rendezvous
 from counterflow.transport.interfaces import interfaces, listen
 from tests.helpers.links import DOWN, ROWS, UP, batches, filled, rows, same_bits
-from tests.helpers.processes import Ended, by_hand, run_fresh, run_rank
 from tests.helpers.ports import free_port, listening
+from tests.helpers.processes import Ended, by_hand, run_fresh, run_rank
 
 LOOPBACK = next(name for _, name in socket.if_nameindex() if name in ("lo", "lo0"))
 ONE_NODE = RankInfo(size=2, local_size=2)
@@ -214,7 +214,10 @@ def train_until_the_store_dies(rank: int, size: int, store_path: str, port: int,
     """Ranks 0 and 1 train; the third process hosts their store, as torchrun's agent does, and is killed meanwhile."""
     if rank < 2:
         run_rank(rank, 2, store_path, port, overrides, agent=True)
-    store, metrics = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False), Path(store_path).parent / "work" / "run" / "metrics.jsonl"
+    store, metrics = (
+        TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False),
+        Path(store_path).parent / "work" / "run" / "metrics.jsonl",
+    )
     while not (metrics.exists() and metrics.stat().st_size):
         time.sleep(0.1)
     time.sleep(0.5)
