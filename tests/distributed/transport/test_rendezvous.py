@@ -214,10 +214,8 @@ def train_until_the_store_dies(rank: int, size: int, store_path: str, port: int,
     """Ranks 0 and 1 train; the third process hosts their store, as torchrun's agent does, and is killed meanwhile."""
     if rank < 2:
         run_rank(rank, 2, store_path, port, overrides, agent=True)
-    store, metrics = (
-        TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False),
-        Path(store_path).parent / "work" / "run" / "metrics.jsonl",
-    )
+    store = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
+    metrics = Path(store_path).parent / "work" / "run" / "metrics.jsonl"
     while not (metrics.exists() and metrics.stat().st_size):
         time.sleep(0.1)
     time.sleep(0.5)
