@@ -27,10 +27,10 @@ def fingerprint(run: Path) -> str:
     return text
 
 
-def unbroken_run(folder: Path, name: str, *options: str) -> tuple[str, float]:
+def unbroken_run(folder: Path, name: str, *options: str, ranks: int = RANKS) -> tuple[str, float]:
     """Fingerprint of a job that nothing disturbs, and its seconds."""
     start = time.monotonic()
-    job = Elastic.start(RANKS, folder / f"{name}.log", *options, f"run.dir={folder / name}")
+    job = Elastic.start(ranks, folder / f"{name}.log", *options, f"run.dir={folder / name}")
     assert job.wait(LIMIT) == 0, job.output()
     return fingerprint(folder / name), time.monotonic() - start
 
