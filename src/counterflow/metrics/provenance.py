@@ -74,6 +74,8 @@ def _digest(content: Mapping[str, Any]) -> str:
 
 def versions(device: "torch.device") -> dict[str, str | None]:
     """Software and hardware that may round differently elsewhere."""
+    import torch
+
     return {
         "counterflow": version("counterflow"),
         "python": platform.python_version(),
@@ -86,6 +88,8 @@ def versions(device: "torch.device") -> dict[str, str | None]:
 def hardware(device: "torch.device") -> str:
     """Name of the GPU, or model and number of cores of the CPU."""
     if device.type == "cuda":
+        import torch
+
         return torch.cuda.get_device_name(device)
     return f"{_processor()}, {os.cpu_count()} cores"
 
