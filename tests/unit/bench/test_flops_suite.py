@@ -1,14 +1,11 @@
 """FLOPs of the suite ``flops``, compared with sums by hand, and the goal of pooled heads."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from counterflow.bench.case import count_flops
 from counterflow.bench.cases import CaseFactory
-
-CONF = Path(__file__).parents[2] / "conf"
 
 
 class OneRank:
@@ -17,7 +14,7 @@ class OneRank:
 
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory: pytest.TempPathFactory) -> CaseFactory:
-    factory = CaseFactory(CONF, tmp_path_factory.mktemp("images"))
+    factory = CaseFactory(tmp_path_factory.mktemp("images"))
     factory.write_images(64, pixels=32, channels=3)
     return factory
 

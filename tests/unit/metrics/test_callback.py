@@ -2,8 +2,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from counterflow.engine.execute import BlockError
 
+from counterflow.engine.run_context import BlockError
 from counterflow.metrics.callback import Callback, CallbackError, RunInfo, notify
 from counterflow.metrics.progress_display import ProgressDisplay
 from tests.helpers.runs import SMALL, train_rank

@@ -4,20 +4,19 @@ import hydra
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-from counterflow.cli.hydra_app import check, load_config
+from counterflow.cli.hydra_app import conf_dir, load_config, validate
 from counterflow.planner.options import Cluster, PlanConfig
-from tests.helpers.processes import CONF
 
 
 def options(*overrides: str) -> PlanConfig:
     GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        return check(hydra.compose("plan", list(overrides)), PlanConfig)
+    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return validate(hydra.compose("plan", list(overrides)), PlanConfig)
 
 
 def test_the_run_that_is_planned_is_the_one_of_the_other_program() -> None:
     overrides = ("model=cnn", "train.batch_size=64", "optimizer=sgd", "engine.lag=3")
-    planned, trained = options(*overrides).training(1), load_config(CONF, list(overrides))
+    planned, trained = options(*overrides).training(1), load_config(list(overrides))
     assert (planned.algorithm, planned.model, planned.data) == (trained.algorithm, trained.model, trained.data)
     assert (planned.train, planned.optimizer) == (trained.train, trained.optimizer)
     assert (planned.engine.lag, planned.engine.threads) == (3, 1)
