@@ -129,7 +129,8 @@ class BLLRules(RuleSet):
         for dim in self._dims[:-1]:
             if dim % self._multiple:
                 raise ValueError(
-                    f"algorithm.latent.categories={self._multiple}: must divide {dim}, the dimensions of a block's latent"
+                    f"algorithm.latent.categories={self._multiple}: must divide {dim}, the dimensions of a block's "
+                    "latent"
                 )
 
     def rule(self, block: int) -> LocalRule:

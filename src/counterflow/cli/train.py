@@ -145,3 +145,7 @@ def _begin_time() -> datetime:
         except (OSError, StopIteration):  # not Linux
             pass
     return datetime.now()
+
+
+if __name__ == "__main__":
+    main()

@@ -32,8 +32,10 @@ class Flops:
 
 
 def backprop(block: nn.Module, example: Tensor, bottom: bool) -> Flops:
-    """FLOPs of a block in an end-to-end network. ``example`` is a batch of `SAMPLES` inputs; at the ``bottom`` of the network
-    they need no gradient."""
+    """FLOPs of a block in an end-to-end network.
+
+    ``example`` is a batch of `SAMPLES` inputs; at the ``bottom`` of the network they need no gradient.
+    """
     block = copy.deepcopy(block).train()
     source = example.detach().requires_grad_(not bottom and example.is_floating_point())
     with torch.random.fork_rng(devices=[]), flop_counter() as counter:

@@ -1,0 +1,5 @@
+"""``python -m counterflow`` is the ``counterflow`` command."""
+
+from counterflow.cli.main import main
+
+main()

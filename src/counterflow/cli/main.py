@@ -1,0 +1,40 @@
+"""The ``counterflow`` command: one word for each program, and ``train`` on several processes."""
+
+import sys
+from importlib import import_module
+
+_COMMANDS = {
+    "train": ("counterflow.cli.launch", "train a network, on one process or with --ranks N on several"),
+    "plan": ("counterflow.planner.cli", "choose blocks, cut, lag and depth for a set of machines"),
+    "bench": ("counterflow.bench.cli", "measure cases side by side"),
+    "doctor": ("counterflow.doctor.cli", "check a machine before a run"),
+    "report": ("counterflow.report.cli", "write tables and figures of finished runs"),
+}
+_USAGE = """\
+usage: counterflow COMMAND [OPTIONS]
+
+  counterflow train --ranks 4 algorithm=bll model=mlp
+  counterflow report runs/* --out runs/report
+
+commands (each has --help):
+{commands}"""
+
+
+def main() -> None:
+    """Run the command that the first argument names."""
+    command = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if command in _COMMANDS:
+        module, _ = _COMMANDS[command]
+        sys.argv = [f"counterflow {command}", *sys.argv[2:]]
+        program = import_module(module).main
+        sys.exit(program(sys.argv[1:]) if command in ("doctor", "report", "train") else program())
+    usage = _USAGE.format(commands="\n".join(f"  {name:8} {text}" for name, (_, text) in _COMMANDS.items()))
+    if command in ("--help", "-h"):
+        print(usage)
+        return
+    print(f"error: {command}: no such command, allowed are {', '.join(_COMMANDS)}", file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
