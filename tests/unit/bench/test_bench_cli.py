@@ -1,5 +1,6 @@
 """Options, goals and errors of the benchmark command line."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -88,3 +89,4 @@ def test_a_wrong_option_prints_one_line(monkeypatch: pytest.MonkeyPatch, capsys:
         main()
     assert exit_info.value.code == 2
     assert capsys.readouterr().err.startswith("error: suite=fast: allowed are all, cpu2")
+    assert not logging.getLogger("counterflow.metrics.tensorboard").disabled, "hydra silences the library's warnings"
