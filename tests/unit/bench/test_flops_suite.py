@@ -25,7 +25,7 @@ def cost(cases: CaseFactory, *options: str) -> Any:
 
 
 def test_a_network_of_one_layer_by_hand(cases: CaseFactory) -> None:
-    options = ("model=cnn", "model.channels=[4]", "model.strides=[1]", "blocks=2", "algorithm.latent.convolutions=0")
+    options = ("model=cnn", "model.channels=[4]", "model.strides=[1]", "blocks=2", "algorithm.head.convolutions=0")
     flops = cost(cases, *options)
     forward = 2 * 32 * 32 * 4 * 3 * 9 + 2 * 4 * 10
     assert flops.forward == forward
@@ -36,7 +36,7 @@ def test_a_network_of_one_layer_by_hand(cases: CaseFactory) -> None:
 
 def test_pooled_heads_cost_little_and_deeper_ones_more(cases: CaseFactory) -> None:
     options = ("model=resnet20", "blocks=4")
-    pooled, deep = (cost(cases, *options, f"algorithm.latent.convolutions={n}") for n in (0, 3))
+    pooled, deep = (cost(cases, *options, f"algorithm.head.convolutions={n}") for n in (0, 3))
     assert pooled.backprop == deep.backprop
     assert pooled.learning / pooled.backprop - 1 <= 0.08
     assert deep.learning > pooled.learning
