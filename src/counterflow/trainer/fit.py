@@ -19,7 +19,7 @@ from counterflow.config import TrainConfig
 from counterflow.engine.cost import Flops
 from counterflow.engine.factory import build_engine, choose_partition
 from counterflow.engine.job import Job
-from counterflow.engine.result import RankResult
+from counterflow.engine.rank_result import RankResult
 from counterflow.engine.run_context import PreemptedError, RunContext, WaitTimes
 from counterflow.metrics import provenance
 from counterflow.metrics.block_metrics import BlockMetrics, StepMetrics

@@ -62,7 +62,7 @@ def test_slow_batches_come_to_all_blocks_alike_and_are_the_same_for_part_of_them
         ("model.cut=profile", "model.cut=profile: is what the plan finds, allowed is flops"),
         ("engine.lag=exact", "engine.lag=exact: runs on one process, allowed are whole numbers of at least 1"),
         ("engine.target_depth=4", "engine.target_depth=4: is the lag of a plan, allowed is null"),
-        ("algorithm=bp", "algorithm=bp: allowed are al, bll, predsim"),
+        ("algorithm=bp", "algorithm=bp: allowed are custom, al, bll, predsim"),
     ],
 )
 def test_what_makes_no_sense_is_refused_in_one_line(override: str, message: str) -> None:
