@@ -1,4 +1,4 @@
-"""What values may be. Errors are ``ValueError`` of one line: the key, the value, and what is allowed."""
+"""Checks of option values. Errors are ``ValueError`` of one line: the key, the value, and what is allowed."""
 
 from collections.abc import Collection
 

@@ -44,7 +44,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Start:
-    """Where all ranks begin, as rank 0 found it."""
+    """Starting point of all ranks, found by rank 0."""
 
     cut: tuple[int, ...]
     path: Path | None
@@ -55,7 +55,7 @@ class _Start:
 
 @dataclass(frozen=True)
 class ProcessControl:
-    """How signals and restarts reach a run."""
+    """Signals and restarts of a run's process."""
 
     signals: Signals | None = None
     """End the run after a checkpoint, if it writes any."""

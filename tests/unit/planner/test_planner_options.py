@@ -1,4 +1,4 @@
-"""What a plan may be asked for."""
+"""Options of a plan, and their limits."""
 
 import hydra
 import pytest

@@ -1,4 +1,4 @@
-"""When bounded channels block each other: never in a column that the configuration allows, and told when they do."""
+"""Deadlocks of bounded channels: none under an allowed configuration, and reported elsewhere."""
 
 from dataclasses import replace
 
