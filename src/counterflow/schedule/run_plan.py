@@ -39,7 +39,7 @@ class RunPlan:
         assert 0 <= self.start < self.batches
 
     def lead(self, block: int) -> int:
-        """``D_k``: how many batches before its activation a target leaves block ``block`` for the one below."""
+        """``D_k``: number of batches by which a target leaves ``block`` for the block below before its activation."""
         return self.lag * (block - 1) if self.targets_down else 0
 
     @property
