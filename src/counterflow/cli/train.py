@@ -24,7 +24,6 @@ from counterflow.engine.run_context import PreemptedError
 from counterflow.metrics.callback import Callback
 from counterflow.metrics.progress_display import ProgressDisplay
 from counterflow.rank_info import RankInfo
-from counterflow.recovery.supervisor import supervise
 from counterflow.signals import Signals
 from counterflow.trainer.fit import ProcessControl
 from counterflow.trainer.result import FitResult
@@ -103,6 +102,8 @@ def main(seconds: float = math.inf) -> None:
                 return
             config, control = validate(composed, TrainConfig), ProcessControl(signals)
             if config.engine.recovery == "rank" and RankInfo.from_env().size > 1:
+                from counterflow.recovery.supervisor import supervise  # opt-in: nothing of it on the main path
+
                 # One directory for all processes that will be this rank.
                 config = replace(config, run=replace(config.run, dir=config.run.dir or _new_run_dir(config)))
                 restarted = supervise(signals, RankInfo.from_env().rank)  # returns in a process of its own
