@@ -12,7 +12,7 @@ from counterflow.config.validators import LARGEST, fraction, one_of, size
 class ModelConfig:
     name: str = MISSING
     cut: Any = "flops"
-    """Rule by which layers are shared out: ``flops``, ``parameters``, ``profile``, or the number of layers of every block."""
+    """Split of layers into blocks: ``flops``, ``parameters``, ``profile``, or the number of layers of every block."""
 
     def __post_init__(self) -> None:
         if isinstance(self.cut, str):

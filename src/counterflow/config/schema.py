@@ -121,7 +121,7 @@ OPTIMIZERS = (AdamW, SGD)
 @dataclass(kw_only=True)
 class EngineConfig:
     lag: Any = 2
-    """Number of batches by which a target message leaves earlier, per hop; ``exact`` is the locked algorithm on one process."""
+    """Batches by which a target message leaves earlier, per hop; ``exact`` is the locked algorithm on one process."""
     depth: int = 2
     """Activation messages that a receiver accepts ahead of the block that takes them."""
     target_depth: int | None = None
@@ -213,7 +213,7 @@ class RunConfig:
     """Run directory; by default a new one under ``runs/``, named by rank 0. Of a sweep, the folder with all of its
     runs; by default ``runs/EXPERIMENT-SCALE``."""
     resume: str = "auto"
-    """``auto`` goes on from the newest complete checkpoint of the run directory; ``never`` refuses a directory that holds
+    """``auto`` goes on from the latest whole checkpoint of the run directory; ``never`` refuses a directory that holds
     a run; else the folder of a checkpoint, or of the run that wrote it, that a new run goes on from."""
     experiment: str | None = None
     """Name of the preset under ``conf/experiment``; each sets it itself."""
@@ -242,7 +242,7 @@ class TrainConfig:
     """Order of work on the ranks: ``free`` for local rules, a pipeline schedule of torch or ``naive`` for end-to-end
     references. ``auto`` is ``free`` and ``1f1b``."""
     trace: bool = False
-    """Record the actions of every rank with their times: ``trace.json`` for Perfetto and ``timeline.png`` in the run directory."""
+    """Record the times of all actions: ``trace.json`` for Perfetto and ``timeline.png`` in the run directory."""
     algorithm: AlgorithmConfig = MISSING
     model: ModelConfig = MISSING
     data: DataConfig = MISSING
