@@ -19,7 +19,7 @@ from counterflow.config import TrainConfig
 from counterflow.engine.cost import Flops
 from counterflow.engine.factory import build_engine, choose_partition
 from counterflow.engine.job import Job
-from counterflow.engine.result import RankResult
+from counterflow.engine.rank_result import RankResult
 from counterflow.engine.run_context import PreemptedError, RunContext, WaitTimes
 from counterflow.metrics import provenance
 from counterflow.metrics.block_metrics import BlockMetrics, StepMetrics
@@ -45,7 +45,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Start:
-    """Where all ranks begin, as rank 0 found it."""
+    """Starting point of all ranks, found by rank 0."""
 
     cut: tuple[int, ...]
     path: Path | None
@@ -56,7 +56,7 @@ class _Start:
 
 @dataclass(frozen=True)
 class ProcessControl:
-    """How signals and restarts reach a run."""
+    """Signals and restarts of a run's process."""
 
     signals: Signals | None = None
     """End the run after a checkpoint, if it writes any."""

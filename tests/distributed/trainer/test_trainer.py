@@ -65,7 +65,7 @@ class Readout(cf.LocalRule):
 
 
 def fit(rule: str = "bll", model: Any = network, **options: Any) -> dict[str, Any]:
-    """What one rank knows after a small fit."""
+    """Results of one rank after a small fit."""
     trainer = cf.Trainer(model, rule=RULES[rule](), optimizer=cf.AdamW(lr=1e-2), blocks=4, engine=engine())
     result = trainer.fit(data(), data(48), **{"epochs": 6, "batch_size": 16, **options})
     state = result.state_dict() if result.is_main else {}

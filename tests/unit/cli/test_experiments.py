@@ -26,7 +26,7 @@ CHOICES = {"heads"}
 
 @cache
 def sweep(preset: str, scale: str) -> dict[str, list[str]]:
-    """What hydra sweeps over if the command names only the preset and the scale."""
+    """Overrides that hydra sweeps over if the command names only the preset and the scale."""
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         composed = hydra.compose("train", [f"experiment={preset}", f"scale={scale}"], return_hydra_config=True)
