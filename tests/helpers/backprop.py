@@ -12,7 +12,7 @@ from counterflow.engine.job import Job
 def accuracy_of_backprop(job: Job) -> float:
     """Train a copy of ``job.network`` end to end on cross entropy; its accuracy on the test data."""
     network = copy.deepcopy(job.network)
-    optimizer = BlockOptimizer(network.parameters(), job.config.optimizer, job.plan.batches)
+    optimizer = BlockOptimizer(network.parameters(), job.optimizer, job.plan.batches)
     for n in range(job.plan.batches):
         loss = F.cross_entropy(network(job.batches.inputs(n)), job.batches.labels(n))
         torch.autograd.backward(loss)

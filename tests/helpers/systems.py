@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Categorical, Distribution, Independent, Normal
 
-from counterflow.algorithms.bll import BLL, BLLConfig
-from counterflow.algorithms.rule import MessageSpec, Payload, Shape, Task
-from counterflow.config import SGD, FeedbackConfig, LatentConfig, OptimizerConfig
+from counterflow.algorithms.bll import BLL, BLLRules
+from counterflow.algorithms.rule import MessageSpec, Payload, RuleContext, Shape, Task
+from counterflow.config import SGD, FeedbackConfig, HeadConfig, LatentConfig, OptimizerConfig
 
 CLASSES = 5
 CATEGORIES = 2
@@ -64,6 +64,21 @@ CASES = {
 }
 
 
+def rule_context(name: str, optimizer: OptimizerConfig | None = None, seed: int = 1) -> RuleContext:
+    """The network of a case, its blocks made anew with the same weights."""
+    case = CASES[name]
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        blocks = case.blocks()
+    return RuleContext(blocks, case.shapes, case.task, optimizer or SGD(), BATCHES, seed)
+
+
+def head_config(name: str) -> HeadConfig:
+    """The heads of a case: one convolution where its name says so, else pooling alone."""
+    convolutional = name == "maps, convolutional heads"
+    return HeadConfig(convolutions=int(convolutional), width=10, dim=10 if convolutional else 16)
+
+
 def system(
     name: str,
     *,
@@ -71,18 +86,13 @@ def system(
     optimizer: OptimizerConfig | None = None,
     feedback: FeedbackConfig | None = None,
     seed: int = 1,
-) -> BLL:
-    """The learning system of a case, its blocks made anew with the same weights."""
-    case = CASES[name]
-    with torch.random.fork_rng():
-        torch.manual_seed(7)
-        blocks = case.blocks()
-    convolutional = name == "maps, convolutional heads"
-    latent = LatentConfig(
-        family=family, categories=CATEGORIES, convolutions=int(convolutional), width=10, dim=10 if convolutional else 16
-    )
-    config = BLLConfig(latent=latent, feedback=feedback or FeedbackConfig(hidden=9))
-    return BLL(config, optimizer or SGD(), blocks, case.shapes, case.task, BATCHES, seed)
+) -> BLLRules:
+    """The rules of BLL for a case, its blocks made anew with the same weights."""
+    latent = LatentConfig(family=family, categories=CATEGORIES)
+    bll = BLL(head=head_config(name), latent=latent, feedback=feedback or FeedbackConfig(hidden=9))
+    rules = bll.rule_set(rule_context(name, optimizer, seed))
+    assert isinstance(rules, BLLRules)
+    return rules
 
 
 def inputs(name: str, block: int, batch: int = 4) -> Payload:

@@ -10,7 +10,7 @@ Component i has ``f_i`` (the forward block), ``b_i`` (bridge), and on the target
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -27,11 +27,11 @@ from counterflow.algorithms.rule import (
     Prediction,
     RuleContext,
     RuleSet,
-    Shape,
     Target,
 )
+from counterflow.config import HeadConfig
 from counterflow.config.validators import size
-from counterflow.models.head import pooling
+from counterflow.models.head import Head
 
 
 @dataclass(kw_only=True)
@@ -41,15 +41,14 @@ class AL(LocalAlgorithm):
     name: str = "al"
     dim: int = 128
     """Width of the target's side, ``t_1 .. t_N``."""
-    pool: int = 2048
-    """Feature maps are pooled for the bridge until they have at most so many dimensions."""
+    head: HeadConfig = field(default_factory=HeadConfig)
+    """The bridge is this head, a linear layer and tanh."""
 
     predicts_down = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for key, value in (("dim", self.dim), ("pool", self.pool)):
-            size(f"algorithm.{key}", value, 1)
+        size("algorithm.dim", self.dim, 1)
 
     def rule_set(self, context: RuleContext) -> RuleSet:
         return ALRules(self, context)
@@ -67,7 +66,8 @@ class ALRule(LocalRule):
         dim = config.dim
         below = context.classes if context.is_bottom else dim
         self.block = context.module
-        self.bridge = _bridge(context.shape, dim, config.pool)
+        head = Head(context.shape, config.head)
+        self.bridge = nn.Sequential(head, nn.Linear(head.dim, dim), nn.Tanh())
         self.encoder = nn.Sequential(nn.Linear(below, dim), nn.Tanh())
         self.decoder = nn.Linear(dim, below) if context.is_bottom else nn.Sequential(nn.Linear(dim, below), nn.Tanh())
         # Labels become t_0 at the bottom.
@@ -133,11 +133,3 @@ class ALRules(RuleSet):
     def summarize(self, metrics: Sequence[Mapping[str, float]]) -> dict[str, float]:
         """The sums of the losses of all components."""
         return {name: sum(block[name] for block in metrics) for name in ("loss", "associated", "autoencoder")}
-
-
-def _bridge(shape: Shape, dim: int, most: int) -> nn.Module:
-    if len(shape) != 3:
-        return nn.Sequential(nn.Linear(shape[-1], dim), nn.Tanh())
-    channels, height, width = shape
-    pool, pooled = pooling((channels, height, width), most)
-    return nn.Sequential(pool, nn.Linear(pooled, dim), nn.Tanh())

@@ -1,6 +1,6 @@
 """Local classifiers and similarity matching (Noekland and Eidnes, arXiv 1901.06656; section 3.3 of the design)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -20,8 +20,8 @@ from counterflow.algorithms.rule import (
     Shape,
     Target,
 )
-from counterflow.config.validators import size
-from counterflow.models.head import pooling
+from counterflow.config import HeadConfig
+from counterflow.models.head import Head
 
 
 @dataclass(kw_only=True)
@@ -31,14 +31,13 @@ class PredSim(LocalAlgorithm):
     name: str = "predsim"
     beta: float = 0.99
     """Weight of the similarity loss; 0 is the local classifier alone, 1 the similarity loss alone."""
-    dim: int = 2048
-    """Feature maps are pooled for the local classifier until they have at most so many dimensions."""
+    head: HeadConfig = field(default_factory=HeadConfig)
+    """The local classifier is this head and a linear layer."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.beta <= 1:
             raise ValueError(f"algorithm.beta={self.beta}: must be between 0 and 1")
-        size("algorithm.dim", self.dim, 1)
 
     def rule_set(self, context: RuleContext) -> RuleSet:
         return PerBlockRules(context, self.name, lambda block: PredSimRule(block, self))
@@ -94,7 +93,7 @@ class PredSimRule(LocalRule):
         if context.is_top:
             self.classifier = nn.Identity()
         elif self._beta < 1:
-            self.classifier = _classifier(context.shape, context.classes, config.dim)
+            self.classifier = _classifier(context, config.head)
         self.branch = SimilarityBranch(context.shape) if self._beta > 0 else None
         self._classes = context.classes
         self._optimizer = context.optimizer(self.parameters())
@@ -130,9 +129,6 @@ class PredSimRule(LocalRule):
         return (a,), Prediction.of(self.classifier(a)) if self.classifier is not None else None
 
 
-def _classifier(shape: Shape, classes: int, most: int) -> nn.Module:
-    if len(shape) != 3:
-        return nn.Linear(shape[-1], classes)
-    channels, height, width = shape
-    pool, dim = pooling((channels, height, width), most)
-    return nn.Sequential(pool, nn.Linear(dim, classes))
+def _classifier(context: BlockContext, config: HeadConfig) -> nn.Module:
+    head = Head(context.shape, config)
+    return nn.Sequential(head, nn.Linear(head.dim, context.classes))

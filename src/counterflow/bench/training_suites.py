@@ -24,8 +24,8 @@ _CPU2_CONVOLUTIONS = 9
 """The first one, with three input channels, costs a sixteenth of the others: both halves have four equal ones."""
 _CPU2_WARMUP, _CPU2_TIMED = 4, 16
 _LOCAL_ALGORITHMS = {
-    "BLL": ["algorithm=bll", "algorithm.latent.convolutions=0"],
-    "BLL, latent heads of 3 convolutions": ["algorithm=bll", "algorithm.latent.convolutions=3"],
+    "BLL": ["algorithm=bll", "algorithm.head.convolutions=0"],
+    "BLL, latent heads of 3 convolutions": ["algorithm=bll", "algorithm.head.convolutions=3"],
     "AL": ["algorithm=al"],
     "Pred-Sim": ["algorithm=predsim"],
 }
@@ -95,7 +95,7 @@ def measure_flops(context: BenchContext) -> SuiteResult:
         for convolutions in _HEAD_CONVOLUTIONS:
             head = f"{convolutions} convolutions and pooling" if convolutions else "pooled head"
             context.log(f"{model}, {head}")
-            algorithm = ["algorithm=bll", f"algorithm.latent.convolutions={convolutions}"]
+            algorithm = ["algorithm=bll", f"algorithm.head.convolutions={convolutions}"]
             config = context.cases.config(_BATCH, [f"blocks={_FLOPS_BLOCKS}", f"model={model}", *algorithm])
             (cost,) = run_workers(WorkerSettings(300.0), 1, count_flops, config)
             share = cost.learning / cost.backprop - 1

@@ -27,6 +27,7 @@ from counterflow.engine.job import Job
 from counterflow.engine.result import RankResult, count_parameters
 from counterflow.engine.run_context import BlockError, RunContext, WaitTimes, raise_if_preempted, restore_block
 from counterflow.engine.stage import Stage
+from counterflow.metrics.callback import CallbackError
 from counterflow.metrics.fingerprint import digest
 from counterflow.schedule import Action, Op, rank_program
 from counterflow.trace.recorder import Recorder
@@ -44,6 +45,7 @@ def execute(
     Raises:
         ChannelError: A channel ended the run.
         BlockError: A block ended the run.
+        CallbackError: A callback of rank 0 ended the run.
     """
     for action in program:
         stage = stages[action.block]
@@ -65,7 +67,7 @@ def execute(
                     stage.resend(action.n)
                 case Op.SAVE:
                     checkpoints.save(action.block, action.n + 1, stage.state(action.n))
-        except ChannelError:
+        except (ChannelError, CallbackError):
             raise
         except Exception as error:
             name = action.op.name.lower()
@@ -78,7 +80,7 @@ def run(job: Job, rules: RuleSet, context: RunContext) -> RankResult:
     """Train this rank's blocks to the end.
 
     Raises:
-        ChannelError, BlockError: The process should end.
+        ChannelError, BlockError, CallbackError: The process should end.
         PreemptedError: A signal ended the run after a checkpoint.
     """
     comm, waits = context.comm, context.waits

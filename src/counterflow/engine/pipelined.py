@@ -31,6 +31,7 @@ from counterflow.engine.run_context import (
     restore_block,
 )
 from counterflow.engine.runtime import Runtime
+from counterflow.metrics.callback import CallbackError
 from counterflow.metrics.fingerprint import digest
 from counterflow.schedule.pipeline_schedules import blocks_of_stages, owners
 from counterflow.trace.recorder import Recorder, span
@@ -138,7 +139,11 @@ class Pipeline:
     def run(self, context: RunContext) -> RankResult:
         """Train this rank's stages to the end.
 
-        Raises `BlockError`, after which the process should end, and `PreemptedError`.
+        Raises:
+            ChannelError: A rank was lost.
+            BlockError: A stage ended the run.
+            CallbackError: A callback of rank 0 ended the run.
+            PreemptedError: A signal ended the run after a checkpoint.
         """
         comm, callback, waits = context.comm, context.callback, context.waits
         job, plan, recorder = self._job, self._job.plan, context.recorder
@@ -173,6 +178,8 @@ class Pipeline:
             try:
                 loss, output = step(n, inputs.to(job.device), labels.to(job.device))
                 stepped = perf_counter()
+                if comm.size > 1:
+                    waits.receive = max(0.0, stepped - begin - busy() - other)
                 for block, pair in trained.items():
                     with span(recorder, "update", lanes[block], n):
                         pair.optimizer.step(n)
@@ -193,7 +200,7 @@ class Pipeline:
                         with span(recorder, "checkpoint", lanes[block], n):
                             context.checkpoints.save(block, n + 1, BlockState(pair.state_dict()))
                 other += perf_counter() - stepped
-            except ChannelError:
+            except (ChannelError, CallbackError):
                 raise
             except Exception as error:
                 if "gloo/transport" in str(error):
@@ -201,8 +208,6 @@ class Pipeline:
                     raise comm.watchdog.find_cause(ChannelError(text)) from error
                 reason = f"{type(error).__name__}: {error}".splitlines()[0]
                 raise BlockError(f"rank {comm.rank}: schedule {job.schedule}: batch {n}: {reason}") from error
-            if comm.size > 1:
-                waits.receive = max(0.0, perf_counter() - begin - busy() - other)
             if n == steady - 1:
                 start, waited = perf_counter(), waits.receive
             if halts:

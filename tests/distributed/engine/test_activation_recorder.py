@@ -1,16 +1,16 @@
-"""What blocks put out for test samples, in a file."""
+"""A file with the outputs of all blocks for test samples."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from counterflow.engine.activation_recorder import ActivationRecorder
 
 from counterflow.cli.hydra_app import load_config
-from counterflow.engine.job import build_job
+from counterflow.engine.evaluation import ActivationRecorder
 from counterflow.schedule import RunPlan
-from tests.helpers.processes import CONF, Pool
+from counterflow.trainer.job_builder import load_job
+from tests.helpers.processes import Pool
 from tests.helpers.runs import SMALL, summary_of
 
 
@@ -24,7 +24,7 @@ def test_the_first_test_samples_at_every_block(pool: Pool, tmp_path: Path, algor
         **{f"block_{k}": (50, 24) for k in (1, 2, 3)},
         "block_4": (50, 10),
     }
-    job = build_job(load_config(CONF, [*SMALL, *overrides]), 1)
+    job = load_job(load_config([*SMALL, *overrides]))
     labels = job.batches.labels_of(job.batches.test)
     assert file["labels"].tolist() == labels[:50].tolist()
     if algorithm != "al":  # which predicts at the bottom
@@ -34,18 +34,18 @@ def test_the_first_test_samples_at_every_block(pool: Pool, tmp_path: Path, algor
 
 
 def test_only_test_samples_after_the_last_batch_are_kept() -> None:
-    recorders = ActivationRecorder(3, RunPlan(2, 1, evaluate_every=1, test_batches=2, validation_batches=1))
+    recorder = ActivationRecorder(3, RunPlan(2, 1, evaluate_every=1, test_batches=2, validation_batches=1))
     for n, e in ((0, 0), (1, 0), (1, 1), (1, 2)):
-        recorders.offer(n, e, torch.full((2, 4), 10.0 * n + e))
-    kept = recorders.take()
+        recorder.offer(n, e, torch.full((2, 4), 10.0 * n + e))
+    kept = recorder.take()
     assert kept is not None
     assert kept[:, 0].tolist() == [11.0, 11.0, 12.0]
     assert ActivationRecorder(0, RunPlan(2, 1)).take() is None
 
 
 def test_large_maps_are_pooled() -> None:
-    recorders = ActivationRecorder(2, RunPlan(1, 1, test_batches=1))
-    recorders.offer(0, 0, torch.ones(2, 64, 32, 32))
-    kept = recorders.take()
+    recorder = ActivationRecorder(2, RunPlan(1, 1, test_batches=1))
+    recorder.offer(0, 0, torch.ones(2, 64, 32, 32))
+    kept = recorder.take()
     assert kept is not None
     assert kept.shape == (2, 4096)

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
+from counterflow.algorithms import LocalAlgorithm
 from counterflow.cli.hydra_app import load_config
-from counterflow.engine.cost import SAMPLES, backprop
-from counterflow.engine.factory import build_engine, choose_partition
-from counterflow.engine.job import build_job
-from tests.helpers.processes import CONF, Pool
+from counterflow.engine.cost import SAMPLES, backprop, local
+from counterflow.trainer.job_builder import load_job
+from tests.helpers.processes import Pool
 from tests.helpers.runs import SMALL, summary_of
 
 MLP = ("model.hidden=1", "model.width=12", "model.norm=none", "blocks=2")
@@ -45,7 +45,10 @@ def test_bll_by_hand(pool: Pool) -> None:
 
 @pytest.mark.parametrize("algorithm", ["bll", "al", "predsim"])
 def test_counting_changes_no_bit(algorithm: str) -> None:
-    job = build_job(load_config(CONF, [*SMALL, f"algorithm={algorithm}", "model.dropout=0.2"]), 1)
+    job = load_job(load_config([*SMALL, f"algorithm={algorithm}", "model.dropout=0.2"]))
     state = torch.get_rng_state()
-    build_engine(job, choose_partition(job))
+    assert isinstance(job.algorithm, LocalAlgorithm)
+    rules = job.algorithm.rule_set(job.rule_context)
+    for block in range(1, 5):
+        local(rules, block, rules.rule(block), job)
     assert torch.equal(torch.get_rng_state(), state)

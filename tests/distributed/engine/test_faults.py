@@ -1,4 +1,4 @@
-"""One process fails, and every process is gone within 10 s, with a line that says who, where and at which batch."""
+"""One process fails, and every process is gone within 10 s, with a line that names the rank, the block or edge, and the batch."""
 
 import math
 import os
@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from counterflow.cli.launch import exit_with_error
-from counterflow.engine.execute import BlockError
 
 from counterflow.algorithms.bll import BLLRule
+from counterflow.cli.errors import exit_with_error
+from counterflow.engine.run_context import BlockError
 from counterflow.transport import ChannelError
 from tests.helpers.processes import Ended, run_fresh
 from tests.helpers.runs import SMALL, train_rank
@@ -61,13 +61,13 @@ def _inject(where: str, fault: Callable[..., None]) -> None:
         case "forward":
             BLLRule.forward_message = _at(BLLRule.forward_message, COUNTED + BATCH, fault)  # type: ignore[method-assign]
         case "loss":
-            BLLRule.learn = _at(BLLRule.learn, COUNTED + BATCH, fault)  # type: ignore[method-assign]
+            BLLRule.update = _at(BLLRule.update, COUNTED + BATCH, fault)  # type: ignore[method-assign]
         case "send":
             dist.isend = _at(dist.isend, BATCH, fault)
         case "receive":
             dist.irecv = _at(dist.irecv, BATCH + 3, fault)  # some are posted ahead
         case "nan":
-            BLLRule.learn = _nan(BLLRule.learn, COUNTED + BATCH)  # type: ignore[method-assign]
+            BLLRule.update = _nan(BLLRule.update, COUNTED + BATCH)  # type: ignore[method-assign]
 
 
 def faulty_rank(rank: int, size: int, store_path: str, culprit: int, where: str, fault: Callable[..., None]) -> None:

@@ -17,8 +17,8 @@ CNN = (
     "model.channels=[4,4,6,6]",
     "model.strides=[1,2,1,1]",
     "model.dropout=0.1",
-    "algorithm.latent.convolutions=1",
-    "algorithm.latent.width=6",
+    "algorithm.head.convolutions=1",
+    "algorithm.head.width=6",
     "data.augment=true",
 )
 CATEGORICAL = ("algorithm.latent.family=categorical", "algorithm.feedback.kind=linear", "algorithm.feedback.refresh=3")

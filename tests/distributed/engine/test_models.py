@@ -33,7 +33,7 @@ def test_every_family_and_feedback_learns(pool: Pool, family: str, kind: str) ->
 @pytest.mark.parametrize("head", [0, pytest.param(1, marks=pytest.mark.slow), 2])
 def test_every_latent_head_learns(pool: Pool, head: int) -> None:
     options = ("model=cnn", "model.channels=[8,16,16,16]", "model.strides=[1,1,2,1]")
-    latent = (f"algorithm.latent.convolutions={head}", "algorithm.latent.width=16")
+    latent = (f"algorithm.head.convolutions={head}", "algorithm.head.width=16")
     summary = summary_of(pool, 2, *options, *latent, "train.steps=264", "train.evaluate_every=0")
     *hidden, top = summary["block_accuracy"]
     assert min(hidden) > 0.7  # these use the head

@@ -1,4 +1,4 @@
-"""The scheduled engine against plain loops: on one process to the bit, on several within rounding.
+"""The pipelined engine against plain loops: on one process to the bit, on several within rounding.
 
 Why not to the bit there: a pipeline sums the gradients of micro-batches, a plain loop those of all samples at once, so
 that the same numbers are added in another order. A plain loop over the micro-batches adds them in the order of the
@@ -11,6 +11,7 @@ import os
 import re
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from itertools import accumulate
 from typing import Any
@@ -20,17 +21,19 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from counterflow.cli.launch import exit_with_error
-from counterflow.engine.execute import BlockError
 from torch import Tensor
 
+from counterflow.cli.errors import exit_with_error
 from counterflow.cli.hydra_app import load_config
 from counterflow.engine import pipelined
 from counterflow.engine.factory import build_engine, choose_partition
-from counterflow.engine.job import Job, build_job
+from counterflow.engine.job import Job
+from counterflow.engine.run_context import BlockError
 from counterflow.models.feedback_alignment import apply_feedback_alignment
+from counterflow.rank_info import RankInfo
+from counterflow.trainer.job_builder import load_job
 from counterflow.transport import ChannelError, connect
-from tests.helpers.processes import CONF, Ended, Pool, run_fresh
+from tests.helpers.processes import Ended, Pool, run_fresh
 from tests.helpers.runs import SMALL, summary_of, train_rank, unrecorded
 
 STEPS = 20
@@ -46,11 +49,11 @@ PIPELINES = {
     "zbv on 2": (2, ("schedule=zbv",)),
 }
 Weights = dict[str, np.ndarray]
-"""Of all layers by their names in the network: parameters and buffers."""
+"""Parameters and buffers of all layers by their names in the network."""
 
 
 class Losses:
-    """An observer that keeps the losses at the top."""
+    """A callback that keeps the losses at the top."""
 
     def __init__(self) -> None:
         self.losses: dict[int, float] = {}
@@ -68,17 +71,18 @@ class Losses:
 
 def rank_weights(rank: int, size: int, store_path: str, overrides: list[str]) -> tuple[Weights, dict[int, float]]:
     """The layers that this rank has trained, and the losses if it has the top."""
-    config = load_config(CONF, overrides)
-    job = build_job(config, size)
+    config = load_config(overrides)
+    job = load_job(config, RankInfo(rank, size))
     comm = connect(dist.FileStore(store_path, size) if size > 1 else None, rank, size, timeout=config.engine.timeout)
-    counts = choose_partition(job)
-    system = build_engine(job, counts)
+    job = replace(job, cut=choose_partition(job))
+    engine = build_engine(job)
     losses = Losses()
-    system.run(unrecorded(comm, losses))
+    engine.run(unrecorded(comm, losses))
     comm.all_gather(None, "the end")
     comm.close()
-    ends = list(accumulate(counts))
-    owners = [system.owners[sum(end <= layer for end in ends)] for layer in range(len(job.network))]
+    assert job.cut is not None
+    ends = list(accumulate(job.cut))
+    owners = [engine.owners[sum(end <= layer for end in ends)] for layer in range(len(job.network))]
     mine = {
         name: value.numpy().copy()
         for name, value in job.network.state_dict().items()
@@ -99,13 +103,13 @@ def trained(pool: Pool, ranks: int, *overrides: str) -> tuple[Weights, dict[int,
 
 
 def prepared(*overrides: str) -> Job:
-    return build_job(load_config(CONF, [*SMALL, "algorithm=bp", *overrides]), 1)
+    return load_job(load_config([*SMALL, "algorithm=bp", *overrides]))
 
 
 def plain(job: Job, parts: int = 1) -> tuple[Weights, dict[int, float]]:
     """Train the network of ``job`` in a loop, micro-batch after micro-batch, on the mean of their gradients."""
     network, losses = job.network, {}
-    adamw = job.config.optimizer.name == "adamw"
+    adamw = job.optimizer.name == "adamw"
     optimizer: torch.optim.Optimizer = (
         torch.optim.AdamW(network.parameters(), weight_decay=0.0, fused=True)
         if adamw
@@ -213,7 +217,7 @@ def test_feedback_alignment_on_a_pipeline_is_the_plain_loop(pool: Pool) -> None:
     alone, _ = trained(pool, 1, *overrides)
     expected, in_parts = prepared(*overrides), prepared(*overrides)
     for job in (expected, in_parts):
-        apply_feedback_alignment(job.network, job.config.seed)
+        apply_feedback_alignment(job.network, job.seed)
     assert_equal(alone, plain(expected)[0])
     several, _ = trained(pool, 4, *overrides, "schedule=1f1b")
     assert_equal(several, plain(in_parts, 4)[0])
@@ -244,7 +248,7 @@ def test_summary(pool: Pool, ranks: int, schedule: str) -> None:
     assert summary["samples_per_second"] > 0
     assert len(summary["fingerprint"]) == 64
     assert summary["affiliated_parameters"] == 0
-    job = build_job(load_config(CONF, [*SMALL, "algorithm=bp"]), 1)
+    job = load_job(load_config([*SMALL, "algorithm=bp"]))
     assert summary["effective_parameters"] == sum(p.numel() for p in job.network.parameters())
 
 
@@ -279,7 +283,7 @@ def test_evaluation_and_placement_change_nothing_but_what_was_said(pool: Pool, s
 
 GONE_WITHIN = 10.0
 CALL = 4 * 5
-"""Of a stage, in four micro-batches: batch 5."""
+"""Call of a stage in batch 5, with four micro-batches."""
 
 
 def _raise() -> None:
@@ -370,10 +374,10 @@ def test_a_killed_rank_in_the_middle_ends_every_process() -> None:
 )
 def test_what_makes_no_sense_is_refused_in_one_line(ranks: int, overrides: str, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)) as refusal:
-        build_job(load_config(CONF, [*SMALL, "algorithm=bp", *overrides.split()]), ranks)
+        load_job(load_config([*SMALL, "algorithm=bp", *overrides.split()]), RankInfo(0, ranks))
     assert "\n" not in str(refusal.value)
 
 
 def test_an_unknown_schedule_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^schedule=fast: allowed are .*gpipe, 1f1b"):
-        load_config(CONF, [*SMALL, "algorithm=bp", "schedule=fast"])
+        load_config([*SMALL, "algorithm=bp", "schedule=fast"])

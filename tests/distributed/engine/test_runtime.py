@@ -1,13 +1,14 @@
-"""Number formats and memory layouts: what a process computes with is part of the result, who computes it is not."""
+"""Number formats and memory layouts: they change the result, and placement does not."""
 
 import pytest
 import torch
-from counterflow.engine.numerics import Numerics
 from torch import nn
 
-from counterflow.config import EngineConfig
+from counterflow.cli.hydra_app import load_config
+from counterflow.engine.runtime import Runtime, has_bf16_units
+from counterflow.trainer.job_builder import load_job
 from tests.helpers.processes import Pool
-from tests.helpers.runs import summary_of
+from tests.helpers.runs import SMALL, summary_of
 
 CPU = torch.device("cpu")
 CNN = ("model=cnn", "model.channels=[4,6,6,8,8]", "model.strides=[1,2,1,1,1]")
@@ -38,9 +39,9 @@ def test_end_to_end_references_learn_with_them(pool: Pool, schedule: str, option
 
 
 def test_bf16_is_what_the_layers_compute_in() -> None:
-    with Numerics(CPU, bf16=True).autocast():
+    with Runtime(CPU, bf16=True).autocast():
         assert nn.Linear(3, 2)(torch.randn(4, 3)).dtype == torch.bfloat16
-    with Numerics(CPU).autocast():
+    with Runtime(CPU).autocast():
         assert nn.Linear(3, 2)(torch.randn(4, 3)).dtype == torch.float32
 
 
@@ -48,14 +49,14 @@ def test_messages_are_contiguous_float32_and_come_back_as_they_went() -> None:
     images = torch.randn(2, 3, 4, 5).to(torch.bfloat16).contiguous(memory_format=torch.channels_last)
     codes, labels = torch.randn(5, 7).T, torch.arange(2)
     for channels_last in (False, True):
-        numerics = Numerics(CPU, channels_last=channels_last)
-        packed = numerics.pack((images, codes, labels))
+        runtime = Runtime(CPU, channels_last=channels_last)
+        packed = runtime.pack((images, codes, labels))
         assert all(tensor.is_contiguous() for tensor in packed)
         assert [tensor.dtype for tensor in packed] == [torch.float32, torch.float32, torch.int64]
         assert [tuple(tensor.shape) for tensor in packed] == [
-            numerics.packed_shape(tuple(tensor.shape)) for tensor in (images, codes, labels)
+            runtime.packed_shape(tuple(tensor.shape)) for tensor in (images, codes, labels)
         ]
-        found = numerics.unpack(packed)
+        found = runtime.unpack(packed)
         assert torch.equal(found[0], images.float())
         assert found[0].is_contiguous(memory_format=torch.channels_last) == channels_last
         assert torch.equal(found[1], codes)
@@ -65,9 +66,11 @@ def test_messages_are_contiguous_float32_and_come_back_as_they_went() -> None:
 def test_auto_is_bf16_where_the_processor_has_units_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     for has in (False, True):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda has=has: {"amx_bf16": has})
-        assert Numerics.of(EngineConfig(precision="auto"), CPU).bf16 == has
-        assert Numerics.of(EngineConfig(precision="bf16"), CPU).bf16
-        assert not Numerics.of(EngineConfig(), CPU).bf16
+        assert has_bf16_units(CPU) == has
+        for precision, bf16 in (("auto", has), ("bf16", True), ("fp32", False)):
+            job = load_job(load_config([*SMALL, "device=cpu", f"engine.precision={precision}"]))
+            assert job.runtime.bf16 == bf16
+        assert not load_job(load_config([*SMALL, "device=cpu"])).runtime.bf16
 
 
 @pytest.mark.slow

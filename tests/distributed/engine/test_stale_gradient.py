@@ -1,4 +1,4 @@
-"""Backprop with a pipeline "added directly": what it computes, and how wrong its updates are."""
+"""Backprop with a pipeline "added directly": its updates to the bit, and their error."""
 
 import json
 from pathlib import Path
@@ -10,10 +10,11 @@ from torch import Tensor
 
 from counterflow.cli.hydra_app import load_config
 from counterflow.engine.factory import build_engine
-from counterflow.engine.job import Job, build_job
-from counterflow.models.partition import partition
+from counterflow.engine.job import Job
+from counterflow.models.partition import split_network
+from counterflow.trainer.job_builder import load_job
 from counterflow.transport import connect
-from tests.helpers.processes import CONF, Pool
+from tests.helpers.processes import Pool
 from tests.helpers.runs import SMALL, summary_of, unrecorded
 
 NAIVE = ("algorithm=bp", "schedule=naive")
@@ -22,7 +23,7 @@ STEPS = 12
 
 
 class Errors:
-    """An observer that keeps the update errors."""
+    """A callback that keeps the update errors."""
 
     def __init__(self) -> None:
         self.errors: dict[tuple[int, int], float] = {}
@@ -39,20 +40,19 @@ class Errors:
 
 
 def prepared(blocks: int = 4) -> Job:
-    return build_job(load_config(CONF, [*SMALL, *NAIVE, *PLAIN, "train.log_every=1", f"blocks={blocks}"]), 1)
+    return load_job(load_config([*SMALL, *NAIVE, *PLAIN, "train.log_every=1", f"blocks={blocks}"]))
 
 
 def run(job: Job) -> Errors:
     callback = Errors()
-    assert job.counts is not None
-    build_engine(job, job.counts).run(unrecorded(connect(None, 0, 1, timeout=30), callback))
+    build_engine(job).run(unrecorded(connect(None, 0, 1, timeout=30), callback))
     return callback
 
 
 def late_gradients(job: Job) -> None:
     """The loop from the definition: the gradient of batch n reaches block k when batch n + 2 (N - k) has gone up."""
-    assert job.counts is not None
-    blocks = partition(job.network, len(job.counts), job.counts, job.batches.inputs(0))
+    assert job.cut is not None
+    blocks = split_network(job.network, job.cut)
     N = len(blocks)
     optimizers = [torch.optim.SGD(f.parameters(), lr=0.1) for f in blocks]
     inputs: list[dict[int, Tensor]] = [{} for _ in blocks]

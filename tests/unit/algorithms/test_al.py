@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 from dataclasses import dataclass, field
 
 import pytest
@@ -10,17 +11,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from counterflow.algorithms import ALGORITHMS
-from counterflow.algorithms.al import AL, ALConfig, ALRule
-from counterflow.algorithms.rule import Algorithm
+from counterflow.algorithms.al import AL, ALRule, ALRules
+from counterflow.algorithms.optimizer import BatchPart
+from counterflow.algorithms.rule import Prediction, RuleSet
 from counterflow.cli.hydra_app import load_config
 from counterflow.config import SGD, AdamW, OptimizerConfig
-from counterflow.engine.job import Job, build_job
+from counterflow.engine.job import Job
 from counterflow.engine.local import run
-from counterflow.models.partition import output_shapes, partition
+from counterflow.trainer.job_builder import load_job
 from counterflow.transport import connect
-from tests.helpers.processes import CONF, Pool
+from tests.helpers.processes import Pool
 from tests.helpers.runs import SMALL, summary_of, unrecorded
-from tests.helpers.systems import CASES, CLASSES, labels, specs
+from tests.helpers.systems import CASES, CLASSES, head_config, labels, rule_context, specs
 
 N = 4
 STEPS = 12
@@ -32,7 +34,15 @@ MODELS = {
         "model.channels=[4,4,6,6]",
         "model.strides=[1,2,1,1]",
         "algorithm.dim=16",
-        "algorithm.pool=40",
+        "algorithm.head.convolutions=0",
+        "algorithm.head.dim=40",
+    ),
+    "cnn with convolutions in the bridges": (
+        "model=cnn",
+        "model.channels=[4,4,6,6]",
+        "model.strides=[1,2,1,1]",
+        "algorithm.dim=16",
+        "algorithm.head.width=5",
     ),
 }
 
@@ -55,7 +65,7 @@ class Seen:
 
 
 @dataclass
-class RuleSet:
+class Components:
     """The components of a network, each list bottom to top."""
 
     f: list[nn.Module]
@@ -69,36 +79,35 @@ class RuleSet:
         for f in self.f[:i]:
             s = f.eval()(s)
             f.train()
-        t = self.b[i - 1](s)
+        t = self.b[i - 1].eval()(s)
+        self.b[i - 1].train()
         for h in reversed(self.h[:i]):
             t = h(t)
         return t.argmax(1)
 
 
-def prepared(*overrides: str) -> tuple[Job, Algorithm]:
-    job = build_job(load_config(CONF, [*SMALL, "algorithm=al", *overrides]), 1)
-    example, config = job.batches.inputs(0), job.config
-    blocks = partition(job.network, N, "flops", example)
-    shapes = output_shapes(blocks, example)
-    return job, ALGORITHMS["al"](config.algorithm, config.optimizer, blocks, shapes, job.task, STEPS, config.seed)
+def prepared(*overrides: str) -> tuple[Job, RuleSet]:
+    job = load_job(load_config([*SMALL, "algorithm=al", *overrides]))
+    assert isinstance(job.algorithm, AL)
+    return job, job.algorithm.rule_set(job.rule_context)
 
 
-def column(rules: list[ALRule]) -> RuleSet:
+def components(rules: list[ALRule]) -> Components:
     """Copies of the components of ``rules``."""
     f, g, b, h = ([copy.deepcopy(m) for m in ms] for ms in zip(*map(parts, rules), strict=True))
-    return RuleSet(f, g, b, h)
+    return Components(f, g, b, h)
 
 
 def parts(rule: ALRule) -> tuple[nn.Module, nn.Module, nn.Module, nn.Module]:
     return rule.block, rule.encoder, rule.bridge, rule.decoder
 
 
-def trained(job: Job, algorithm: Algorithm) -> tuple[list[ALRule], Seen]:
+def trained(job: Job, rule_set: RuleSet) -> tuple[list[ALRule], Seen]:
     """The rules after a run on one process."""
     rules: dict[int, ALRule] = {}
     seen = Seen()
 
-    make = algorithm.rule
+    make = rule_set.rule
 
     def keep(block: int) -> ALRule:
         rule = make(block)
@@ -106,12 +115,12 @@ def trained(job: Job, algorithm: Algorithm) -> tuple[list[ALRule], Seen]:
         rules[block] = rule
         return rule
 
-    algorithm.rule = keep  # type: ignore[method-assign]
-    run(job, algorithm, unrecorded(connect(None, 0, 1, timeout=30), seen))
+    rule_set.rule = keep  # type: ignore[method-assign]
+    run(job, rule_set, unrecorded(connect(None, 0, 1, timeout=30), seen))
     return [rules[k] for k in range(1, N + 1)], seen
 
 
-def slides(job: Job, c: RuleSet) -> Seen:
+def slides(job: Job, c: Components) -> Seen:
     """Train ``c`` in place."""
     seen = Seen()
     modules = [*c.f, *c.g, *c.b, *c.h]
@@ -138,7 +147,7 @@ def slides(job: Job, c: RuleSet) -> Seen:
 
 
 @torch.no_grad()
-def accuracy(job: Job, c: RuleSet, i: int, split: str) -> float:
+def accuracy(job: Job, c: Components, i: int, split: str) -> float:
     """Of component ``i``'s own prediction on all data of ``split``."""
     part = job.batches.test if split == "test" else job.batches.validation
     hits = sum(
@@ -149,10 +158,10 @@ def accuracy(job: Job, c: RuleSet, i: int, split: str) -> float:
 
 @pytest.mark.parametrize("model", MODELS)
 def test_equals_the_loop_of_the_slides_to_the_bit(model: str) -> None:
-    job, algorithm = prepared(*MODELS[model])
-    rules, seen = trained(job, algorithm)
+    job, rule_set = prepared(*MODELS[model])
+    rules, seen = trained(job, rule_set)
     fresh = prepared(*MODELS[model])[1]
-    loop = column([fresh.rule(k) for k in range(1, N + 1)])  # type: ignore[misc]
+    loop = components([fresh.rule(k) for k in range(1, N + 1)])  # type: ignore[misc]
     expected = slides(job, loop)
 
     assert seen.metrics == expected.metrics
@@ -169,9 +178,9 @@ def test_equals_the_loop_of_the_slides_to_the_bit(model: str) -> None:
 
 def test_learning_moves_every_parameter_and_the_components_differ() -> None:
     """Otherwise the test above could compare what stands still, or rows that say the same."""
-    job, algorithm = prepared(*MODELS["mlp"])
-    before = column([prepared(*MODELS["mlp"])[1].rule(k) for k in range(1, N + 1)])  # type: ignore[misc]
-    rules, seen = trained(job, algorithm)
+    job, rule_set = prepared(*MODELS["mlp"])
+    before = components([prepared(*MODELS["mlp"])[1].rule(k) for k in range(1, N + 1)])  # type: ignore[misc]
+    rules, seen = trained(job, rule_set)
     for k, rule in enumerate(rules):
         old = (before.f[k], before.g[k], before.b[k], before.h[k])
         for name, module, was in zip("fgbh", parts(rule), old, strict=True):
@@ -181,9 +190,9 @@ def test_learning_moves_every_parameter_and_the_components_differ() -> None:
 
 
 def test_the_reported_accuracy_is_the_one_through_the_top_bridge(pool: Pool) -> None:
-    job, algorithm = prepared(*MODELS["mlp"])
-    rules, _ = trained(job, algorithm)
-    c = column(rules)
+    job, rule_set = prepared(*MODELS["mlp"])
+    rules, _ = trained(job, rule_set)
+    c = components(rules)
     for ranks in (1, 3):
         summary = summary_of(pool, ranks, "algorithm=al", *MODELS["mlp"])
         assert summary["test_accuracy"] == accuracy(job, c, N, "test")
@@ -210,8 +219,8 @@ def rows(rules: list[ALRule], x: Tensor) -> Tensor:
             down = rule.decode_prediction(own, down)
         for rule in rules:
             rule.train()
-    assert len(down) == 1
-    return down[0]
+    assert isinstance(down, Prediction)
+    return down.labels
 
 
 def garbage(module: nn.Module) -> None:
@@ -221,8 +230,8 @@ def garbage(module: nn.Module) -> None:
 
 
 def test_prediction_needs_the_effective_parameters_and_no_others() -> None:
-    job, algorithm = prepared(*MODELS["mlp"])
-    rules, seen = trained(job, algorithm)
+    job, rule_set = prepared(*MODELS["mlp"])
+    rules, seen = trained(job, rule_set)
     x = torch.cat([job.batches.evaluation_inputs(e) for e in job.batches.test])
     predicted = rows(rules, x)
     y = job.batches.labels_of(job.batches.test)
@@ -246,9 +255,9 @@ def test_prediction_needs_the_effective_parameters_and_no_others() -> None:
 
 
 def test_effective_modules_are_f_and_h_and_the_top_bridge() -> None:
-    _, algorithm = prepared(*MODELS["mlp"])
+    _, rule_set = prepared(*MODELS["mlp"])
     for k in range(1, N + 1):
-        rule = algorithm.rule(k)
+        rule = rule_set.rule(k)
         assert isinstance(rule, ALRule)
         expected = [rule.block, rule.decoder] + ([rule.bridge] if k == N else [])
         assert {id(m) for m in rule.inference_modules} == {id(m) for m in expected}
@@ -270,15 +279,13 @@ def test_effective_and_affiliated_parameters_by_hand(pool: Pool) -> None:
         assert summary["affiliated_parameters"] == g + bridges
 
 
-# What the rule promises to an engine
+# The contract with an engine
 
 
-def system(name: str, optimizer: OptimizerConfig | None = None, seed: int = 1) -> AL:
-    case = CASES[name]
-    with torch.random.fork_rng():
-        torch.manual_seed(7)
-        blocks = case.blocks()
-    return AL(ALConfig(dim=9, pool=16), optimizer or SGD(), blocks, case.shapes, case.task, 10, seed)
+def system(name: str, optimizer: OptimizerConfig | None = None, seed: int = 1) -> ALRules:
+    rules = AL(dim=9, head=head_config(name)).rule_set(rule_context(name, optimizer, seed))
+    assert isinstance(rules, ALRules)
+    return rules
 
 
 def al_rules(name: str, **options: object) -> list[ALRule]:
@@ -305,7 +312,7 @@ def test_messages_are_what_was_announced(name: str, batch: int) -> None:
             up = rule.forward_message(message)
             if k < top:
                 assert specs(up) == al.activation(k, batch)
-            rule.update(n, message, ())
+            rule.update(BatchPart(n), message, ())
             message = up
     message, owns = (torch.randn(batch, *case.task.input_shape),), []
     for k, rule in enumerate(rules, 1):
@@ -318,7 +325,9 @@ def test_messages_are_what_was_announced(name: str, batch: int) -> None:
         down = rules[k - 1].decode_prediction(owns[k - 1], down)
         if k > 1:
             assert specs(down) == al.prediction(k - 1, batch)
-    assert specs(down) == (((top, batch, *case.task.label_shape), torch.int64),)
+    assert isinstance(down, Prediction)
+    assert specs((down.labels,)) == (((top, batch, *case.task.label_shape), torch.int64),)
+    assert specs((down.scores,)) == (((top, batch, *case.task.label_shape, CLASSES), torch.float32),)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -338,7 +347,7 @@ def test_no_gradient_reaches_the_message_from_below(name: str) -> None:
     message = below.forward_message((torch.randn(4, *CASES[name].task.input_shape), labels(name)))
     assert not any(tensor.requires_grad for tensor in message)
     above.forward_message(message)
-    above.update(0, message, ())
+    above.update(BatchPart(0), message, ())
     assert all(parameter.grad is None for parameter in below.parameters())
 
 
@@ -350,7 +359,7 @@ def test_no_gradient_goes_into_a_target() -> None:
     with torch.no_grad():
         s, t = f(s_below), g(t_below)
     rule.forward_message((s_below, t_below))
-    rule.update(0, (s_below, t_below), ())
+    rule.update(BatchPart(0), (s_below, t_below), ())
     for modules, loss in (
         ((f, b), lambda: ((b(f(s_below)) - t) ** 2).sum(1).mean()),
         ((g, h), lambda: ((h(g(t_below)) - t_below) ** 2).sum(1).mean()),
@@ -369,7 +378,7 @@ def test_learning_leaves_no_gradient_and_no_graph() -> None:
     rule = al_rules("maps", optimizer=AdamW())[0]
     message = torch.randn(4, 2, 8, 8), labels("maps")
     rule.forward_message(message)
-    metrics = rule.update(0, message, ())
+    metrics = rule.update(BatchPart(0), message, ())
     assert not any(value.requires_grad for value in metrics.values())
     assert all(parameter.grad is None for parameter in rule.parameters())
 
@@ -391,7 +400,7 @@ def test_making_a_rule_draws_nothing_from_the_global_random_state() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_figures_of_the_system_are_sums() -> None:
+def test_metrics_of_the_network_are_sums() -> None:
     figures = [
         {"loss": 3.0, "associated": 1.0, "autoencoder": 2.0},
         {"loss": 7.0, "associated": 4.0, "autoencoder": 3.0},
@@ -408,7 +417,12 @@ def test_labels_become_one_hot_codes_at_the_bottom_only() -> None:
     assert torch.equal(t, bottom.encoder(codes))
 
 
-@pytest.mark.parametrize(("key", "value"), [("dim", 0), ("pool", 0)])
-def test_wrong_options_are_refused(key: str, value: int) -> None:
-    with pytest.raises(ValueError, match=rf"^algorithm\.{key}=0: must be at least 1 and at most 1048576$"):
-        ALConfig(**{key: value})
+@pytest.mark.parametrize("key", ["algorithm.dim", "algorithm.head.dim", "algorithm.head.width"])
+def test_wrong_options_are_refused(key: str) -> None:
+    with pytest.raises(ValueError, match=rf"^{re.escape(key)}=0: must be at least 1 and at most 1048576$"):
+        load_config(["algorithm=al", f"{key}=0"])
+
+
+def test_the_width_of_the_target_side_is_checked_without_a_configuration_too() -> None:
+    with pytest.raises(ValueError, match=r"^algorithm\.dim=0: must be at least 1 and at most 1048576$"):
+        AL(dim=0)

@@ -1,4 +1,4 @@
-"""What a BLL system promises to an engine: which messages, of which shapes, from which seed."""
+"""The contract of BLL's rules with an engine: messages, their shapes, parameters from the seed."""
 
 import copy
 
@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from counterflow.algorithms import ALGORITHMS
-from counterflow.algorithms.bll import BLL, BLLConfig, BLLRule
-from counterflow.algorithms.rule import LocalRule, Task
-from counterflow.config import SGD, FeedbackConfig, LatentConfig
+from counterflow.algorithms.bll import BLL, BLLRule
+from counterflow.algorithms.optimizer import BatchPart
+from counterflow.algorithms.rule import Prediction, RuleContext, RuleSet, Task
+from counterflow.config import SGD, FeedbackConfig, HeadConfig, LatentConfig
 from tests.helpers.systems import CASES, CLASSES, Case, inputs, labels, specs, system, targets
 
 
@@ -17,15 +18,10 @@ def test_it_is_known_by_its_name() -> None:
     assert ALGORITHMS["bll"] is BLL
 
 
-def ascending(rules: list[LocalRule], x: Tensor) -> list[tuple[Tensor, ...]]:
-    message: tuple[Tensor, ...] = (x,)
-    return [message := rule.forward_message(message) for rule in rules]
-
-
 @pytest.mark.parametrize("batch", [2, 4])
 @pytest.mark.parametrize("name", CASES)
 def test_messages_are_what_was_announced(name: str, batch: int) -> None:
-    """A whole column in float32, batch by batch, and every message on every edge."""
+    """All blocks in float32, batch by batch, and every message on every edge."""
     bll = system(name, feedback=FeedbackConfig(refresh=2))
     case = CASES[name]
     top = len(case.dims)
@@ -44,14 +40,15 @@ def test_messages_are_what_was_announced(name: str, batch: int) -> None:
             up = rules[k - 1].forward_message(message)
             if k < top:
                 assert specs(up) == bll.activation(k, batch)
-            rules[k - 1].update(n, message, kept[k])
+            rules[k - 1].update(BatchPart(n), message, kept[k])
             message = up
     message = (torch.randn(batch, *case.task.input_shape),)
     for k in range(1, top + 1):
         message, prediction = rules[k - 1].predict(message, kept[k])
         if k < top:
             assert specs(message) == bll.test_activation(k, batch)
-        assert specs((prediction,)) == specs((labels(name, batch),))
+        assert isinstance(prediction, Prediction)
+        assert specs((prediction.labels,)) == specs((labels(name, batch),))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -127,11 +124,12 @@ def test_predicting_is_the_likeliest_class_and_updates_nothing(name: str, block:
     assert torch.equal(a, expected)
     codes = torch.eye(CLASSES, dtype=torch.float64) if k == top else down[0]
     scores = [(T(expected) * code).sum(-1) for code in codes]
-    assert torch.equal(prediction, torch.stack(scores, -1).max(-1).indices)
-    assert len(prediction.unique()) > 1, "one class for all would not tell much"
+    assert torch.equal(prediction.labels, torch.stack(scores, -1).max(-1).indices)
+    torch.testing.assert_close(prediction.scores, torch.stack(scores, -1))
+    assert len(prediction.labels.unique()) > 1, "one class for all would not tell much"
 
 
-def test_predicting_between_ascend_and_learn_changes_nothing() -> None:
+def test_predicting_between_forward_and_update_changes_nothing() -> None:
     """Test batches follow a training batch in the same channels."""
     message, down = inputs("vectors", 2), targets("vectors", 2)
     states = []
@@ -141,12 +139,12 @@ def test_predicting_between_ascend_and_learn_changes_nothing() -> None:
         rule.forward_message(message)
         if disturbed:
             rule.predict(inputs("vectors", 2, batch=3), target)
-        rule.update(0, message, target)
+        rule.update(BatchPart(0), message, target)
         states.append(rule.state_dict())
     torch.testing.assert_close(states[0], states[1], rtol=0, atol=0)
 
 
-def test_objective_is_the_free_energy() -> None:
+def test_the_metric_of_the_network_is_the_free_energy() -> None:
     figures = [{"loss": 0.5, "nll": 9.0}, {"loss": 0.25, "nll": 8.0}, {"loss": 1.0, "nll": 2.0}]
     assert system("sequences").summarize(figures) == {"free_energy": pytest.approx(2.0 + (0.5 + 0.25 + 1.0) / 3)}
 
@@ -173,7 +171,7 @@ def test_parameters_are_a_function_of_seed_and_block(name: str, kind: str) -> No
 def test_blocks_of_one_shape_draw_different_feedback() -> None:
     task = Task((6,), 6)
     blocks = [nn.Linear(6, 6) for _ in range(4)]
-    bll = BLL(BLLConfig(), SGD(), blocks, [(6,)] * 4, task, 10, 1)
+    bll = BLL().rule_set(RuleContext(blocks, [(6,)] * 4, task, SGD(), 10, 1))
     second, third = (bll.rule(k).get_parameter("feedback.residual.0.weight") for k in (2, 3))
     assert second.shape == third.shape
     assert not torch.equal(second, third)
@@ -189,11 +187,11 @@ def test_global_random_state_is_left_alone() -> None:
 
 
 def test_one_block_is_top_and_bottom() -> None:
-    bll = BLL(BLLConfig(), SGD(), [nn.Linear(3, CLASSES)], [(CLASSES,)], Task((3,), CLASSES), 10, 1)
+    bll = BLL().rule_set(RuleContext([nn.Linear(3, CLASSES)], [(CLASSES,)], Task((3,), CLASSES), SGD(), 10, 1))
     rule = bll.rule(1)
     x, y = torch.randn(4, 3), torch.tensor([0, 1, 2, 3])
     rule.forward_message((x,))
-    metrics = rule.update(0, (x,), rule.receive_target(0, (y,)))
+    metrics = rule.update(BatchPart(0), (x,), rule.receive_target(0, (y,)))
     assert set(metrics) == {"loss", "nll", "accuracy"}
     assert {name.split(".")[0] for name, _ in rule.named_parameters()} == {"block"}
 
@@ -206,8 +204,9 @@ def test_the_bottom_has_no_feedback_and_only_the_top_a_book_of_its_own(name: str
     assert ["codes" in rule.state_dict() for rule in rules] == [False] * (top - 1) + [True]
 
 
-def build(case: Case, latent: LatentConfig) -> BLL:
-    return BLL(BLLConfig(latent=latent), SGD(), case.blocks(), case.shapes, case.task, 10, 1)
+def build(case: Case, latent: LatentConfig, head: HeadConfig | None = None) -> RuleSet:
+    context = RuleContext(case.blocks(), case.shapes, case.task, SGD(), 10, 1)
+    return BLL(latent=latent, head=head or HeadConfig()).rule_set(context)
 
 
 def test_categories_that_do_not_divide_the_latent_are_refused() -> None:
@@ -215,7 +214,7 @@ def test_categories_that_do_not_divide_the_latent_are_refused() -> None:
     with pytest.raises(ValueError, match=r"^algorithm\.latent\.categories=3: must divide 4\b.*$"):
         build(vectors, LatentConfig(family="categorical", categories=3))
     with pytest.raises(ValueError, match=r"^algorithm\.latent\.categories=5: must divide 12\b.*$"):
-        build(maps, LatentConfig(family="categorical", categories=5, convolutions=0, dim=16))
+        build(maps, LatentConfig(family="categorical", categories=5), HeadConfig(convolutions=0, dim=16))
     # The option belongs to the categorical family alone, and the output layer is no latent of that family.
     build(vectors, LatentConfig(family="bernoulli", categories=3))
     build(vectors, LatentConfig(family="categorical", categories=2))

@@ -1,4 +1,4 @@
-"""What one block pair of BLL learns, against the definitions of section 3.1 and torch's own optimizers."""
+"""One block pair of BLL learns as the definitions of section 3.1 and torch's own optimizers say."""
 
 import copy
 import math
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
 from counterflow.algorithms.bll import BLLRule
+from counterflow.algorithms.optimizer import BatchPart
 from counterflow.config import SGD, AdamW, FeedbackConfig, OptimizerConfig
 from tests.helpers.systems import (
     BATCHES,
@@ -82,7 +83,7 @@ def test_learning_is_descent_of_both_local_losses(name: str, block: str, family:
         target = rule.receive_target(n, down)
         rule.receive_target(n + 1, targets(name, k))  # messages come some batches early
         rule.forward_message(message)
-        metrics = rule.update(n, message, target)
+        metrics = rule.update(BatchPart(n), message, target)
 
         b = torch.eye(CLASSES, dtype=torch.float64) if k == top else down[0]
         y = down[-1]
@@ -121,7 +122,7 @@ def test_learning_moves_theta_and_phi() -> None:
         message = inputs("maps, convolutional heads", 2)
         target = rule.receive_target(n, targets("maps, convolutional heads", 2))
         rule.forward_message(message)
-        rule.update(n, message, target)
+        rule.update(BatchPart(n), message, target)
     assert not [name for name, value in rule.named_parameters() if torch.equal(value, before[name])]
 
 
@@ -137,7 +138,7 @@ def test_top_descends_the_cross_entropy(name: str) -> None:
     assert torch.equal(target[1], y)
     a, u = rule.forward_message(message)
     assert torch.equal(a, u)
-    rule.update(0, message, target)
+    rule.update(BatchPart(0), message, target)
 
     nn.functional.cross_entropy(f(message[0]).flatten(0, -2), y.flatten()).backward()
     optimizer.step()
@@ -151,7 +152,7 @@ def test_no_gradient_crosses_to_the_block_below(name: str) -> None:
     message = below.forward_message(inputs(name, 1))
     assert not any(tensor.requires_grad for tensor in message)
     above.forward_message(message)
-    above.update(0, message, above.receive_target(0, targets(name, 2)))
+    above.update(BatchPart(0), message, above.receive_target(0, targets(name, 2)))
     assert all(parameter.grad is None for parameter in below.parameters())
 
 
@@ -161,7 +162,7 @@ def test_the_activation_that_travels_is_the_one_before_the_update() -> None:
     message = inputs("vectors", 1)
     expected = f(message[0])
     a, u = rule.forward_message(message)
-    rule.update(0, message, rule.receive_target(0, targets("vectors", 1)))
+    rule.update(BatchPart(0), message, rule.receive_target(0, targets("vectors", 1)))
     torch.testing.assert_close(a, expected, rtol=0, atol=0)
     centred = expected - expected.mean(1, keepdim=True)
     torch.testing.assert_close(u, centred / (centred.square().mean(1, keepdim=True) + 1e-5).sqrt())
@@ -175,7 +176,7 @@ def emitted(rule: BLLRule, n: int, target: tuple[Tensor, ...]) -> Tensor:
     return book
 
 
-def test_what_goes_down_is_made_with_the_phi_of_now() -> None:
+def test_the_target_below_is_made_with_the_present_phi() -> None:
     rule = bll_rule("vectors", 2)
     g = copy.deepcopy(rule.feedback)
     assert g is not None
@@ -183,7 +184,7 @@ def test_what_goes_down_is_made_with_the_phi_of_now() -> None:
     rule.forward_message(message)
     first = emitted(rule, 0, target)
     torch.testing.assert_close(first, g(target[0]), rtol=0, atol=0)
-    rule.update(0, message, target)
+    rule.update(BatchPart(0), message, target)
     torch.testing.assert_close(first, g(target[0]), rtol=0, atol=0)  # what was sent stays as it was
     assert not torch.equal(emitted(rule, 1, target), first)
 
@@ -196,7 +197,7 @@ def test_feedback_stands_still_at_lr_scale_0(kind: str) -> None:
     assert state is not None
     message, target = inputs("vectors", 2), rule.receive_target(0, targets("vectors", 2))
     rule.forward_message(message)
-    rule.update(0, message, target)
+    rule.update(BatchPart(0), message, target)
     torch.testing.assert_close(dict(rule.feedback.state_dict()), dict(state.state_dict()), rtol=0, atol=0)
     assert not torch.equal(rule.block[0].weight, theta[0].weight)
 
@@ -208,5 +209,5 @@ def test_an_mlp_keeps_its_skip_and_a_linear_feedback_learns_it() -> None:
         skip = rule.feedback.skip.detach().clone()
         message, target = inputs("vectors", 2), rule.receive_target(0, targets("vectors", 2))
         rule.forward_message(message)
-        rule.update(0, message, target)
+        rule.update(BatchPart(0), message, target)
         assert (not torch.equal(rule.feedback.skip, skip)) == moves

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from counterflow.algorithms.optimizer import BlockOptimizer, lr_factor
+from counterflow.algorithms.optimizer import BatchPart, BlockOptimizer, lr_factor
 from counterflow.config import SGD, AdamW, OptimizerConfig
 
 QUARTER = (1 + math.sqrt(0.5)) / 2  # of a cosine from 1 to 0, after a quarter of the way
@@ -26,13 +26,13 @@ QUARTER = (1 + math.sqrt(0.5)) / 2  # of a cosine from 1 to 0, after a quarter o
         ("linear", 199, {0: 1 / 200, 99: 0.01 * 0.5}),  # the run ends before the warm-up
     ],
 )
-def test_rate_by_hand(schedule: str, warmup: int, expected: dict[int, float]) -> None:
+def test_lr_factor_by_hand(schedule: str, warmup: int, expected: dict[int, float]) -> None:
     config = OptimizerConfig(schedule=schedule, warmup=warmup)
     assert {n: lr_factor(config, n, 100) for n in expected} == {n: pytest.approx(e) for n, e in expected.items()}
 
 
 @given(st.sampled_from(["constant", "cosine", "linear"]), st.integers(0, 20), st.integers(1, 20), st.data())
-def test_rate_is_a_share_that_is_never_0(schedule: str, warmup: int, batches: int, data: st.DataObject) -> None:
+def test_lr_factor_is_a_share_that_is_never_0(schedule: str, warmup: int, batches: int, data: st.DataObject) -> None:
     n = data.draw(st.integers(0, batches - 1))
     assert 0.0 < lr_factor(OptimizerConfig(schedule=schedule, warmup=warmup), n, batches) <= 1.0
 
@@ -119,12 +119,12 @@ def test_an_unknown_optimizer_is_refused() -> None:
         BlockOptimizer([start()], RpropConfig(), 10)
 
 
-def test_to_minimise_is_backward_and_a_step() -> None:
+def test_backward_and_step_is_backward_and_a_step() -> None:
     ours, expected = start(), start()
     config = SGD(lr=0.1, schedule="constant")
-    minimising, stepping = BlockOptimizer([ours], config, 10), BlockOptimizer([expected], config, 10)
+    together, stepping = BlockOptimizer([ours], config, 10), BlockOptimizer([expected], config, 10)
     for n in range(3):
-        minimising.backward_and_step((ours**2).sum(), n)
+        together.backward_and_step((ours**2).sum(), BatchPart(n))
         expected.grad = 2 * expected.detach()
         stepping.step(n)
         torch.testing.assert_close(ours, expected)
@@ -138,12 +138,12 @@ def test_a_gradient_that_comes_from_elsewhere_goes_on_backward() -> None:
     assert weight.grad.tolist() == [3.0, -6.0]
 
 
-def test_whoever_observes_hears_of_backward_and_update() -> None:
-    weight, heard = start(), list[tuple[str, int, float, float]]()
+def test_an_observer_gets_the_times_of_backward_and_update() -> None:
+    weight, observed = start(), list[tuple[str, int, float, float]]()
     optimizer = BlockOptimizer([weight], SGD(), 10)
-    optimizer.observe = lambda *span: heard.append(span)
-    optimizer.backward_and_step(weight.sum(), 4)
-    assert [span[:2] for span in heard] == [("backward", 4), ("update", 4)]
-    times = [time for span in heard for time in span[2:]]
+    optimizer.observe = lambda *span: observed.append(span)
+    optimizer.backward_and_step(weight.sum(), BatchPart(4))
+    assert [span[:2] for span in observed] == [("backward", 4), ("update", 4)]
+    times = [time for span in observed for time in span[2:]]
     assert times == sorted(times)
     assert "observe" not in str(optimizer.state_dict())

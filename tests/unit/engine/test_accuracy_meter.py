@@ -1,5 +1,6 @@
 import torch
-from counterflow.engine.accuracy_meter import AccuracyMeter
+
+from counterflow.engine.evaluation import AccuracyMeter
 
 
 def test_accuracy_over_batches_of_different_size() -> None:

@@ -8,14 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from counterflow.algorithms import ALGORITHMS, Algorithm
-from counterflow.algorithms.bll import BLLRule
+from counterflow.algorithms.bll import BLL, BLLRule, BLLRules
 from counterflow.cli.hydra_app import load_config
-from counterflow.engine.job import Job, build_job
+from counterflow.engine.job import Job
 from counterflow.engine.local import run
-from counterflow.models.partition import output_shapes, partition
+from counterflow.trainer.job_builder import load_job
 from counterflow.transport import connect
-from tests.helpers.processes import CONF
 from tests.helpers.runs import SMALL, unrecorded
 
 MODELS = {
@@ -24,8 +22,8 @@ MODELS = {
         "model=cnn",
         "model.channels=[4,4,6,6]",
         "model.strides=[1,2,1,1]",
-        "algorithm.latent.convolutions=0",
-        "algorithm.latent.dim=40",
+        "algorithm.head.convolutions=0",
+        "algorithm.head.dim=40",
     ),
 }
 STEPS = 12
@@ -33,7 +31,7 @@ WIDEST_LATENT = 40
 
 
 class Losses:
-    """An observer that keeps what every block's loss was."""
+    """A callback that keeps the loss of every block."""
 
     def __init__(self) -> None:
         self.losses: dict[tuple[int, int], Tensor] = {}
@@ -48,12 +46,12 @@ class Losses:
         pass
 
 
-def prepared(*overrides: str) -> tuple[Job, Algorithm]:
-    job = build_job(load_config(CONF, [*SMALL, "engine.lag=exact", *overrides]), 1)
-    example, config = job.batches.inputs(0), job.config
-    blocks = partition(job.network, 4, "flops", example)
-    shapes = output_shapes(blocks, example)
-    return job, ALGORITHMS["bll"](config.algorithm, config.optimizer, blocks, shapes, job.task, STEPS, config.seed)
+def prepared(*overrides: str) -> tuple[Job, BLLRules]:
+    job = load_job(load_config([*SMALL, "engine.lag=exact", *overrides]))
+    assert isinstance(job.algorithm, BLL)
+    rules = job.algorithm.rule_set(job.rule_context)
+    assert isinstance(rules, BLLRules)
+    return job, rules
 
 
 def latent(a: Tensor) -> Tensor:
@@ -118,22 +116,22 @@ def weights(feedback: nn.Module) -> list[Tensor]:
 
 @pytest.mark.parametrize("model", MODELS)
 def test_equals_the_loop_of_the_paper_to_the_bit(model: str) -> None:
-    job, algorithm = prepared(*MODELS[model])
-    rules = [algorithm.rule(k) for k in range(1, 5)]
+    job, rule_set = prepared(*MODELS[model])
+    rules = [rule_set.rule(k) for k in range(1, 5)]
     assert all(isinstance(rule, BLLRule) for rule in rules)
     blocks = [copy.deepcopy(rule.get_submodule("block")) for rule in rules]
     feedback = [weights(rule.get_submodule("feedback")) for rule in rules[1:]]
     callback, trained = Losses(), {}
 
-    make = algorithm.rule
+    make = rule_set.rule
 
     def keep(block: int) -> nn.Module:
         trained[block] = make(block)
         return trained[block]
 
-    algorithm.rule = keep  # type: ignore[assignment, method-assign]
+    rule_set.rule = keep  # type: ignore[assignment, method-assign]
 
-    run(job, algorithm, unrecorded(connect(None, 0, 1, timeout=30), callback))
+    run(job, rule_set, unrecorded(connect(None, 0, 1, timeout=30), callback))
     expected = figure_2(job, blocks, feedback)
 
     assert [[callback.losses[k, n] for k in range(1, 5)] for n in range(STEPS)] == expected
@@ -148,19 +146,19 @@ def test_equals_the_loop_of_the_paper_to_the_bit(model: str) -> None:
 
 
 def test_learning_moves_every_parameter() -> None:
-    job, algorithm = prepared()
-    before = {k: copy.deepcopy(algorithm.rule(k)) for k in range(1, 5)}
+    job, rule_set = prepared()
+    before = {k: copy.deepcopy(rule_set.rule(k)) for k in range(1, 5)}
     trained = {}
 
-    make = algorithm.rule
+    make = rule_set.rule
 
     def keep(block: int) -> nn.Module:
         trained[block] = make(block)
         return trained[block]
 
-    algorithm.rule = keep  # type: ignore[assignment, method-assign]
+    rule_set.rule = keep  # type: ignore[assignment, method-assign]
 
-    run(job, algorithm, unrecorded(connect(None, 0, 1, timeout=30), Losses()))
+    run(job, rule_set, unrecorded(connect(None, 0, 1, timeout=30), Losses()))
     for k, rule in trained.items():
         old = dict(before[k].named_parameters())
         assert all(not torch.equal(value, old[name]) for name, value in rule.named_parameters())

@@ -6,28 +6,28 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
 
-from counterflow.algorithms.rule import Algorithm, LocalRule, Metrics, Payload, Target, Task
+from counterflow.algorithms.optimizer import BatchPart
+from counterflow.algorithms.per_block import PerBlock
+from counterflow.algorithms.rule import BlockContext, LocalRule, Metrics, Payload, Prediction, Target
 from counterflow.cli.hydra_app import load_config
-from counterflow.config import AlgorithmConfig
-from counterflow.engine.job import Job, build_job
-from counterflow.engine.profile import column_of, pair_time, profiled_cut
+from counterflow.engine.job import Job
+from counterflow.engine.profile import pair_time, profiled_cut, rules_of
 from counterflow.metrics.fingerprint import digest
-from tests.helpers.processes import CONF
+from counterflow.trainer.job_builder import load_job
 from tests.helpers.runs import SMALL
 
 
 def job_of(*overrides: str) -> Job:
-    return build_job(load_config(CONF, [*SMALL, *overrides]), 1)
+    return load_job(load_config([*SMALL, *overrides]))
 
 
 class Sleepy(LocalRule):
     """Sleeps so many milliseconds in each of its parts."""
 
-    def __init__(self, block: nn.Module) -> None:
+    def __init__(self, context: BlockContext) -> None:
         super().__init__()
-        self.block = block
+        self.block = context.module
 
     def receive_target(self, n: int, message: Payload) -> Target:
         time.sleep(1e-3)
@@ -41,32 +41,19 @@ class Sleepy(LocalRule):
         time.sleep(10e-3)
         return (self.block(message[0]),)
 
-    def update(self, n: int, message: Payload, target: Target) -> Metrics:
+    def update(self, part: BatchPart, message: Payload, target: Target) -> Metrics:
         time.sleep(20e-3)
         return {"loss": torch.zeros(())}
 
-    def predict(self, message: Payload, target: Target) -> tuple[Payload, Tensor]:
+    def predict(self, message: Payload, target: Target) -> tuple[Payload, Prediction]:
         raise AssertionError("nothing is predicted here")
-
-    @property
-    def inference_modules(self) -> tuple[nn.Module, ...]:
-        return (self.block,)
-
-
-class SleepyColumn(Algorithm):
-    Config = AlgorithmConfig
-
-    def rule(self, block: int) -> LocalRule:
-        return Sleepy(self.blocks[block - 1])
 
 
 def test_each_part_of_a_pair_is_timed() -> None:
-    job = job_of("blocks=2")
-    blocks, shapes = [job.network[:2], job.network[2:]], [(256,), (10,)]
-    task = Task((1, 8, 8), 10)
-    column = SleepyColumn(job.config.algorithm, job.config.optimizer, blocks, shapes, task, 10, 1)
-    bottom, top = (pair_time(job, column, block) for block in (1, 2))
-    assert 1e6 < bottom.target < top.target, "the bottom block emits nothing"
+    job = job_of("blocks=2", "model.cut=[2,3]")
+    rules = PerBlock(Sleepy).rule_set(job.rule_context)
+    bottom, top = (pair_time(job, rules, block) for block in (1, 2))
+    assert 1e6 < bottom.target < top.target, "the bottom block sends no target"
     assert top.target > 4e6
     for pair in (bottom, top):
         assert 10e6 < pair.forward < pair.learn
@@ -101,23 +88,22 @@ def test_every_rule_can_be_profiled_and_nothing_changes(overrides: tuple[str, ..
     assert next(job.network.parameters()).grad is None
 
 
-def test_a_dear_latent_head_moves_the_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_expensive_latent_head_moves_the_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     """Layers of one cost, and blocks that end early pay for it: flops cannot see it."""
     job = job_of("model.cut=profile", "blocks=2", "model.hidden=5", "model.width=64", "train.batch_size=256")
     taken = {1: 1.0, 2: 1.0, 3: 1.0, 4: 60.0, 5: 60.0, 6: 1.0}
 
-    def slow(_: Job, column: Any, block: int) -> Any:
-        end = sum(len(column.blocks[k]) for k in range(block))
-        pair = pair_time(job, column, block)
+    def slow(_: Job, rules: Any, block: int) -> Any:
+        end = sum(len(rules.context.blocks[k]) for k in range(block))
+        pair = pair_time(job, rules, block)
         return replace(pair, learn=round(taken[end] * 1e7))
 
     monkeypatch.setattr("counterflow.engine.profile.pair_time", slow)
     assert sum(profiled_cut(job)[:1]) not in (4, 5)
 
 
-def test_a_column_is_made_of_copies() -> None:
+def test_the_rules_of_a_profile_hold_copies() -> None:
     job = job_of("blocks=2")
     before = digest(job.network)
-    column = column_of(job, [2, 3])
-    pair_time(job, column, 1)
+    pair_time(job, rules_of(job, [2, 3]), 1)
     assert digest(job.network) == before

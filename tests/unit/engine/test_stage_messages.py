@@ -1,19 +1,23 @@
-"""A station lets go of its neighbours' buffers."""
+"""Messages that a stage sends share no memory with those that it receives."""
 
 from typing import Any
 
 import torch
-from counterflow.engine.activation_recorder import ActivationRecorder
-from counterflow.engine.numerics import Numerics
 
-from counterflow.engine.stage import Stage, StageChannels, WaitTimes
+from counterflow.checkpoint import CheckpointWriter
+from counterflow.cli.hydra_app import load_config
+from counterflow.engine.channels import StageChannels
+from counterflow.engine.evaluation import ActivationRecorder
+from counterflow.engine.run_context import RunContext
+from counterflow.engine.stage import Stage
 from counterflow.message import Tag
-from counterflow.schedule import RunPlan
+from counterflow.trainer.job_builder import load_job
 from counterflow.transport import Payload
+from tests.helpers.runs import SMALL
 
 
 class Through(torch.nn.Module):
-    """A rule of a block that puts out the very tensor that it takes, and another one of its own."""
+    """A rule of a block that returns the very tensor that it received, and another one of its own."""
 
     def forward_message(self, message: Payload) -> Payload:
         return message[0].flatten(1), message[0] + 1
@@ -39,15 +43,15 @@ class Holding:
         self.sent.append(tensors)
 
 
-def test_what_is_sent_does_not_lie_where_the_next_message_comes() -> None:
+def test_a_sent_message_outlives_the_receivers_buffer() -> None:
     below: Any = Buffer()
     up: Any = Holding()
-    plan = RunPlan(batches=3, lag=1)
-    numerics = Numerics(torch.device("cpu"))
-    ports = StageChannels(below, up, below, None)
+    job = load_job(load_config([*SMALL, "train.steps=3"]))
+    channels = StageChannels(below, up, below, None)
     rule: Any = Through()
-    callback: Any = None
-    stage = Stage(1, rule, ports, plan, 0, numerics, callback, WaitTimes(), ActivationRecorder(0, plan))
+    nothing: Any = None
+    context = RunContext(nothing, nothing, CheckpointWriter())
+    stage = Stage(1, rule, channels, job, context, ActivationRecorder(0, job.plan))
     for n in range(3):
         stage.forward(n)
     assert [(float(a.mean()), float(b.mean())) for a, b in up.sent] == [(0, 1), (1, 2), (2, 3)]

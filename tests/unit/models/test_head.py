@@ -4,17 +4,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from counterflow.config import LatentConfig
-from counterflow.models.head import LatentHead
+from counterflow.algorithms.bll import BLL
+from counterflow.algorithms.rule import RuleContext, RuleSet, Task
+from counterflow.config import SGD, HeadConfig, LatentConfig
+from counterflow.models.head import Head
 
 
-def head(shape: tuple[int, ...], multiple: int = 1, **latent: int) -> LatentHead:
-    """A pooled head unless ``latent`` says otherwise."""
-    return LatentHead(shape, LatentConfig(**{"convolutions": 0, **latent}), multiple)  # type: ignore[arg-type]
+def head(shape: tuple[int, ...], **options: int) -> Head:
+    """A pooled head unless ``options`` say otherwise."""
+    return Head(shape, HeadConfig(**{"convolutions": 0, **options}))
+
+
+def categorical(shape: tuple[int, ...], categories: int) -> RuleSet:
+    """BLL with a categorical latent and a pooled head, for a bottom block with outputs of ``shape``."""
+    bll = BLL(head=HeadConfig(convolutions=0), latent=LatentConfig(family="categorical", categories=categories))
+    blocks = [nn.Identity(), nn.Linear(shape[-1], 7)]
+    return bll.rule_set(RuleContext(blocks, [shape, (7,)], Task(shape, 7), SGD(), 10, 1))
 
 
 @pytest.mark.parametrize(
-    ("shape", "latent", "expected"),
+    ("shape", "options", "expected"),
     [
         ((7,), {}, (7,)),
         ((7,), {"dim": 2}, (7,)),  # the bound is for feature maps
@@ -30,8 +39,8 @@ def head(shape: tuple[int, ...], multiple: int = 1, **latent: int) -> LatentHead
         ((3, 1, 1), {"convolutions": 3, "width": 5}, (3,)),
     ],
 )
-def test_shapes(shape: tuple[int, ...], latent: dict[str, int], expected: tuple[int, ...]) -> None:
-    module = head(shape, **latent)
+def test_shapes(shape: tuple[int, ...], options: dict[str, int], expected: tuple[int, ...]) -> None:
+    module = head(shape, **options)
     assert module(torch.randn(2, *shape)).shape == (2, *expected)
     assert module.dim == expected[-1]
 
@@ -81,10 +90,10 @@ def test_pooling_is_the_mean_over_patches() -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "latent"), [((40,), {}), ((5, 40), {}), ((3, 8, 8), {}), ((3, 8, 8), {"convolutions": 1})]
+    ("shape", "options"), [((40,), {}), ((5, 40), {}), ((3, 8, 8), {}), ((3, 8, 8), {"convolutions": 1})]
 )
-def test_every_latent_has_mean_0_and_variance_1(shape: tuple[int, ...], latent: dict[str, int]) -> None:
-    u = head(shape, **latent)(3.0 + 10.0 * torch.randn(4, *shape))
+def test_every_latent_has_mean_0_and_variance_1(shape: tuple[int, ...], options: dict[str, int]) -> None:
+    u = head(shape, **options)(3.0 + 10.0 * torch.randn(4, *shape))
     torch.testing.assert_close(u.mean(-1), torch.zeros(u.shape[:-1]), rtol=0, atol=1e-5)
     torch.testing.assert_close(u.var(-1, correction=0), torch.ones(u.shape[:-1]), rtol=0, atol=1e-3)
 
@@ -93,12 +102,13 @@ def test_every_latent_has_mean_0_and_variance_1(shape: tuple[int, ...], latent: 
 def test_a_latent_that_is_no_multiple_is_refused(shape: tuple[int, ...], multiple: int) -> None:
     dim = head(shape).dim
     with pytest.raises(ValueError, match=rf"^algorithm\.latent\.categories={multiple}: must divide {dim}\b[^\n]*$"):
-        head(shape, multiple)
+        categorical(shape, multiple)
 
 
 @pytest.mark.parametrize(("shape", "multiple"), [((12,), 4), ((3, 12), 12), ((3, 2, 2), 6), ((3, 4, 4), 16)])
 def test_a_multiple_is_taken(shape: tuple[int, ...], multiple: int) -> None:
-    assert head(shape, multiple).dim % multiple == 0
+    categorical(shape, multiple)
+    assert head(shape).dim % multiple == 0
 
 
 def test_gradients_reach_every_parameter_and_the_activation() -> None:
