@@ -14,7 +14,6 @@ from typing import Any, get_type_hints
 
 import pytest
 import yaml
-from counterflow.cli.launch import main
 from hydra.core.config_store import ConfigStore
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
@@ -22,6 +21,7 @@ from omegaconf import OmegaConf
 from torch.distributed import TCPStore
 
 import counterflow.cli.hydra_app  # noqa: F401  # registers the schemas
+from counterflow.cli.launch import main
 from counterflow.config import TrainConfig
 from tests.helpers.processes import CONF
 

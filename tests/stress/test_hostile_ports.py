@@ -27,9 +27,9 @@ from typing import Any, cast
 import pytest
 import torch
 import torch.distributed as dist
-from counterflow.cli.launch import main
 from torch import Tensor
 
+from counterflow.cli.launch import main
 from counterflow.message import HEADER_BYTES, MessageError, MessageKind, Tag, check_header, pack_header
 from counterflow.topology import Edge, Stream
 from counterflow.transport import ChannelError, MessageLayout, RemoteReceiver, TensorSpec

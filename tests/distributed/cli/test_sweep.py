@@ -10,10 +10,10 @@ import threading
 from pathlib import Path
 
 import pytest
-from counterflow.cli.launch import Sweep, launch
 from counterflow.engine.execute import BlockError
 
 from counterflow.cli.hydra_app import load_config
+from counterflow.cli.launch import Sweep, launch
 from counterflow.config import TrainConfig
 from tests.distributed.cli.test_launch import PROGRAM, ROOT, errors, start, torchrun
 from tests.helpers.processes import CONF

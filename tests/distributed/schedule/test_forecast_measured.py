@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import pipelining
 
-from counterflow.schedule import LinkSpec, StageCost, Workload, forecast
+from counterflow.schedule.forecast import LinkSpec, StageCost, Workload, forecast
 from counterflow.schedule.pipeline_schedules import owners
 from tests.helpers.processes import Pool
 

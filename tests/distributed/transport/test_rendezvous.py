@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from counterflow.cli.launch import main
 from torch.distributed import TCPStore
 
+from counterflow.cli.launch import main
 from counterflow.rank_info import RankInfo
 from counterflow.topology import Topology
 from counterflow.transport import ChannelError, connect, rendezvous

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import hydra
 import pytest
-from counterflow.cli.launch import run_job
 from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 
 from counterflow.cli.hydra_app import job_name, load_config
+from counterflow.cli.launch import run_job
 from counterflow.config import SCALES, TrainConfig
 from counterflow.metrics.provenance import config_hash
 from tests.helpers.processes import CONF

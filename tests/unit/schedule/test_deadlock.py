@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from counterflow.cli.hydra_app import load_config
-from counterflow.schedule import DeadlockError, RunPlan, simulate
+from counterflow.schedule import RunPlan
+from counterflow.schedule.event_sim import DeadlockError, simulate
 from counterflow.topology import Stream, Topology
 from tests.helpers.processes import CONF
 

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from counterflow.schedule import Forecast, LinkSpec, StageCost, Workload, forecast
+from counterflow.schedule.forecast import LinkSpec, StageCost, Workload, forecast
+from counterflow.schedule.sim_stats import Forecast
 
 F, B, U = 3.0, 6.0, 2.0  # a block's seconds for a micro-batch, forward and backward, and for an update
 

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from counterflow.schedule import Action, DeadlockError, Durations, Op, RunPlan, Span, Timetable, rank_program, simulate
+from counterflow.schedule import Action, Op, RunPlan, rank_program
+from counterflow.schedule.event_sim import DeadlockError, Durations, Span, Timetable, simulate
 from counterflow.topology import Edge, Stream, Topology
 
 
