@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.cli.test_launch import ROOT, start
+from tests.helpers.launch import ROOT, start
 
 
 @pytest.mark.timeout(60)
