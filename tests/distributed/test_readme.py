@@ -4,6 +4,8 @@ import json
 import re
 from pathlib import Path
 
+import pytest
+
 from tests.helpers.launch import forked, start
 from tests.helpers.processes import PROGRAM, ROOT, Pool
 
@@ -26,7 +28,9 @@ def test_the_network_of_the_readme_learns_and_leaves(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["mine.py"], "nothing is written without run_dir"
 
 
-def test_the_rule_of_the_readme_gives_the_bits_of_one_process_on_two(pool: Pool, tmp_path: Path) -> None:
+def test_the_rule_of_the_readme_gives_the_bits_of_one_process_on_two(
+    pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "readout.py").write_text(RULE)
     options = ("algorithm=custom", "algorithm.target=readout.Readout", "algorithm.args={smoothing: 0.1}")
     quick = ("train.steps=220", "run.display=false", "engine.threads=1", "run.dir=one", "checkpoint.every=0")
