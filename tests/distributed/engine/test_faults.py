@@ -1,4 +1,4 @@
-"""One process fails, and every process is gone within 10 s, with a line that names the rank, the block or edge, and the batch."""
+"""One process fails, and every process is gone within 10 s, with a line that names rank, place and batch."""
 
 import math
 import os
