@@ -12,12 +12,14 @@ CONSTRAINTS := $(if $(TORCH),$(VENV)/)constraints.txt
 SWAPPED     := ^(torch|torchvision|triton|setuptools|nvidia-.*|cuda-.*)==
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test lint types tests test-slow clean
+.PHONY: help install train test lint types tests test-slow stress gpu clean
 
 help:
 	@echo 'make train       train on $(NPROC) processes (NPROC=); ARGS="model=cnn seed=1" passes hydra overrides'
 	@echo 'make test        lint, types and the fast tests; ARGS="-k transport" goes to pytest'
 	@echo 'make test-slow   the tests that take minutes'
+	@echo 'make stress      the campaigns of tests/stress, which take hours: kills, fuzzing, hostile ports, costs'
+	@echo 'make gpu         the checks that need a GPU, into gpu.json; skipped where there is none'
 	@echo 'make install     only make .venv, with PYTHON=$(PYTHON)'
 	@echo 'TORCH=2.11       with any of these: another torch, in .venv-2.11; pyproject.toml says which are supported'
 	@echo 'make clean       remove .venv* and the caches; runs/ stays'
@@ -54,6 +56,13 @@ tests: $(STAMP)
 
 test-slow: $(STAMP)
 	$(BIN)/pytest -m slow $(ARGS)
+
+stress: $(STAMP)
+	$(BIN)/pytest -m stress tests/stress $(ARGS)
+
+# Under ten minutes on one GPU.
+gpu: $(STAMP)
+	$(BIN)/python -m tests.gpu.checks --out gpu.json $(ARGS)
 
 clean:
 	rm -rf .venv .venv-* .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info

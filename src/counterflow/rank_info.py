@@ -24,8 +24,6 @@ class RankInfo:
     """torchrun's name of the job; None under another launcher."""
     master: tuple[str, int] | None = None
     """Host and port of the store at which the ranks meet; None for a single process."""
-    error_file: str | None = None
-    """File in which torchrun's agent expects the message of a failure."""
     agent_hosts_store: bool = False
     """True if torchrun's agent hosts the store, on all interfaces; False if rank 0 does."""
 
@@ -70,9 +68,9 @@ class RankInfo:
         largest = 2**31 - 1
         size = number("WORLD_SIZE", 1, largest, default=1)
         restarts = number("TORCHELASTIC_RESTART_COUNT", 0, largest, default=0)
-        run_id, error_file = (environment.get(f"TORCHELASTIC_{name}") for name in ("RUN_ID", "ERROR_FILE"))
+        run_id = environment.get("TORCHELASTIC_RUN_ID")
         if size == 1:
-            return cls(restart_count=restarts, run_id=run_id, error_file=error_file)
+            return cls(restart_count=restarts, run_id=run_id)
         rank = number("RANK", 0, size - 1)
         master_addr = text("MASTER_ADDR")
         local_size = number("LOCAL_WORLD_SIZE", 1, size, default=size if _is_loopback(master_addr) else 1)
@@ -85,7 +83,6 @@ class RankInfo:
             local_size=local_size,
             restart_count=restarts,
             run_id=run_id,
-            error_file=error_file,
             master=(master_addr, number("MASTER_PORT", 1, 2**16 - 1)),
             agent_hosts_store=environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
         )

@@ -5,7 +5,7 @@ from enum import Enum
 
 
 class Stream(Enum):
-    """The two streams of a counterflow column."""
+    """The two streams of messages between blocks."""
 
     ACTIVATION = "activation"
     TARGET = "target"
@@ -59,7 +59,7 @@ class Topology:
         return next(rank for rank in range(self.ranks) if block in self.blocks_of(rank))
 
     def edges(self) -> list[Edge]:
-        """All edges of the column, in the order in which every rank creates its process groups."""
+        """All edges of the network, in the order in which every rank creates its process groups."""
         return [Edge(stream, lower) for lower in range(1, self.blocks) for stream in (Stream.ACTIVATION, Stream.TARGET)]
 
     def remote_edges(self) -> list[Edge]:

@@ -7,7 +7,6 @@ fifteen. What the agent does is torchrun's: ``torchrun`` is a command line aroun
 import contextlib
 import os
 import signal
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,50 +15,54 @@ from typing import Any
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from tests.helpers.processes import CONF, context
+from tests.helpers.processes import PROGRAM, context, redirect, run_script
 
 
-def _work(overrides: list[str], log: str) -> None:
-    """A worker: what ``launch/train.py`` does."""
-    from counterflow.cli.launch import main
-
-    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(handle, 1)
-    os.dup2(handle, 2)
-    sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
-    sys.argv = ["train.py", *overrides]
-    main(CONF)
+def _work(overrides: list[str], log: str, cwd: str | None) -> None:
+    """A worker: ``launch/train.py``."""
+    redirect(log, log)
+    if cwd is not None:
+        os.chdir(cwd)
+    run_script(PROGRAM, overrides)
 
 
-def _agent(ranks: int, restarts: int, overrides: list[str], log: str) -> None:
+def _agent(ranks: int, restarts: int, overrides: list[str], log: str, cwd: str | None) -> None:
     os.setpgrp()
     os.environ["OMP_NUM_THREADS"] = "1"
-    handle = os.open(log + ".agent", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(handle, 1)
-    os.dup2(handle, 2)
+    redirect(f"{log}.agent", f"{log}.agent")
     config = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=ranks, max_restarts=restarts, monitor_interval=0.1,
         rdzv_backend="c10d", rdzv_endpoint="localhost:0", local_addr="127.0.0.1", start_method="fork",
         run_id=str(os.getpid()), logs_specs=DefaultLogsSpecs(),
     )  # fmt: skip
     try:
-        elastic_launch(config, _work)(overrides, log)
+        elastic_launch(config, _work)(overrides, log, cwd)
     except BaseException as error:
-        print(error)
+        print(error, flush=True)
         os._exit(1)
     os._exit(0)
 
 
 @dataclass
 class Elastic:
-    """A job that runs."""
+    """A running job."""
 
     process: Any
     log: Path
 
     @classmethod
-    def start(cls, ranks: int, log: Path, *overrides: str, restarts: int = 0) -> "Elastic":
-        process = context.Process(target=_agent, args=(ranks, restarts, list(overrides), str(log)))
+    def start(cls, ranks: int, log: Path, *overrides: str, restarts: int = 0, cwd: Path | None = None) -> "Elastic":
+        """Start ``launch/train.py`` on ``ranks`` processes.
+
+        Args:
+            ranks: Number of processes.
+            log: File that takes what they print.
+            overrides: Of the configuration.
+            restarts: How often the agent starts all of them again.
+            cwd: Folder in which they run.
+        """
+        place = str(cwd) if cwd is not None else None
+        process = context.Process(target=_agent, args=(ranks, restarts, list(overrides), str(log), place))
         process.start()
         return cls(process, log)
 
@@ -68,7 +71,7 @@ class Elastic:
         return children(self.process.pid)
 
     def kill_all(self) -> None:
-        """The agent first, which could restart somebody."""
+        """Kill the agent first, as it could restart a rank."""
         workers = self.workers()
         for pid in (self.process.pid, *workers, *self.workers()):
             with contextlib.suppress(ProcessLookupError):
@@ -80,17 +83,17 @@ class Elastic:
             time.sleep(0.005)
 
     def wait(self, seconds: float) -> int:
-        """The exit status; whoever is not through then is killed, and the log is shown."""
+        """Exit status of the agent. Fails, and kills all, if it still runs after ``seconds``."""
         self.process.join(seconds)
         if self.process.is_alive():
             self.kill_all()
-            raise AssertionError(f"not through within {seconds:g} s:\n{self.output()}")
+            raise AssertionError(f"still runs after {seconds:g} s:\n{self.output()}")
         assert not children(self.process.pid)
         status: int = self.process.exitcode
         return status
 
     def output(self) -> str:
-        """What the ranks printed."""
+        """Standard output and error of all ranks."""
         return self.log.read_text() if self.log.exists() else ""
 
 

@@ -1,4 +1,4 @@
-"""What checkpoints cost, as a ratio of runs side by side."""
+"""Cost of checkpoints, as a ratio of runs side by side."""
 
 import statistics
 from pathlib import Path
@@ -14,7 +14,6 @@ MODEL = (
 )  # fmt: skip
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_a_checkpoint_every_50_batches_costs_less_than_3_percent(pool: Pool, tmp_path: Path) -> None:
     rates: dict[int, list[float]] = {0: [], 50: []}

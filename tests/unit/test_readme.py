@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.cli.test_launch import ROOT, start
+from tests.helpers.launch import ROOT, start
 
 README = (ROOT / "README.md").read_text()
 

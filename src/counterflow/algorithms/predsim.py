@@ -56,7 +56,7 @@ def similarity(x: Tensor) -> Tensor:
 
 
 class SimilarityBranch(nn.Module):
-    """What is compared: standard deviations of every channel after a 3x3 convolution, or a linear map of vectors.
+    """Compared features: standard deviations of every channel after a 3x3 convolution, or a linear map of vectors.
 
     Maps of one pixel have no deviation: they are compared as the vectors that they are.
     """

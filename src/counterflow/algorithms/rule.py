@@ -36,7 +36,7 @@ class Prediction(NamedTuple):
 
 @dataclass(frozen=True)
 class Task:
-    """What a network is trained on, in the shapes of single samples."""
+    """Inputs and labels of a data set, as shapes of single samples."""
 
     input_shape: Shape
     classes: int
@@ -137,7 +137,7 @@ class LocalRule(nn.Module, ABC):
         raise AssertionError("this block learns from gradients alone")
 
     def backward(self, part: BatchPart, message: Payload, gradient: Payload) -> tuple[Payload, Metrics]:
-        """Where gradients come down: update with that of a batch, whose message from below is here again.
+        """Update with the gradient of a batch from above; takes the batch's message from below again.
 
         Returns the gradient for the block below, and what `update` would.
         """
@@ -157,7 +157,7 @@ class LocalRule(nn.Module, ABC):
         """
 
     def decode_prediction(self, own: Tensor, message: Payload) -> Payload:
-        """Where predictions come down: the message for the block below.
+        """Make the message for the block below from a prediction that comes down.
 
         Args:
             own: The second result of `predict`.

@@ -20,7 +20,7 @@ from counterflow.bench.prediction import predict_seconds, with_predictions
 from counterflow.bench.results import CaseResult, Goal, SuiteResult
 from counterflow.bench.sleeping import Jitter, Sleep
 from counterflow.bench.workers import WorkerSettings
-from counterflow.schedule import LinkSpec
+from counterflow.schedule.forecast import LinkSpec
 
 _WIDTH = 32
 """Elements of an activation per sample, where messages are to be small."""

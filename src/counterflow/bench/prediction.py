@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Sequence
 from counterflow.bench.case import BenchmarkCase
 from counterflow.bench.results import CaseResult
 from counterflow.bench.sleeping import CLASSES
-from counterflow.schedule import LinkSpec, StageCost, Workload, forecast
+from counterflow.schedule.forecast import LinkSpec, StageCost, Workload, forecast
 
 
 def predict_seconds(case: BenchmarkCase, link: LinkSpec | None = None, overhead: float = 0.0) -> float:

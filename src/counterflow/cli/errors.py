@@ -8,14 +8,10 @@ import traceback
 from pathlib import Path
 from typing import NoReturn
 
+from counterflow.cli.exit_status import EXIT_FAILURE, EXIT_USAGE
 from counterflow.engine.run_context import BlockError
-from counterflow.rank_info import RankInfo
+from counterflow.metrics.callback import CallbackError
 from counterflow.transport import ChannelError
-
-EXIT_FAILURE = 1
-EXIT_USAGE = 2
-EXIT_INCOMPLETE = 75
-"""Try again later: runs of a sweep are left for the next stage."""
 
 _FIRST_SPEAKS = 10.0
 """Seconds."""
@@ -42,7 +38,7 @@ def exit_with_usage_error(error: ValueError | str) -> NoReturn:
 
 def exit_with_error(error: Exception) -> NoReturn:
     """Print the reason, with the traceback of an unforeseen one, and end the process, so that its neighbours notice."""
-    if isinstance(error, BlockError | ChannelError):
+    if isinstance(error, BlockError | CallbackError | ChannelError):
         explain(error)
         # A report of all waits has a line for each rank; an exception of a block is one, whatever torch made of it.
         text = str(error) if isinstance(error, ChannelError) else " ".join(str(error).split())
@@ -57,7 +53,7 @@ def exit_with_error(error: Exception) -> NoReturn:
     exit_now(EXIT_FAILURE)
 
 
-def explain(error: BlockError | ChannelError) -> None:
+def explain(error: Exception) -> None:
     """Print the traceback of an unforeseen cause."""
     cause = error.__cause__
     foreseen = cause is None or isinstance(cause, FloatingPointError | ValueError) or is_out_of_memory(cause)
@@ -72,6 +68,6 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def _record(text: str) -> None:
     """Leave ``text`` for torchrun's summary, in the file that its agent names."""
-    path = RankInfo.from_env().error_file
-    if path is not None:
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")  # not by RankInfo: its error may be what is recorded
+    if path:
         Path(path).write_text(json.dumps({"message": text, "timestamp": int(time.time())}))

@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from counterflow.cli.errors import EXIT_FAILURE, EXIT_USAGE
+from counterflow.cli.exit_status import EXIT_FAILURE, EXIT_SIGNAL, EXIT_USAGE
 
 _OPTIONS = ("--ranks", "--max-restarts")
 
@@ -63,5 +63,5 @@ def _run_ranks(ranks: int, restarts: int, overrides: Sequence[str]) -> int:
         failure = error.get_first_failure()[1]
         return failure.exitcode if failure.exitcode > 0 else EXIT_FAILURE
     except SignalException as stop:
-        return 128 + int(stop.sigval)
+        return EXIT_SIGNAL + int(stop.sigval)
     return 0

@@ -12,10 +12,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from counterflow.cli.errors import EXIT_FAILURE, EXIT_INCOMPLETE, explain
+from counterflow.cli.errors import explain
+from counterflow.cli.exit_status import EXIT_FAILURE, EXIT_INCOMPLETE
 from counterflow.config import TrainConfig
 from counterflow.engine.run_context import BlockError, PreemptedError
-from counterflow.metrics.callback import Callback, RunInfo
+from counterflow.metrics.callback import Callback, CallbackError, RunInfo
 from counterflow.metrics.run_dir import FinishedError, InUseError
 from counterflow.signals import Signals
 from counterflow.transport import ChannelError
@@ -75,7 +76,7 @@ class Sweep:
             if time.monotonic() < self.ends:
                 raise
             self._remain(path)
-        except (BlockError, ChannelError) as error:
+        except (BlockError, CallbackError, ChannelError) as error:
             explain(error)
             self._fail(name, error)
         except Exception as error:

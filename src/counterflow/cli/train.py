@@ -16,6 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from counterflow.cli.errors import exit_now, exit_with_error, exit_with_usage_error
+from counterflow.cli.exit_status import EXIT_SIGNAL
 from counterflow.cli.hydra_app import job_name, run_hydra, validate
 from counterflow.cli.note_handler import install_cli_logging
 from counterflow.cli.sweep import Sweep
@@ -24,7 +25,6 @@ from counterflow.engine.run_context import PreemptedError
 from counterflow.metrics.callback import Callback
 from counterflow.metrics.progress_display import ProgressDisplay
 from counterflow.rank_info import RankInfo
-from counterflow.recovery.supervisor import supervise
 from counterflow.signals import Signals
 from counterflow.trainer.fit import ProcessControl
 from counterflow.trainer.result import FitResult
@@ -103,6 +103,8 @@ def main(seconds: float = math.inf) -> None:
                 return
             config, control = validate(composed, TrainConfig), ProcessControl(signals)
             if config.engine.recovery == "rank" and RankInfo.from_env().size > 1:
+                from counterflow.recovery.supervisor import supervise  # opt-in: nothing of it on the main path
+
                 # One directory for all processes that will be this rank.
                 config = replace(config, run=replace(config.run, dir=config.run.dir or _new_run_dir(config)))
                 restarted = supervise(signals, RankInfo.from_env().rank)  # returns in a process of its own
@@ -115,7 +117,7 @@ def main(seconds: float = math.inf) -> None:
                     f"note: {name}: stopped after batch {stop.batches - 1}, with a checkpoint; run.resume=auto goes on",
                     file=sys.stderr,
                 )
-            exit_now(128 + stop.signal)
+            exit_now(EXIT_SIGNAL + stop.signal)
         except ValueError as error:
             exit_with_usage_error(error)
         except Exception as error:

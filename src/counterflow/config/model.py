@@ -12,7 +12,7 @@ from counterflow.config.validators import LARGEST, fraction, one_of, size
 class ModelConfig:
     name: str = MISSING
     cut: Any = "flops"
-    """How layers are shared out: ``flops``, ``parameters``, ``profile``, or the number of layers of every block."""
+    """Split of layers into blocks: ``flops``, ``parameters``, ``profile``, or the number of layers of every block."""
 
     def __post_init__(self) -> None:
         if isinstance(self.cut, str):
@@ -187,7 +187,7 @@ MODELS = (
 
 @dataclass(kw_only=True)
 class OwnModelConfig(ModelConfig):
-    """The record of a network that a script passed to a Trainer, for run directories and hashes."""
+    """Record of a network that a script passed to a Trainer, for run directories and hashes."""
 
     name: str = "custom"
     target: str = ""

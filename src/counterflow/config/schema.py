@@ -121,7 +121,7 @@ OPTIMIZERS = (AdamW, SGD)
 @dataclass(kw_only=True)
 class EngineConfig:
     lag: Any = 2
-    """How many batches earlier a target message leaves, per hop; ``exact`` is the locked algorithm on one process."""
+    """Batches by which a target message leaves earlier, per hop; ``exact`` is the locked algorithm on one process."""
     depth: int = 2
     """Activation messages that a receiver accepts ahead of the block that takes them."""
     target_depth: int | None = None
@@ -135,12 +135,12 @@ class EngineConfig:
     channels_last: bool = False
     """Images with channels innermost, in memory and in messages: faster convolutions, and other bits."""
     compile: bool = False
-    """Compile every block with torch.compile, which takes its time before the first batch."""
+    """Compile every block with torch.compile, which delays the first batch."""
     recovery: str = "all"
-    """Who begins anew when a rank is lost: ``all``, or the ``rank`` alone, to which the others then send again what it
-    needs (local rules and ``naive``; gloo)."""
+    """Ranks that restart when one is lost: ``all``, or the ``rank`` alone. The others then send it the messages that it
+    needs again (local rules and ``naive``; gloo)."""
     replay: int = 256
-    """Megabytes of messages that an edge holds in memory to send again; what is more is in a file
+    """Megabytes of messages that an edge keeps in memory to send again; further ones are in a file
     (``recovery=rank`` only)."""
     timeout: float = 300.0
     """Seconds that any single wait may last before the run ends."""
@@ -161,7 +161,7 @@ class EngineConfig:
         size("engine.replay", self.replay, 1)
         one_of("engine.backend", self.backend, ("auto", "gloo", "nccl"))
         one_of("engine.precision", self.precision, ("fp32", "bf16", "auto"))
-        if not 0 < self.timeout <= 1e6:  # what every clock and timer below can hold
+        if not 0 < self.timeout <= 1e6:  # the largest that every clock and timer can hold
             raise ValueError(f"engine.timeout={self.timeout}: must be greater than 0 and at most 1000000")
 
 
@@ -172,7 +172,7 @@ class CheckpointConfig:
     keep: int = 2
     """So many of them, the newest ones."""
     grace: float = 25.0
-    """Seconds from SIGTERM or SIGINT to the end of the process, whatever became of the checkpoint."""
+    """Seconds from SIGTERM or SIGINT to the end of the process, even if the checkpoint is not finished."""
 
     def __post_init__(self) -> None:
         at_least("checkpoint.every", self.every, 0)
@@ -188,12 +188,12 @@ class TrainLoopConfig:
     microbatches: int = 4
     """Parts of a batch that a pipeline schedule sends one after the other (end-to-end references only)."""
     steps: int | None = None
-    """Stop after so many batches, whatever ``epochs`` says."""
+    """Stop after so many batches, even if ``epochs`` means more."""
     evaluate_every: int = 0
     """Evaluate after every so many batches, on held out data (``data.validation``) or, if there is none, on the test
     data; 0 is only at the end."""
     test: bool = True
-    """Evaluate on the test data after the last batch. Runs that choose between settings say no."""
+    """Evaluate on the test data after the last batch. Turn it off in runs that choose between settings."""
     log_every: int = 10
     """Report losses and accuracies every so many batches."""
 
@@ -213,14 +213,14 @@ class RunConfig:
     """Run directory; by default a new one under ``runs/``, named by rank 0. Of a sweep, the folder with all of its
     runs; by default ``runs/EXPERIMENT-SCALE``."""
     resume: str = "auto"
-    """``auto`` goes on from the newest whole checkpoint of the run directory; ``never`` refuses a directory that holds
+    """``auto`` goes on from the latest whole checkpoint of the run directory; ``never`` refuses a directory that holds
     a run; else the folder of a checkpoint, or of the run that wrote it, that a new run goes on from."""
     experiment: str | None = None
     """Name of the preset under ``conf/experiment``; each sets it itself."""
     display: bool = True
     """The live display on rank 0."""
     activations: int = 0
-    """Save what every block puts out for so many test samples after the last batch, in ``activations.npz``."""
+    """Save the outputs of every block for so many test samples after the last batch, in ``activations.npz``."""
 
     def __post_init__(self) -> None:
         at_least("run.activations", self.activations, 0)
@@ -236,13 +236,13 @@ class TrainConfig:
     seed: int = 1
     blocks: int = 4
     scale: str = "full"
-    """Which of the values an experiment's preset names: ``smoke`` for a minute, ``cpu`` for an hour, ``full``."""
+    """Choice among the values of an experiment's preset: ``smoke`` for a minute, ``cpu`` for an hour, ``full``."""
     device: str = "auto"
     schedule: str = "auto"
-    """How ranks take turns: ``free`` for local rules, a pipeline schedule of torch or ``naive`` for end-to-end
+    """Order of work on the ranks: ``free`` for local rules, a pipeline schedule of torch or ``naive`` for end-to-end
     references. ``auto`` is ``free`` and ``1f1b``."""
     trace: bool = False
-    """Record what every rank does when: ``trace.json`` for Perfetto and ``timeline.png`` in the run directory."""
+    """Record the times of all actions: ``trace.json`` for Perfetto and ``timeline.png`` in the run directory."""
     algorithm: AlgorithmConfig = MISSING
     model: ModelConfig = MISSING
     data: DataConfig = MISSING

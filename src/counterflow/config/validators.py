@@ -1,4 +1,4 @@
-"""What values may be. Errors are ``ValueError`` of one line: the key, the value, and what is allowed."""
+"""Checks of option values. Errors are ``ValueError`` of one line: the key, the value, and what is allowed."""
 
 from collections.abc import Collection
 
@@ -14,10 +14,10 @@ def at_least(key: str, value: float, least: float) -> None:
 
 
 LARGEST = 2**20
-"""Of sizes and counts: what is larger is a slip of the hand, and torch refuses it on many lines or never."""
+"""Upper limit of sizes and counts. Larger values are typing errors, which torch reports on many lines or never."""
 
 _STEEPEST = 1e6
-"""Of rates and weights."""
+"""Upper limit of rates and weights."""
 
 
 def size(key: str, value: float, least: int) -> None:

@@ -14,7 +14,7 @@ from counterflow.algorithms.stale_gradient import StaleGradient, TrueGradient
 from counterflow.engine import local
 from counterflow.engine.job import Job
 from counterflow.engine.profile import profiled_cut
-from counterflow.engine.result import RankResult
+from counterflow.engine.rank_result import RankResult
 from counterflow.engine.run_context import RunContext
 
 BlockValues = Sequence[Mapping[str, float]]

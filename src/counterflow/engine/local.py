@@ -24,7 +24,7 @@ from counterflow.engine.channels import ChannelFactory
 from counterflow.engine.cost import Flops
 from counterflow.engine.evaluation import ActivationRecorder
 from counterflow.engine.job import Job
-from counterflow.engine.result import RankResult, count_parameters
+from counterflow.engine.rank_result import RankResult, count_parameters
 from counterflow.engine.run_context import BlockError, RunContext, WaitTimes, raise_if_preempted, restore_block
 from counterflow.engine.stage import Stage
 from counterflow.metrics.callback import CallbackError

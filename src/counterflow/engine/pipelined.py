@@ -22,7 +22,7 @@ from counterflow.engine import cost
 from counterflow.engine.cost import Flops
 from counterflow.engine.evaluation import AccuracyMeter, ActivationRecorder
 from counterflow.engine.job import Job
-from counterflow.engine.result import RankResult, count_parameters
+from counterflow.engine.rank_result import RankResult, count_parameters
 from counterflow.engine.run_context import (
     BlockCallback,
     BlockError,

@@ -68,7 +68,7 @@ def rules_of(job: Job, cut: Sequence[int]) -> RuleSet:
 
 
 def pair_time(job: Job, rules: RuleSet, block: int) -> BlockTime:
-    """Of block pair ``block`` of ``rules``, which learns from it: messages are made up, as large as real ones."""
+    """Times of block pair ``block``. It learns from made-up messages as large as real ones."""
     device = job.device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         rule = rules.rule(block)
@@ -91,7 +91,7 @@ def message_from_below(job: Job, rules: RuleSet, block: int) -> Payload:
 
 
 def _steps(job: Job, rule: LocalRule, block: int, below: Payload, above: Payload) -> Iterator[int]:
-    """What a station does with a batch; the time after each step."""
+    """Do the work of a stage on one batch; return the time after each step."""
     target: Payload = ()
     if job.plan.targets_down:
         target = rule.receive_target(0, above)

@@ -1,4 +1,4 @@
-"""How a process computes: threads, memory, number formats, layout of images, random numbers, compiled blocks."""
+"""Compute settings: threads, memory, number formats, image layout, random numbers, compiled blocks."""
 
 import ctypes
 import os

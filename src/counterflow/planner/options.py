@@ -10,7 +10,7 @@ from hydra.core.config_store import ConfigStore
 from counterflow.algorithms import ALGORITHMS
 from counterflow.config import TrainConfig
 from counterflow.config.validators import fraction, one_of, size
-from counterflow.schedule import LinkSpec
+from counterflow.schedule.forecast import LinkSpec
 
 _LARGEST = 1e6
 """Largest latency and overhead in milliseconds, and largest jitter factor."""

@@ -19,9 +19,9 @@ from counterflow.planner.stage_estimate import (
     stages_of,
     workload,
 )
-from counterflow.schedule import Forecast, forecast
-from counterflow.schedule.forecast import Jitter
+from counterflow.schedule.forecast import Jitter, forecast
 from counterflow.schedule.pipeline_schedules import microbatch_counts
+from counterflow.schedule.sim_stats import Forecast
 
 COMPARED = ("gpipe", "1f1b")
 """Pipelines of backprop that each candidate is compared with."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
 from counterflow.planner.model_profile import LayerProfile, ModelProfile
-from counterflow.schedule import StageCost, Workload
+from counterflow.schedule.forecast import StageCost, Workload
 
 _SEND_BUFFERS = 2
 """Messages that a process holds for each edge that it sends to: one is filled while the other one is being sent."""

@@ -1,4 +1,4 @@
-"""The program of section 2 of the design: for every block, and for a rank that owns several, a generator of actions.
+"""Program of local rules: a generator of actions for every block, and for a rank that owns several.
 
 A block waits for nothing but the next message of a named channel, so the same actions give the same result on any
 number of processes. As a timetable (3 blocks, lag 1; T = take target and emit the one below, F = forward, L = learn)::
@@ -6,7 +6,7 @@ number of processes. As a timetable (3 blocks, lag 1; T = take target and emit t
     block 3   T0 T1 |       T2       |  F0 L0 T3 | F1 L1 ..      two targets ahead
     block 2      T0 |    T1 F0 L0    |  T2 F1 L1 | ..            one target ahead
     block 1         | T0 F0 L0 T1 F1 L1 T2 F2 L2 | ..            none below it
-           prologue | fill           | steady: nobody waits
+           prologue | fill           | steady: no waits
 """
 
 from collections.abc import Callable, Iterator
@@ -34,7 +34,7 @@ class Op(Enum):
     SAVE = "S"
     """Write a checkpoint of the block and of what it has sent down beyond the batch; no message."""
     RESEND = "R"
-    """Send once more down what was under way to the block below when the checkpoint was written."""
+    """Send down again the messages that were in flight to the block below at the time of the checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def _evaluation(blocks: range, n: int, plan: RunPlan) -> Iterator[Action]:
 
 
 def _naive_batch(blocks: range, n: int, plan: RunPlan) -> Iterator[Action]:
-    """Backprop with a pipeline "added directly": nobody waits for a gradient, so each one comes back late.
+    """Backprop with a pipeline "added directly": no block waits for a gradient, so each one comes back late.
 
     Block k takes the gradient of batch n after it has sent batch n + 2 (N - k) up: so long is the way to the top and
     back. As a timetable (3 blocks, B = backward and update)::

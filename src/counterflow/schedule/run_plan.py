@@ -1,4 +1,4 @@
-"""What happens at which batch: everything about a run's course that is a function of ``n``."""
+"""Course of a run, as a function of the batch index ``n``."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ class RunPlan:
         assert 0 <= self.start < self.batches
 
     def lead(self, block: int) -> int:
-        """``D_k``: how many batches before its activation a target leaves block ``block`` for the one below."""
+        """``D_k``: number of batches by which a target leaves ``block`` for the block below before its activation."""
         return self.lag * (block - 1) if self.targets_down else 0
 
     @property
@@ -47,7 +47,7 @@ class RunPlan:
         return not (self.predicts_down or self.gradients_from)
 
     def taken(self, block: int) -> int:
-        """How many training batches' messages from above ``block`` had taken before batch ``start``.
+        """Number of training messages that ``block`` takes from above before batch ``start``.
 
         Those that the block above had sent beyond are the state of the channel between the two.
         """
@@ -65,7 +65,7 @@ class RunPlan:
         return self.start + min(blocks, (self.batches - self.start) // 2)
 
     def saves_after(self, n: int) -> bool:
-        """Whether a checkpoint follows batch ``n``."""
+        """True if a checkpoint follows batch ``n``."""
         return self.checkpoint_every > 0 and (n == self.batches - 1 or (n + 1) % self.checkpoint_every == 0)
 
     def evaluation(self, n: int) -> range:
@@ -86,13 +86,13 @@ class RunPlan:
         return "validation" if e == self.validation_batches - 1 else None
 
     def activations(self) -> Iterator[Tag]:
-        """What enters at the bottom, and every activation edge carries, in order."""
+        """Messages that enter at the bottom and that every activation edge carries, in order."""
         for n in range(self.start, self.batches):
             yield Tag(MessageKind.ACTIVATION, n)
             yield from (Tag(MessageKind.TEST, n, e) for e in self.evaluation(n))
 
     def targets(self, block: int) -> Iterator[Tag]:
-        """What ``block`` takes from above, in order; into the top block it enters from outside."""
+        """Messages that ``block`` takes from above, in order; those of the top block are labels."""
         for n in range(self.taken(block), self.batches):
             if self.targets_down:
                 yield Tag(MessageKind.TARGET, n)
@@ -102,5 +102,5 @@ class RunPlan:
                 yield from (Tag(MessageKind.PREDICTION, n, e) for e in self.evaluation(n))
 
     def messages(self, edge: Edge) -> Iterator[Tag]:
-        """What ``edge`` carries, in order."""
+        """Messages that ``edge`` carries, in order."""
         return self.activations() if edge.stream is Stream.ACTIVATION else self.targets(edge.destination)

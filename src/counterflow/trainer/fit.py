@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from counterflow.config import TrainConfig
 from counterflow.engine.cost import Flops
 from counterflow.engine.factory import build_engine, choose_partition
 from counterflow.engine.job import Job
-from counterflow.engine.result import RankResult
+from counterflow.engine.rank_result import RankResult
 from counterflow.engine.run_context import PreemptedError, RunContext, WaitTimes
 from counterflow.metrics import provenance
 from counterflow.metrics.block_metrics import BlockMetrics, StepMetrics
@@ -29,22 +29,23 @@ from counterflow.metrics.metrics_callback import MetricsCallback
 from counterflow.metrics.run_dir import FinishedError
 from counterflow.metrics.tensorboard import TensorBoardLogger
 from counterflow.rank_info import RankInfo
-from counterflow.recovery.recoverable import connect_recoverable
-from counterflow.recovery.supervisor import SupervisedRank
 from counterflow.signals import Signals
-from counterflow.trace.session import TraceSession
 from counterflow.trainer.rank0 import Rank0Services
 from counterflow.trainer.result import FitResult
 from counterflow.trainer.resume import CHECKPOINTS, ResumePoint, open_run_dir
 from counterflow.transport import Communicator, connect, rendezvous
 from counterflow.transport.interfaces import interfaces
 
+if TYPE_CHECKING:
+    from counterflow.recovery.supervisor import SupervisedRank
+    from counterflow.trace.session import TraceSession
+
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class _Start:
-    """Where all ranks begin, as rank 0 found it."""
+    """Starting point of all ranks, found by rank 0."""
 
     cut: tuple[int, ...]
     path: Path | None
@@ -55,11 +56,11 @@ class _Start:
 
 @dataclass(frozen=True)
 class ProcessControl:
-    """How signals and restarts reach a run."""
+    """Signals and restarts of a run's process."""
 
     signals: Signals | None = None
     """End the run after a checkpoint, if it writes any."""
-    restarted: SupervisedRank | None = None
+    restarted: "SupervisedRank | None" = None
     """This process, where a supervisor replaces ranks that are lost."""
 
 
@@ -96,12 +97,14 @@ def connect_and_fit(
 
 
 def _connect(
-    config: TrainConfig, info: RankInfo, restarted: SupervisedRank | None, on_stop: Callable[[int], None]
+    config: TrainConfig, info: RankInfo, restarted: "SupervisedRank | None", on_stop: Callable[[int], None]
 ) -> Communicator:
     timeout = config.engine.timeout
     store = rendezvous(info, timeout)
     if restarted is None or store is None:
         return connect(store, info.rank, info.size, timeout=timeout, on_stop=on_stop)
+    from counterflow.recovery.recoverable import connect_recoverable  # opt-in: nothing of it on the main path
+
     return connect_recoverable(
         store,
         info.size,
@@ -168,7 +171,7 @@ def fit(
     )
     directory = CheckpointDirectory(begin.path / CHECKPOINTS) if begin.path is not None else None
     checkpoints = CheckpointWriter(directory, begin.checkpoint, job.device, report, comm.watchdog.timeout)
-    tracing = TraceSession(comm, begin.path) if config.trace and begin.path is not None else None
+    tracing = _trace_session(comm, begin.path) if config.trace and begin.path is not None else None
     context = RunContext(comm, callback, checkpoints, waits, tracing.recorder if tracing is not None else None)
     with ExitStack() as stack:
         stack.enter_context(checkpoints)
@@ -203,6 +206,12 @@ def fit(
         if services is not None:
             services.end(summary)
     return FitResult(summary, comm.rank == 0, state)
+
+
+def _trace_session(comm: Communicator, folder: Path) -> "TraceSession":
+    from counterflow.trace.session import TraceSession  # opt-in
+
+    return TraceSession(comm, folder)
 
 
 def gather_state(job: Job, result: RankResult, comm: Communicator) -> dict[str, Tensor]:

@@ -114,7 +114,7 @@ def _checked(
 
 
 def identity(job: Job, config: TrainConfig) -> Mapping[str, Any]:
-    """What the result of ``job`` is a function of, by the key that sets it: as it is used where it can be ``auto``."""
+    """Everything that the result of ``job`` depends on, by key: the value in use where a key may be ``auto``."""
     used: dict[str, Any] = {
         "engine.threads": torch.get_num_threads(),
         "engine.precision": job.runtime.precision,
@@ -128,7 +128,7 @@ def identity(job: Job, config: TrainConfig) -> Mapping[str, Any]:
 
 
 def _digest(job: Job) -> str:
-    """Of the labels in their order, which tells one data set from another in no time."""
+    """Digest of the labels in their order, a fast test that two data sets are equal."""
     train = job.batches.dataset.train
     sha = hashlib.sha256(f"{list(train.inputs.shape)}".encode())
     sha.update(train.labels.cpu().contiguous().numpy().tobytes())

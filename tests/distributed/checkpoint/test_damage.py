@@ -1,5 +1,4 @@
-"""What becomes of a checkpoint that is not what was written: the one before it, or one line that says why, and never a
-wrong resume."""
+"""Damaged or foreign checkpoints: the run goes on from the one before, or one line says why, and never wrongly."""
 
 import io
 import json
@@ -13,14 +12,15 @@ from typing import Any
 
 import pytest
 import torch
-from counterflow.engine.execute import BlockError
 
 from counterflow.checkpoint.atomic_write import sha256
 from counterflow.checkpoint.manifest import block_file
 from counterflow.cli.hydra_app import load_config
-from counterflow.engine.job import build_job
-from counterflow.trainer.resume import open_run_dir
-from tests.helpers.processes import CONF, Pool
+from counterflow.engine.run_context import BlockError
+from counterflow.rank_info import RankInfo
+from counterflow.trainer.job_builder import load_job
+from counterflow.trainer.resume import ResumePoint, open_run_dir
+from tests.helpers.processes import Pool
 from tests.helpers.runs import SMALL, summary_of, train_rank
 
 OPTIONS = ("model.width=16", "blocks=4", "train.steps=12", "checkpoint.every=4", "checkpoint.keep=9")
@@ -82,19 +82,25 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
+def opened(run: Path, *overrides: str, ranks: int = 1, log: Callable[[str], None] = lambda text: None) -> ResumePoint:
+    """The start of a run in the directory ``run``, which is closed again."""
+    config = load_config([*SMALL, *OPTIONS, f"run.dir={run}", *overrides])
+    point = open_run_dir(load_job(config, RankInfo(size=ranks)), config, log)
+    assert point.directory is not None
+    point.directory.close()
+    return point
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_checkpoint_is_told_and_passed_over(
+def test_a_damaged_checkpoint_is_reported_and_passed_over(
     pool: Pool, finished: tuple[Path, str], broken: Path, damage: str
 ) -> None:
     action, reason = DAMAGES[damage]
     action(broken / "checkpoints" / "batch-00000008")
-    told: list[str] = []
-    config = load_config(CONF, [*SMALL, *OPTIONS, f"run.dir={broken}"])
-    origin = open_run_dir(build_job(config, 1), broken, told.append)
-    origin.directory.close()
-    assert origin.batches == 4
-    assert re.search(f"batch-00000008: is no whole checkpoint .*{reason}", told[0])
-    assert told[1] == f"{broken}: goes on after batch 3 from {broken / 'checkpoints' / 'batch-00000004'}"
+    lines: list[str] = []
+    assert opened(broken, log=lines.append).batches == 4
+    assert re.search(f"batch-00000008: is no whole checkpoint .*{reason}", lines[0])
+    assert lines[1] == f"{broken}: goes on after batch 3 from {broken / 'checkpoints' / 'batch-00000004'}"
     if damage in ("truncated", "never completed"):
         resumed = summary_of(pool, 2, *OPTIONS, directory=broken)
         assert (resumed["resumed_after"], resumed["fingerprint"]) == (4, finished[1])
@@ -110,10 +116,9 @@ def test_without_a_whole_checkpoint_the_run_begins_anew(pool: Pool, finished: tu
 
 
 def refused(run: Path, *overrides: str) -> str:
-    config = load_config(CONF, [*SMALL, *OPTIONS, f"run.dir={run}", *overrides])
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     with pytest.raises(ValueError) as error:  # noqa: PT011  # the message is compared
-        open_run_dir(build_job(config, 1), run, lambda text: None)
+        opened(run, *overrides)
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
     assert "\n" not in str(error.value)
     return str(error.value)
@@ -133,10 +138,7 @@ def test_another_configuration_is_refused_by_what_differs(broken: Path, override
 
 
 def test_what_cannot_change_the_result_may_change(broken: Path) -> None:
-    config = load_config(CONF, [*SMALL, *OPTIONS, "engine.depth=5", "checkpoint.every=3", "train.log_every=1"])
-    origin = open_run_dir(build_job(config, 3), broken, lambda text: None)
-    origin.directory.close()
-    assert origin.batches == 8
+    assert opened(broken, "engine.depth=5", "checkpoint.every=3", "train.log_every=1", ranks=3).batches == 8
 
 
 def test_the_manifest_of_another_run_is_refused_by_what_differs(broken: Path) -> None:
@@ -163,14 +165,13 @@ def test_another_format_is_refused(broken: Path) -> None:
     assert refused(broken) == f"{path / 'manifest.json'}: is of format 2, this version of counterflow reads 1"
 
 
-def test_another_version_of_torch_is_told(broken: Path) -> None:
+def test_another_version_of_torch_is_reported(broken: Path) -> None:
     folder = broken / "checkpoints" / "batch-00000008"
     versions = json.loads((folder / "manifest.json").read_text())["versions"]
     edit("versions", {**versions, "torch": "1.0"})(folder)
-    told: list[str] = []
-    origin = open_run_dir(build_job(load_config(CONF, [*SMALL, *OPTIONS]), 1), broken, told.append)
-    origin.directory.close()
-    assert told[0].startswith(f"{folder} was computed with torch 1.0, here is {torch.__version__}: ")
+    lines: list[str] = []
+    opened(broken, log=lines.append)
+    assert lines[0].startswith(f"{folder} was computed with torch 1.0, here is {torch.__version__}: ")
 
 
 class Malice:
@@ -241,7 +242,6 @@ def test_what_cannot_be_gone_on_from_leaves_no_trace(
     flip(broken / "checkpoints" / "batch-00000004")
     new = tmp_path / "new"
     named = resume.format(broken=broken, finished=finished[0], new=new)
-    config = load_config(CONF, [*SMALL, *OPTIONS, f"run.resume={named}"])
     with pytest.raises(ValueError, match=f"^run.resume.*{reason}$"):
-        open_run_dir(build_job(config, 1), new, lambda text: None)
+        opened(new, f"run.resume={named}")
     assert not new.exists()

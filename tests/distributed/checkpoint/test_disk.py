@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 
 from counterflow.cli.hydra_app import load_config
-from counterflow.engine.job import build_job
+from counterflow.trainer.job_builder import load_job
 from counterflow.trainer.resume import open_run_dir
-from tests.helpers.processes import CONF, Pool
+from tests.helpers.processes import Pool
 from tests.helpers.runs import SMALL, summary_of, train_rank
 
 OPTIONS = ("model.width=64", "blocks=4", "train.steps=12", "checkpoint.every=4", "checkpoint.keep=9")
 
 
 def limited(rank: int, size: int, store_path: str, folder: Path, most: int) -> object:
-    """A run that may write files of at most ``most`` bytes, as the kernel sees to; what it printed is lost."""
+    """A run that may write files of at most ``most`` bytes, a limit of the kernel."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
@@ -38,13 +38,13 @@ def test_a_run_outlives_a_disk_without_room(pool: Pool, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", ["/sys/counterflow", "/proc/counterflow", "/dev/null/run"])
-def test_a_place_that_nobody_may_write(path: str) -> None:
-    config = load_config(CONF, [*SMALL, *OPTIONS])
+def test_a_folder_that_cannot_be_written(path: str) -> None:
+    config = load_config([*SMALL, *OPTIONS, f"run.dir={path}"])
     with pytest.raises(ValueError, match=f"^run.dir={path}: must be a folder that can be written [^\n]+$"):
-        open_run_dir(build_job(config, 1), Path(path), lambda text: None)
+        open_run_dir(load_job(config), config, lambda text: None)
 
 
-def test_checkpoints_that_have_no_folder(pool: Pool, tmp_path: Path) -> None:
+def test_a_file_in_the_place_of_the_checkpoints(pool: Pool, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "checkpoints").write_text("in the way")
     assert summary_of(pool, 2, *OPTIONS, directory=tmp_path / "run")["steps"] == 12

@@ -1,40 +1,27 @@
 """The programs as a user starts them."""
 
 import json
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[3]
-PROGRAM = str(ROOT / "launch" / "train.py")
+from tests.helpers.launch import PROGRAM, Done, errors, forked, forked_torchrun, start, torchrun
 
 
-def start(*command: str, cwd: Path, seconds: float = 100) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # torchrun would print a banner about it
-    return subprocess.run(
-        [sys.executable, *command], cwd=cwd, env=environment, capture_output=True, text=True, timeout=seconds
-    )
-
-
-def torchrun(ranks: int, *overrides: str, cwd: Path, seconds: float = 100) -> subprocess.CompletedProcess[str]:
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", f"--nproc_per_node={ranks}")
-    return start(*launcher, PROGRAM, *overrides, cwd=cwd, seconds=seconds)
-
-
-def errors(done: subprocess.CompletedProcess[str]) -> list[str]:
-    return [line for line in done.stderr.splitlines() if line.startswith("error:")]
+def root_cause(done: Done) -> str:
+    """Torchrun's summary, from the first rank that failed to the end."""
+    return done.stderr.partition("Root Cause (first observed failure):")[2]
 
 
 @pytest.mark.parametrize(
-    ("options", "accuracy"), [(("train.steps=300",), 0.95), pytest.param((), 0.97, marks=pytest.mark.slow)]
+    ("launch", "options", "accuracy"),
+    [(forked_torchrun, ("train.steps=300",), 0.95), pytest.param(torchrun, (), 0.97, marks=pytest.mark.slow)],
 )
 def test_the_default_run_learns_the_digits_on_four_processes(
-    tmp_path: Path, options: tuple[str, ...], accuracy: float
+    tmp_path: Path, launch: Callable[..., Done], options: tuple[str, ...], accuracy: float
 ) -> None:
-    done = torchrun(4, "run.dir=here", *options, cwd=tmp_path)
+    done = launch(4, "run.dir=here", *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "here" / "summary.json").read_text())
     assert summary["test_accuracy"] >= accuracy
@@ -76,34 +63,39 @@ def test_one_process_without_a_launcher_makes_a_run_folder(tmp_path: Path) -> No
     ],
 )
 def test_wrong_input_ends_in_one_line(tmp_path: Path, override: str, line: str) -> None:
-    done = start(PROGRAM, override, cwd=tmp_path)
+    done = forked(PROGRAM, override, cwd=tmp_path)
     assert done.returncode == 2
     (printed,) = done.stderr.splitlines()
     assert printed.startswith(line)
     assert not list(tmp_path.iterdir())
 
 
-def test_more_ranks_than_blocks_end_in_one_line_from_all_of_them(tmp_path: Path) -> None:
+def test_more_ranks_than_blocks_end_in_one_line_from_all_of_them_which_torchrun_repeats(tmp_path: Path) -> None:
     done = torchrun(3, "blocks=2", cwd=tmp_path)
     assert done.returncode != 0
-    assert errors(done) == ["error: ranks=3: must be between 1 and blocks=2, a rank owns at least one block"]
+    line = "ranks=3: must be between 1 and blocks=2, a rank owns at least one block"
+    assert errors(done) == [f"error: {line}"]
+    assert line in root_cause(done)
+    assert "Traceback" not in done.stderr.partition("error: ")[0]
 
 
 def test_exact_needs_one_process(tmp_path: Path) -> None:
-    done = torchrun(2, "engine.lag=exact", cwd=tmp_path)
+    done = forked_torchrun(2, "engine.lag=exact", cwd=tmp_path)
     assert done.returncode != 0
     assert errors(done) == ["error: engine.lag=exact: the locked algorithm runs on one process, not on ranks=2"]
 
 
 def test_a_run_is_not_written_over_another(tmp_path: Path) -> None:
-    assert start(PROGRAM, "train.steps=2", "run.dir=here", cwd=tmp_path).returncode == 0
-    done = start(PROGRAM, "train.steps=2", "run.dir=here", cwd=tmp_path)
+    assert forked(PROGRAM, "train.steps=2", "run.dir=here", cwd=tmp_path).returncode == 0
+    done = forked(PROGRAM, "train.steps=2", "run.dir=here", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr == "error: run.dir=here: already holds a finished run, choose another one or remove it\n"
 
 
-def test_a_diverging_run_names_block_and_batch(tmp_path: Path) -> None:
+def test_a_diverging_run_names_block_and_batch_and_so_does_torchrun(tmp_path: Path) -> None:
     done = torchrun(2, "optimizer=sgd", "optimizer.lr=1e6", "optimizer.weight_decay=1e6", "run.dir=here", cwd=tmp_path)
     assert done.returncode != 0
-    assert any("FloatingPointError: the loss is nan" in line and ": block " in line for line in errors(done))
+    failed = [line for line in errors(done) if "FloatingPointError: the loss is nan" in line and ": block " in line]
+    assert failed
+    assert any(line.removeprefix("error: ") in done.stderr.partition("Failures:")[2] for line in failed)
     assert not (tmp_path / "here" / "summary.json").exists()

@@ -4,22 +4,20 @@ import gc
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
-from counterflow.cli.launch import Sweep, launch
-from counterflow.engine.execute import BlockError
 
 from counterflow.cli.hydra_app import load_config
+from counterflow.cli.sweep import Sweep
+from counterflow.cli.train import run_job
 from counterflow.config import TrainConfig
-from tests.distributed.cli.test_launch import PROGRAM, ROOT, errors, start, torchrun
-from tests.helpers.processes import CONF
+from counterflow.engine.run_context import BlockError
+from tests.helpers.launch import PROGRAM, STAGES, errors, forked, forked_torchrun, running
 
 QUICK = ("train.steps=3", "run.display=false")
-STAGES = str(ROOT / "launch" / "stages.py")
 
 
 def files(folder: Path) -> set[str]:
@@ -38,7 +36,7 @@ def summary(folder: Path) -> dict[str, object]:
 def test_an_experiment_is_one_command_that_skips_what_has_finished(tmp_path: Path) -> None:
     """And a run inside a sweep gives the bits that it gives alone."""
     command = (PROGRAM, "experiment=table1", "scale=smoke", "algorithm=fa,bll", "run.display=false")
-    done = start(*command, cwd=tmp_path)
+    done = forked(*command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     jobs = [f"runs/table1-smoke/algorithm={algorithm},seed=1" for algorithm in ("fa", "bll")]
     assert done.stdout.splitlines() == [
@@ -49,7 +47,7 @@ def test_an_experiment_is_one_command_that_skips_what_has_finished(tmp_path: Pat
     before = summary(tmp_path / jobs[1])
     assert (before["experiment"], before["scale"], before["algorithm"]) == ("table1", "smoke", "bll")
 
-    again = start(*command, cwd=tmp_path)
+    again = forked(*command, cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert again.stdout.splitlines() == [
         *(f"{job}: has finished, skipped" for job in jobs),
@@ -58,7 +56,7 @@ def test_an_experiment_is_one_command_that_skips_what_has_finished(tmp_path: Pat
     assert summary(tmp_path / jobs[1]) == before
 
     alone = (PROGRAM, "experiment=table1", "scale=smoke", "algorithm=bll", "run.dir=alone", "hydra.mode=RUN")
-    done = start(*alone, cwd=tmp_path)
+    done = forked(*alone, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert summary(tmp_path / "alone")["fingerprint"] == before["fingerprint"]
     assert summary(tmp_path / "alone")["config_hash"] == before["config_hash"]
@@ -67,17 +65,17 @@ def test_an_experiment_is_one_command_that_skips_what_has_finished(tmp_path: Pat
 @pytest.mark.slow
 def test_interrupted_runs_begin_anew_and_those_of_another_configuration_are_refused(tmp_path: Path) -> None:
     command = (PROGRAM, "-m", "seed=1,2,3", "run.dir=here", *QUICK)
-    assert start(*command, cwd=tmp_path).returncode == 0
+    assert forked(*command, cwd=tmp_path).returncode == 0
     jobs = [tmp_path / "here" / f"seed={seed},train.steps=3" for seed in (1, 2, 3)]
     fingerprint = summary(jobs[0])["fingerprint"]
     (jobs[0] / "summary.json").unlink()
     (jobs[1] / "config.yaml").write_text((jobs[1] / "config.yaml").read_text().replace("blocks: 4", "blocks: 2"))
     before = (jobs[1] / "metrics.jsonl").read_bytes()
 
-    done = start(*command, cwd=tmp_path)
+    done = forked(*command, cwd=tmp_path)
     assert done.returncode == 1
     assert done.stdout.splitlines() == [
-        "here/seed=1,train.steps=3: was interrupted",
+        "here/seed=1,train.steps=3: begins",
         "here/seed=3,train.steps=3: has finished, skipped",
         "sweep of 3 runs: 1 ran, 1 skipped, 1 failed",
     ]
@@ -91,7 +89,7 @@ def test_interrupted_runs_begin_anew_and_those_of_another_configuration_are_refu
 
 
 def test_a_job_that_fails_is_not_the_end_of_the_others(tmp_path: Path) -> None:
-    done = start(
+    done = forked(
         PROGRAM, "-m", "optimizer=sgd", "optimizer.lr=1e6,0.1", "model.norm=none", "blocks=4,6", "train.steps=20",
         "run.display=false", cwd=tmp_path,
     )  # fmt: skip
@@ -110,21 +108,23 @@ def test_a_job_that_fails_is_not_the_end_of_the_others(tmp_path: Path) -> None:
 
 
 def test_an_interrupt_ends_the_whole_sweep(tmp_path: Path) -> None:
-    command = [sys.executable, PROGRAM, "-m", "seed=1,2,3", "train.epochs=1000", "run.display=false", "run.dir=here"]
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "here/seed=1,train.epochs=1000: begins\n"
-        process.send_signal(signal.SIGINT)
-        rest, _ = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGINT
-    assert rest == ""
+    command = (PROGRAM, "-m", "seed=1,2,3", "train.epochs=1000", "run.display=false", "run.dir=here")
+    begins = "here/seed=1,train.epochs=1000: begins\n"
+    with running(*command, cwd=tmp_path) as sweep:
+        while sweep.text(0, "out") != begins:
+            assert sweep.poll(0.01), sweep.texts()
+            assert time.monotonic() - sweep.started < 60, sweep.texts()
+        os.kill(sweep.pids[0], signal.SIGINT)
+        (ended,) = sweep.wait(90)
+    assert ended.status == 128 + signal.SIGINT
+    assert ended.stdout == begins
 
 
 @pytest.mark.parametrize(
     "sweep", [("experiment=table1", "scale=smoke"), pytest.param(("-m", "seed=1,2"), marks=pytest.mark.slow)]
 )
 def test_a_sweep_under_torchrun_is_refused_before_anything_is_written(tmp_path: Path, sweep: tuple[str, ...]) -> None:
-    done = torchrun(2, *sweep, cwd=tmp_path)
+    done = forked_torchrun(2, *sweep, cwd=tmp_path)
     assert done.returncode != 0
     (line,) = errors(done)
     assert line.startswith("error: a sweep runs on one process: python launch/train.py ")
@@ -133,14 +133,14 @@ def test_a_sweep_under_torchrun_is_refused_before_anything_is_written(tmp_path: 
 
 
 def test_one_experiment_a_command(tmp_path: Path) -> None:
-    done = start(PROGRAM, "-m", "experiment=table1,fig3b", "scale=smoke", cwd=tmp_path)
+    done = forked(PROGRAM, "-m", "experiment=table1,fig3b", "scale=smoke", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith("error: experiment=table1,fig3b: one experiment a command")
     assert not list(tmp_path.iterdir())
 
 
 def test_a_stage_begins_nothing_after_its_time(tmp_path: Path) -> None:
-    done = start(STAGES, "--minutes", "0", "--", "seed=1,2", *QUICK, cwd=tmp_path)
+    done = forked(STAGES, "--minutes", "0", "--", "seed=1,2", *QUICK, cwd=tmp_path)
     assert done.returncode == 75
     assert done.stdout.splitlines() == [
         *(f"runs/multirun-full/seed={seed},train.steps=3: remains" for seed in (1, 2)),
@@ -153,7 +153,7 @@ def test_a_stage_begins_nothing_after_its_time(tmp_path: Path) -> None:
 def fingerprint(tmp_path: Path):  # type: ignore[no-untyped-def]  # a function of overrides
     def of(name: str, *overrides: str) -> object:
         options = [*QUICK, "model.dropout=0.2", "engine.threads=1", f"run.dir={tmp_path / name}"]
-        launch(load_config(CONF, [*options, *overrides]))
+        run_job(load_config([*options, *overrides]))
         return summary(tmp_path / name)["fingerprint"]
 
     return of
@@ -180,24 +180,25 @@ def test_a_stage_begins_no_run_that_would_outlast_it(monkeypatch: pytest.MonkeyP
     """Runs of 40 s in a stage of 100: two end within it, and the third would not."""
     clock = [0.0]
 
-    def run(config: TrainConfig, signals: object) -> None:
+    def run(config: TrainConfig, callback: object) -> None:
         clock[0] += 40.0
 
-    monkeypatch.setattr("counterflow.cli.launch.time.monotonic", lambda: clock[0])
-    monkeypatch.setattr("counterflow.cli.launch.run_job", run)
-    sweep = Sweep(ends=100.0)
+    monkeypatch.setattr("counterflow.cli.sweep.time.monotonic", lambda: clock[0])
+    sweep = Sweep(run, ends=100.0)
     for name in "abc":
-        sweep._launch(load_config(CONF, ["checkpoint.every=0"]), tmp_path / name)
+        sweep.job(name, tmp_path / name, lambda: load_config(["checkpoint.every=0"]))
     assert (sweep.ran, sweep.remaining, sweep.status) == (2, 1, 75)
 
 
 @pytest.mark.slow
 def test_a_stage_that_ends_leaves_a_checkpoint(tmp_path: Path) -> None:
     options = ("seed=1,2", "train.epochs=100000", "checkpoint.every=50", "run.display=false", "run.dir=here")
-    for _ in range(2):
-        done = start(STAGES, "--minutes", "0.15", "--", *options, cwd=tmp_path)
+    for again in (False, True):
+        done = forked(STAGES, "--minutes", "0.15", "--", *options, cwd=tmp_path)
         assert done.returncode == 75, done.stderr
-        assert done.stdout.splitlines()[1:] == [
+        begins, *rest = done.stdout.splitlines()
+        assert begins == f"here/seed=1,train.epochs=100000: {'goes on' if again else 'begins'}"
+        assert rest == [
             "here/seed=1,train.epochs=100000: remains",
             "here/seed=2,train.epochs=100000: remains",
             "sweep of 2 runs: 0 ran, 0 skipped, 0 failed, 2 remain",
@@ -208,7 +209,7 @@ def test_a_stage_that_ends_leaves_a_checkpoint(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_stages_of_several_experiments(tmp_path: Path) -> None:
-    done = start(STAGES, "--minutes", "0", "--", "experiment=fig3b,heads", "scale=smoke", cwd=tmp_path)
+    done = forked(STAGES, "--minutes", "0", "--", "experiment=fig3b,heads", "scale=smoke", cwd=tmp_path)
     assert done.returncode == 75
     lines = done.stdout.splitlines()
     assert [line for line in lines if line.startswith("sweep")] == [

@@ -1,4 +1,4 @@
-"""One process fails, and every process is gone within 10 s, with a line that names rank, place and batch."""
+"""A failing process ends every process within 10 s, with a line that names rank, block or edge, and batch."""
 
 import math
 import os

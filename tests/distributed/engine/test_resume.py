@@ -24,7 +24,7 @@ def interrupt(run: Path, batches: int) -> None:
 
 
 def figures(run: Path) -> list[dict[str, Any]]:
-    """Rows of the metrics file, without times and without the metric that one process alone can measure."""
+    """Metrics without times, and without those that one process alone can measure."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [{key: row[key] for key in row if key not in ("seconds", "wait_fraction", "update_error")} for row in rows]
 

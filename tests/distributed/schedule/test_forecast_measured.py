@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import pipelining
 
-from counterflow.schedule import LinkSpec, StageCost, Workload, forecast
+from counterflow.schedule.forecast import LinkSpec, StageCost, Workload, forecast
 from counterflow.schedule.pipeline_schedules import owners
 from tests.helpers.processes import Pool
 
@@ -62,7 +62,7 @@ class _Stage(pipelining.PipelineStage):
 def train(
     rank: int, ranks: int, store_path: str, schedule: str, stages: int, microbatches: int, batches: int
 ) -> tuple[list[float], dict[int, dict[str, float]]]:
-    """When each update was over, and the usual seconds of a pass through each of the rank's stages."""
+    """End of each update, and the usual seconds of a pass through each of the rank's stages."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", store=dist.FileStore(store_path, ranks), rank=rank, world_size=ranks)
     example = torch.ones(1, 16, requires_grad=True)

@@ -15,19 +15,20 @@ from typing import Any
 
 import pytest
 import torch.distributed as dist
-from counterflow.trainer.run import train
 
 from counterflow.cli.hydra_app import load_config
 from counterflow.cli.note_handler import install_cli_logging
-from counterflow.engine.job import build_job
 from counterflow.engine.run_context import PreemptedError
+from counterflow.rank_info import RankInfo
 from counterflow.trace import chrome, rank_trace
 from counterflow.trace.rank_trace import RankTrace
 from counterflow.trace.recorder import NAMES, SHORT
+from counterflow.trainer.fit import fit
+from counterflow.trainer.job_builder import load_job
 from counterflow.trainer.resume import open_run_dir
 from counterflow.transport import Communicator, connect
 from tests.helpers.chrome_trace import read_traces
-from tests.helpers.processes import CONF, Pool
+from tests.helpers.processes import Pool
 from tests.helpers.runs import SMALL, summary_of, train_rank
 
 STEPS = 12
@@ -232,16 +233,16 @@ def test_a_resumed_run_leaves_what_it_did_itself(pool: Pool, tmp_path: Path) -> 
 
 
 def halted_rank(rank: int, size: int, store_path: str, overrides: list[str], folder: Path) -> int:
-    """A rank of a run of which the first one is told to end; after how many batches it did."""
-    config = load_config(CONF, [*overrides, f"run.dir={folder}"])
-    job = build_job(config, size)
+    """A rank of a run that rank 0 is asked to stop; after how many batches it did."""
+    config = load_config([*overrides, f"run.dir={folder}"])
+    job = load_job(config, RankInfo(rank, size))
     comm = connect(dist.FileStore(store_path, size), rank, size, timeout=config.engine.timeout)
     if rank == 0:
         threading.Thread(target=_halt, args=(comm,), daemon=True).start()
-    origin = open_run_dir(job, folder, lambda text: None) if rank == 0 else None
-    with origin.directory if origin is not None else nullcontext():
+    point = open_run_dir(job, config, lambda text: None) if rank == 0 else None
+    with nullcontext() if point is None or point.directory is None else point.directory:
         try:
-            train(job, comm, origin)
+            fit(job, config, comm, point)
         except PreemptedError as stop:
             comm.close()
             return stop.batches

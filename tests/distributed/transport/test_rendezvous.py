@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from counterflow.cli.launch import main
 from torch.distributed import TCPStore
 
 from counterflow.rank_info import RankInfo
@@ -22,16 +21,11 @@ from counterflow.topology import Topology
 from counterflow.transport import ChannelError, connect, rendezvous
 from counterflow.transport.interfaces import interfaces, listen
 from tests.helpers.links import DOWN, ROWS, UP, batches, filled, rows, same_bits
-from tests.helpers.processes import CONF, Ended, run_fresh
-from tests.stress.test_hostile_ports import free_port, listening
+from tests.helpers.ports import free_port, listening
+from tests.helpers.processes import Ended, by_hand, run_fresh, run_rank
 
 LOOPBACK = next(name for _, name in socket.if_nameindex() if name in ("lo", "lo0"))
 ONE_NODE = RankInfo(size=2, local_size=2)
-
-
-def by_hand(rank: int, size: int, port: int, **more: str) -> dict[str, str]:
-    """Environment of a rank that a user starts without a launcher."""
-    return {"RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)} | more
 
 
 # -- which interface
@@ -218,12 +212,10 @@ def test_several_runs_in_one_process_share_the_launchers_store() -> None:
 
 def train_until_the_store_dies(rank: int, size: int, store_path: str, port: int, overrides: list[str]) -> None:
     """Ranks 0 and 1 train; the third process hosts their store, as torchrun's agent does, and is killed meanwhile."""
-    os.chdir(Path(store_path).parent)
     if rank < 2:
-        os.environ.update(by_hand(rank, 2, port, TORCHELASTIC_USE_AGENT_STORE="True"))
-        sys.argv = ["train.py", *overrides]
-        main(CONF)
-    store, metrics = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False), Path("run/metrics.jsonl")
+        run_rank(rank, 2, store_path, port, overrides, agent=True)
+    store = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
+    metrics = Path(store_path).parent / "work" / "run" / "metrics.jsonl"
     while not (metrics.exists() and metrics.stat().st_size):
         time.sleep(0.1)
     time.sleep(0.5)

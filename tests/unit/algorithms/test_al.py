@@ -49,7 +49,7 @@ MODELS = {
 
 @dataclass
 class Seen:
-    """What was reported, by block and batch."""
+    """Reports by block and batch."""
 
     metrics: dict[tuple[int, int], dict[str, Tensor]] = field(default_factory=dict)
     accuracies: dict[tuple[int, int, str], float | None] = field(default_factory=dict)
@@ -148,7 +148,7 @@ def slides(job: Job, c: Components) -> Seen:
 
 @torch.no_grad()
 def accuracy(job: Job, c: Components, i: int, split: str) -> float:
-    """Of component ``i``'s own prediction on all data of ``split``."""
+    """Accuracy of component ``i``'s own prediction on all data of ``split``."""
     part = job.batches.test if split == "test" else job.batches.validation
     hits = sum(
         int((c.own(job.batches.evaluation_inputs(e), i) == job.batches.evaluation_labels(e)).sum()) for e in part

@@ -56,7 +56,7 @@ def matrix(rows: Tensor) -> Tensor:
 
 
 def compared(rule: PredSimRule, a: Tensor) -> Tensor:
-    """Of maps, the standard deviation of every channel after a 3x3 convolution; of vectors, a linear map."""
+    """The standard deviation of every channel after a 3x3 convolution for maps; a linear map for vectors."""
     assert rule.branch is not None
     weight = rule.branch.layer.weight
     if a.ndim == 2:

@@ -1,7 +1,6 @@
 """Rates, ratios and results from the measurements of ranks, and the order of cases."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -10,9 +9,7 @@ from counterflow.bench.case import BenchmarkCase, RankMeasurement, SteadyTimer, 
 from counterflow.bench.interleaved_rounds import RoundMeasurement, case_results, run_rounds, speedup
 from counterflow.bench.workers import WorkerSettings
 from counterflow.cli.hydra_app import load_config
-from counterflow.engine.stage import WaitTimes
-
-CONF = Path(__file__).parents[2] / "conf"
+from counterflow.engine.run_context import WaitTimes
 
 
 def measurement(seconds: float, batches: int = 10, wait: float = 0.0) -> RankMeasurement:
@@ -24,7 +21,7 @@ def measured(*seconds: float) -> RoundMeasurement:
 
 
 def benchmark_case(name: str, batch: int = 8) -> BenchmarkCase:
-    config = load_config(CONF, [f"train.batch_size={batch}"])
+    config = load_config([f"train.batch_size={batch}"])
     return BenchmarkCase(name, 2, config, batches=10, warmup=2, task=train)
 
 

@@ -10,12 +10,11 @@ from counterflow.bench.prediction import estimate_overhead, predict_seconds, wit
 from counterflow.bench.results import CaseResult
 from counterflow.bench.sleeping import Sleep
 
-CONF = Path(__file__).parents[2] / "conf"
 SLEEP = Sleep(0.1, 0.2, 0.0, batch=96, width=32)
 
 
 def sleeping(schedule: str, microbatches: int = 1, ranks: int = 4) -> BenchmarkCase:
-    return CaseFactory(CONF, Path()).sleeping(schedule, SLEEP, ranks, batches=8, microbatches=microbatches)
+    return CaseFactory(Path()).sleeping(schedule, SLEEP, ranks, batches=8, microbatches=microbatches)
 
 
 def result(case: BenchmarkCase, overhead: float) -> CaseResult:

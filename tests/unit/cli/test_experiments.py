@@ -9,11 +9,11 @@ from pathlib import Path
 
 import hydra
 import pytest
-from counterflow.cli.launch import run_job
 from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 
 from counterflow.cli.hydra_app import job_name, load_config
+from counterflow.cli.train import run_job
 from counterflow.config import SCALES, TrainConfig
 from counterflow.metrics.provenance import config_hash
 from tests.helpers.processes import CONF
@@ -26,7 +26,7 @@ CHOICES = {"heads"}
 
 @cache
 def sweep(preset: str, scale: str) -> dict[str, list[str]]:
-    """What hydra sweeps over if the command names only the preset and the scale."""
+    """Overrides that hydra sweeps over if the command names only the preset and the scale."""
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         composed = hydra.compose("train", [f"experiment={preset}", f"scale={scale}"], return_hydra_config=True)
@@ -43,7 +43,7 @@ def jobs(preset: str, scale: str) -> Iterator[tuple[str, ...]]:
 
 @cache
 def of(preset: str, scale: str, *job: str) -> TrainConfig:
-    return load_config(CONF, [f"experiment={preset}", f"scale={scale}", *job])
+    return load_config([f"experiment={preset}", f"scale={scale}", *job])
 
 
 def test_there_is_a_preset_for_every_figure() -> None:

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 
 from counterflow.cli.hydra_app import load_config
-from tests.helpers.processes import CONF
 
 CNN = "model=cnn"
 SGD = "optimizer=sgd"
@@ -22,9 +21,9 @@ REFUSED = [
         "algorithm.latent.family=poisson: allowed are gaussian, bernoulli, categorical",
     ),
     (["algorithm.latent.categories=1"], "algorithm.latent.categories=1: must be at least 2 and at most 1048576"),
-    (["algorithm.latent.convolutions=-1"], "algorithm.latent.convolutions=-1: must be at least 0 and at most 1048576"),
-    (["algorithm.latent.width=0"], "algorithm.latent.width=0: must be at least 1 and at most 1048576"),
-    (["algorithm.latent.dim=0"], "algorithm.latent.dim=0: must be at least 1 and at most 1048576"),
+    (["algorithm.head.convolutions=-1"], "algorithm.head.convolutions=-1: must be at least 0 and at most 1048576"),
+    (["algorithm.head.width=0"], "algorithm.head.width=0: must be at least 1 and at most 1048576"),
+    (["algorithm.head.dim=0"], "algorithm.head.dim=0: must be at least 1 and at most 1048576"),
     (["algorithm.feedback.kind=cnn"], "algorithm.feedback.kind=cnn: allowed are linear, mlp"),
     (["algorithm.feedback.hidden=0"], "algorithm.feedback.hidden=0: must be at least 1 and at most 1048576"),
     (["algorithm.feedback.norm=0"], "algorithm.feedback.norm=0.0: must be greater than 0"),
@@ -128,18 +127,18 @@ REFUSED = [
 @pytest.mark.parametrize(("overrides", "message"), REFUSED, ids=[" ".join(overrides) for overrides, _ in REFUSED])
 def test_refused(overrides: list[str], message: str) -> None:
     with pytest.raises(ValueError) as error:  # noqa: PT011  # the whole message is compared
-        load_config(CONF, overrides)
+        load_config(overrides)
     assert str(error.value) == message
 
 
 def test_an_unknown_data_set_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^data\.name=nope: allowed are digits, fashion_mnist\b[^\n]*$"):
-        load_config(CONF, ["data.name=nope"])
+        load_config(["data.name=nope"])
 
 
 def test_target_depth_needs_one_place_where_nothing_is_late() -> None:
     with pytest.raises(ValueError, match=r"^engine\.target_depth=0: must be at least \S*=?1\b[^\n]*$"):
-        load_config(CONF, ["engine.target_depth=0", "engine.lag=exact"])
+        load_config(["engine.target_depth=0", "engine.lag=exact"])
 
 
 EDGES: list[dict[str, Any]] = [
@@ -149,9 +148,9 @@ EDGES: list[dict[str, Any]] = [
         "device": "cpu",
         "algorithm.latent.family": "categorical",
         "algorithm.latent.categories": 2,
-        "algorithm.latent.convolutions": 0,
-        "algorithm.latent.width": 1,
-        "algorithm.latent.dim": 1,
+        "algorithm.head.convolutions": 0,
+        "algorithm.head.width": 1,
+        "algorithm.head.dim": 1,
         "algorithm.feedback.kind": "linear",
         "algorithm.feedback.hidden": 1,
         "algorithm.feedback.norm": 1e-3,
@@ -202,7 +201,7 @@ EDGES: list[dict[str, Any]] = [
 @pytest.mark.parametrize("values", EDGES)
 def test_the_edge_of_what_is_allowed_is_taken(values: dict[str, Any]) -> None:
     overrides = [f"{key}={'null' if value is None else value}" for key, value in values.items()]
-    config = asdict(load_config(CONF, overrides))
+    config = asdict(load_config(overrides))
     for key, value in values.items():
         found: Any = config
         for name in key.split("."):

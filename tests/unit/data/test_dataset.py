@@ -2,13 +2,12 @@ import pytest
 import torch
 
 from counterflow import data
-from counterflow.config import DataConfig
+from counterflow.config import DATA, DataConfig
 from counterflow.data.dataset import Dataset, Split
-from tests.helpers.processes import CONF
 
 
 def test_choices_of_the_group_are_the_loaders():
-    assert {path.stem for path in (CONF / "data").glob("*.yaml")} == data.LOADERS.keys()
+    assert DATA.keys() == data.LOADERS.keys()
 
 
 def split(labels, shape=(1, 2, 2)):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from counterflow.doctor import machine
 from counterflow.doctor.check import Check, Status
 from counterflow.rank_info import RankInfo
 
@@ -144,15 +145,6 @@ def test_clock_resolution() -> None:
     assert machine.check_clock().status is Status.OK
     assert machine.check_clock(lambda: math.floor(time.monotonic() * 50) / 50).status is Status.WARN
     assert "stands still" in machine.check_clock(lambda: 1.0).result
-
-
-def test_rank_info() -> None:
-    assert RankInfo.from_env({"WORLD_SIZE": "2"}) == RankInfo(0, 2, 0, 2)
-    rank_info = RankInfo.from_env({"WORLD_SIZE": "8", "RANK": "5", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"})
-    assert rank_info == RankInfo(5, 8, 1, 4)
-    assert not rank_info.one_node
-    with pytest.raises(ValueError, match="WORLD_SIZE=many: must be a whole number"):
-        RankInfo.from_env({"WORLD_SIZE": "many"})
 
 
 def test_all_checks_of_a_node(tmp_path: Path) -> None:

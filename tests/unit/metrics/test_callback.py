@@ -2,11 +2,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from counterflow.engine.execute import BlockError
 
+from counterflow.cli.hydra_app import load_config
+from counterflow.cli.train import run_job
+from counterflow.engine.run_context import BlockError
 from counterflow.metrics.callback import Callback, CallbackError, RunInfo, notify
 from counterflow.metrics.progress_display import ProgressDisplay
-from tests.helpers.runs import SMALL, train_rank
+from tests.helpers.runs import SMALL
 
 CALLS: tuple[tuple[Any, ...], ...] = (
     ("on_start", RunInfo((), 10, 32, (0,))),
@@ -61,4 +63,4 @@ def test_an_exception_ends_the_run_with_its_name(tmp_path: Path, monkeypatch: py
     steps = "train.steps=100000" if method in ("on_step", "on_eval") else "train.steps=12"
     named = rf"callback ProgressDisplay\.{method}: ZeroDivisionError: by zero$"
     with pytest.raises((CallbackError, BlockError), match=named):
-        train_rank(0, 1, "", [*SMALL, "train.epochs=9999", steps], 0.0, 0, tmp_path / "run")
+        run_job(load_config([*SMALL, "train.epochs=9999", steps, "run.display=true", f"run.dir={tmp_path / 'run'}"]))

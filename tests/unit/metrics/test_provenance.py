@@ -17,13 +17,12 @@ from counterflow.metrics.provenance import (
     torchvision_version,
     versions,
 )
-from tests.helpers.processes import CONF
 
 PRESET = "experiment=fashion_mnist"
 
 
 def hashes(*overrides: str) -> tuple[str, str]:
-    config = load_config(CONF, [PRESET, *overrides])
+    config = load_config([PRESET, *overrides])
     return config_hash(config), group_hash(config)
 
 
@@ -68,7 +67,7 @@ def test_seeds_are_one_group() -> None:
 
 
 def test_the_file_of_a_configuration_counts_as_itself() -> None:
-    config = load_config(CONF, [PRESET, "model.cut=[1,2,3,1]", "optimizer.lr=1e-5"])
+    config = load_config([PRESET, "model.cut=[1,2,3,1]", "optimizer.lr=1e-5"])
     there: Any = OmegaConf.to_container(OmegaConf.create(OmegaConf.to_yaml(OmegaConf.structured(config))))
     assert settings(there) == settings(config)
     assert config_hash(there) == config_hash(config)
@@ -89,7 +88,7 @@ def test_the_commit_is_that_of_the_source_wherever_one_stands(tmp_path: Path, mo
     monkeypatch.chdir(tmp_path)
     found = git_commit()
     assert found is None or re.fullmatch(r"[0-9a-f]{40}(-dirty)?", found)
-    if (CONF.parent / ".git").exists():
+    if (Path(__file__).parents[3] / ".git").exists():
         assert found is not None
 
 

@@ -11,12 +11,11 @@ from counterflow.cli.hydra_app import load_config
 from counterflow.config import TrainConfig
 from counterflow.metrics.block_metrics import BlockMetrics, StepMetrics
 from counterflow.metrics.run_dir import Found, InUseError, RunDirectory
-from tests.helpers.processes import CONF
 
 
 @pytest.fixture(scope="module")
 def config() -> TrainConfig:
-    return load_config(CONF, ["seed=17", "model=cnn", "model.cut=[1,2,3,1]", "algorithm.feedback.lr_scale=0.5"])
+    return load_config(["seed=17", "model=cnn", "model.cut=[1,2,3,1]", "algorithm.feedback.lr_scale=0.5"])
 
 
 def begun(path: Path, config: TrainConfig, batches: int = 0) -> RunDirectory:
@@ -127,7 +126,7 @@ def test_nothing_is_found_where_no_run_is(tmp_path: Path, config: TrainConfig) -
 def test_a_run_of_another_configuration_is_refused_by_what_differs(tmp_path: Path, config: TrainConfig) -> None:
     with begun(tmp_path, config) as directory:
         directory.finish({})
-    other = load_config(CONF, ["model=cnn", "model.cut=[1,2,3,1]", "algorithm.feedback.lr_scale=0.5", "engine.depth=7"])
+    other = load_config(["model=cnn", "model.cut=[1,2,3,1]", "algorithm.feedback.lr_scale=0.5", "engine.depth=7"])
     with pytest.raises(ValueError) as error:  # noqa: PT011  # the whole message is compared
         look(tmp_path, other)
     assert str(error.value) == f"run.dir={tmp_path}: holds a run of another configuration: seed=17 there, 1 here"

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 
 from counterflow.cli.hydra_app import load_config
 from counterflow.config import CNNConfig, MLPConfig
-from counterflow.engine.job import build_job
 from counterflow.models import build
 from counterflow.models.feedback_alignment import FeedbackAligned, apply_feedback_alignment, original_state
-from tests.helpers.processes import CONF
+from counterflow.trainer.job_builder import load_job
 from tests.helpers.runs import SMALL
 
 SEED = 3
@@ -264,7 +263,7 @@ def test_the_angle_to_the_true_gradient_falls_while_a_network_trains() -> None:
 
     Of the gradients of both hidden layers, at the weights of the moment; the output layer's are the true ones.
     """
-    job = build_job(load_config(CONF, [*SMALL, "algorithm=fa"]), 1)
+    job = load_job(load_config([*SMALL, "algorithm=fa"]))
     torch.manual_seed(1)
     sizes = (64, 64, 64)
     hidden = [nn.Sequential(nn.Linear(a, b), nn.Tanh()) for a, b in pairwise(sizes)]

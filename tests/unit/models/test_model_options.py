@@ -7,11 +7,10 @@ import pytest
 from counterflow.cli.hydra_app import load_config
 from counterflow.config import CustomConfig, ModelConfig
 from counterflow.models import build
-from tests.helpers.processes import CONF
 
 
 def model(*overrides: str) -> ModelConfig:
-    return load_config(CONF, list(overrides)).model
+    return load_config(list(overrides)).model
 
 
 REFUSED = [

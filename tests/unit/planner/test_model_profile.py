@@ -7,12 +7,12 @@ from counterflow.cli.hydra_app import load_config
 from counterflow.engine.job import Job
 from counterflow.metrics.fingerprint import digest
 from counterflow.planner.model_profile import profile_model
-from tests.helpers.processes import CONF
+from counterflow.trainer.job_builder import load_job
 from tests.helpers.runs import SMALL
 
 
 def job_of(*overrides: str) -> Job:
-    return build_job(load_config(CONF, [*SMALL, "blocks=1", *overrides]), 1)
+    return load_job(load_config([*SMALL, "blocks=1", *overrides]))
 
 
 def test_bytes_by_hand() -> None:

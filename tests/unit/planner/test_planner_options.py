@@ -1,23 +1,22 @@
-"""What a plan may be asked for."""
+"""Options of a plan, and their limits."""
 
 import hydra
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-from counterflow.cli.hydra_app import check, load_config
+from counterflow.cli.hydra_app import conf_dir, load_config, validate
 from counterflow.planner.options import Cluster, PlanConfig
-from tests.helpers.processes import CONF
 
 
 def options(*overrides: str) -> PlanConfig:
     GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        return check(hydra.compose("plan", list(overrides)), PlanConfig)
+    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return validate(hydra.compose("plan", list(overrides)), PlanConfig)
 
 
 def test_the_run_that_is_planned_is_the_one_of_the_other_program() -> None:
     overrides = ("model=cnn", "train.batch_size=64", "optimizer=sgd", "engine.lag=3")
-    planned, trained = options(*overrides).training(1), load_config(CONF, list(overrides))
+    planned, trained = options(*overrides).training(1), load_config(list(overrides))
     assert (planned.algorithm, planned.model, planned.data) == (trained.algorithm, trained.model, trained.data)
     assert (planned.train, planned.optimizer) == (trained.train, trained.optimizer)
     assert (planned.engine.lag, planned.engine.threads) == (3, 1)
@@ -63,7 +62,7 @@ def test_slow_batches_come_to_all_blocks_alike_and_are_the_same_for_part_of_them
         ("model.cut=profile", "model.cut=profile: is what the plan finds, allowed is flops"),
         ("engine.lag=exact", "engine.lag=exact: runs on one process, allowed are whole numbers of at least 1"),
         ("engine.target_depth=4", "engine.target_depth=4: is the lag of a plan, allowed is null"),
-        ("algorithm=bp", "algorithm=bp: allowed are al, bll, predsim"),
+        ("algorithm=bp", "algorithm=bp: allowed are custom, al, bll, predsim"),
     ],
 )
 def test_what_makes_no_sense_is_refused_in_one_line(override: str, message: str) -> None:

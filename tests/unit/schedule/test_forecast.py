@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from counterflow.schedule import Forecast, LinkSpec, StageCost, Workload, forecast
+from counterflow.schedule.forecast import LinkSpec, StageCost, Workload, forecast
+from counterflow.schedule.sim_stats import Forecast
 
 F, B, U = 3.0, 6.0, 2.0  # a block's seconds for a micro-batch, forward and backward, and for an update
 
@@ -19,7 +20,7 @@ def even(blocks: int, microbatches: int = 1, times: StageCost | None = None) -> 
 
 
 def pipeline(schedule: str, ranks: int, microbatches: int, each: int = 1, share: float = 0.5) -> Forecast:
-    """Of ``each`` blocks a rank that take as long together as one of `even`."""
+    """Workload of ``each`` blocks a rank that take as long together as one of `even`."""
     times = StageCost(F * microbatches / each, B * microbatches / each, U / each, weight_share=share)
     workload = even(each * ranks, times=times)
     return forecast(schedule, workload, ranks=ranks, batches=10, microbatches=microbatches)

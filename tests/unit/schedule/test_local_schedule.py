@@ -283,7 +283,7 @@ def test_a_rank_runs_the_programs_of_its_blocks(column: tuple[Topology, RunPlan]
 
 
 def taken_and_sent(action: Action, plan: RunPlan) -> tuple[tuple[Edge, Tag] | None, tuple[Edge, Tag] | None]:
-    """What ``action`` takes from the block above or below, and what it sends on: the ends of the column included."""
+    """Messages that ``action`` takes and sends, those at both ends of the network included."""
     k, n = action.block, action.n
     match action.op:
         case Op.TARGET:

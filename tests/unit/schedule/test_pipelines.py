@@ -120,7 +120,7 @@ def test_everything_is_done_once_and_every_message_has_two_ends(
 
 
 class _Stage(SimpleNamespace):
-    """What a schedule asks of a stage before it runs."""
+    """Stage with the attributes that a schedule reads before it runs."""
 
     def __init__(self, index: int, stages: int, ranks: int) -> None:
         super().__init__(

@@ -1,4 +1,4 @@
-"""What a run does at which batch, against definitions written out by hand."""
+"""Plans of runs, compared with definitions written out by hand."""
 
 import pytest
 from hypothesis import given

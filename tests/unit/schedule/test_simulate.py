@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from counterflow.schedule import Action, DeadlockError, Durations, Op, RunPlan, Span, Timetable, rank_program, simulate
+from counterflow.schedule import Action, Op, RunPlan, rank_program
+from counterflow.schedule.event_sim import DeadlockError, Durations, Span, Timetable, simulate
 from counterflow.topology import Edge, Stream, Topology
 
 
@@ -92,7 +93,7 @@ def test_seconds_per_batch_is_that_of_the_slowest_block() -> None:
 def times(
     topology: Topology, plan: RunPlan, room: dict[Stream, int], durations: Durations
 ) -> dict[tuple[int, int], float] | None:
-    """When every action starts, as longest paths in the graph of what comes after what; None if that has a cycle.
+    """Start of every action, as longest paths in the graph of what comes after what; None if that has a cycle.
 
     An independent account of the same rules: an action starts when the one before it is through and its message is
     there; it is through when its time is over and there is room for what it sends.

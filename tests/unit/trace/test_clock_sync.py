@@ -63,7 +63,7 @@ def recorded(start: float) -> Recorder:
 def left(
     folder: Path, monkeypatch: pytest.MonkeyPatch, machines: tuple[str, str], late: bool
 ) -> tuple[RankTrace, Clock, float]:
-    """What the first rank reads of the second, whose clock is 50 s behind at the start and 52 at the end."""
+    """Stamps that the first rank reads of the second, whose clock is 50 s behind at the start and 52 at the end."""
     begin = barriers(50.0, random.Random(1))
     end = barriers(52.0, random.Random(2), 1000.0)
     for rank, (name, stamps) in enumerate(zip(machines, zip(begin, end, strict=True), strict=True)):

@@ -62,7 +62,17 @@ def test_usage(option: str, reason: str, tmp_path: Path) -> None:
     assert done.stderr == f"error: {reason}\n"
 
 
-def test_an_environment_that_no_launcher_makes(tmp_path: Path) -> None:
-    done = start(PROGRAM, cwd=tmp_path, WORLD_SIZE="many")
+@pytest.mark.parametrize(
+    ("variables", "reason"),
+    [
+        ({"WORLD_SIZE": "many"}, "WORLD_SIZE=many: must be a whole number"),
+        (
+            {"WORLD_SIZE": "2", "RANK": "0", "MASTER_PORT": "29500", "MASTER_ADDR": ""},
+            "MASTER_ADDR: must be set for WORLD_SIZE=2 processes to meet",
+        ),
+    ],
+)
+def test_an_environment_that_no_launcher_makes(variables: dict[str, str], reason: str, tmp_path: Path) -> None:
+    done = start(PROGRAM, cwd=tmp_path, **variables)
     assert done.returncode == 2
-    assert done.stderr == "error: WORLD_SIZE=many: must be a whole number\n"
+    assert done.stderr == f"error: {reason}\n"

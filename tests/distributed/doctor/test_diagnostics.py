@@ -71,7 +71,7 @@ def print_checks(rank: int, size: int, store_path: str, timeout: float, patience
 
     def connect_ranks() -> Communicator:
         communicator = connect(dist.FileStore(store_path, size), rank, size, timeout=timeout)
-        communicator.watch.timeout = patience
+        communicator.watchdog.timeout = patience
         return communicator
 
     for check in run_diagnostics(mailbox, connect_ranks, RankInfo(rank, size, rank, size), config):

@@ -12,7 +12,6 @@ from counterflow.bench.memory_tracker import MemoryMeasurement, train_tracked
 from counterflow.bench.options import BenchContext, BenchOptions
 from counterflow.bench.results import SuiteResult
 from counterflow.bench.workers import WorkerSettings, run_workers
-from tests.helpers.processes import CONF
 
 BATCH, PIXELS, WIDTH = 32, 4, 24
 INPUTS = BATCH * PIXELS * PIXELS * 4
@@ -27,7 +26,7 @@ WEIGHT = 4
 
 def mlp_case(folder: Path, ranks: int, blocks: int, batches: int, options: Sequence[str]) -> BenchmarkCase:
     """Blocks of two linear layers with a ReLU behind each; the top one ends in the output layer."""
-    cases = CaseFactory(CONF, folder)
+    cases = CaseFactory(folder)
     cases.write_images(2 * BATCH, PIXELS, 1)
     network = ["model=mlp", "model.norm=none", f"model.width={WIDTH}", f"model.hidden={2 * blocks}"]
     cut = [2] * (blocks - 1) + [3]
@@ -72,7 +71,7 @@ def test_local_rules(tmp_path: Path) -> None:
 def result(tmp_path_factory: pytest.TempPathFactory) -> SuiteResult:
     options = BenchOptions(suite="memory", ranks=[1, 2], microbatches=2)
     folder = tmp_path_factory.mktemp("memory")
-    return measure_memory(BenchContext(options, CaseFactory(CONF, folder), folder, lambda text: None))
+    return measure_memory(BenchContext(options, CaseFactory(folder), folder, lambda text: None))
 
 
 @pytest.mark.slow

@@ -18,7 +18,6 @@ from counterflow.bench.transport_suite import (
 )
 from counterflow.bench.workers import WorkerSettings, run_workers
 from counterflow.transport import Communicator
-from tests.helpers.processes import CONF
 
 SMALL, LARGE = MessageSeries(1024, 40, 4), MessageSeries(8 << 20, 8, 4)
 SETTINGS = WorkerSettings(timeout=60)
@@ -52,7 +51,7 @@ def test_measurements_follow_each_other() -> None:
 
 def test_a_block_without_an_engine(tmp_path: Path) -> None:
     sleep = Sleep(forward=0.002, backward=0.003, update=0.0, batch=4, width=4)
-    cases = CaseFactory(CONF, tmp_path)
+    cases = CaseFactory(tmp_path)
     cases.write_images(8, 4, 1)
     for wall, cpu in run_workers(SETTINGS, 2, sleep_without_engine, cases.sleeping("free", sleep, 2, 20)):
         assert 0.005 <= wall < 0.1
@@ -91,7 +90,7 @@ def test_only_channels_have_a_difference_to_gloo() -> None:
 @pytest.mark.slow
 def test_the_whole_suite(tmp_path: Path) -> None:
     options = BenchOptions(suite="transport", repeats=1, quick=True)
-    result = measure_transport(BenchContext(options, CaseFactory(CONF, tmp_path), tmp_path, lambda text: None))
+    result = measure_transport(BenchContext(options, CaseFactory(tmp_path), tmp_path, lambda text: None))
     assert len(result.cases) == 2 * 4 + 2 + 4
     bandwidth, wall, processors = result.goals
     assert 0.1 < bandwidth.reached < 10

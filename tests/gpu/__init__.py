@@ -1,0 +1,1 @@
+"""Checks of the CUDA paths on one GPU."""

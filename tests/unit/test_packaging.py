@@ -1,0 +1,61 @@
+"""The configuration composes alike in a checkout, in an editable install and from a wheel."""
+
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from importlib.metadata import version
+from pathlib import Path
+
+from setuptools import find_packages
+
+import counterflow
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+COMPOSE = (
+    "from counterflow.cli.hydra_app import conf_dir, load_config;"
+    "print(load_config(['experiment=table1', 'scale=cpu', 'algorithm=al']).model, conf_dir())"
+)
+
+
+def composed(path: Path | None, cwd: Path) -> tuple[str, str]:
+    """The model of a composed preset, and the folder it came from; ``path`` comes before the installed package."""
+    arguments = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(path)!r}); {COMPOSE}"] if path else []
+    arguments = arguments or [sys.executable, "-c", COMPOSE]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=100, cwd=cwd, check=True)
+    model, _, folder = done.stdout.strip().rpartition(" ")
+    return model, folder
+
+
+def test_every_package_is_listed() -> None:
+    listed = set(PROJECT["tool"]["setuptools"]["packages"])
+    assert listed == {*find_packages(str(ROOT / "src")), "counterflow.conf"}
+
+
+def test_the_version_is_in_one_place() -> None:
+    assert counterflow.__version__ == version("counterflow") == PROJECT["project"]["version"]
+
+
+def test_checkout_editable_install_and_wheel_compose_alike(tmp_path: Path) -> None:
+    source = tmp_path / "source"  # building leaves folders behind
+    for name in ("src", "conf"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*command, "--wheel-dir", str(tmp_path), str(source)], check=True, timeout=110, capture_output=True)
+    (wheel,) = tmp_path.glob("counterflow-*.whl")
+    unpacked = tmp_path / "unpacked"
+    with zipfile.ZipFile(wheel) as file:
+        file.extractall(unpacked)
+    assert sorted(path.relative_to(unpacked / "counterflow" / "conf") for path in unpacked.rglob("*.yaml")) == sorted(
+        path.relative_to(ROOT / "conf") for path in (ROOT / "conf").rglob("*.yaml")
+    )
+    from_wheel, folder = composed(unpacked, tmp_path)
+    assert folder == str(unpacked / "counterflow" / "conf")
+    from_checkout, folder = composed(ROOT / "src", tmp_path)
+    assert folder == str(ROOT / "conf")
+    installed, _ = composed(None, tmp_path)
+    assert from_wheel == from_checkout == installed
