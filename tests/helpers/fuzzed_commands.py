@@ -35,7 +35,7 @@ MEMORY = 12 * 2**30
 
 @dataclass(frozen=True)
 class Rank:
-    """How one rank ended."""
+    """The end of one rank."""
 
     status: int | None
     """None where it was ended because another one had refused the configuration, as torchrun's agent does."""
@@ -48,7 +48,7 @@ def as_rank(rank: int, ranks: int, store_path: str, port: int, overrides: list[s
 
 
 def result(ranks: int, overrides: list[str]) -> list[Rank]:
-    """How every rank of ``train.py overrides`` ended. Fails if one did not, or left a process behind."""
+    """Run ``train.py overrides`` on every rank; the end of each. Fails if one does not end, or leaves a process."""
     # Torchrun's agent hosts the store, so that it outlives the rank that reads from it last.
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False) if ranks > 1 else None
     with Fresh(ranks, as_rank, store.port if store is not None else 0, overrides) as run:

@@ -85,7 +85,7 @@ class Pool:
 
 @dataclass(frozen=True)
 class Ended:
-    """How one process of a run ended."""
+    """The end of one process of a run."""
 
     status: int
     seconds: float
@@ -146,7 +146,7 @@ class Fresh:
         return self.running()
 
     def wait(self, seconds: float) -> list[Ended]:
-        """How every rank ended. Fails if one still runs ``seconds`` after the start."""
+        """The end of every rank. Fails if one still runs ``seconds`` after the start."""
         while self.poll(self.started + seconds - time.monotonic()):
             late = time.monotonic() - self.started > seconds
             assert not late, f"ranks {self.running()} still ran after {seconds} s: {self.texts()}"

@@ -3,7 +3,7 @@
 import importlib.util
 import runpy
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from counterflow.data import LOADERS
-from counterflow.data.dataset import Dataset, Split
-from tests.helpers.runs import train_rank
+from counterflow.config import AdamW, EngineConfig
+from counterflow.trainer.trainer import Network, Trainer
 
 PATH = Path(__file__).parents[2] / "examples" / "figure2.py"
 Samples = tuple[Tensor, Tensor]
@@ -46,9 +45,7 @@ def samples(size: int) -> Samples:
 
 
 def engine_summary(
-    folder: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    network: str,
+    network: Network,
     train: Samples,
     test: Samples,
     *,
@@ -59,44 +56,33 @@ def engine_summary(
     batch_size: int,
     warmup: int,
     seed: int,
-) -> dict[str, Any]:
+) -> Mapping[str, Any]:
     """The engine's summary of the same training on one process and one thread."""
-    monkeypatch.setitem(LOADERS, "digits", lambda config: Dataset(Split(*train), Split(*test), classes=10))
-    overrides = [
-        "model=custom",
-        f"model.target={network}",
-        f"model.cut={cut}",
-        f"blocks={blocks}",
-        f"engine.lag={lag}",
-        f"train.epochs={epochs}",
-        f"train.batch_size={batch_size}",
-        "optimizer.lr=0.01",
-        f"optimizer.warmup={warmup}",
-        f"seed={seed}",
-        "data.validation=0",
-        "engine.threads=1",
-        "checkpoint.every=0",
-        "run.display=false",
-    ]
-    summary = train_rank(0, 1, "", overrides, 0.0, 0, folder)
-    assert isinstance(summary, dict)
-    return summary
+    trainer = Trainer(
+        network,
+        optimizer=AdamW(lr=0.01, warmup=warmup),
+        blocks=blocks,
+        cut=cut,
+        lag=lag,
+        seed=seed,
+        device="cpu",
+        engine=EngineConfig(threads=1),
+    )
+    return trainer.fit(train, test, epochs=epochs, batch_size=batch_size).summary
 
 
 @pytest.mark.parametrize("lag", [1, 2, 3])
 @pytest.mark.parametrize(
     ("network", "cut", "size", "epochs"),
     [
-        ("figure2.network", [1, 1, 1, 2], 330, 2),
-        ("figure2.network", [1, 1, 1, 2], 96, 1),  # 3 batches: with lag 2 fewer than the prologue of block 3
-        ("figure2.network", [5], 330, 1),
-        ("test_figure2.dropping", [1, 1, 1], 330, 2),
+        ("network", [1, 1, 1, 2], 330, 2),
+        ("network", [1, 1, 1, 2], 96, 1),  # 3 batches: with lag 2 fewer than the prologue of block 3
+        ("network", [5], 330, 1),
+        ("dropping", [1, 1, 1], 330, 2),
     ],
 )
 def test_same_parameters_as_the_engine(
     figure2: Any,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
     lag: int,
     network: str,
     cut: list[int],
@@ -104,14 +90,12 @@ def test_same_parameters_as_the_engine(
     epochs: int,
 ) -> None:
     x, y = samples(size)
+    factory = figure2.network if network == "network" else dropping
     figure2.seed_stream(3, "model")
-    model = figure2.network() if network == "figure2.network" else dropping()
-    blocks = figure2.cut(model, cut, x, lr=0.01, seed=3)
+    blocks = figure2.cut(factory(), cut, x, lr=0.01, seed=3)
     figure2.train(blocks, x, y, lag=lag, epochs=epochs, size=32, warmup=3, seed=3)
     summary = engine_summary(
-        tmp_path,
-        monkeypatch,
-        network,
+        factory,
         (x, y),
         (x, y),
         cut=cut,
@@ -126,16 +110,12 @@ def test_same_parameters_as_the_engine(
     assert figure2.fingerprint(blocks) == summary["fingerprint"]
 
 
-def test_the_script_prints_what_the_engine_finds(
-    figure2: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_script_prints_what_the_engine_finds(figure2: Any, capsys: pytest.CaptureFixture[str]) -> None:
     script = runpy.run_path(str(PATH), run_name="__main__")
     *accuracies, fingerprint = (line.split()[-1] for line in capsys.readouterr().out.splitlines())
     x, y = script["x"], script["y"]
     summary = engine_summary(
-        tmp_path,
-        monkeypatch,
-        "figure2.network",
+        figure2.network,
         (x[:2000], y[:2000]),
         (x[2000:], y[2000:]),
         blocks=4,

@@ -60,7 +60,8 @@ def _unknown(n: int, block: int) -> None:
 
 def _true_gradient(job: Job) -> TrueGradient:
     def measure(n: int, block: int) -> Sequence[Tensor] | None:
-        if n % job.log_every and n != job.plan.batches - 1:
+        logged = n % job.log_every == 0 or n == job.plan.batches - 1
+        if not logged or next(job.blocks[block - 1].parameters(), None) is None:
             return None
         copies = [copy.deepcopy(module) for module in job.blocks]
         activation = job.batches.inputs(n).to(job.device)

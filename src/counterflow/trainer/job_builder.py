@@ -57,7 +57,7 @@ def build_job(config: TrainConfig, network: nn.Sequential, dataset: Dataset, inf
             f"need {list(wanted)}"
         )
     cut = config.model.cut
-    return Job(
+    job = Job(
         topology=topology,
         plan=plan,
         batches=batches,
@@ -77,6 +77,9 @@ def build_job(config: TrainConfig, network: nn.Sequential, dataset: Dataset, inf
         log_every=config.train.log_every,
         activations=config.run.activations,
     )
+    if isinstance(config.algorithm, LocalAlgorithm) and job.cut is not None:
+        config.algorithm.rule_set(job.rule_context)  # a wrong option of a rule is refused here, not by a run
+    return job
 
 
 def load_job(config: TrainConfig, info: RankInfo = RankInfo()) -> Job:  # noqa: B008  # immutable

@@ -154,6 +154,7 @@ class Trainer:
         Raises:
             ValueError: Something does not fit, before any process group exists; one line.
             BlockError: A block failed; the text names rank, block and batch.
+            CallbackError: A callback failed; the text names it.
             ChannelError: A rank was lost, or a wait ran out; the text names rank, edge and batch.
             FinishedError: ``run_dir`` holds this run, and it has finished.
             PreemptedError: ``control`` passed on a signal, and the run ended after a checkpoint.

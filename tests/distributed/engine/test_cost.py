@@ -7,6 +7,8 @@ from torch import nn
 from counterflow.algorithms import LocalAlgorithm
 from counterflow.cli.hydra_app import load_config
 from counterflow.engine.cost import SAMPLES, backprop, local
+from counterflow.engine.factory import build_engine
+from counterflow.metrics.fingerprint import digest
 from counterflow.trainer.job_builder import load_job
 from tests.helpers.processes import Pool
 from tests.helpers.runs import SMALL, summary_of
@@ -47,8 +49,12 @@ def test_bll_by_hand(pool: Pool) -> None:
 def test_counting_changes_no_bit(algorithm: str) -> None:
     job = load_job(load_config([*SMALL, f"algorithm={algorithm}", "model.dropout=0.2"]))
     state = torch.get_rng_state()
+    build_engine(job)
+    assert torch.equal(torch.get_rng_state(), state)
     assert isinstance(job.algorithm, LocalAlgorithm)
     rules = job.algorithm.rule_set(job.rule_context)
     for block in range(1, 5):
-        local(rules, block, rules.rule(block), job)
-    assert torch.equal(torch.get_rng_state(), state)
+        rule = rules.rule(block)
+        before = digest(rule)
+        local(rules, block, rule, job)
+        assert digest(rule) == before

@@ -63,7 +63,7 @@ def test_reports_change_nothing(reference: EndToEnd) -> None:
 
 
 @pytest.mark.parametrize("other", ["seed=2", "engine.lag=1", "engine.lag=3", "engine.lag=exact", "train.steps=11"])
-def test_what_belongs_to_the_result_changes_it(reference: EndToEnd, other: str) -> None:
+def test_options_of_the_result_change_it(reference: EndToEnd, other: str) -> None:
     assert reference(*MLP, other) != reference(*MLP)
 
 
@@ -83,7 +83,7 @@ def test_uneven_runs_of_blocks(pool: Pool, reference: EndToEnd, blocks: int, ran
     assert summary_of(pool, ranks, *overrides)["fingerprint"] == reference(*overrides)
 
 
-def test_summary_holds_what_other_programs_rely_on(pool: Pool) -> None:
+def test_the_summary_has_the_keys_that_other_programs_read(pool: Pool) -> None:
     summary = summary_of(pool, 3, "train.steps=44")
     assert {key: summary[key] for key in ("algorithm", "model", "data", "blocks", "ranks", "seed", "steps")} == {
         "algorithm": "bll",

@@ -10,10 +10,11 @@ import math
 import os
 import re
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ from counterflow.cli.hydra_app import load_config
 from counterflow.engine import pipelined
 from counterflow.engine.factory import build_engine, choose_partition
 from counterflow.engine.job import Job
-from counterflow.engine.run_context import BlockError
+from counterflow.engine.run_context import BlockError, WaitTimes
 from counterflow.models.feedback_alignment import apply_feedback_alignment
 from counterflow.rank_info import RankInfo
 from counterflow.trainer.job_builder import load_job
@@ -89,6 +90,36 @@ def rank_weights(rank: int, size: int, store_path: str, overrides: list[str]) ->
         if owners[int(name.split(".")[0])] == rank
     }
     return mine, losses.losses
+
+
+class Waits:
+    """A callback that keeps the seconds of waiting so far, as it sees them at every batch."""
+
+    def __init__(self) -> None:
+        self.waits = WaitTimes()
+        self.seen: list[float] = []
+
+    def should_log(self, n: int) -> bool:
+        return True
+
+    def on_step(self, block: int, n: int, metrics: dict[str, Tensor]) -> None:
+        self.seen.append(self.waits.receive)
+
+    def on_eval(self, block: int, n: int, split: str, figures: dict[str, float]) -> None:
+        pass
+
+
+def rank_waits(rank: int, size: int, store_path: str) -> list[float]:
+    """Seconds of waiting at every batch, where each forward pass of rank 0 takes 20 ms more."""
+    job = load_job(load_config([*SMALL, *SGD, "algorithm=bp", "schedule=gpipe", "blocks=2"]), RankInfo(rank, size))
+    if rank == 0:
+        job.network[0].register_forward_pre_hook(lambda *_: time.sleep(0.02))
+    comm = connect(dist.FileStore(store_path, size), rank, size, timeout=30)
+    callback = Waits()
+    build_engine(job).run(replace(unrecorded(comm, callback), waits=callback.waits))
+    comm.all_gather(None, "the end")
+    comm.close()
+    return callback.seen
 
 
 def trained(pool: Pool, ranks: int, *overrides: str) -> tuple[Weights, dict[int, float]]:
@@ -166,7 +197,7 @@ def test_bp_on_one_process_is_a_plain_loop_to_the_bit(pool: Pool, schedule: str)
 
 
 @pytest.mark.parametrize("overrides", [SGD, CNN], ids=["mlp", "cnn with batch norm"])
-def test_so_it_is_with_other_models_and_optimizers(pool: Pool, overrides: tuple[str, ...]) -> None:
+def test_bp_on_one_process_with_other_models_and_optimizers(pool: Pool, overrides: tuple[str, ...]) -> None:
     assert_equal(trained(pool, 1, *overrides)[0], loop(1, *overrides)[0])
 
 
@@ -227,7 +258,7 @@ def test_feedback_alignment_on_a_pipeline_is_the_plain_loop(pool: Pool) -> None:
     assert distance({name.replace(".layer.", "."): value for name, value in layers.items()}, true) > 1e-2
 
 
-# What a run reports
+# Reports
 
 
 @pytest.mark.parametrize(("ranks", "schedule"), [(1, "1f1b"), (2, "gpipe"), (4, "1f1b")])
@@ -252,6 +283,17 @@ def test_summary(pool: Pool, ranks: int, schedule: str) -> None:
     assert summary["effective_parameters"] == sum(p.numel() for p in job.network.parameters())
 
 
+def test_callbacks_see_the_waits_of_their_own_batch(pool: Pool) -> None:
+    """Rank 1 waits at least for the first of four micro-batches, in the first batch and in every other one."""
+    start = time.perf_counter()
+    _, seen = pool.run(2, rank_waits)
+    seconds = time.perf_counter() - start
+    assert len(seen) == STEPS
+    assert seen[0] >= 0.02
+    assert all(later >= earlier + 0.02 for earlier, later in pairwise(seen))
+    assert seen[-1] < seconds
+
+
 def test_the_accuracy_is_that_of_the_weights_in_the_end(pool: Pool) -> None:
     """Evaluation sends test batches of two sizes up through all stages."""
     job = prepared(*SGD)
@@ -268,7 +310,7 @@ def test_the_accuracy_is_that_of_the_weights_in_the_end(pool: Pool) -> None:
 
 
 @pytest.mark.parametrize("schedule", ["gpipe", "zbv"])
-def test_evaluation_and_placement_change_nothing_but_what_was_said(pool: Pool, schedule: str) -> None:
+def test_evaluation_and_placement_change_no_bit(pool: Pool, schedule: str) -> None:
     """Batch norm's statistics, too, are those of training batches alone."""
     prints = {
         summary_of(pool, ranks, "algorithm=bp", *CNN, f"schedule={name}", f"train.evaluate_every={every}")[
@@ -372,7 +414,7 @@ def test_a_killed_rank_in_the_middle_ends_every_process() -> None:
         (2, "schedule=zbv train.microbatches=2", "train.microbatches=2 must be at least 4"),
     ],
 )
-def test_what_makes_no_sense_is_refused_in_one_line(ranks: int, overrides: str, message: str) -> None:
+def test_wrong_combinations_are_refused_in_one_line(ranks: int, overrides: str, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)) as refusal:
         load_job(load_config([*SMALL, "algorithm=bp", *overrides.split()]), RankInfo(0, ranks))
     assert "\n" not in str(refusal.value)

@@ -72,7 +72,7 @@ def test_resumed_with_any_number_of_processes_the_bits_are_the_same(
 
 
 @pytest.mark.parametrize("batches", [4, 12])
-def test_while_the_column_fills_and_while_it_drains(pool: Pool, tmp_path: Path, batches: int) -> None:
+def test_while_the_blocks_fill_and_while_they_drain(pool: Pool, tmp_path: Path, batches: int) -> None:
     check(pool, tmp_path, 4, 2, batches, "engine.lag=3")
 
 

@@ -63,7 +63,7 @@ def test_neither_evaluation_nor_lag_is_part_of_the_result(reference: EndToEnd, r
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_what_belongs_to_the_result_changes_it(reference: EndToEnd, rule: str) -> None:
+def test_options_of_the_result_change_it(reference: EndToEnd, rule: str) -> None:
     overrides = (*RULES[rule], *MLP)
     own = "algorithm.dim=21" if rule == "al" else "algorithm.beta=0.5"
     others = ("seed=2", "seed=3", "train.steps=11", own)

@@ -16,7 +16,7 @@ from counterflow.cli.hydra_app import job_name, load_config
 from counterflow.cli.train import run_job
 from counterflow.config import SCALES, TrainConfig
 from counterflow.metrics.provenance import config_hash
-from tests.helpers.processes import CONF
+from tests.helpers.processes import CONF, Pool
 
 PRESETS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 TABLES = {"table1", "table1_resnet50", "table1_cifar10"}
@@ -128,14 +128,22 @@ _done: set[str] = set()
 """Hashes of what has run: the smokes of two presets that differ in their data set alone are the same runs."""
 
 
+def run_smokes(rank: int, size: int, store_path: str, configs: list[TrainConfig]) -> None:
+    """Run every ``size``-th configuration, each on this process alone."""
+    for config in configs[rank::size]:
+        run_job(config)
+
+
 @pytest.mark.parametrize("preset", PRESETS)
-def test_every_smoke_runs(preset: str, tmp_path: Path) -> None:
+def test_every_smoke_runs(preset: str, tmp_path: Path, pool: Pool) -> None:
+    runs: dict[Path, TrainConfig] = {}
     for job in jobs(preset, "smoke"):
         config = of(preset, "smoke", *job)
-        if config_hash(config) in _done:
-            continue
-        path = tmp_path / job_name(job)
-        run_job(replace(config, run=replace(config.run, dir=str(path), display=False)))
+        if config_hash(config) not in _done:
+            path = tmp_path / job_name(job)
+            runs[path] = replace(config, run=replace(config.run, dir=str(path), display=False))
+    pool.run(2, run_smokes, list(runs.values()))
+    for path, config in runs.items():
         summary = json.loads((path / "summary.json").read_text())
         assert (summary["experiment"], summary["scale"], summary["steps"]) == (preset, "smoke", 10)
         assert (summary["test_accuracy"] is None) == (preset in CHOICES)
