@@ -1,4 +1,4 @@
-"""Block-local learning (Kappel et al., arXiv 2305.14974; section 3.1 of the design)."""
+"""Block-local learning (Kappel et al., arXiv 2305.14974; docs/architecture.md, Mathematics)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Local classifiers and similarity matching (Noekland and Eidnes, arXiv 1901.06656; section 3.3 of the design)."""
+"""Local classifiers and similarity matching (Noekland and Eidnes, arXiv 1901.06656; docs/architecture.md, Mathematics)."""
 
 from dataclasses import dataclass, field
 

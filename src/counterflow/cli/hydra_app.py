@@ -1,7 +1,6 @@
 """From a folder of YAML files and overrides to a checked configuration."""
 
 import os
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
@@ -17,6 +16,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 import counterflow
 from counterflow.algorithms import ALGORITHMS, END_TO_END
+from counterflow.cli.output import closed_pipe_allowed
 from counterflow.config import DATA, MODELS, OPTIMIZERS, SCALES, TrainConfig
 
 Schema = TypeVar("Schema")
@@ -86,12 +86,8 @@ def validate(composed: DictConfig, schema: type[Schema]) -> Schema:
 def run_hydra(task: Callable[[DictConfig], None], name: str = "train") -> None:
     """Run ``task`` under hydra's command line, on ``conf/NAME.yaml``. ``ValueError`` of one line if it is wrong."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hydra then raises what it would print on many lines, on every rank
-    try:
-        with _one_line():
-            hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=name)(task)()
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reader of --help has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with closed_pipe_allowed(), _one_line():
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=name)(task)()
 
 
 def job_name(overrides: Sequence[str]) -> str:

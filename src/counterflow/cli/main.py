@@ -3,6 +3,8 @@
 import sys
 from importlib import import_module
 
+from counterflow.cli.output import closed_pipe_allowed
+
 _COMMANDS = {
     "train": ("counterflow.cli.launch", "train a network, on one process or with --ranks N on several"),
     "plan": ("counterflow.planner.cli", "choose blocks, cut, lag and depth for a set of machines"),
@@ -30,7 +32,8 @@ def main() -> None:
         sys.exit(program(sys.argv[1:]) if command in ("doctor", "report", "train") else program())
     usage = _USAGE.format(commands="\n".join(f"  {name:8} {text}" for name, (_, text) in _COMMANDS.items()))
     if command in ("--help", "-h"):
-        print(usage)
+        with closed_pipe_allowed():
+            print(usage)
         return
     print(f"error: {command}: no such command, allowed are {', '.join(_COMMANDS)}", file=sys.stderr)
     sys.exit(2)

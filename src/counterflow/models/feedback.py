@@ -1,4 +1,4 @@
-"""Feedback blocks ``g_k``: maps from the code book of block k to that of block k-1 (section 3.1 of the design)."""
+"""Feedback blocks ``g_k``: maps from the code book of block k to that of block k-1 (docs/architecture.md, Mathematics)."""
 
 import torch
 from torch import Tensor, nn

@@ -46,11 +46,16 @@ def spawn(function: Callable[..., Any], /, *args: Any, ranks: int) -> Any:
     import cloudpickle
     from torch._C._distributed_c10d import TCPStore
 
+    from counterflow.transport.interfaces import listen
+
     if ranks < 1:
         raise ValueError(f"ranks={ranks}: must be at least 1")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError(f"spawn: this process is already one of WORLD_SIZE={os.environ['WORLD_SIZE']} ranks")
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    # Torch binds a store to all interfaces, but takes a socket that listens on one.
+    listener = listen("127.0.0.1", 0)
+    port = listener.getsockname()[1]
+    store = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
     with tempfile.TemporaryDirectory(prefix="counterflow-spawn-") as folder:
         task = Path(folder) / "task"
         task.write_bytes(cloudpickle.dumps((function, args, sys.path)))

@@ -119,8 +119,9 @@ class Trainer:
     ) -> FitResult:
         """Train on the processes that the launcher's environment names, all of which call this alike.
 
-        For its duration and beyond, the process computes with ``engine.threads`` intra-op threads, and keeps the memory
-        that it frees (mallopt), because bits and speed depend on them.
+        For its duration and beyond, the process computes with ``engine.threads`` intra-op threads and keeps the memory
+        that it frees (mallopt), because bits and speed depend on them. On several ranks of one node it sets
+        GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to loopback, unless they are set. Signals are left alone.
 
         Args:
             train: A `Split`, a pair of tensors (inputs, labels), a map-style torch ``Dataset``, or a `DataConfig` that

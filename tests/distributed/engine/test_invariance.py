@@ -1,4 +1,4 @@
-"""Section 2 of the design: no timing and no placement changes a single bit of the result."""
+"""docs/architecture.md, Semantics: no timing and no placement changes a single bit of the result."""
 
 from collections.abc import Callable
 from functools import cache

@@ -1,4 +1,4 @@
-"""Restart-invariance (section 2 of the design): killed anywhere and resumed, the same bits."""
+"""Restart-invariance (docs/architecture.md, Semantics): killed anywhere and resumed, the same bits."""
 
 import json
 import shutil
