@@ -1,4 +1,7 @@
-"""Local classifiers and similarity matching (Noekland and Eidnes, arXiv 1901.06656; docs/architecture.md, Mathematics)."""
+"""Local classifiers and similarity matching (Noekland and Eidnes, arXiv 1901.06656).
+
+The equations are in docs/architecture.md, Mathematics.
+"""
 
 from dataclasses import dataclass, field
 

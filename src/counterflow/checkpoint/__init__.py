@@ -1,6 +1,7 @@
 """Checkpoints: one file per block, all after the same training batch, and a manifest that completes them.
 
-A checkpoint is a consistent cut through all blocks (docs/architecture.md, In-band events). This package knows nothing of models or ranks.
+A checkpoint is a consistent cut through all blocks (docs/architecture.md, In-band events).
+This package knows nothing of models or ranks.
 """
 
 from counterflow.checkpoint.block_state import BlockState

@@ -1,4 +1,4 @@
-"""Feedback blocks ``g_k``: maps from the code book of block k to that of block k-1 (docs/architecture.md, Mathematics)."""
+"""Feedback blocks ``g_k``: maps from the code book of block k to that of block k-1."""
 
 import torch
 from torch import Tensor, nn

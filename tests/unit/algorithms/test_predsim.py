@@ -13,8 +13,6 @@ from counterflow.algorithms.per_block import PerBlockRules
 from counterflow.algorithms.predsim import PredSim, PredSimRule, similarity
 from counterflow.algorithms.rule import Prediction, RuleContext
 from counterflow.config import SGD, AdamW, OptimizerConfig
-from tests.helpers.processes import Pool
-from tests.helpers.runs import summary_of
 from tests.helpers.systems import CASES, CLASSES, head_config, labels, rule_context, specs
 
 LR = 0.5
@@ -354,21 +352,3 @@ def test_it_is_known_by_its_name_and_its_loss_is_the_sum() -> None:
 def test_a_weight_is_between_0_and_1(beta: float) -> None:
     with pytest.raises(ValueError, match=r"^algorithm\.beta=.*: must be between 0 and 1$"):
         PredSim(beta=beta)
-
-
-def test_parameters_and_accuracies_of_a_run_by_beta(pool: Pool) -> None:
-    """Digits, 64-12-12-12-12-10 in four blocks; a linear layer of 10 and a branch of 12x12 in each of three."""
-    f = (64 * 12 + 12 + 24) + 3 * (12 * 12 + 12 + 24) + (12 * 10 + 10)
-    for beta, affiliated in ((0.0, 3 * 130), (0.99, 3 * (130 + 144)), (1.0, 3 * 144)):
-        options = ("algorithm=predsim", f"algorithm.beta={beta}", "model.width=12", "model.cut=[1,1,1,2]")
-        summary = summary_of(pool, 2, *options)
-        assert summary["effective_parameters"] == f
-        assert summary["affiliated_parameters"] == affiliated
-        *lower, top = summary["block_accuracy"]
-        assert top == summary["test_accuracy"]
-        assert all((accuracy is None) == (beta == 1.0) for accuracy in lower)
-
-
-def test_it_learns_digits(pool: Pool) -> None:
-    """Far above chance after three epochs; what it reaches in the end is for the launch test."""
-    assert summary_of(pool, 2, "algorithm=predsim", "train.steps=132")["test_accuracy"] > 0.8

@@ -1,49 +1,12 @@
-"""Every preset at every scale is a set of runs that make sense, and at the smallest one they run."""
+"""Every preset at every scale is a set of runs that make sense."""
 
-import json
-from collections.abc import Iterator
 from dataclasses import replace
-from functools import cache
-from itertools import product
-from pathlib import Path
 
-import hydra
 import pytest
-from hydra.core.global_hydra import GlobalHydra
-from hydra.types import RunMode
 
-from counterflow.cli.hydra_app import job_name, load_config
-from counterflow.cli.train import run_job
-from counterflow.config import SCALES, TrainConfig
-from counterflow.metrics.provenance import config_hash
-from tests.helpers.processes import CONF, Pool
-
-PRESETS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
-TABLES = {"table1", "table1_resnet50", "table1_cifar10"}
-CHOICES = {"heads"}
-"""Presets that choose between settings, on held out data."""
-
-
-@cache
-def sweep(preset: str, scale: str) -> dict[str, list[str]]:
-    """Overrides that hydra sweeps over if the command names only the preset and the scale."""
-    GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        composed = hydra.compose("train", [f"experiment={preset}", f"scale={scale}"], return_hydra_config=True)
-        params = composed.hydra.sweeper.params if composed.hydra.mode is RunMode.MULTIRUN else {}
-        return {str(key): str(value).split(",") for key, value in params.items()}
-
-
-def jobs(preset: str, scale: str) -> Iterator[tuple[str, ...]]:
-    """The overrides of every job with the first seed: what a seed can make wrong is not a matter of presets."""
-    params = {key: values[:1] if key == "seed" else values for key, values in sweep(preset, scale).items()}
-    for values in product(*params.values()):
-        yield tuple(f"{key}={value}" for key, value in zip(params, values, strict=True))
-
-
-@cache
-def of(preset: str, scale: str, *job: str) -> TrainConfig:
-    return load_config([f"experiment={preset}", f"scale={scale}", *job])
+from counterflow.cli.hydra_app import job_name
+from counterflow.config import SCALES
+from tests.helpers.presets import CHOICES, PRESETS, TABLES, jobs, of, sweep
 
 
 def test_there_is_a_preset_for_every_figure() -> None:
@@ -122,44 +85,3 @@ def test_what_is_published_is_what_full_builds() -> None:
         assert configs[preset].model.layers == 20  # type: ignore[attr-defined]
         assert configs[preset].data.name == "reverse"
     assert configs["fig3b"].blocks == max(map(int, sweep("fig3c", "full")["blocks"])) == 20
-
-
-_done: set[str] = set()
-"""Hashes of what has run: the smokes of two presets that differ in their data set alone are the same runs."""
-
-
-def run_smokes(rank: int, size: int, store_path: str, configs: list[TrainConfig]) -> None:
-    """Run every ``size``-th configuration, each on this process alone."""
-    for config in configs[rank::size]:
-        run_job(config)
-
-
-@pytest.mark.parametrize("preset", PRESETS)
-def test_every_smoke_runs(preset: str, tmp_path: Path, pool: Pool) -> None:
-    runs: dict[Path, TrainConfig] = {}
-    for job in jobs(preset, "smoke"):
-        config = of(preset, "smoke", *job)
-        if config_hash(config) not in _done:
-            path = tmp_path / job_name(job)
-            runs[path] = replace(config, run=replace(config.run, dir=str(path), display=False))
-    pool.run(2, run_smokes, list(runs.values()))
-    for path, config in runs.items():
-        summary = json.loads((path / "summary.json").read_text())
-        assert (summary["experiment"], summary["scale"], summary["steps"]) == (preset, "smoke", 10)
-        assert (summary["test_accuracy"] is None) == (preset in CHOICES)
-        assert 0 <= summary["validation_accuracy"] <= 1
-        _done.add(config_hash(config))
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("algorithm", ["bp", "fa", "predsim", "al", "bll"])
-@pytest.mark.parametrize("preset", [*sorted(TABLES), "fig3a"])
-def test_full_scale_runs_two_batches_on_a_cpu(preset: str, algorithm: str, tmp_path: Path) -> None:
-    """The network and the numerics of the full size; of the data, digits stand in for what has to be downloaded."""
-    few = ("data.name=digits", "data.limit=64", "train.steps=2", "train.batch_size=8", "device=cpu", "seed=1")
-    config = of(preset, "full", *few, f"algorithm={algorithm}", f"run.dir={tmp_path}", "run.display=false")
-    assert config.engine.precision == "bf16"
-    run_job(config)
-    summary = json.loads((tmp_path / "summary.json").read_text())
-    assert (summary["steps"], summary["precision"], summary["scale"]) == (2, "bf16", "full")
