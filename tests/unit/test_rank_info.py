@@ -18,7 +18,7 @@ BY_HAND = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_P
 
 def test_under_torchrun() -> None:
     info = RankInfo.from_env(TORCHRUN)
-    assert info == RankInfo(5, 8, 1, 4, socket.gethostname(), 2, "job", ("192.0.2.1", 29500), None, True)
+    assert info == RankInfo(5, 8, 1, 4, socket.gethostname(), 2, "job", ("192.0.2.1", 29500), True)
     assert (info.is_main, info.speaks_for_node, info.one_node) == (False, False, False)
 
 
