@@ -27,7 +27,6 @@ def predict_seconds(case: BenchmarkCase, link: LinkSpec | None = None, overhead:
         link=link or LinkSpec(),
         jitter=sleep.jitter,
         overhead=overhead,
-        keep=False,
     ).seconds_per_batch
 
 

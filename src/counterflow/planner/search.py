@@ -19,9 +19,8 @@ from counterflow.planner.stage_estimate import (
     stages_of,
     workload,
 )
-from counterflow.schedule.forecast import Jitter, forecast
+from counterflow.schedule.forecast import Forecast, Jitter, forecast
 from counterflow.schedule.pipeline_schedules import microbatch_counts
-from counterflow.schedule.sim_stats import Forecast
 
 COMPARED = ("gpipe", "1f1b")
 """Pipelines of backprop that each candidate is compared with."""
@@ -232,9 +231,11 @@ def _forecast(
     cluster: Cluster,
     batches: int,
     jitter: Jitter | None,
-    **options: int,
+    microbatches: int = 1,
+    lag: int = 2,
+    depth: int = 2,
 ) -> Forecast:
-    """Forecast of ``stages``, a rank each; ``options`` are those of `forecast` for the schedule."""
+    """Forecast of ``stages``, a rank each; the last three arguments are those of `forecast` for the schedule."""
     return forecast(
         schedule,
         workload(stages),
@@ -243,8 +244,9 @@ def _forecast(
         link=cluster.link,
         jitter=jitter,
         overhead=cluster.overhead,
-        keep=False,
-        **options,
+        microbatches=microbatches,
+        lag=lag,
+        depth=depth,
     )
 
 
