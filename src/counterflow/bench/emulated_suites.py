@@ -13,10 +13,15 @@ from matplotlib.axes import Axes
 from counterflow.bench.case import BenchmarkCase
 from counterflow.bench.cases import common_batch, schedule_label, valid_schedules
 from counterflow.bench.charts import chart, colour, draw_bars, draw_legend
-from counterflow.bench.interleaved_rounds import case_results, run_rounds, speedup
+from counterflow.bench.interleaved_rounds import (
+    case_results,
+    predict_seconds,
+    run_rounds,
+    speedup,
+    with_predictions,
+)
 from counterflow.bench.netem import LinkSpeed, emulated_network, unavailable_reason
 from counterflow.bench.options import BenchContext
-from counterflow.bench.prediction import predict_seconds, with_predictions
 from counterflow.bench.results import CaseResult, Goal, SuiteResult
 from counterflow.bench.sleeping import Jitter, Sleep
 from counterflow.bench.workers import WorkerSettings
@@ -109,8 +114,7 @@ def draw_emulated(suite: Mapping[str, Any], folder: Path) -> None:
             ax.remove()
         for ax, ranks in zip(axes, counts, strict=False):
             _draw_shares(ax, [row for row in suite["rows"] if row["ranks"] == ranks])
-            ax.set_title(f"{ranks} ranks")
-            ax.set_xlabel("micro-batches")
+            ax.set(title=f"{ranks} ranks", xlabel="micro-batches")
         axes[0].set_ylabel("share of the ideal rate [%]")
         draw_legend(figure, axes[0])
         figure.suptitle("Blocks that sleep; crosses are predictions (emulated)")
@@ -126,8 +130,7 @@ def _draw_shares(ax: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
         predicted = [s * (1 + point["prediction_error"]) for s, point in zip(share, points, strict=True)]
         ax.plot(x, share, color=colour(name), marker="o", markersize=4, label=name)
         ax.plot(x, predicted, color=colour(name), marker="x", linestyle="none")
-    ax.set_xticks(ticks)
-    ax.set_ylim(0, 105)
+    ax.set(xticks=ticks, ylim=(0, 105))
 
 
 def _group(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
@@ -202,11 +205,9 @@ def draw_scaling(suite: Mapping[str, Any], folder: Path) -> None:
         axes.set_xscale("log", base=2)
         ticks = sorted({row["ranks"] for row in suite["rows"]})
         axes.set_xticks(ticks, [str(tick) for tick in ticks])
-        axes.set_ylim(0, 105)
-        axes.set_xlabel("ranks, and blocks")
-        axes.set_ylabel("share of the ideal rate [%]")
-        axes.legend()
+        axes.set(ylim=(0, 105), xlabel="ranks, and blocks", ylabel="share of the ideal rate [%]")
         axes.set_title("Weak scaling (emulated)")
+        axes.legend()
 
 
 def measure_slowlink(context: BenchContext) -> SuiteResult:

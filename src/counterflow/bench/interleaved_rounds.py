@@ -1,6 +1,6 @@
-"""Interleaved rounds: every round runs each case once, and every other round in reverse order."""
+"""Interleaved rounds: every round runs each case once, every other one in reverse order; beside them, predictions."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
@@ -8,7 +8,9 @@ from typing import Any
 from counterflow.bench.case import BenchmarkCase, RankMeasurement
 from counterflow.bench.netem import JoinHandle
 from counterflow.bench.results import CaseResult
+from counterflow.bench.sleeping import CLASSES
 from counterflow.bench.workers import WorkerSettings, run_workers
+from counterflow.schedule.forecast import LinkSpec, StageCost, Workload, forecast
 
 
 @dataclass(frozen=True)
@@ -108,3 +110,73 @@ def peak_bytes(ranks: Sequence[RankMeasurement]) -> dict[str, Any]:
         "peak_rss_bytes": max(rank.peak_rss_bytes for rank in ranks),
         "peak_cuda_bytes": max(cuda, default=None),
     }
+
+
+def predict_seconds(case: BenchmarkCase, link: LinkSpec | None = None, overhead: float = 0.0) -> float:
+    """Simulated seconds per update batch; every action takes ``overhead`` seconds beside its sleep."""
+    config, sleep = case.config, case.sleep
+    assert sleep is not None
+    times = StageCost(sleep.forward, sleep.backward, sleep.update)
+    activation_bytes = 4 * sleep.batch * sleep.width
+    target_bytes = 4 * CLASSES * CLASSES + 8 * sleep.batch
+    edges = config.blocks - 1
+    return forecast(
+        config.schedule,
+        Workload([times] * config.blocks, up=[activation_bytes] * edges, down=[target_bytes] * edges),
+        ranks=case.ranks,
+        batches=case.batches,
+        microbatches=case.microbatches or 1,
+        lag=config.engine.lag,
+        depth=config.engine.depth,
+        link=link or LinkSpec(),
+        jitter=sleep.jitter,
+        overhead=overhead,
+    ).seconds_per_batch
+
+
+def estimate_overhead(result: CaseResult, case: BenchmarkCase) -> float:
+    """Seconds per action that explain the difference between measurement and prediction."""
+    assert case.sleep is not None
+    assert result.samples_per_second is not None
+    without, sample = predict_seconds(case), 0.1 * case.sleep.total / (case.microbatches or 1)
+    slope = (predict_seconds(case, overhead=sample) - without) / sample
+    return max(0.0, (case.sleep.batch / result.samples_per_second - without) / slope)
+
+
+def with_predictions(
+    results: Sequence[CaseResult],
+    cases: Sequence[BenchmarkCase],
+    calibrations: Collection[str] = (),
+    link_of: Callable[[BenchmarkCase], LinkSpec | None] = lambda _: None,
+) -> list[CaseResult]:
+    """``results`` with the share of the ideal rate and the prediction; a block that never waits has the ideal rate.
+
+    An engine takes some time for every action. It is estimated from the results that ``calibrations`` names, and added
+    to the predictions of all cases of the same engine. The prediction of a calibrating case itself says nothing.
+
+    Args:
+        results: One per case.
+        cases: Emulated cases.
+        calibrations: Names, at most one of the free engine and one of torch's schedules.
+        link_of: The link that a case ran over; None for an ideal one.
+    """
+    overheads = {
+        case.microbatches is None: estimate_overhead(result, case)
+        for result, case in zip(results, cases, strict=True)
+        if result.name in calibrations
+    }
+    predicted = []
+    for result, case in zip(results, cases, strict=True):
+        assert case.sleep is not None
+        assert result.samples_per_second is not None
+        overhead, measured = overheads.get(case.microbatches is None, 0.0), case.sleep.batch / result.samples_per_second
+        seconds = predict_seconds(case, link_of(case), overhead)
+        metrics = {
+            "share_of_ideal": case.config.blocks // case.ranks * case.sleep.total / measured,
+            "predicted_samples_per_second": case.sleep.batch / seconds,
+            "prediction_error": measured / seconds - 1,
+        }
+        if result.name in calibrations:
+            metrics["calibrates_ms"] = 1e3 * overhead
+        predicted.append(result.with_extra(**metrics))
+    return predicted

@@ -146,8 +146,7 @@ def draw_memory(suite: Mapping[str, Any], folder: Path) -> None:
     with chart(folder / "memory.png", 1, 2, 4.2) as (figure, axes):
         for ax, comparison in zip(axes, (_EQUAL_MESSAGE, _EQUAL_UPDATE), strict=True):
             _draw_curves(ax, [row for row in suite["rows"] if row["comparison"] == comparison])
-            ax.set_title(comparison)
-            ax.set_xlabel("blocks, and ranks")
+            ax.set(title=comparison, xlabel="blocks, and ranks")
         axes[0].set_ylabel("kept by stage 0 at its peak [MB]")
         draw_legend(figure, axes[0])
 
