@@ -1,6 +1,6 @@
 """Style of the charts of all suites. Charts are drawn from ``bench.json`` alone."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,16 @@ def chart(path: Path, rows: int, columns: int, height: float) -> Iterator[tuple[
         figure = Figure(figsize=(8.0, rows * height), layout="constrained")
         yield figure, list(figure.subplots(rows, columns, squeeze=False).flat)
         figure.savefig(path, metadata={"Software": None})
+
+
+def curves(
+    rows: Sequence[Mapping[str, Any]], label: Callable[[Mapping[str, Any]], str]
+) -> dict[str, list[Mapping[str, Any]]]:
+    """Rows by the ``label`` of their curve."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        found.setdefault(label(row), []).append(row)
+    return found
 
 
 def draw_bars(path: Path, rows: Sequence[Mapping[str, Any]], title: str) -> None:

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 
 from counterflow.bench.case import BenchmarkCase
 from counterflow.bench.cases import common_batch, schedule_label
-from counterflow.bench.charts import chart, colour, draw_legend
+from counterflow.bench.charts import chart, colour, curves, draw_legend
 from counterflow.bench.interleaved_rounds import peak_bytes
 from counterflow.bench.memory_tracker import train_tracked
 from counterflow.bench.options import BenchContext
@@ -50,8 +50,8 @@ def measure_memory(context: BenchContext) -> SuiteResult:
             row = [_measure_case(context, case, comparison, ranks) for case in cases]
             results += [
                 result.with_extra(
-                    saved_over_bll=_extra(result, "saved_mb") / _extra(row[0], "saved_mb"),
-                    all_over_bll=_extra(result, "all_mb") / _extra(row[0], "all_mb"),
+                    saved_over_bll=result.extra["saved_mb"] / row[0].extra["saved_mb"],
+                    all_over_bll=result.extra["all_mb"] / row[0].extra["all_mb"],
                 )
                 for result in row
             ]
@@ -123,22 +123,16 @@ def _measure_case(context: BenchContext, case: BenchmarkCase, comparison: str, b
     )
 
 
-def _extra(result: CaseResult, key: str) -> float:
-    value = result.extra[key]
-    assert isinstance(value, float)
-    return value
-
-
 def _goals(results: Sequence[CaseResult]) -> Iterator[Goal]:
     equal = [result for result in results if result.extra["comparison"] == _EQUAL_MESSAGE]
-    bottom = [_extra(result, "saved_mb") for result in equal if result.name == _BLL]
+    bottom = [result.extra["saved_mb"] for result in equal if result.name == _BLL]
     if len(bottom) > 1:
         text = "equal message: most over least of stage 0 of BLL, whatever P, less 1"
         yield Goal(text, _GROWTH_GOAL, max(bottom) / min(bottom) - 1, at_most=True)
     for result in equal:
         if result.ranks == _RATIO_GOAL_RANKS and result.name.startswith("1F1B"):
             text = f"equal message: P={result.ranks}: stage 0 of {result.name} over BLL's"
-            yield Goal(text, _RATIO_GOAL, _extra(result, "saved_over_bll"))
+            yield Goal(text, _RATIO_GOAL, result.extra["saved_over_bll"])
 
 
 def draw_memory(suite: Mapping[str, Any], folder: Path) -> None:
@@ -152,10 +146,7 @@ def draw_memory(suite: Mapping[str, Any], folder: Path) -> None:
 
 
 def _draw_curves(ax: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
-    curves: dict[str, list[Mapping[str, Any]]] = {}
-    for row in rows:
-        curves.setdefault(_label(row), []).append(row)
-    for label, points in curves.items():
+    for label, points in curves(rows, _label).items():
         marker, size = _MARKERS[label.split(",")[0].split(" ")[0]]
         ax.plot(
             [point["blocks"] for point in points],

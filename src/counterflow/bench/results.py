@@ -33,7 +33,7 @@ class CaseResult:
     """Samples of an update batch."""
     microbatches: int | None = None
     repeats: int = 1
-    extra: Mapping[str, float | str | None] = field(default_factory=dict)
+    extra: Mapping[str, Any] = field(default_factory=dict)
     """Metrics of this suite alone."""
 
     def with_extra(self, **metrics: float | str | None) -> "CaseResult":

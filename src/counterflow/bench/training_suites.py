@@ -138,10 +138,10 @@ def measure_timeline(context: BenchContext) -> SuiteResult:
     network = [f"blocks={ranks}", *conv_network(_TIMELINE_CONVOLUTIONS), "model.cut=flops"]
 
     def training(schedule: str) -> BenchmarkCase:
-        name, overrides = "BLL", ["algorithm=bll"]
-        if schedule != "free":
-            name = schedule_label(schedule, microbatches)
-            overrides = ["algorithm=bp", f"schedule={schedule}", f"train.microbatches={microbatches}"]
+        if schedule == "free":
+            return context.cases.training("BLL", ranks, _TIMELINE_BATCHES, 2, _BATCH, [*network, "algorithm=bll"])
+        name = schedule_label(schedule, microbatches)
+        overrides = ["algorithm=bp", f"schedule={schedule}", f"train.microbatches={microbatches}"]
         return context.cases.training(name, ranks, _TIMELINE_BATCHES, 2, _BATCH, [*network, *overrides])
 
     def sleeping(schedule: str) -> BenchmarkCase:
