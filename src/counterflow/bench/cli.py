@@ -25,10 +25,17 @@ from counterflow.bench.emulated_suites import (
     measure_scaling,
     measure_slowlink,
 )
-from counterflow.bench.memory_suite import draw_memory, measure_memory
 from counterflow.bench.options import BenchContext, BenchOptions
 from counterflow.bench.results import SuiteResult, goal_lines, markdown, terminal_table
-from counterflow.bench.training_suites import draw_cpu2, draw_flops, measure_cpu2, measure_flops, measure_timeline
+from counterflow.bench.training_suites import (
+    draw_cpu2,
+    draw_flops,
+    draw_memory,
+    measure_cpu2,
+    measure_flops,
+    measure_memory,
+    measure_timeline,
+)
 from counterflow.bench.transport_suite import draw_transport, measure_transport
 from counterflow.bench.workers import WorkerError
 from counterflow.checkpoint.atomic_write import atomic_write
@@ -84,9 +91,12 @@ def run_suites(options: BenchOptions) -> None:
     out = Path(options.out)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        suites = _read_suites(out / "bench.json")
+        earlier = (out / "bench.json").read_text() if (out / "bench.json").exists() else "[]"
+        suites = {suite["suite"]: suite for suite in json.loads(earlier)}
     except OSError as error:
         raise ValueError(f"out={out}: must be a folder that can be written ({error.strerror})") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"out={out}: holds a bench.json that is none") from error
     console = Console(width=max(Console().width, _MIN_WIDTH))
     for name in options.suites:
         measure, draw = SUITES[name]
@@ -116,13 +126,3 @@ def run_suites(options: BenchOptions) -> None:
 
 def _log(show: Callable[[str], None], suite: str, text: str) -> None:
     show(f"{suite}: {text}")
-
-
-def _read_suites(path: Path) -> dict[str, Any]:
-    """The suites in ``path`` by name; empty if there is no such file."""
-    if not path.exists():
-        return {}
-    try:
-        return {suite["suite"]: suite for suite in json.loads(path.read_text())}
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"out={path.parent}: holds a bench.json that is none") from error

@@ -13,16 +13,18 @@ from matplotlib.axes import Axes
 from counterflow.bench.case import BenchmarkCase
 from counterflow.bench.cases import common_batch, schedule_label, valid_schedules
 from counterflow.bench.charts import chart, colour, curves, draw_bars, draw_legend
-from counterflow.bench.interleaved_rounds import (
+from counterflow.bench.netem import LinkSpeed, emulated_network, unavailable_reason
+from counterflow.bench.options import BenchContext
+from counterflow.bench.results import (
+    CaseResult,
+    Goal,
+    SuiteResult,
     case_results,
     predict_seconds,
     run_rounds,
     speedup,
     with_predictions,
 )
-from counterflow.bench.netem import LinkSpeed, emulated_network, unavailable_reason
-from counterflow.bench.options import BenchContext
-from counterflow.bench.results import CaseResult, Goal, SuiteResult
 from counterflow.bench.sleeping import Jitter, Sleep
 from counterflow.bench.workers import WorkerSettings
 from counterflow.schedule.forecast import LinkSpec
