@@ -17,7 +17,6 @@ from counterflow.checkpoint import CheckpointWriter
 from counterflow.config import TrainConfig
 from counterflow.data.prefetch import prefetch
 from counterflow.engine import cost, local
-from counterflow.engine.cost import Flops
 from counterflow.engine.factory import build_engine, choose_partition
 from counterflow.engine.job import Job
 from counterflow.engine.profile import rules_of
@@ -151,12 +150,12 @@ def sleep_without_engine(comm: Communicator, case: BenchmarkCase) -> tuple[float
     return (perf_counter() - start) / case.batches, (process_time() - cpu) / case.batches
 
 
-def count_flops(comm: Communicator, config: TrainConfig) -> Flops:
+def count_flops(comm: Communicator, config: TrainConfig) -> cost.Flops:
     """FLOPs per sample, summed over all blocks."""
     job = load_job(config, RankInfo(size=comm.size))
     rules = rules_of(job, choose_partition(job))
     blocks = range(1, config.blocks + 1)
-    return sum((cost.local(rules, block, rules.rule(block), job) for block in blocks), Flops(0, 0, 0))
+    return sum((cost.local(rules, block, rules.rule(block), job) for block in blocks), cost.Flops(0, 0, 0))
 
 
 def _prepare(

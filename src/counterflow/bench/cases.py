@@ -70,17 +70,19 @@ class CaseFactory:
 
     def config(self, batch: int, options: Sequence[str]) -> TrainConfig:
         """Configuration for ``batch`` samples per update: one thread, no evaluation, as many epochs as needed."""
-        common = [
-            "data=image_folder",
-            f"data.root={self.data}",
-            "data.validation=0.0",
-            f"train.batch_size={batch}",
-            "train.epochs=1000000",
-            "checkpoint.every=0",
-            "engine.threads=1",
-            "device=cpu",
-        ]
-        return load_config([*common, *options])
+        return load_config(
+            [
+                "data=image_folder",
+                f"data.root={self.data}",
+                "data.validation=0.0",
+                f"train.batch_size={batch}",
+                "train.epochs=1000000",
+                "checkpoint.every=0",
+                "engine.threads=1",
+                "device=cpu",
+                *options,
+            ]
+        )
 
     def training(
         self, name: str, ranks: int, batches: int, warmup: int, batch: int, options: Sequence[str]

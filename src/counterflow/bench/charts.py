@@ -1,6 +1,6 @@
 """Style of the charts of all suites. Charts are drawn from ``bench.json`` alone."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ _COLOURS = {
     "ZBV": "#7b4173",
     "DDP": "#56b4e9",
 }
-_OTHERS = "#606060"
 _STYLE: Any = {
     "font.size": 10,
     "axes.titlesize": 10,
@@ -31,17 +30,16 @@ _STYLE: Any = {
     "legend.frameon": False,
     "savefig.dpi": 150,
 }
-_WIDTH = 8.0
 
 
 def colour(name: str) -> str:
     """Colour of a case, by the first word of its name."""
-    return _COLOURS.get(name.split()[0].rstrip(","), _OTHERS)
+    return _COLOURS.get(name.split()[0].rstrip(","), "#606060")
 
 
 @contextmanager
 def chart(path: Path, rows: int, columns: int, height: float) -> Iterator[tuple[Figure, Sequence[Axes]]]:
-    """A figure to draw into, saved as PNG when the context ends.
+    """A figure of 8 inches to draw into, saved as PNG when the context ends.
 
     Args:
         path: The PNG file.
@@ -50,9 +48,19 @@ def chart(path: Path, rows: int, columns: int, height: float) -> Iterator[tuple[
         height: Inches of one row.
     """
     with rc_context(_STYLE):
-        figure = Figure(figsize=(_WIDTH, rows * height), layout="constrained")
+        figure = Figure(figsize=(8.0, rows * height), layout="constrained")
         yield figure, list(figure.subplots(rows, columns, squeeze=False).flat)
         figure.savefig(path, metadata={"Software": None})
+
+
+def curves(
+    rows: Sequence[Mapping[str, Any]], label: Callable[[Mapping[str, Any]], str]
+) -> dict[str, list[Mapping[str, Any]]]:
+    """Rows by the ``label`` of their curve."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        found.setdefault(label(row), []).append(row)
+    return found
 
 
 def draw_bars(path: Path, rows: Sequence[Mapping[str, Any]], title: str) -> None:
@@ -67,11 +75,9 @@ def draw_bars(path: Path, rows: Sequence[Mapping[str, Any]], title: str) -> None
         axes.set_yticks(range(len(rows)), [row["name"] for row in reversed(rows)])
         axes.margins(x=0.12)
         axes.grid(False, axis="y")
-        axes.set_xlabel("samples/s")
-        axes.set_title(title)
+        axes.set(xlabel="samples/s", title=title)
 
 
 def draw_legend(figure: Figure, axes: Axes) -> None:
     """One legend of a figure below all of its axes, with the labels of ``axes``."""
-    handles, texts = axes.get_legend_handles_labels()
-    figure.legend(handles, texts, loc="outside lower center", ncols=3)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)

@@ -25,13 +25,21 @@ from counterflow.bench.emulated_suites import (
     measure_scaling,
     measure_slowlink,
 )
-from counterflow.bench.memory_suite import draw_memory, measure_memory
 from counterflow.bench.options import BenchContext, BenchOptions
 from counterflow.bench.results import SuiteResult, goal_lines, markdown, terminal_table
-from counterflow.bench.training_suites import draw_cpu2, draw_flops, measure_cpu2, measure_flops, measure_timeline
+from counterflow.bench.training_suites import (
+    draw_cpu2,
+    draw_flops,
+    draw_memory,
+    measure_cpu2,
+    measure_flops,
+    measure_memory,
+    measure_timeline,
+)
 from counterflow.bench.transport_suite import draw_transport, measure_transport
 from counterflow.bench.workers import WorkerError
 from counterflow.checkpoint.atomic_write import atomic_write
+from counterflow.cli.exit_status import EXIT_FAILURE, EXIT_USAGE
 from counterflow.cli.hydra_app import run_hydra, validate
 from counterflow.metrics import provenance
 
@@ -51,8 +59,6 @@ SUITES: Mapping[str, tuple[Measure, Draw | None]] = {
     "flops": (measure_flops, draw_flops),
 }
 
-_EXIT_USAGE = 2
-_EXIT_FAILED = 1
 _MIN_WIDTH = 160
 """Characters of a table: a line wrapped by the terminal shows more than a truncated one."""
 
@@ -67,10 +73,10 @@ def main() -> None:
             run_suites(validate(config, BenchOptions))
     except ValueError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(_EXIT_USAGE)
+        sys.exit(EXIT_USAGE)
     except WorkerError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(_EXIT_FAILED)
+        sys.exit(EXIT_FAILURE)
 
 
 def run_suites(options: BenchOptions) -> None:
@@ -85,9 +91,12 @@ def run_suites(options: BenchOptions) -> None:
     out = Path(options.out)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        suites = _read_suites(out / "bench.json")
+        earlier = (out / "bench.json").read_text() if (out / "bench.json").exists() else "[]"
+        suites = {suite["suite"]: suite for suite in json.loads(earlier)}
     except OSError as error:
         raise ValueError(f"out={out}: must be a folder that can be written ({error.strerror})") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"out={out}: holds a bench.json that is none") from error
     console = Console(width=max(Console().width, _MIN_WIDTH))
     for name in options.suites:
         measure, draw = SUITES[name]
@@ -96,7 +105,16 @@ def run_suites(options: BenchOptions) -> None:
             show = status.update if console.is_terminal else partial(print, file=sys.stderr, flush=True)
             log = partial(_log, show, name)
             result = measure(BenchContext(options, CaseFactory(Path(folder)), out, log))
-        suites[name] = suite = _with_provenance(result, time.monotonic() - start)
+        # With the command, versions and hardware needed to judge it.
+        suites[name] = suite = {
+            **result.to_json(),
+            "seconds": time.monotonic() - start,
+            "command": " ".join(["python", "launch/bench.py", *sys.argv[1:]]),
+            "hardware": provenance.hardware(torch.device("cpu")),
+            "cores": len(os.sched_getaffinity(0)),
+            "torch_version": str(torch.__version__),
+            "git_commit": provenance.git_commit(),
+        }
         atomic_write(out / "bench.json", (json.dumps(list(suites.values()), indent=2) + "\n").encode())
         atomic_write(out / "bench.md", markdown(list(suites.values())).encode())
         if draw is not None:
@@ -108,26 +126,3 @@ def run_suites(options: BenchOptions) -> None:
 
 def _log(show: Callable[[str], None], suite: str, text: str) -> None:
     show(f"{suite}: {text}")
-
-
-def _read_suites(path: Path) -> dict[str, Any]:
-    """The suites in ``path`` by name; empty if there is no such file."""
-    if not path.exists():
-        return {}
-    try:
-        return {suite["suite"]: suite for suite in json.loads(path.read_text())}
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"out={path.parent}: holds a bench.json that is none") from error
-
-
-def _with_provenance(result: SuiteResult, seconds: float) -> dict[str, Any]:
-    """The object in ``bench.json``, with the command, versions and hardware needed to judge it."""
-    return {
-        **result.to_json(),
-        "seconds": seconds,
-        "command": " ".join(["python", "launch/bench.py", *sys.argv[1:]]),
-        "hardware": provenance.hardware(torch.device("cpu")),
-        "cores": len(os.sched_getaffinity(0)),
-        "torch_version": str(torch.__version__),
-        "git_commit": provenance.git_commit(),
-    }

@@ -12,12 +12,19 @@ from matplotlib.axes import Axes
 
 from counterflow.bench.case import BenchmarkCase
 from counterflow.bench.cases import common_batch, schedule_label, valid_schedules
-from counterflow.bench.charts import chart, colour, draw_bars, draw_legend
-from counterflow.bench.interleaved_rounds import case_results, run_rounds, speedup
+from counterflow.bench.charts import chart, colour, curves, draw_bars, draw_legend
 from counterflow.bench.netem import LinkSpeed, emulated_network, unavailable_reason
 from counterflow.bench.options import BenchContext
-from counterflow.bench.prediction import predict_seconds, with_predictions
-from counterflow.bench.results import CaseResult, Goal, SuiteResult
+from counterflow.bench.results import (
+    CaseResult,
+    Goal,
+    SuiteResult,
+    case_results,
+    predict_seconds,
+    run_rounds,
+    speedup,
+    with_predictions,
+)
 from counterflow.bench.sleeping import Jitter, Sleep
 from counterflow.bench.workers import WorkerSettings
 from counterflow.schedule.forecast import LinkSpec
@@ -69,7 +76,6 @@ def measure_emulated(context: BenchContext) -> SuiteResult:
     goals = []
     for result in results:
         ranks, share, ratio = result.ranks, result.extra["share_of_ideal"], result.ratio_to_baseline
-        assert isinstance(share, float)
         assert ratio is not None
         if result.name == "BLL" and ranks in _GOAL_OF_IDEAL:
             goals.append(Goal(f"P={ranks}: share of the ideal rate", _GOAL_OF_IDEAL[ranks], share))
@@ -95,8 +101,7 @@ def _emulated_results(context: BenchContext, ranks: int, sleep: Sleep, microbatc
     ]
     names = [case.name for case in cases]
     baseline = next((n for m in (3 * ranks, ranks) if (n := schedule_label("1f1b", m)) in names), names[-1])
-    settings = WorkerSettings(timeout=60 + 50 * sleep.total)
-    measured = run_rounds(cases, context.options.rounds, settings, context.log)
+    measured = run_rounds(cases, context.options.rounds, WorkerSettings(60 + 50 * sleep.total), context.log)
     return with_predictions(case_results(cases, measured, baseline), cases, [schedule_label("1f1b", microbatches[0])])
 
 
@@ -109,8 +114,7 @@ def draw_emulated(suite: Mapping[str, Any], folder: Path) -> None:
             ax.remove()
         for ax, ranks in zip(axes, counts, strict=False):
             _draw_shares(ax, [row for row in suite["rows"] if row["ranks"] == ranks])
-            ax.set_title(f"{ranks} ranks")
-            ax.set_xlabel("micro-batches")
+            ax.set(title=f"{ranks} ranks", xlabel="micro-batches")
         axes[0].set_ylabel("share of the ideal rate [%]")
         draw_legend(figure, axes[0])
         figure.suptitle("Blocks that sleep; crosses are predictions (emulated)")
@@ -118,7 +122,7 @@ def draw_emulated(suite: Mapping[str, Any], folder: Path) -> None:
 
 def _draw_shares(ax: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
     ticks = sorted({row["microbatches"] for row in rows if row["microbatches"]})
-    for name, points in _group(rows).items():
+    for name, points in curves(rows, _schedule).items():
         # A case without micro-batches is a horizontal line.
         x = [point["microbatches"] for point in points] if points[0]["microbatches"] else ticks
         points = points if points[0]["microbatches"] else points * len(ticks)
@@ -126,16 +130,12 @@ def _draw_shares(ax: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
         predicted = [s * (1 + point["prediction_error"]) for s, point in zip(share, points, strict=True)]
         ax.plot(x, share, color=colour(name), marker="o", markersize=4, label=name)
         ax.plot(x, predicted, color=colour(name), marker="x", linestyle="none")
-    ax.set_xticks(ticks)
-    ax.set_ylim(0, 105)
+    ax.set(xticks=ticks, ylim=(0, 105))
 
 
-def _group(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
-    """Rows by the name of the schedule, without the number of micro-batches."""
-    curves: dict[str, list[Mapping[str, Any]]] = {}
-    for row in rows:
-        curves.setdefault(row["name"].split(" m=")[0], []).append(row)
-    return curves
+def _schedule(row: Mapping[str, Any]) -> str:
+    """Name of the schedule, without the number of micro-batches."""
+    return str(row["name"]).split(" m=")[0]
 
 
 def measure_jitter(context: BenchContext) -> SuiteResult:
@@ -150,16 +150,16 @@ def measure_jitter(context: BenchContext) -> SuiteResult:
     sleeping, cases = context.cases.sleeping, []
     for depth in _JITTER_DEPTHS:
         overrides = [f"engine.depth={depth}", f"engine.lag={max(2, depth)}"]
-        name = f"BLL depth {depth}"
-        cases.append(sleeping("free", sleep, ranks, _JITTER_BATCHES, options=overrides, name=name))
+        cases.append(sleeping("free", sleep, ranks, _JITTER_BATCHES, options=overrides, name=f"BLL depth {depth}"))
     cases.append(sleeping("free", steady, ranks, _JITTER_BATCHES, name="BLL" + _STEADY))
     for m in microbatches:
-        name = schedule_label("1f1b", m)
-        cases.append(sleeping("1f1b", sleep, ranks, _JITTER_BATCHES_PIPELINE, m))
-        cases.append(sleeping("1f1b", steady, ranks, _STEADY_BATCHES_PIPELINE, m, name=name + _STEADY))
+        name = schedule_label("1f1b", m) + _STEADY
+        cases += [
+            sleeping("1f1b", sleep, ranks, _JITTER_BATCHES_PIPELINE, m),
+            sleeping("1f1b", steady, ranks, _STEADY_BATCHES_PIPELINE, m, name=name),
+        ]
     baseline = schedule_label("1f1b", microbatches[0])
-    timeout = 60 + 3 * _JITTER_BATCHES * sleep.total
-    measured = run_rounds(cases, options.rounds, WorkerSettings(timeout), context.log)
+    measured = run_rounds(cases, options.rounds, WorkerSettings(60 + 3 * _JITTER_BATCHES * sleep.total), context.log)
     results = with_predictions(case_results(cases, measured, baseline), cases, ["BLL" + _STEADY, baseline + _STEADY])
     settings = sleep.settings | {
         "share_of_slow_batches": _JITTER_SHARE,
@@ -183,11 +183,11 @@ def measure_scaling(context: BenchContext) -> SuiteResult:
     for ranks in options.numbers("ranks", [1, 2, 4, 8, 16]):
         microbatches = options.numbers("microbatches", [2 * ranks])
         sleep = Sleep(*times, common_batch(microbatches), _WIDTH)
-        cases = [context.cases.sleeping("free", sleep, ranks, _SCALING_BATCHES)]
-        for m in microbatches if ranks > 1 else []:
-            cases.append(context.cases.sleeping("1f1b", sleep, ranks, _SCALING_BATCHES_PIPELINE, m))
-        timeout = 60 + 100 * sleep.total
-        measured = run_rounds(cases, options.rounds, WorkerSettings(timeout), context.log)
+        cases = [context.cases.sleeping("free", sleep, ranks, _SCALING_BATCHES)] + [
+            context.cases.sleeping("1f1b", sleep, ranks, _SCALING_BATCHES_PIPELINE, m)
+            for m in (microbatches if ranks > 1 else [])
+        ]
+        measured = run_rounds(cases, options.rounds, WorkerSettings(60 + 100 * sleep.total), context.log)
         results += with_predictions(case_results(cases, measured, cases[-1].name), cases)
     return SuiteResult("scaling", sleep.settings | {"rounds": options.rounds}, results, [])
 
@@ -195,18 +195,16 @@ def measure_scaling(context: BenchContext) -> SuiteResult:
 def draw_scaling(suite: Mapping[str, Any], folder: Path) -> None:
     """Chart of the share of the ideal rate over the number of ranks."""
     with chart(folder / "scaling.png", 1, 1, 3.6) as (_, (axes,)):
-        for name, rows in _group(suite["rows"]).items():
+        for name, rows in curves(suite["rows"], _schedule).items():
             ranks, share = [row["ranks"] for row in rows], [100 * row["share_of_ideal"] for row in rows]
             label = f"{name}, m = 2P" if name == "1F1B" else name
             axes.plot(ranks, share, color=colour(name), marker="o", label=label)
         axes.set_xscale("log", base=2)
         ticks = sorted({row["ranks"] for row in suite["rows"]})
         axes.set_xticks(ticks, [str(tick) for tick in ticks])
-        axes.set_ylim(0, 105)
-        axes.set_xlabel("ranks, and blocks")
-        axes.set_ylabel("share of the ideal rate [%]")
-        axes.legend()
+        axes.set(ylim=(0, 105), xlabel="ranks, and blocks", ylabel="share of the ideal rate [%]")
         axes.set_title("Weak scaling (emulated)")
+        axes.legend()
 
 
 def measure_slowlink(context: BenchContext) -> SuiteResult:
@@ -242,12 +240,11 @@ def measure_slowlink(context: BenchContext) -> SuiteResult:
     lag = _shortest_lag(lambda lag: bll(lag, _SLOW), link)
     cases = [bll(each, where) for each in sorted({2, lag}) for where in (_SLOW, _FAST)]
     cases += [pipeline(m, where) for m in microbatches for where in (_SLOW, _FAST)]
-    worker_settings = WorkerSettings(timeout=90 + 10 * _LINK_BATCHES * (sleep.total + speed.latency))
     with emulated_network(ranks, speed) as network:
         measured = run_rounds(
             cases,
             options.rounds,
-            worker_settings,
+            WorkerSettings(timeout=90 + 10 * _LINK_BATCHES * (sleep.total + speed.latency)),
             context.log,
             lambda case: network if case.name.endswith(_SLOW) else None,
         )

@@ -113,12 +113,10 @@ def watch_buffers(note: Callable[[Tensor], object]) -> None:
     These are the buffers that channels allocate, the tensors that channels send without a copy, and the tensors that
     torch's pipeline schedules send or receive into.
     """
-    media: tuple[Any, ...] = (CpuGloo, CudaGloo, CudaNccl)
-    operation: Any = dist.P2POp
-    for medium in media:
+    for medium in (CpuGloo, CudaGloo, CudaNccl):
         _call_after(medium, "buffer", lambda buffer, *_: note(buffer))
         _call_after(medium, "load", lambda loaded, *_: [note(piece) for piece in loaded[0]])
-    _call_after(operation, "__init__", lambda _, made, *__: note(made.tensor))
+    _call_after(dist.P2POp, "__init__", lambda _, made, *__: note(made.tensor))
 
 
 def _call_after(owner: Any, name: str, hook: Callable[..., object]) -> None:

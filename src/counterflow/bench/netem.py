@@ -26,8 +26,7 @@ MAX_RANKS = 254
 INTERFACE = "link"
 """Network interface of every rank."""
 
-_HERE = Path(__file__)
-_ROUTER = _HERE.with_name("netem_router.py")
+_ROUTER = Path(__file__).with_name("netem_router.py")
 
 _TUN = "/dev/net/tun"
 _MTU = 65000
@@ -162,7 +161,7 @@ def join(handle: JoinHandle, rank: int) -> None:
 def unavailable_reason() -> str | None:
     """The reason why this machine cannot emulate links; None if it can. Tries it in a subprocess."""
     done = subprocess.run(
-        [sys.executable, "-I", str(_HERE)], capture_output=True, text=True, check=False, timeout=_JOIN_SECONDS
+        [sys.executable, "-I", __file__], capture_output=True, text=True, check=False, timeout=_JOIN_SECONDS
     )
     return None if done.returncode == 0 else (done.stderr.splitlines() or [f"status {done.returncode}"])[-1]
 
@@ -176,8 +175,7 @@ def _move(rank: int) -> int:
         for name, value in _SETTINGS.items():
             Path("/proc/sys/net/ipv4", name).write_text(value)
         tunnel = os.open(_TUN, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-        request = struct.pack("=16sH22x", INTERFACE.encode(), _IFF_TUN | _IFF_NO_PI)
-        fcntl.ioctl(tunnel, _TUNSETIFF, request)
+        fcntl.ioctl(tunnel, _TUNSETIFF, struct.pack("=16sH22x", INTERFACE.encode(), _IFF_TUN | _IFF_NO_PI))
         _bring_up(socket.inet_aton(ip_address(rank)))
     except OSError as error:
         raise ValueError(f"slow links: this machine does not allow them: {error}") from error
@@ -200,11 +198,10 @@ def _unshare() -> None:
 def _bring_up(own: bytes) -> None:
     """Enable loopback and the tunnel, with address ``own`` and a route to the other ranks."""
     index = socket.if_nametoindex(INTERFACE)
-    window = _WINDOW // _MTU
     metrics = (
-        _attribute_u32(_RTAX_LOCK, 1 << _RTAX_RTO_MIN)
-        + _attribute_u32(_RTAX_INITCWND, window)
-        + _attribute_u32(_RTAX_RTO_MIN, _MIN_TIMEOUT)
+        _attribute(_RTAX_LOCK, 1 << _RTAX_RTO_MIN)
+        + _attribute(_RTAX_INITCWND, _WINDOW // _MTU)
+        + _attribute(_RTAX_RTO_MIN, _MIN_TIMEOUT)
     )
     up = struct.Struct("=BxHiII")
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as kernel:
@@ -213,8 +210,8 @@ def _bring_up(own: bytes) -> None:
             kernel,
             _RTM_NEWLINK,
             up.pack(socket.AF_UNSPEC, 0, index, _IFF_UP, _IFF_UP)
-            + _attribute_u32(_IFLA_MTU, _MTU)
-            + _attribute_u32(_IFLA_TXQLEN, _QUEUE),
+            + _attribute(_IFLA_MTU, _MTU)
+            + _attribute(_IFLA_TXQLEN, _QUEUE),
         )
         _request(
             kernel, _RTM_NEWADDR, struct.pack("=BBBBI", socket.AF_INET, 32, 0, 0, index) + _attribute(_IFA_LOCAL, own)
@@ -227,19 +224,15 @@ def _bring_up(own: bytes) -> None:
                 *(socket.AF_INET, 24, 0, 0, _RT_TABLE_MAIN, _RTPROT_STATIC, _RT_SCOPE_LINK, _RTN_UNICAST, 0),
             )
             + _attribute(_RTA_DST, own[:3] + b"\0")
-            + _attribute_u32(_RTA_OIF, index)
+            + _attribute(_RTA_OIF, index)
             + _attribute(_RTA_PREFSRC, own)
             + _attribute(_RTA_METRICS, metrics),
         )
 
 
-def _attribute(kind: int, value: bytes) -> bytes:
-    size = 4 + len(value)
-    return struct.pack("=HH", size, kind) + value + bytes(-size % 4)
-
-
-def _attribute_u32(kind: int, value: int) -> bytes:
-    return _attribute(kind, struct.pack("=I", value))
+def _attribute(kind: int, value: bytes | int) -> bytes:
+    data = struct.pack("=I", value) if isinstance(value, int) else value
+    return struct.pack("=HH", 4 + len(data), kind) + data + bytes(-len(data) % 4)
 
 
 def _request(kernel: socket.socket, kind: int, body: bytes) -> None:

@@ -77,18 +77,15 @@ class GlooSender:
         """Buffers with the work that sends them, the oldest first."""
 
     def send(self, tag: Tag, tensors: Payload) -> None:
-        buffer = self._take()
-        self._ring.append((buffer, dist.isend(buffer, self._peer, group=self._group)))
-
-    def _take(self) -> Tensor:
         buffer, work = self._ring.popleft()
         if work is not None:
             work.wait()
-        return buffer
+        self._ring.append((buffer, dist.isend(buffer, self._peer, group=self._group)))
 
     def close(self) -> None:
-        while self._ring:
-            self._take()
+        for _, work in self._ring:
+            if work is not None:
+                work.wait()
 
 
 class GlooReceiver:

@@ -159,14 +159,14 @@ class SleepingRule(LocalRule):
         return (self.layer,)
 
 
+@dataclass(frozen=True)
 class SleepingRules(RuleSet):
     """Sleeping rules of all blocks."""
 
-    def __init__(self, blocks: int, sleep: Sleep, optimizer: OptimizerConfig, batches: int) -> None:
-        self.blocks = blocks
-        self.sleep = sleep
-        self.optimizer = optimizer
-        self.batches = batches
+    blocks: int
+    sleep: Sleep
+    optimizer: OptimizerConfig
+    batches: int
 
     def rule(self, block: int) -> LocalRule:
         return SleepingRule(block, self.blocks, self.sleep, self.optimizer, self.batches)

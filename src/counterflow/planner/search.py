@@ -4,13 +4,16 @@ from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from math import inf
 from statistics import mean
+from typing import Any
 
-from counterflow.planner.model_profile import ModelProfile
-from counterflow.planner.options import Cluster
-from counterflow.planner.partition_table import PartitionTable
-from counterflow.planner.stage_estimate import (
+import numpy as np
+from numpy.typing import NDArray
+
+from counterflow.planner.model_profile import (
+    ModelProfile,
     StageEstimate,
     backprop_memory,
     backprop_stage,
@@ -19,10 +22,12 @@ from counterflow.planner.stage_estimate import (
     stages_of,
     workload,
 )
-from counterflow.schedule.forecast import Jitter, forecast
+from counterflow.planner.options import Cluster
+from counterflow.schedule.forecast import Forecast, Jitter, forecast
 from counterflow.schedule.pipeline_schedules import microbatch_counts
-from counterflow.schedule.sim_stats import Forecast
 
+_EQUAL = 1e-9
+"""Relative difference up to which costs of a partition are equal: they are sums in different orders."""
 COMPARED = ("gpipe", "1f1b")
 """Pipelines of backprop that each candidate is compared with."""
 TOLERANCE = 0.01
@@ -232,9 +237,11 @@ def _forecast(
     cluster: Cluster,
     batches: int,
     jitter: Jitter | None,
-    **options: int,
+    microbatches: int = 1,
+    lag: int = 2,
+    depth: int = 2,
 ) -> Forecast:
-    """Forecast of ``stages``, a rank each; ``options`` are those of `forecast` for the schedule."""
+    """Forecast of ``stages``, a rank each; the last three arguments are those of `forecast` for the schedule."""
     return forecast(
         schedule,
         workload(stages),
@@ -243,8 +250,9 @@ def _forecast(
         link=cluster.link,
         jitter=jitter,
         overhead=cluster.overhead,
-        keep=False,
-        **options,
+        microbatches=microbatches,
+        lag=lag,
+        depth=depth,
     )
 
 
@@ -262,3 +270,49 @@ def _block_counts(most: int, ranks: int) -> list[int]:
         if n == most or (n >= _SPACING * counts[-1] and (not n & (n - 1) or ranks % n == 0)):
             counts.append(n)
     return counts
+
+
+class PartitionTable:
+    """Best partitions into 1 to ``max_blocks`` blocks; a table of 1,000 layers takes seconds, each partition less.
+
+    Args:
+        cost: Cost of a block of the layers ``start .. end - 1``, from ``start`` and ``end``; infinite if there is no
+            such block.
+        layers: Number of layers.
+        max_blocks: Largest number of blocks.
+    """
+
+    def __init__(self, cost: Callable[[int, int], float], layers: int, max_blocks: int) -> None:
+        assert 1 <= max_blocks <= layers
+        self._costs: NDArray[np.float64] = np.full((layers, layers + 1), np.inf)
+        for start in range(layers):
+            self._costs[start, start + 1 :] = [cost(start, end) for end in range(start + 1, layers + 1)]
+        best = self._costs[0]
+        self._slowest = [best[layers]]
+        for _ in range(1, max_blocks):
+            best = np.minimum.reduce(np.maximum(best[:layers, None], self._costs))
+            self._slowest.append(best[layers])
+
+    def slowest(self, blocks: int) -> float:
+        """Cost of the most expensive block of the best partition; infinite if there is no partition."""
+        return float(self._slowest[blocks - 1])
+
+    def counts(self, blocks: int) -> list[int]:
+        """Layers of every block of the best partition.
+
+        Among the partitions whose most expensive block is as cheap as possible, it is the one with the smallest sum of
+        squares.
+        """
+        slowest, layers = self.slowest(blocks), len(self._costs)
+        assert slowest < np.inf, "a partition that exists"
+        squares = np.where(self._costs <= slowest * (1 + _EQUAL), np.square(self._costs), np.inf)
+        best: NDArray[np.float64] = squares[0]
+        starts: list[NDArray[Any]] = []
+        for _ in range(1, blocks):
+            sums = best[:layers, None] + squares
+            starts.append(sums.argmin(0))
+            best = np.minimum.reduce(sums)
+        ends = [layers]
+        for start in reversed(starts):
+            ends.append(int(start[ends[-1]]))
+        return [end - start for start, end in pairwise([0, *reversed(ends)])]

@@ -8,10 +8,10 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import InitVar, dataclass, field
 from enum import IntEnum
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
-from counterflow.schedule.local_schedule import Action, Op, rank_program
-from counterflow.schedule.run_plan import RunPlan
+from counterflow.schedule.local_schedule import Action, Op
+from counterflow.schedule.pipeline_schedules import PipelineAction
 from counterflow.topology import Edge, Stream, Topology
 
 
@@ -19,44 +19,9 @@ class DeadlockError(Exception):
     """No rank can go on; the message says what each of them waits for."""
 
 
-class SimAction(Protocol):
-    """Action of a schedule; its text names it in a timetable."""
-
-    @property
-    def completes(self) -> tuple[int, int] | None:
-        """Block or stage, and batch, whose update ends with this action; None if none does."""
-        ...
-
-
-A = TypeVar("A", bound=SimAction)
-BlockMetrics = Callable[[int, A, float, float], object]
+A = TypeVar("A", Action, PipelineAction)
+Record = Callable[[int, A, float, float], object]
 """Called with rank, action, start and end."""
-
-
-@dataclass(frozen=True)
-class Span(Generic[A]):
-    """Start and end of an action."""
-
-    action: A
-    start: float
-    end: float
-
-
-@dataclass(frozen=True)
-class Timetable(Generic[A]):
-    """Spans of each rank, in order."""
-
-    spans: list[list[Span[A]]]
-
-    @property
-    def makespan(self) -> float:
-        return max(spans[-1].end for spans in self.spans)
-
-    def seconds_per_batch(self, first: int, last: int) -> float:
-        """Mean time from the update of batch ``first`` to that of batch ``last`` in the slowest block or stage."""
-        ends = {span.action.completes: span.end for spans in self.spans for span in spans}
-        places = {completed[0] for completed in ends if completed is not None}
-        return max(ends[place, last] - ends[place, first] for place in places) / (last - first)
 
 
 class SimOp(IntEnum):
@@ -75,8 +40,6 @@ class SimOp(IntEnum):
 
 LOCAL = (SimOp.POST_RECEIVE, SimOp.SEND, SimOp.WAIT_SEND)
 """A message within a process arrives at once, and its sender does not wait."""
-RENDEZVOUS = (SimOp.SEND, SimOp.WAIT_SEND)
-"""The sender goes on when its message leaves."""
 BUFFERED = (SimOp.WAIT_SEND, SimOp.SEND)
 """The sender goes on when it has a free buffer."""
 
@@ -153,7 +116,7 @@ class TimedAction(NamedTuple, Generic[A]):
     steps: tuple[SimStep, ...]
 
 
-def run(programs: Sequence[Iterable[TimedAction[A]]], record: BlockMetrics[A]) -> None:
+def run(programs: Sequence[Iterable[TimedAction[A]]], record: Record[A]) -> None:
     """Run the programs of all ranks to the end, all from time 0.
 
     Raises:
@@ -246,49 +209,3 @@ def _steps(block: int, op: Op, edges: Mapping[Edge, SimEdge], holds_activations:
             return (*receive, COMPUTE, *send)
         case _:
             return (*receive, *post, COMPUTE, *send)
-
-
-@dataclass(frozen=True)
-class Durations:
-    """Time of each action, and ``latency`` of a link between ranks, in any one unit."""
-
-    target: float = 0.0
-    forward: float = 1.0
-    learn: float = 2.0
-    evaluate: float = 1.0
-    predict: float = 0.0
-    backward: float = 2.0
-    save: float = 0.0
-    resend: float = 0.0
-    latency: float = 0.0
-
-
-def simulate(
-    topology: Topology, plan: RunPlan, room: Mapping[Stream, int], durations: Durations | None = None
-) -> Timetable[Action]:
-    """Run the free programs of all ranks to the end against bounded channels.
-
-    An action waits for its message, runs, and then waits for room to send. A message takes a place of the channel from
-    the start of its send until it is received.
-
-    Args:
-        topology: Blocks and ranks.
-        plan: The run.
-        room: Number of messages that a channel between two ranks holds, for each stream.
-        durations: Times of actions and links.
-
-    Raises:
-        DeadlockError: The programs cannot end.
-    """
-    times = durations or Durations()
-    spans: list[list[Span[Action]]] = [[] for _ in range(topology.ranks)]
-    programs = local_programs(
-        topology,
-        lambda blocks: rank_program(blocks, plan),
-        lambda edge, source, destination: SimEdge(
-            source, destination, posted=room[edge.stream], latency=times.latency, sends=RENDEZVOUS
-        ),
-        lambda action: float(getattr(times, action.op.name.lower())),
-    )
-    run(programs, lambda rank, action, start, end: spans[rank].append(Span(action, start, end)))
-    return Timetable(spans)

@@ -4,9 +4,21 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, takewhile
+from typing import Any, Generic
 
-from counterflow.schedule.event_sim import BUFFERED, COMPUTE, SimEdge, SimOp, SimStep, TimedAction, local_programs, run
-from counterflow.schedule.local_schedule import Action, Op, rank_program
+from counterflow.schedule.event_sim import (
+    BUFFERED,
+    COMPUTE,
+    A,
+    Record,
+    SimEdge,
+    SimOp,
+    SimStep,
+    TimedAction,
+    local_programs,
+    run,
+)
+from counterflow.schedule.local_schedule import Action, Op, RunPlan, rank_program
 from counterflow.schedule.pipeline_schedules import (
     PIPELINES,
     PipelineAction,
@@ -16,8 +28,6 @@ from counterflow.schedule.pipeline_schedules import (
     owners,
     pipeline_actions,
 )
-from counterflow.schedule.run_plan import RunPlan
-from counterflow.schedule.sim_stats import Forecast, SimStats, steady_window
 from counterflow.topology import Edge, Stream, Topology
 
 Jitter = Callable[[int, int], float]
@@ -103,6 +113,22 @@ class Workload:
             raise ValueError(f"down={list(self.down)}: must be {edges} sizes, one for each block but the top, or none")
 
 
+@dataclass(frozen=True)
+class Forecast:
+    """Predicted pace, waits and memory of a run."""
+
+    seconds_per_batch: float
+    """Seconds of an update batch in the slowest rank, in steady state."""
+    wait_fraction: list[float]
+    """Share of its steady state that each rank waits for messages and for its sends."""
+    in_flight: list[float]
+    """Most activations that each rank holds to learn from them; 1.0 are those of one block for an update batch."""
+    buffered: list[float]
+    """Messages of an update batch for which each rank's channels have activation buffers (free only)."""
+    fill: float
+    """Seconds until the last rank has its first activation."""
+
+
 def forecast(
     schedule: str,
     workload: Workload,
@@ -115,7 +141,7 @@ def forecast(
     link: LinkSpec | None = None,
     jitter: Jitter | None = None,
     overhead: float = 0.0,
-    keep: bool = True,
+    record: Record[Any] = lambda *_: None,
 ) -> Forecast:
     """Simulate a run; its second half counts as steady state.
 
@@ -130,7 +156,7 @@ def forecast(
         link: Edges between ranks; by default messages take no time.
         jitter: Factors by which blocks take longer.
         overhead: Seconds that every action costs its rank besides its computation.
-        keep: Keep the timetable, which may be large.
+        record: Called with every action.
 
     Raises:
         ValueError: No run allows these arguments.
@@ -146,13 +172,80 @@ def forecast(
     if not overhead >= 0:
         raise ValueError(f"overhead={overhead}: must be at least 0 seconds")
     check_microbatches(schedule, ranks, topology.blocks, microbatches)
-    simulator = _Simulator(topology, workload, batches, link or LinkSpec(), jitter or (lambda block, n: 1.0), overhead)
-    return simulator.free(lag, depth, keep) if schedule == "free" else simulator.pipeline(schedule, microbatches, keep)
+    simulator = _Simulator(
+        topology, workload, batches, link or LinkSpec(), jitter or (lambda block, n: 1.0), overhead, record
+    )
+    return simulator.free(lag, depth) if schedule == "free" else simulator.pipeline(schedule, microbatches)
 
 
 def _check_seconds(name: str, value: float) -> None:
     if not 0 <= value < math.inf:
         raise ValueError(f"{name}={value}: must be a finite number of seconds, at least 0")
+
+
+def steady_window(batches: int, stages: int, round_trip: int) -> tuple[int, int]:
+    """First and last of the batches between whose updates a run counts as steady.
+
+    The window begins about the middle of the run, and spans whole round trips if any fit.
+
+    Args:
+        batches: Batches of the run.
+        stages: Stages, each of which delays the first batch by one.
+        round_trip: Batches after which the pattern of waits repeats.
+    """
+    last = batches - 1
+    whole = (last - batches // 2) // round_trip
+    if whole == 0 and last - round_trip >= min(stages, batches // 2):
+        whole = 1
+    return (last - whole * round_trip if whole else (batches - 1) // 2), last
+
+
+class SimStats(Generic[A]):
+    """Running statistics of all ranks.
+
+    Args:
+        ranks: Number of ranks.
+        window: First and last batch of the `steady_window`.
+        change: Amount by which an action changes the activations that its rank holds.
+        record: Called with every action, too.
+    """
+
+    def __init__(self, ranks: int, window: tuple[int, int], change: Callable[[A], float], record: Record[A]) -> None:
+        self._window = window
+        self._change: Callable[[A], float] = change
+        self._busy = [0.0] * ranks
+        self._held = [0.0] * ranks
+        self._in_flight = [0.0] * ranks
+        self._marks = {n: [(0.0, 0.0)] * ranks for n in window}
+        """End of the update of a batch, and the rank's busy seconds until then."""
+        self._fill: float | None = None
+        self._record: Record[A] = record
+
+    def record(self, rank: int, action: A, start: float, end: float) -> None:
+        self._busy[rank] += end - start
+        change = self._change(action)
+        if change:
+            self._held[rank] += change
+            self._in_flight[rank] = max(self._in_flight[rank], self._held[rank])
+            if self._fill is None and rank == len(self._busy) - 1:
+                self._fill = start
+        completes = action.completes
+        if completes is not None and completes[1] in self._marks:
+            self._marks[completes[1]][rank] = (end, self._busy[rank])
+        self._record(rank, action, start, end)
+
+    def forecast(self, buffered: Sequence[float]) -> Forecast:
+        """Forecast of the run that was recorded; ``buffered`` goes into it."""
+        before, after = (self._marks[n] for n in self._window)
+        steady = [(end - start, busy - was) for (start, was), (end, busy) in zip(before, after, strict=True)]
+        assert self._fill is not None
+        return Forecast(
+            seconds_per_batch=max(seconds for seconds, _ in steady) / (self._window[1] - self._window[0]),
+            wait_fraction=[max(0.0, 1 - busy / seconds) if seconds > 0 else 0.0 for seconds, busy in steady],
+            in_flight=self._in_flight,
+            buffered=list(buffered),
+            fill=self._fill,
+        )
 
 
 @dataclass(frozen=True)
@@ -163,8 +256,9 @@ class _Simulator:
     link: LinkSpec
     jitter: Jitter
     overhead: float
+    record: Record[Any]
 
-    def free(self, lag: int, depth: int, keep: bool) -> Forecast:
+    def free(self, lag: int, depth: int) -> Forecast:
         """Simulate the first batches of a run that goes on, so that there are targets to emit until the end."""
         blocks, ranks, (up, down) = self.topology.blocks, self.topology.ranks, (self.workload.up, self.workload.down)
         plan = RunPlan(self.batches + lag * blocks + 1, lag, predicts_down=not down and blocks > 1)
@@ -191,11 +285,11 @@ class _Simulator:
 
         window = steady_window(self.batches, ranks, (blocks - 1) * lag + 1 if down else 1)
         change = {Op.FORWARD: 1.0, Op.LEARN: -1.0}
-        stats = SimStats[Action](ranks, window, lambda action: change.get(action.op, 0.0), keep)
+        stats = SimStats[Action](ranks, window, lambda action: change.get(action.op, 0.0), self.record)
         run(local_programs(self.topology, program, connect, seconds, holds_activations=True), stats.record)
         return stats.forecast([(depth + 1.0) * (r > 0) + _SEND_BUFFERS * (r < ranks - 1) for r in range(ranks)])
 
-    def pipeline(self, schedule: str, microbatches: int, keep: bool) -> Forecast:
+    def pipeline(self, schedule: str, microbatches: int) -> Forecast:
         """Simulate a pipeline of backprop. Its channels have no room: only the receives that a rank posts."""
         ranks = self.topology.ranks
         if schedule == "sequential" or ranks == 1:
@@ -242,7 +336,7 @@ class _Simulator:
         def change(action: PipelineAction) -> float:
             return _HELD.get(action.op, 0) * len(stages[action.stage]) / microbatches
 
-        stats = SimStats(ranks, steady_window(self.batches, len(stages), 1), change, keep)
+        stats = SimStats(ranks, steady_window(self.batches, len(stages), 1), change, self.record)
         run(list(map(program, pipeline_actions(schedule, ranks, len(stages), microbatches))), stats.record)
         return stats.forecast([0.0] * ranks)
 

@@ -1,4 +1,4 @@
-"""Program of local rules: a generator of actions for every block, and for a rank that owns several.
+"""Program of local rules: the course of a run, and a generator of actions for a rank and the blocks that it owns.
 
 A block waits for nothing but the next message of a named channel, so the same actions give the same result on any
 number of processes. As a timetable (3 blocks, lag 1; T = take target and emit the one below, F = forward, L = learn)::
@@ -14,8 +14,106 @@ from dataclasses import dataclass
 from enum import Enum
 
 from counterflow.message import MessageKind, Tag
-from counterflow.schedule.run_plan import RunPlan
-from counterflow.topology import Stream
+from counterflow.topology import Edge, Stream
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """Course of a run of ``batches`` training batches, as a function of the batch index ``n``.
+
+    ``lag`` is per hop; 0 is the locked, sequential algorithm (`engine.lag=exact`). After the last batch come
+    ``validation_batches`` batches of held out training data and then ``test_batches`` of test data; after every
+    ``evaluate_every`` batches before it (0: never) the former alone, or the latter if nothing is held out.
+
+    What comes down depends on the rule: targets while training, which a lag lets leave early; or, with
+    ``predicts_down``, nothing while training, so that there is nothing to lag, and predictions of every test batch;
+    or the gradients of all activations, from the top block ``gradients_from`` (0: none), which an activation has to
+    reach first.
+
+    Every block writes a checkpoint after every ``checkpoint_every`` batches, and after the last one (0: never). A run
+    that goes on from one begins with batch ``start``.
+    """
+
+    batches: int
+    lag: int
+    evaluate_every: int = 0
+    test_batches: int = 0
+    predicts_down: bool = False
+    gradients_from: int = 0
+    validation_batches: int = 0
+    checkpoint_every: int = 0
+    start: int = 0
+
+    def __post_init__(self) -> None:
+        assert not (self.predicts_down and self.gradients_from)
+        assert 0 <= self.start < self.batches
+
+    def lead(self, block: int) -> int:
+        """``D_k``: number of batches by which a target leaves ``block`` for the block below before its activation."""
+        return self.lag * (block - 1) if self.targets_down else 0
+
+    @property
+    def targets_down(self) -> bool:
+        return not (self.predicts_down or self.gradients_from)
+
+    def taken(self, block: int) -> int:
+        """Number of training messages that ``block`` takes from above before batch ``start``.
+
+        Those that the block above had sent beyond are the state of the channel between the two.
+        """
+        if self.targets_down:
+            return min(self.start + self.lead(block), self.batches) if self.start else 0
+        return max(0, self.start - 2 * (self.gradients_from - block)) if self.gradients_from else self.start
+
+    @property
+    def max_in_flight(self) -> int:
+        """Messages from above, at most, that a block has not taken when the block above has finished the same batch."""
+        return 2 if self.gradients_from else self.lag if self.targets_down else 0
+
+    def first_steady(self, blocks: int) -> int:
+        """The first batch for which a column of ``blocks`` is filled, if the run is long enough."""
+        return self.start + min(blocks, (self.batches - self.start) // 2)
+
+    def saves_after(self, n: int) -> bool:
+        """True if a checkpoint follows batch ``n``."""
+        return self.checkpoint_every > 0 and (n == self.batches - 1 or (n + 1) % self.checkpoint_every == 0)
+
+    def evaluation(self, n: int) -> range:
+        """The evaluation batches ``e`` that follow batch ``n``."""
+        if n == self.batches - 1:
+            return range(self.validation_batches + self.test_batches)
+        if self.evaluate_every > 0 and (n + 1) % self.evaluate_every == 0:
+            return range(self.validation_batches or self.test_batches)
+        return range(0)
+
+    def evaluates_after(self, n: int) -> bool:
+        return len(self.evaluation(n)) > 0
+
+    def split_ending(self, e: int) -> str | None:
+        """The split whose last evaluation batch is ``e``, if any."""
+        if e == self.validation_batches + self.test_batches - 1:
+            return "test" if self.test_batches else "validation"
+        return "validation" if e == self.validation_batches - 1 else None
+
+    def activations(self) -> Iterator[Tag]:
+        """Messages that enter at the bottom and that every activation edge carries, in order."""
+        for n in range(self.start, self.batches):
+            yield Tag(MessageKind.ACTIVATION, n)
+            yield from (Tag(MessageKind.TEST, n, e) for e in self.evaluation(n))
+
+    def targets(self, block: int) -> Iterator[Tag]:
+        """Messages that ``block`` takes from above, in order; those of the top block are labels."""
+        for n in range(self.taken(block), self.batches):
+            if self.targets_down:
+                yield Tag(MessageKind.TARGET, n)
+            elif self.gradients_from:
+                yield Tag(MessageKind.GRADIENT, n)
+            else:
+                yield from (Tag(MessageKind.PREDICTION, n, e) for e in self.evaluation(n))
+
+    def messages(self, edge: Edge) -> Iterator[Tag]:
+        """Messages that ``edge`` carries, in order."""
+        return self.activations() if edge.stream is Stream.ACTIVATION else self.targets(edge.destination)
 
 
 class Op(Enum):
@@ -37,6 +135,15 @@ class Op(Enum):
     """Send down again the messages that were in flight to the block below at the time of the checkpoint."""
 
 
+_TAKES = {
+    Op.TARGET: MessageKind.TARGET,
+    Op.FORWARD: MessageKind.ACTIVATION,
+    Op.EVALUATE: MessageKind.TEST,
+    Op.PREDICT: MessageKind.PREDICTION,
+    Op.BACKWARD: MessageKind.GRADIENT,
+}
+
+
 @dataclass(frozen=True)
 class Action:
     op: Op
@@ -50,19 +157,8 @@ class Action:
     @property
     def tag(self) -> Tag | None:
         """The message that the action takes, and whose successor it sends on; None if it needs no channel."""
-        match self.op:
-            case Op.TARGET:
-                return Tag(MessageKind.TARGET, self.n)
-            case Op.FORWARD:
-                return Tag(MessageKind.ACTIVATION, self.n)
-            case Op.EVALUATE:
-                return Tag(MessageKind.TEST, self.n, self.e)
-            case Op.PREDICT:
-                return Tag(MessageKind.PREDICTION, self.n, self.e)
-            case Op.BACKWARD:
-                return Tag(MessageKind.GRADIENT, self.n)
-            case Op.LEARN | Op.SAVE | Op.RESEND:
-                return None
+        kind = _TAKES.get(self.op)
+        return None if kind is None else Tag(kind, self.n, self.e)
 
     @property
     def completes(self) -> tuple[int, int] | None:
@@ -83,32 +179,7 @@ def _prologue(block: int, plan: RunPlan) -> Iterator[Action]:
             yield Action(Op.RESEND, block, n)
 
 
-def _batch(block: int, n: int, plan: RunPlan) -> Iterator[Action]:
-    ahead = n + plan.lead(block)
-    if ahead < plan.batches and plan.targets_down:
-        yield Action(Op.TARGET, block, ahead)
-    yield Action(Op.FORWARD, block, n)
-    yield Action(Op.LEARN, block, n)
-
-
-def _exact_batch(blocks: range, n: int) -> Iterator[Action]:
-    for block in reversed(blocks):
-        yield Action(Op.TARGET, block, n)
-    for block in blocks:
-        yield Action(Op.FORWARD, block, n)
-        yield Action(Op.LEARN, block, n)
-
-
-def block_program(block: int, plan: RunPlan) -> Iterator[Action]:
-    """The program of one block, to be run by a process of its own."""
-    return rank_program(range(block, block + 1), plan)
-
-
-def _never(n: int) -> bool:
-    return False
-
-
-def rank_program(blocks: range, plan: RunPlan, halts_after: Callable[[int], bool] = _never) -> Iterator[Action]:
+def rank_program(blocks: range, plan: RunPlan, halts_after: Callable[[int], bool] | None = None) -> Iterator[Action]:
     """The programs of consecutive blocks, merged into one order in which none of them waits for another one of them.
 
     Ascending order within a batch works because the target that block k needs at batch n left block k+1 at batch
@@ -122,9 +193,14 @@ def rank_program(blocks: range, plan: RunPlan, halts_after: Callable[[int], bool
     for n in range(plan.start, plan.batches):
         yield from _turn(blocks, n, plan)
         if n == last and plan.gradients_from:
-            yield from _drain(blocks, plan)
-        yield from _evaluation(blocks, n, plan)
-        halts = n < last and halts_after(n)
+            # The gradients that come after the last batch has gone up.
+            for late in range(plan.batches, plan.batches + 2 * (plan.gradients_from - blocks[0])):
+                yield from _backward(blocks, late, plan)
+        for e in plan.evaluation(n):
+            yield from (Action(Op.EVALUATE, block, n, e) for block in blocks)
+        for e in plan.evaluation(n) if plan.predicts_down else ():
+            yield from (Action(Op.PREDICT, block, n, e) for block in reversed(blocks))
+        halts = n < last and halts_after is not None and halts_after(n)
         if halts or plan.saves_after(n):
             yield from (Action(Op.SAVE, block, n) for block in blocks)
         if halts:
@@ -132,24 +208,21 @@ def rank_program(blocks: range, plan: RunPlan, halts_after: Callable[[int], bool
 
 
 def _turn(blocks: range, n: int, plan: RunPlan) -> Iterator[Action]:
+    """Training on batch ``n``; the targets of an exact run come down first."""
+    if exact := plan.lag == 0 and plan.targets_down:
+        yield from (Action(Op.TARGET, block, n) for block in reversed(blocks))
+    for block in blocks:
+        ahead = n + plan.lead(block)
+        if plan.targets_down and not exact and ahead < plan.batches:
+            yield Action(Op.TARGET, block, ahead)
+        yield Action(Op.FORWARD, block, n)
+        if not plan.gradients_from:
+            yield Action(Op.LEARN, block, n)
     if plan.gradients_from:
-        yield from _naive_batch(blocks, n, plan)
-    elif plan.lag == 0 and plan.targets_down:
-        yield from _exact_batch(blocks, n)
-    else:
-        for block in blocks:
-            yield from _batch(block, n, plan)
+        yield from _backward(blocks, n, plan)
 
 
-def _evaluation(blocks: range, n: int, plan: RunPlan) -> Iterator[Action]:
-    for e in plan.evaluation(n):
-        yield from (Action(Op.EVALUATE, block, n, e) for block in blocks)
-    if plan.predicts_down:
-        for e in plan.evaluation(n):
-            yield from (Action(Op.PREDICT, block, n, e) for block in reversed(blocks))
-
-
-def _naive_batch(blocks: range, n: int, plan: RunPlan) -> Iterator[Action]:
+def _backward(blocks: range, n: int, plan: RunPlan) -> Iterator[Action]:
     """Backprop with a pipeline "added directly": no block waits for a gradient, so each one comes back late.
 
     Block k takes the gradient of batch n after it has sent batch n + 2 (N - k) up: so long is the way to the top and
@@ -159,17 +232,6 @@ def _naive_batch(blocks: range, n: int, plan: RunPlan) -> Iterator[Action]:
         block 2 |    F0 | F1    | F2 B0 | F3 B1 | ..            two batches in flight
         block 1 | F0 F1 | F2    | F3    | F4 B0 | ..            four
     """
-    yield from (Action(Op.FORWARD, block, n) for block in blocks)
-    yield from _backward(blocks, n, plan)
-
-
-def _drain(blocks: range, plan: RunPlan) -> Iterator[Action]:
-    """The gradients that come after the last batch has gone up."""
-    for n in range(plan.batches, plan.batches + 2 * (plan.gradients_from - blocks[0])):
-        yield from _backward(blocks, n, plan)
-
-
-def _backward(blocks: range, n: int, plan: RunPlan) -> Iterator[Action]:
     for block in blocks:
         back = n - 2 * (plan.gradients_from - block)
         if 0 <= back < plan.batches:

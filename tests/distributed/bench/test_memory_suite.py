@@ -7,10 +7,10 @@ import pytest
 
 from counterflow.bench.case import BenchmarkCase
 from counterflow.bench.cases import CaseFactory
-from counterflow.bench.memory_suite import draw_memory, measure_memory
 from counterflow.bench.memory_tracker import MemoryMeasurement, train_tracked
 from counterflow.bench.options import BenchContext, BenchOptions
 from counterflow.bench.results import SuiteResult
+from counterflow.bench.training_suites import draw_memory, measure_memory
 from counterflow.bench.workers import WorkerSettings, run_workers
 
 BATCH, PIXELS, WIDTH = 32, 4, 24

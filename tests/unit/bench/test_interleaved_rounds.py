@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from counterflow.bench import interleaved_rounds
+from counterflow.bench import results
 from counterflow.bench.case import BenchmarkCase, RankMeasurement, SteadyTimer, train
-from counterflow.bench.interleaved_rounds import RoundMeasurement, case_results, run_rounds, speedup
+from counterflow.bench.results import RoundMeasurement, case_results, run_rounds, speedup
 from counterflow.bench.workers import WorkerSettings
 from counterflow.cli.hydra_app import load_config
 from counterflow.engine.run_context import WaitTimes
@@ -58,7 +58,7 @@ def test_every_other_round_goes_backwards(monkeypatch: pytest.MonkeyPatch) -> No
         order.append(case.name)
         return [measurement(1.0)] * ranks
 
-    monkeypatch.setattr(interleaved_rounds, "run_workers", run_workers)
+    monkeypatch.setattr(results, "run_workers", run_workers)
     logged: list[str] = []
     rounds = run_rounds([benchmark_case(name) for name in "abc"], 3, WorkerSettings(10), logged.append)
     assert "".join(order) == "abc" + "cba" + "abc"

@@ -6,8 +6,7 @@ import pytest
 
 from counterflow.bench.case import BenchmarkCase
 from counterflow.bench.cases import CaseFactory, valid_schedules
-from counterflow.bench.prediction import estimate_overhead, predict_seconds, with_predictions
-from counterflow.bench.results import CaseResult
+from counterflow.bench.results import CaseResult, estimate_overhead, predict_seconds, with_predictions
 from counterflow.bench.sleeping import Sleep
 
 SLEEP = Sleep(0.1, 0.2, 0.0, batch=96, width=32)

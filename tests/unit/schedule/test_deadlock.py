@@ -6,8 +6,9 @@ import pytest
 
 from counterflow.cli.hydra_app import load_config
 from counterflow.schedule import RunPlan
-from counterflow.schedule.event_sim import DeadlockError, simulate
+from counterflow.schedule.event_sim import DeadlockError
 from counterflow.topology import Stream, Topology
+from tests.helpers.simulation import simulate
 
 
 def reaches_the_end(topology: Topology, plan: RunPlan, depth: int, target_depth: int) -> bool:

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from counterflow.schedule.forecast import LinkSpec, StageCost, Workload, forecast
-from counterflow.schedule.sim_stats import Forecast
+from counterflow.schedule.forecast import Forecast, LinkSpec, StageCost, Workload, forecast
+from tests.helpers.simulation import forecast_timetable
 
 F, B, U = 3.0, 6.0, 2.0  # a block's seconds for a micro-batch, forward and backward, and for an update
 
@@ -120,9 +120,8 @@ def test_how_far_a_block_runs_ahead(depth: int) -> None:
     """While block 2 learns from its first activation it holds that, and ``depth`` more are there; two wait to leave,
     and block 1 has no buffer for the next one."""
     workload = Workload([StageCost(1.0, 1.0), StageCost(1.0, 1000.0)], up=[8], down=[8])
-    found = forecast("free", workload, ranks=2, batches=20, lag=20, depth=depth)
-    assert found.timetable is not None
-    below, above = found.timetable.spans
+    _, timetable = forecast_timetable("free", workload, ranks=2, batches=20, lag=20, depth=depth)
+    below, above = timetable.spans
     learnt = next(span.end for span in above if str(span.action) == "2L0")
     ahead = [span for span in below if span.end < learnt and span.action.completes is None and span.end > span.start]
     assert [str(span.action) for span in ahead] == [f"1F{n}" for n in range(1 + depth + 2 + 1)]
@@ -210,7 +209,7 @@ def test_depth_absorbs_jitter() -> None:
     """Each block alone takes 1 + 2 / 80 of a batch time; what is lost beyond that shrinks with the depth."""
     workload = even(8, times=StageCost(1 / 3, 2 / 3))
     found = {
-        depth: forecast("free", workload, ranks=8, batches=600, lag=8, depth=depth, jitter=stumbling(1, 8), keep=False)
+        depth: forecast("free", workload, ranks=8, batches=600, lag=8, depth=depth, jitter=stumbling(1, 8))
         for depth in (1, 2, 4, 8)
     }
     seconds = [found[depth].seconds_per_batch for depth in (1, 2, 4, 8)]
@@ -226,13 +225,10 @@ def test_depth_absorbs_jitter() -> None:
 def test_jitter_of_a_batch_is_that_of_its_turn() -> None:
     """A target that leaves two batches early takes as long as the turn that it leaves in."""
     times = StageCost(F, B, U, target=1.0)
-    once = forecast(
+    _, once = forecast_timetable(
         "free", even(3, times=times), ranks=3, batches=40, jitter=lambda k, n: 10.0 if (k, n) == (2, 30) else 1.0
     )
-    assert once.timetable is not None
-    assert [str(span.action) for span in once.timetable.spans[1] if span.end - span.start > B + U] == [
-        *("2T32", "2F30", "2L30")
-    ]
+    assert [str(span.action) for span in once.spans[1] if span.end - span.start > B + U] == [*("2T32", "2F30", "2L30")]
 
 
 def test_overhead_is_work_of_every_action() -> None:
@@ -244,17 +240,16 @@ def test_overhead_is_work_of_every_action() -> None:
 
 
 def test_timetable_as_drawn() -> None:
-    found = forecast("1f1b", even(2, 2, StageCost(2.0, 4.0, 1.0)), ranks=2, batches=2, microbatches=2)
-    assert found.timetable is not None
+    workload = even(2, 2, StageCost(2.0, 4.0, 1.0))
+    found, timetable = forecast_timetable("1f1b", workload, ranks=2, batches=2, microbatches=2)
     drawn = [
-        " ".join(f"{s.action}@{s.start:g}-{s.end:g}" for s in spans if s.end > s.start)
-        for spans in found.timetable.spans
+        " ".join(f"{s.action}@{s.start:g}-{s.end:g}" for s in spans if s.end > s.start) for spans in timetable.spans
     ]
     assert drawn == [
         "0F0@0-1 0F1@1-2 0B0@4-6 0B1@7-9 0U@9-10 0F0@10-11 0F1@11-12 0B0@14-16 0B1@17-19 0U@19-20",
         "1F0@1-2 1B0@2-4 1F1@4-5 1B1@5-7 1U@7-8 1F0@11-12 1B0@12-14 1F1@14-15 1B1@15-17 1U@17-18",
     ]
-    assert forecast("1f1b", even(2), ranks=2, batches=2, microbatches=2, keep=False).timetable is None
+    assert forecast("1f1b", workload, ranks=2, batches=2, microbatches=2) == found, "recorded or not"
 
 
 @pytest.mark.parametrize(
@@ -305,7 +300,7 @@ def test_loads_that_fit_nothing_are_refused() -> None:
 def test_a_thousand_ranks() -> None:
     """Planned in well under two minutes of a core: one fill of a thousand batches, then nobody waits."""
     start = time.process_time()
-    found = forecast("free", even(1000, times=StageCost(1 / 3, 2 / 3)), ranks=1000, batches=3000, keep=False)
+    found = forecast("free", even(1000, times=StageCost(1 / 3, 2 / 3)), ranks=1000, batches=3000)
     assert time.process_time() - start < 120
     assert found.seconds_per_batch == pytest.approx(1.0)
     assert found.fill == pytest.approx(999 / 3)

@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from counterflow.message import MessageKind, Tag
-from counterflow.schedule import Action, Op, RunPlan, block_program, rank_program
+from counterflow.schedule import Action, Op, RunPlan, rank_program
 from counterflow.topology import Edge, Stream, Topology
+from tests.helpers.simulation import block_program
 
 
 def timetable(*rows: str) -> list[str]:

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from counterflow.schedule import Action, Op, RunPlan, rank_program
-from counterflow.schedule.event_sim import DeadlockError, Durations, Span, Timetable, simulate
+from counterflow.schedule.event_sim import DeadlockError
 from counterflow.topology import Edge, Stream, Topology
+from tests.helpers.simulation import Durations, Span, Timetable, simulate
 
 
 def rooms(activations: int, targets: int) -> dict[Stream, int]:
