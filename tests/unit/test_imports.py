@@ -41,7 +41,7 @@ MAY_IMPORT = {
     | {"signals", "recovery"},
     "cli": VALUES | {"transport", "algorithms", "metrics", "engine", "signals", "recovery", "trainer"},
     "report": {"metrics", "cli"},  # reads files alone
-    "doctor": {"message", "topology", "rank_info", "transport", "cli"},
+    "doctor": {"message", "topology", "rank_info", "transport", "metrics", "cli"},
     "planner": VALUES | {"schedule", "models", "algorithms", "engine", "trainer", "cli"},
     "bench": VALUES
     | {"schedule", "transport", "data", "algorithms", "metrics", "checkpoint", "trace", "engine", "trainer", "cli"},
