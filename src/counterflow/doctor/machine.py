@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -40,7 +41,6 @@ SLOW_NAME = 1.0
 _NAME_TIMEOUT = 3.0
 """Seconds before a name counts as unresolved."""
 _LOOPBACK = "127.0.0.1"
-_RECORD = b"\0" * 4096
 _NONE = "none"
 
 
@@ -89,8 +89,7 @@ def compare_versions(ranks: Mapping[int, Mapping[str, str]]) -> Check:
     for name in first:
         holders = ranks_by_value({rank: versions.get(name, _NONE) for rank, versions in ranks.items()})
         if len(holders) > 1:
-            texts = (f"{text} on {holding}" for text, holding in holders.items())
-            differences.append(f"{name} {'; '.join(texts)}")
+            differences.append(f"{name} " + "; ".join(f"{text} on {holding}" for text, holding in holders.items()))
     if differences:
         advice = "install the same versions on every node, and use its Python"
         return Check("versions", Status.FAIL, " / ".join(differences), advice)
@@ -185,39 +184,35 @@ def check_shared_memory(folder: Path = Path("/dev/shm")) -> Check:
 def check_run_dir(folder: Path) -> Check:
     """Check space and speed of ``folder``, or of its nearest existing parent. Leaves no file behind."""
     try:
-        place = with_timeout(_DISK_TIMEOUT, lambda: existing_folder(folder))
-        usage = with_timeout(_DISK_TIMEOUT, lambda: shutil.disk_usage(place))
-        seconds = with_timeout(_DISK_TIMEOUT, lambda: _fsync_seconds(place))
+        place, free, seconds = with_timeout(_DISK_TIMEOUT, lambda: _probe_disk(folder))
     except OSError as error:
         reason = f"{folder}: not writable: {error.strerror or error}"
         return Check("run folder", Status.WARN, reason, "run.dir=, in a folder of your own")
     created = "" if place == folder else f" (to be made in {place.absolute()})"
-    result = f"{folder}{created}: {_size(usage.free)} free, fsync takes {1e3 * seconds:.1f} ms"
-    if usage.free < FREE_BYTES:
+    result = f"{folder}{created}: {_size(free)} free, fsync takes {1e3 * seconds:.1f} ms"
+    if free < FREE_BYTES:
         return Check("run folder", Status.WARN, result, "make room, or run.dir= on another disk")
     advice = "run.dir= on a local disk: every saved file waits that long"
     return Check.warn_if(seconds > SLOW_SYNC, "run folder", result, advice)
 
 
-def existing_folder(folder: Path) -> Path:
-    """Return ``folder`` or its nearest existing parent. Raises ``NotADirectoryError`` if that is a file."""
+def _probe_disk(folder: Path) -> tuple[Path, int, float]:
+    """Return ``folder`` or its nearest existing parent, free bytes there, and seconds of the slowest of three fsyncs.
+
+    Raises ``NotADirectoryError`` if that parent is a file.
+    """
     place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not place.is_dir():
         raise NotADirectoryError(None, "a file is in its place", str(place))
-    return place
-
-
-def _fsync_seconds(folder: Path) -> float:
-    """Time of the slowest of three small writes."""
-    seconds = 0.0
-    with tempfile.TemporaryFile(dir=folder) as file:
+    seconds = []
+    with tempfile.TemporaryFile(dir=place) as file:
         for _ in range(3):
-            file.write(_RECORD)
+            file.write(bytes(4096))
             file.flush()
             start = time.perf_counter()
             os.fsync(file.fileno())
-            seconds = max(seconds, time.perf_counter() - start)
-    return seconds
+            seconds.append(time.perf_counter() - start)
+    return place, shutil.disk_usage(place).free, max(seconds)
 
 
 def _size(count: int) -> str:
@@ -226,19 +221,20 @@ def _size(count: int) -> str:
 
 def check_clock(clock: Callable[[], float] = time.monotonic) -> Check:
     """Check that the clock ticks often enough to measure waits."""
-    tick = math.inf
-    ticks = 0
-    start = time.perf_counter()
-    before = clock()
-    while ticks < 100 and time.perf_counter() - start < _CLOCK_SECONDS:
-        now = clock()
-        if now > before:
-            tick, ticks = min(tick, now - before), ticks + 1
-        before = now
+    readings = {clock()}
+    end = time.perf_counter() + _CLOCK_SECONDS
+    while len(readings) <= 100 and time.perf_counter() < end:
+        readings.add(clock())
+    tick = min((after - before for before, after in pairwise(sorted(readings))), default=math.inf)
     if tick <= COARSE_TICK:
         return Check("clock", Status.OK, f"the monotonic clock ticks every {1e6 * tick:.3g} us")
-    result = f"the monotonic clock ticks every {1e3 * tick:.3g} ms" if ticks else "the monotonic clock stands still"
-    return Check("clock", Status.WARN, result, "another clock source of the kernel: waits cannot be measured")
+    result = "stands still" if tick == math.inf else f"ticks every {1e3 * tick:.3g} ms"
+    return Check(
+        "clock",
+        Status.WARN,
+        f"the monotonic clock {result}",
+        "another clock source of the kernel: waits cannot be measured",
+    )
 
 
 @dataclass(frozen=True)
