@@ -36,7 +36,6 @@ _GRACE = 2.0
 """Seconds between two ranks that do the same work."""
 _MACHINE_GRACE = 5.0
 """The same, if one of them waits for a disk or a name server."""
-_END = -1
 _POLL = 0.01
 """Seconds between two polls of the store."""
 
@@ -141,7 +140,7 @@ def _assist(store: Store, communicator: Communicator | None, rank: int, config: 
     """Measure the edges that rank 0 asks for, until it asks for the end, or is silent, or the store is gone."""
     deadline = config.deadline + config.timeout + _MACHINE_GRACE
     try:
-        while (lower := take(store, f"go/{rank}", deadline)) not in (None, _END) and communicator is not None:
+        while (lower := take(store, f"go/{rank}", deadline)) is not None and communicator is not None:
             post(store, f"done {lower}/{rank}", _measure(communicator, lower, config.counts))
         post(store, f"left/{rank}", True)
     except RuntimeError:
@@ -176,7 +175,7 @@ def _coordinate(store: Store, communicator: Communicator | None, size: int, conf
     # The store may live in this process: it ends after the other ranks.
     others = [rank for rank in here if rank > 0]
     for rank in others:
-        post(store, f"go/{rank}", _END)
+        post(store, f"go/{rank}", None)
     take_all(store, "left", others, _GRACE)
     return checks
 

@@ -142,14 +142,13 @@ def check_threads(setting: str | None, cores: int, local_ranks: int) -> Check:
     """Check OMP_NUM_THREADS, the ``setting``. Training uses ``engine.threads``; other libraries use this variable."""
     if setting is None:
         return Check("threads", Status.OK, "OMP_NUM_THREADS is not set: engine.threads decides")
-    result = f"OMP_NUM_THREADS={setting}"
     share = max(1, cores // local_ranks)
-    advice = f"OMP_NUM_THREADS={share}"
+    problem = ""
     if not setting.isdecimal() or int(setting) < 1:
-        return Check("threads", Status.WARN, f"{result} is no number of threads", advice)
-    if int(setting) > share:
-        return Check("threads", Status.WARN, f"{result} in {local_ranks} ranks on {cores} cores", advice)
-    return Check("threads", Status.OK, result)
+        problem = " is no number of threads"
+    elif int(setting) > share:
+        problem = f" in {local_ranks} ranks on {cores} cores"
+    return Check.warn_if(problem != "", "threads", f"OMP_NUM_THREADS={setting}{problem}", f"OMP_NUM_THREADS={share}")
 
 
 def check_memory(available: int, local_ranks: int) -> Check:

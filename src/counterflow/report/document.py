@@ -28,7 +28,6 @@ _VERSIONS = {
     "hardware": "hardware",
 }
 _FOLDER = "figures"
-_NAME = "report.md"
 _HASH = 12
 """Digits of a hash that are shown."""
 _READING = """\
@@ -65,7 +64,7 @@ def write_report(
         comparisons: One section each.
         unfinished: Run directories without a summary.
     """
-    page = folder / _NAME
+    page = folder / "report.md"
     (folder / _FOLDER).mkdir(parents=True, exist_ok=True)
     earlier = re.findall(rf"\]\({_FOLDER}/([\w.-]+)\.png\)", page.read_text()) if page.exists() else []
     for name, ending in product(set(earlier), ("png", "svg")):
@@ -109,8 +108,11 @@ def provenance(runs: Sequence[Run], table_runs: Sequence[Run] = ()) -> str:
         "device": _several(summaries["device"]),
         "seeds": ", ".join(map(str, sorted(set(summaries["seed"])))),
     }
-    lines = ["<details><summary>Where this comes from</summary>", ""]
-    lines += [f"- {name}: {text}" for name, text in facts.items()]
+    lines = [
+        "<details><summary>Where this comes from</summary>",
+        "",
+        *(f"- {name}: {text}" for name, text in facts.items()),
+    ]
     if table_runs:
         hashes = ", ".join(sorted({f"`{digest[:_HASH]}`" for digest in summaries["config_hash"]}))
         lines.append("- runs: all of the table's" if len(runs) == len(table_runs) else f"- configurations: {hashes}")
