@@ -97,9 +97,10 @@ def provenance(runs: Sequence[Run], table_runs: Sequence[Run] = ()) -> str:
         runs: Runs to describe.
         table_runs: Runs that a table above lists already: they are not listed again.
     """
-    summaries = pd.DataFrame([run.summary for run in runs])
+    ordered = sorted(runs, key=lambda run: run.path)
+    summaries = pd.DataFrame([run.summary for run in ordered])
     facts = {
-        "preset": _several(map(_preset, runs)),
+        "preset": _several(map(_preset, ordered)),
         "commit": _several(summaries["git_commit"]),
         "torch": _several(summaries["torch_version"]),
         "torchvision": _several(summaries["torchvision_version"]),
@@ -117,11 +118,15 @@ def provenance(runs: Sequence[Run], table_runs: Sequence[Run] = ()) -> str:
         hashes = ", ".join(sorted({f"`{digest[:_HASH]}`" for digest in summaries["config_hash"]}))
         lines.append("- runs: all of the table's" if len(runs) == len(table_runs) else f"- configurations: {hashes}")
     else:
-        lines += ["", "| run | seed | configuration | fingerprint |", "| --- | ---: | --- | --- |"]
-        for run in sorted(runs, key=lambda run: run.path):
-            digests = (run.summary["config_hash"], run.summary["fingerprint"])
-            cells = " | ".join(f"`{(digest or 'none')[:_HASH]}`" for digest in digests)
-            lines.append(f"| `{run.path.as_posix()}` | {run.summary['seed']} | {cells} |")
+        listed = pd.DataFrame(
+            {
+                "run": [f"`{run.path.as_posix()}`" for run in ordered],
+                "seed": summaries["seed"].astype(str),
+                "configuration": [f"`{digest[:_HASH]}`" for digest in summaries["config_hash"]],
+                "fingerprint": [f"`{(run.summary['fingerprint'] or 'none')[:_HASH]}`" for run in ordered],
+            }
+        )
+        lines += ["", markdown(listed)]
     return "\n".join([*lines, "", "</details>"])
 
 
