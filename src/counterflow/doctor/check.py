@@ -1,8 +1,7 @@
 """Result of one check, the table of all results, and the time limit of the system calls that checks make."""
 
-import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeVar
@@ -46,27 +45,19 @@ def table(checks: Sequence[Check]) -> str:
 
 def summary_line(checks: Sequence[Check]) -> str:
     """Number of checks by status."""
-    count = {status: sum(check.status is status for check in checks) for status in Status}
-    return f"{len(checks)} checks: {', '.join(f'{count[status]} {status}' for status in Status)}"
+    counts = [f"{sum(check.status is status for check in checks)} {status}" for status in Status]
+    return f"{len(checks)} checks: {', '.join(counts)}"
 
 
 def with_timeout(seconds: float, call: Callable[[], _T]) -> _T:
     """Run ``call`` on a thread, and return or raise what it does.
 
     Raises ``TimeoutError`` after ``seconds``. The thread is then left behind: system calls for names that no server
-    resolves, or for disks that do not answer, may never return.
+    resolves, or for disks that do not answer, may never return. Only ``os._exit`` then ends the process.
     """
-    outcome: Future[_T] = Future()
-
-    def run() -> None:
-        try:
-            outcome.set_result(call())
-        except Exception as error:
-            outcome.set_exception(error)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if not outcome.done():
+    executor = ThreadPoolExecutor(1)
+    outcome = executor.submit(call)
+    executor.shutdown(wait=False)
+    if not wait([outcome], seconds).done:
         raise TimeoutError(f"nothing within {seconds:g} s")
     return outcome.result()

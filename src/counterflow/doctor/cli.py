@@ -1,7 +1,6 @@
 """Command line of ``launch/doctor.py``: diagnostics on the ranks of a launcher, or on two ranks that it starts."""
 
 import argparse
-import math
 import os
 import signal
 import socket
@@ -9,16 +8,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
+from counterflow.cli.argument_parser import ArgumentParser
+from counterflow.cli.exit_status import EXIT_FAILURE, EXIT_SIGNAL
 from counterflow.doctor.check import Status, summary_line, table
 
-_FAILED = 1
-_REFUSED = 2
-_INTERRUPTED = 128 + signal.SIGINT
-
-_RANKS = 2
 _LOOPBACK = "127.0.0.1"
 
 _MEASURING = 15.0
@@ -27,39 +24,25 @@ _LONGEST_WAIT = 60.0
 """Seconds."""
 _OVERHEAD = 30.0
 """Seconds of everything but measurements and waits, for ranks that are started here."""
-_ERROR_DELAY = 5.0
-"""Seconds."""
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """Print one line, as all errors of this project."""
-        _refuse(message)
 
 
 def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 < seconds <= _LONGEST_WAIT:
-        raise argparse.ArgumentTypeError(f"{text}: seconds, more than 0 and at most {_LONGEST_WAIT:g}")
-    return seconds
+    with suppress(ValueError):
+        if 0 < float(text) <= _LONGEST_WAIT:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text}: seconds, more than 0 and at most {_LONGEST_WAIT:g}")
 
 
 def main(arguments: Sequence[str]) -> NoReturn:
     """Run the diagnostics, and exit with 0 if no check failed, otherwise with 1."""
     deadline = time.monotonic() + _MEASURING
-    parser = _Parser(prog="doctor.py", description="Checks of a machine before a run.")
+    parser = ArgumentParser(prog="doctor.py", description="Checks of a machine before a run.")
     parser.add_argument("--run-dir", type=Path, default=Path("runs"), help="where runs go (%(default)s)")
     parser.add_argument("--timeout", type=_seconds, default=5.0, help="seconds of any wait for a rank (%(default)g)")
     parser.add_argument("--quick", action="store_true", help="a fifth of the messages")
     options = parser.parse_args(arguments)
     if "WORLD_SIZE" not in os.environ:
-        try:
-            sys.exit(_run_ranks(arguments, _MEASURING + 4 * options.timeout + _OVERHEAD))
-        except KeyboardInterrupt:
-            sys.exit(_INTERRUPTED)
+        sys.exit(_run_two_ranks(arguments, _MEASURING + 4 * options.timeout + _OVERHEAD))
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends the process in any wait
     # Imported late: the process that only starts ranks does not need torch, which takes seconds to load.
     from counterflow.doctor.diagnostics import check_rank
@@ -67,26 +50,17 @@ def main(arguments: Sequence[str]) -> NoReturn:
     try:
         checks = check_rank(options.run_dir, options.timeout, options.quick, deadline)
     except ValueError as error:
-        _refuse(str(error))
+        parser.error(str(error))
     if checks:
         print(table(checks))
         print(f"{summary_line(checks)}, in {time.monotonic() - deadline + _MEASURING:.1f} s")
     sys.stdout.flush()
     sys.stderr.flush()
     # Threads may still wait for lost ranks, and only this ends them.
-    os._exit(_FAILED if any(check.status is Status.FAIL for check in checks) else 0)
+    os._exit(EXIT_FAILURE if any(check.status is Status.FAIL for check in checks) else 0)
 
 
-def _refuse(message: str) -> NoReturn:
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        print(f"error: {message}", file=sys.stderr, flush=True)
-    else:
-        # Torchrun kills all processes once one has ended: the first process of the node has to print before that.
-        time.sleep(_ERROR_DELAY)
-    sys.exit(_REFUSED)
-
-
-def _run_ranks(arguments: Sequence[str], seconds: float) -> int:
+def _run_two_ranks(arguments: Sequence[str], seconds: float) -> int:
     """Run this program as two ranks, with the environment of a launcher; return 0 if both do.
 
     Kills the ranks that still run after ``seconds``.
@@ -95,22 +69,22 @@ def _run_ranks(arguments: Sequence[str], seconds: float) -> int:
     command = [sys.executable, "-P", "-m", "counterflow.doctor.cli", *arguments]
     # Another program may take the port before rank 0 does: then the ranks do not meet, and the table shows it.
     with socket.create_server((_LOOPBACK, 0)) as listener:
-        port = listener.getsockname()[1]
-    shared = {"WORLD_SIZE": _RANKS, "LOCAL_WORLD_SIZE": _RANKS, "MASTER_ADDR": _LOOPBACK, "MASTER_PORT": port}
+        meeting = {"MASTER_ADDR": _LOOPBACK, "MASTER_PORT": str(listener.getsockname()[1])}
     deadline = time.monotonic() + seconds
     processes: list[subprocess.Popen[bytes]] = []
     try:
-        for rank in range(_RANKS):
-            variables = {**shared, "RANK": rank, "LOCAL_RANK": rank}
-            environment = os.environ | {name: str(value) for name, value in variables.items()}
-            processes.append(subprocess.Popen(command, env=environment))
+        for rank in "01":
+            variables = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "RANK": rank, "LOCAL_RANK": rank}
+            processes.append(subprocess.Popen(command, env=os.environ | meeting | variables))
         for process in processes:
             process.wait(max(0.0, deadline - time.monotonic()))
-        for rank, process in enumerate(processes):
+        for i, process in enumerate(processes):
             if process.returncode < 0:
-                print(f"error: rank {rank} was ended by signal {-process.returncode}", file=sys.stderr)
+                print(f"error: rank {i} was ended by signal {-process.returncode}", file=sys.stderr)
     except subprocess.TimeoutExpired:
         print(f"error: a rank still ran after {seconds:g} s", file=sys.stderr)
+    except KeyboardInterrupt:
+        return EXIT_SIGNAL + signal.SIGINT
     finally:
         for process in processes:
             process.kill()

@@ -1,34 +1,33 @@
 """Diagnostics of all ranks: they connect, each node is checked, then neighbours measure their edges, pair by pair.
 
-Rank 0 coordinates through the store's mailbox, where a message needs no rank but its sender and its receiver. A rank
+Rank 0 coordinates through the launcher's store, where a message needs no rank but its sender and its receiver. A rank
 that is lost or silent costs its own lines of the table, and one bounded wait.
 """
 
+import json
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch._C._distributed_c10d import PrefixStore, Store
 
 from counterflow.doctor.check import Check, Status
 from counterflow.doctor.link_benchmark import (
     QUICK,
     THOROUGH,
     ClockOffset,
-    LinkError,
     LinkStats,
     SampleCounts,
-    broken_edges,
     check_edge,
     check_wall_clocks,
     measure_link,
 )
-from counterflow.doctor.machine import check_machine, compare_versions, installed_versions
-from counterflow.doctor.store_mailbox import StoreMailbox
+from counterflow.doctor.machine import check_machine, compare_versions, installed_versions, ranks_by_value
 from counterflow.rank_info import RankInfo
 from counterflow.topology import Topology
 from counterflow.transport import ChannelError, Communicator, connect, rendezvous
@@ -37,7 +36,8 @@ _GRACE = 2.0
 """Seconds between two ranks that do the same work."""
 _MACHINE_GRACE = 5.0
 """The same, if one of them waits for a disk or a name server."""
-_END = -1
+_POLL = 0.01
+"""Seconds between two polls of the store."""
 
 
 @dataclass(frozen=True)
@@ -63,84 +63,102 @@ def check_rank(run_dir: Path, timeout: float, quick: bool, deadline: float) -> l
         ValueError: The launcher's environment variables are wrong.
     """
     rank_info = RankInfo.from_env()
-    reason = ""
+    between_ranks = Check("edges", Status.OK, "none: there is one rank")
     try:
         store = rendezvous(rank_info, timeout)
     except (RuntimeError, ChannelError, ValueError) as error:
-        store, reason = None, str(error).strip().splitlines()[0]
+        advice = "check that rank 0 runs, and that MASTER_ADDR and MASTER_PORT lead to it"
+        store, between_ranks = None, Check("meeting", Status.FAIL, str(error).strip().splitlines()[0], advice)
     if store is not None:
         config = DiagnosticsConfig(run_dir, QUICK if quick else THOROUGH, timeout, deadline)
         connect_ranks = partial(connect, store, rank_info.rank, rank_info.size, timeout=timeout)
-        return run_diagnostics(StoreMailbox(store), connect_ranks, rank_info, config)
+        return run_diagnostics(PrefixStore("doctor", store), connect_ranks, rank_info, config)
     if rank_info.local_rank > 0:
         return []
-    checks = [compare_versions({rank_info.rank: installed_versions()}), *check_machine(rank_info, run_dir)]
-    if not reason:
-        return [*checks, Check("edges", Status.OK, "none: there is one rank")]
-    advice = "check that rank 0 runs, and that MASTER_ADDR and MASTER_PORT lead to it"
-    return [*checks, Check("meeting", Status.FAIL, reason, advice)]
+    versions = compare_versions({rank_info.rank: installed_versions()})
+    return [versions, *check_machine(rank_info, run_dir), between_ranks]
 
 
 def run_diagnostics(
-    mailbox: StoreMailbox, connect_ranks: Callable[[], Communicator], rank_info: RankInfo, config: DiagnosticsConfig
+    store: Store, connect_ranks: Callable[[], Communicator], rank_info: RankInfo, config: DiagnosticsConfig
 ) -> list[Check]:
     """Return all checks on rank 0, and none on the other ranks, which return when rank 0 no longer needs them.
 
     Args:
-        mailbox: Messages between the ranks.
+        store: Carries messages between the ranks; no other keys are in it.
         connect_ranks: Makes the communicator. It stays open, because groups with lost ranks cannot be closed.
         rank_info: This rank.
         config: Extent and time limits.
     """
-    rank = rank_info.rank
-    checks_node = rank_info.local_rank == 0
-    mailbox.post(f"here/{rank}", {"host": rank_info.host, "checks_node": checks_node, "versions": installed_versions()})
-    communicator, reason = None, ""
+    rank, checks_node = rank_info.rank, rank_info.local_rank == 0
+    about = {"host": rank_info.host, "checks_node": checks_node, "versions": installed_versions()}
+    post(store, f"here/{rank}", about)
+    reason = ""
     try:
         communicator = connect_ranks()
         communicator.open_edges(Topology(rank_info.size, rank_info.size), "gloo", torch.device("cpu"))
         communicator.watchdog.explain = lambda: ""  # the table shows the state of the other ranks
     except (ChannelError, RuntimeError) as error:
-        communicator, reason = None, _reason(error, rank)
-    mailbox.post(f"met/{rank}", reason)
+        line = re.sub(r"\[[^]]*\.cc:\d+\] ", "", str(error).strip().splitlines()[0])  # torch names its source file
+        communicator, reason = None, line.removeprefix(f"rank {rank}: ")
+    post(store, f"met/{rank}", reason)
     if checks_node:
-        mailbox.post(f"node/{rank}", [asdict(check) for check in check_machine(rank_info, config.run_dir)])
+        post(store, f"node/{rank}", [asdict(check) for check in check_machine(rank_info, config.run_dir)])
     if rank == 0:
-        return _coordinate(mailbox, communicator, rank_info.size, config)
-    _assist(mailbox, communicator, rank, config)
+        return _coordinate(store, communicator, rank_info.size, config)
+    _assist(store, communicator, rank, config)
     return []
 
 
-def _reason(error: Exception, rank: int) -> str:
-    """First line of an error of transport or torch, without the source file that torch puts into it."""
-    return re.sub(r"\[[^]]*\.cc:\d+\] ", "", str(error).strip().splitlines()[0]).removeprefix(f"rank {rank}: ")
+def post(store: Store, key: str, value: Any) -> None:
+    """Post a JSON value, which one other rank takes, once. Raises ``RuntimeError`` when the store is gone."""
+    store.set(key, json.dumps(value))
 
 
-def _assist(mailbox: StoreMailbox, communicator: Communicator | None, rank: int, config: DiagnosticsConfig) -> None:
+def take(store: Store, key: str, deadline: float) -> Any:
+    """Value of ``key``, or ``None`` if there is none by ``deadline``, a time of the monotonic clock.
+
+    Raises ``RuntimeError`` when the store is gone.
+    """
+    while not store.check([key]):
+        if time.monotonic() >= deadline:
+            return None
+        time.sleep(_POLL)
+    text = store.get(key)
+    store.delete_key(key)
+    return json.loads(text)
+
+
+def take_all(store: Store, name: str, ranks: Iterable[int], seconds: float) -> dict[int, Any]:
+    """Values of the keys ``name/rank``, by rank, without those that are not there within ``seconds``."""
+    deadline = time.monotonic() + seconds
+    values = {rank: take(store, f"{name}/{rank}", deadline) for rank in ranks}
+    return {rank: value for rank, value in values.items() if value is not None}
+
+
+def _assist(store: Store, communicator: Communicator | None, rank: int, config: DiagnosticsConfig) -> None:
     """Measure the edges that rank 0 asks for, until it asks for the end, or is silent, or the store is gone."""
     deadline = config.deadline + config.timeout + _MACHINE_GRACE
     try:
-        while (lower := mailbox.take(f"go/{rank}", deadline)) not in (None, _END) and communicator is not None:
-            mailbox.post(f"done {lower}/{rank}", _measure(communicator, lower, config.counts))
-        mailbox.post(f"left/{rank}", True)
+        while (lower := take(store, f"go/{rank}", deadline)) is not None and communicator is not None:
+            post(store, f"done {lower}/{rank}", _measure(communicator, lower, config.counts))
+        post(store, f"left/{rank}", True)
     except RuntimeError:
         return
 
 
 def _measure(communicator: Communicator, lower: int, counts: SampleCounts) -> dict[str, Any]:
     try:
-        return measure_link(communicator, lower, counts).to_json()
-    except LinkError as error:
+        return asdict(measure_link(communicator, lower, counts))
+    except ChannelError as error:
         return {"error": str(error)}
 
 
-def _coordinate(
-    mailbox: StoreMailbox, communicator: Communicator | None, size: int, config: DiagnosticsConfig
-) -> list[Check]:
-    here = mailbox.take_all("here", range(size), _GRACE)
-    met = mailbox.take_all("met", list(here), _GRACE)
+def _coordinate(store: Store, communicator: Communicator | None, size: int, config: DiagnosticsConfig) -> list[Check]:
+    here = take_all(store, "here", range(size), _GRACE)
+    met = take_all(store, "met", here, _GRACE)
     checking = [rank for rank, message in here.items() if message["checks_node"]]
-    nodes = mailbox.take_all("node", checking, _MACHINE_GRACE)
+    nodes = take_all(store, "node", checking, _MACHINE_GRACE)
     silent = [rank for rank in range(size) if rank not in met or (rank in checking and rank not in nodes)]
     meeting = check_meeting(size, met)
     checks = [
@@ -153,12 +171,12 @@ def _coordinate(
         meeting,
     ]
     if communicator is not None and meeting.status is Status.OK:
-        checks += _check_edges(mailbox, communicator, config)
+        checks += _check_edges(store, communicator, config)
     # The store may live in this process: it ends after the other ranks.
     others = [rank for rank in here if rank > 0]
     for rank in others:
-        mailbox.post(f"go/{rank}", _END)
-    mailbox.take_all("left", others, _GRACE)
+        post(store, f"go/{rank}", None)
+    take_all(store, "left", others, _GRACE)
     return checks
 
 
@@ -184,14 +202,13 @@ def check_meeting(size: int, met: Mapping[int, str]) -> Check:
     failed = {rank: reason for rank, reason in met.items() if reason}
     if not failed and len(met) == size:
         return Check("meeting", Status.OK, f"{size} ranks have a process group for each of {2 * (size - 1)} edges")
-    ranks = {reason: [str(rank) for rank in failed if failed[rank] == reason] for reason in failed.values()}
-    reasons = "; ".join(f"rank {', '.join(failing)}: {reason}" for reason, failing in ranks.items())
+    reasons = "; ".join(f"{ranks}: {reason}" for reason, ranks in ranks_by_value(failed).items())
     result = f"{len(met) - len(failed)} of {size} ranks met{f': {reasons}' if reasons else ''}"
     advice = "see the lines above; GLOO_SOCKET_IFNAME has to name an interface that all nodes reach, and no firewall"
     return Check("meeting", Status.FAIL, result, advice)
 
 
-def _check_edges(mailbox: StoreMailbox, communicator: Communicator, config: DiagnosticsConfig) -> list[Check]:
+def _check_edges(store: Store, communicator: Communicator, config: DiagnosticsConfig) -> list[Check]:
     """Measure one pair of neighbours after the other, so that none disturbs another."""
     checks: list[Check] = []
     offsets: list[ClockOffset] = []
@@ -202,18 +219,19 @@ def _check_edges(mailbox: StoreMailbox, communicator: Communicator, config: Diag
             return [*checks, Check("edges", Status.WARN, result, "--quick, or fewer ranks")]
         ends = [lower, lower + 1]
         for rank in set(ends) - {communicator.rank}:
-            mailbox.post(f"go/{rank}", lower)
+            post(store, f"go/{rank}", lower)
         if communicator.rank in ends:
-            mailbox.post(f"done {lower}/{communicator.rank}", _measure(communicator, lower, config.counts))
-        answers = mailbox.take_all(f"done {lower}", ends, config.timeout + _GRACE)
+            post(store, f"done {lower}/{communicator.rank}", _measure(communicator, lower, config.counts))
+        answers = take_all(store, f"done {lower}", ends, config.timeout + _GRACE)
         missing = [f"rank {rank} did not answer" for rank in ends if rank not in answers]
         broken = [answer["error"] for answer in answers.values() if "error" in answer] + missing
         if broken:
-            checks.append(broken_edges(lower, broken))
-            continue
-        below, above = (LinkStats.from_json(answers[rank]) for rank in ends)
-        checks += [check_edge(lower, lower + 1, below, above), check_edge(lower + 1, lower, above, below)]
-        offsets.append(below.offset)
+            advice = f"check that ranks {lower} and {lower + 1} are running, and that no firewall is between them"
+            checks.append(Check(f"edge {lower}<->{lower + 1}", Status.FAIL, " / ".join(broken), advice))
+        else:
+            below, above = (LinkStats.from_json(answers[rank]) for rank in ends)
+            checks += [check_edge(lower, lower + 1, below, above), check_edge(lower + 1, lower, above, below)]
+            offsets.append(below.offset)
     if len(offsets) == pairs > 0:
         checks.append(check_wall_clocks(offsets))
     return checks

@@ -7,13 +7,13 @@ of gloo, and the hand-over between the thread that computes and the thread that 
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
 import torch
 
-from counterflow.doctor.check import Check, Status
+from counterflow.doctor.check import Check
 from counterflow.message import HEADER_BYTES, MessageKind, Tag
 from counterflow.topology import Edge, Stream
 from counterflow.transport import ChannelError, Communicator, MessageLayout, Payload, TensorSpec
@@ -63,9 +63,6 @@ class ClockOffset:
         """
         return cls(remote - (sent + received) / 2, (received - sent) / 2)
 
-    def __add__(self, other: "ClockOffset") -> "ClockOffset":
-        return ClockOffset(self.seconds + other.seconds, self.error + other.error)
-
 
 @dataclass(frozen=True)
 class LinkStats:
@@ -80,23 +77,20 @@ class LinkStats:
     offset: ClockOffset
     """The neighbour's wall clock minus this rank's."""
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "LinkStats":
+        """Inverse of ``dataclasses.asdict``."""
         return cls(**{**values, "offset": ClockOffset(**values["offset"])})
-
-
-class LinkError(Exception):
-    """A measurement that did not end. The text names the measurement, and the edge by its ranks."""
 
 
 def measure_link(communicator: Communicator, lower: int, counts: SampleCounts) -> LinkStats:
     """Measure the two edges between rank ``lower`` and the rank above it; this rank is one of the two.
 
-    Every rank has one block, and all edges of ``communicator`` are open. Raises `LinkError` if the other rank is lost,
-    or silent for the communicator's timeout.
+    Every rank has one block, and all edges of ``communicator`` are open.
+
+    Raises:
+        ChannelError: The other rank is lost, or silent for the communicator's timeout. The text names the measurement,
+            and the edge by its ranks.
     """
     link = _Link(communicator, lower)
     turns = (communicator.rank == lower, communicator.rank != lower)
@@ -104,13 +98,16 @@ def measure_link(communicator: Communicator, lower: int, counts: SampleCounts) -
     epoch = time.time() - time.perf_counter()
     step = "latency"
     try:
-        echoes = [trip for asks in turns for trip in link.round_trips(_EMPTY, asks, counts.echoes, lambda: ())]
+        echoes = [trip for asks in turns for trip in link.round_trips(_EMPTY, asks, counts.echoes, tuple)]
         step = "bandwidth"
         arrivals = [seconds for receives in turns for seconds in link.stream(receives, counts.large)]
         step = "clocks"
         times = [trip for asks in turns for trip in link.round_trips(_TIME, asks, counts.times, _wall_time)]
     except ChannelError as error:
-        raise LinkError(f"{step}: {link.with_rank_names(str(error))}") from error
+        text = str(error).removesuffix(" (engine.timeout)")
+        for edge, name in link.names.items():
+            text = text.replace(edge, name)
+        raise ChannelError(f"{step}: {text}") from error
     halves = [(received - sent) / 2 for sent, received, _ in echoes]
     offsets = [
         ClockOffset.from_round_trip(epoch + sent, epoch + received, int(answer[0].item()) / 1e9)
@@ -127,20 +124,15 @@ def measure_link(communicator: Communicator, lower: int, counts: SampleCounts) -
 class _Link:
     """One rank's end of the two edges to a neighbour. Each measurement opens channels of its own.
 
-    The rank that asks, or receives, gets the times; the other one gets none.
+    The rank that asks, or receives, gets the times; the other one gets none. ``names`` are the names by ranks of the
+    edges, which the transport names by blocks.
     """
 
     def __init__(self, communicator: Communicator, lower: int) -> None:
         self._communicator = communicator
         up, down = Edge(Stream.ACTIVATION, lower + 1), Edge(Stream.TARGET, lower + 1)
-        self._names = {str(up): f"edge {lower}->{lower + 1}", str(down): f"edge {lower + 1}->{lower}"}
+        self.names = {str(up): f"edge {lower}->{lower + 1}", str(down): f"edge {lower + 1}->{lower}"}
         self._out, self._in = (up, down) if communicator.rank == lower else (down, up)
-
-    def with_rank_names(self, text: str) -> str:
-        """Error ``text`` of the transport, with edges named by ranks instead of blocks, and no engine option."""
-        for edge, name in self._names.items():
-            text = text.replace(edge, name)
-        return text.removesuffix(" (engine.timeout)")
 
     def round_trips(
         self, layout: MessageLayout, asks: bool, count: int, answer: Callable[[], Payload]
@@ -219,21 +211,14 @@ def check_edge(source: int, destination: int, sent: LinkStats, received: LinkSta
     return Check.warn_if(slow, f"edge {source}->{destination}", result, advice)
 
 
-def broken_edges(lower: int, reasons: Sequence[str]) -> Check:
-    """Failure of both edges between ``lower`` and the rank above it."""
-    advice = f"check that ranks {lower} and {lower + 1} are running, and that no firewall is between them"
-    return Check(f"edge {lower}<->{lower + 1}", Status.FAIL, " / ".join(reasons), advice)
-
-
 def check_wall_clocks(steps: Sequence[ClockOffset]) -> Check:
     """Check the largest distance between two wall clocks.
 
     ``steps`` are the offsets of each rank's clock from the clock of the rank below, from rank 1 on.
     """
-    clocks = [ClockOffset(0.0, 0.0), *accumulate(steps, ClockOffset.__add__)]
-    order = sorted(range(len(clocks)), key=lambda rank: clocks[rank].seconds)
-    first, last = order[0], order[-1]
-    apart = clocks[last].seconds - clocks[first].seconds
+    clocks = list(accumulate((step.seconds for step in steps), initial=0.0))
+    first, *_, last = sorted(range(len(clocks)), key=clocks.__getitem__)
+    apart = clocks[last] - clocks[first]
     error = sum(step.error for step in steps[min(first, last) : max(first, last)])
     result = f"at most {1e3 * apart:.3f} ms apart (ranks {first} and {last}), +- {1e3 * error:.3f} ms"
     advice = "synchronise the nodes (chrony): logs of ranks will not match"

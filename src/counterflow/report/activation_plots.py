@@ -48,10 +48,9 @@ def distances(activations: NDArray[np.float64], classes: NDArray[np.int64]) -> D
 
 def class_distances(groups: Sequence[ConfigGroup]) -> Figure:
     """Three panels against the block: inter-class distance, intra-class distance, and their ratio."""
-    known = [group for group in groups if first_activations(group) is not None]
     figure, axes = subplots(3, 3, 3.6)
     titles = {"inter": "inter-class distance", "intra": "intra-class distance", "ratio": "inter / intra"}
-    for group, name, style in zip(known, labels(known), line_styles(known), strict=True):
+    for group, name, style in zip(groups, labels(groups), line_styles(groups), strict=True):
         blocks = _distances_by_block(group)
         for axis, measure in zip(axes, titles, strict=True):
             errorbars(axis, blocks[measure], name, style)

@@ -1,31 +1,21 @@
 """Command line of ``launch/report.py``."""
 
-import argparse
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
+from counterflow.cli.argument_parser import ArgumentParser
 from counterflow.report.document import write_report
 from counterflow.report.groups import compare
 from counterflow.report.runs import find_runs, read_run
-
-_REFUSED = 2
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """One line, like all errors of this project."""
-        self.exit(_REFUSED, f"error: {message}\n")
 
 
 def main(arguments: Sequence[str]) -> int:
     """Write the report and return the exit status.
 
-    A wrong argument or a damaged run gives one line on stderr, and status 2.
+    A wrong argument or a damaged run gives one line on stderr, and exit status 2.
     """
-    parser = _Parser(prog="report.py", description="Tables and plots of finished runs.")
+    parser = ArgumentParser(prog="report.py", description="Tables and plots of finished runs.")
     parser.add_argument("runs", nargs="+", type=Path, help="run directories, or folders that hold them at any depth")
     parser.add_argument(
         "--out", type=Path, default=Path("results"), help="where report.md and figures/ go (%(default)s)"
@@ -39,8 +29,6 @@ def main(arguments: Sequence[str]) -> int:
         command = shlex.join(["python", "launch/report.py", *arguments])
         write_report(options.out, options.title, command, compare(map(read_run, finished)), unfinished)
     except (ValueError, OSError) as error:
-        reason = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else error
-        print(f"error: {reason}", file=sys.stderr)
-        return _REFUSED
+        parser.error(f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error))
     print(options.out / "report.md")
     return 0

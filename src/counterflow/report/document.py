@@ -1,21 +1,33 @@
-"""Report on disk: ``report.md`` and the plots it shows."""
+"""Report on disk: ``report.md`` with its tables, and the plots it shows.
+
+A table has a row a group, and only the columns that the runs have values for.
+"""
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 
-from counterflow.report.groups import Comparison
-from counterflow.report.literature import PUBLISHED
+from counterflow.report.groups import TEST, VALIDATION, Accuracy, Comparison, ConfigGroup, differing_options, show
 from counterflow.report.plot_selection import Plot, plots
 from counterflow.report.plot_style import save
 from counterflow.report.runs import Run
-from counterflow.report.tables import TESTED_AGAIN, markdown, table, version_note
 
+_FULL = "full"
+"""The scale at which networks are those of the papers."""
+_TESTED_AGAIN = "†"
+_SEQUENCES = Accuracy("test sequence", "test_sequence_accuracy")
+_OWN_COLUMN = ("algorithm.name", "model.name", "data.name", "blocks", "scale")
+_VERSIONS = {
+    "torch": "torch_version",
+    "torchvision": "torchvision_version",
+    "commit": "git_commit",
+    "hardware": "hardware",
+}
 _FOLDER = "figures"
-_NAME = "report.md"
 _HASH = 12
 """Digits of a hash that are shown."""
 _READING = """\
@@ -23,6 +35,21 @@ Accuracies are mean ± sample standard deviation over seeds. Gaps are to backpro
 batches, of the same experiment and scale. Of parameters, the effective ones predict and the affiliated ones only help
 to learn. Extra FLOPs are what training takes beyond backprop of the same network, as a share of that: heads, feedback
 and bridges, less the gradients that never leave a block. Speeds are compared on equal machines only."""
+
+
+class Published(NamedTuple):
+    percent: float
+    source: str
+
+
+_BLL = "Kappel et al., arXiv 2305.14974; the poster's Table 1, as given by the project owner"
+
+PUBLISHED: Mapping[tuple[str, str, str], Published] = {
+    ("bll", "resnet18", "fashion_mnist"): Published(94.2, _BLL),
+    ("bll", "resnet50", "fashion_mnist"): Published(94.3, _BLL),
+    ("bll", "resnet50", "cifar10"): Published(92.6, _BLL),
+}
+"""Test accuracies from papers, by algorithm, model and data. Only numbers that were read in their source are here."""
 
 
 def write_report(
@@ -37,7 +64,7 @@ def write_report(
         comparisons: One section each.
         unfinished: Run directories without a summary.
     """
-    page = folder / _NAME
+    page = folder / "report.md"
     (folder / _FOLDER).mkdir(parents=True, exist_ok=True)
     earlier = re.findall(rf"\]\({_FOLDER}/([\w.-]+)\.png\)", page.read_text()) if page.exists() else []
     for name, ending in product(set(earlier), ("png", "svg")):
@@ -70,9 +97,10 @@ def provenance(runs: Sequence[Run], table_runs: Sequence[Run] = ()) -> str:
         runs: Runs to describe.
         table_runs: Runs that a table above lists already: they are not listed again.
     """
-    summaries = _summaries(runs)
+    ordered = sorted(runs, key=lambda run: run.path)
+    summaries = pd.DataFrame([run.summary for run in ordered])
     facts = {
-        "preset": _several(map(_preset, runs)),
+        "preset": _several(map(_preset, ordered)),
         "commit": _several(summaries["git_commit"]),
         "torch": _several(summaries["torch_version"]),
         "torchvision": _several(summaries["torchvision_version"]),
@@ -81,29 +109,38 @@ def provenance(runs: Sequence[Run], table_runs: Sequence[Run] = ()) -> str:
         "device": _several(summaries["device"]),
         "seeds": ", ".join(map(str, sorted(set(summaries["seed"])))),
     }
-    lines = ["<details><summary>Where this comes from</summary>", ""]
-    lines += [f"- {name}: {text}" for name, text in facts.items()]
+    lines = [
+        "<details><summary>Where this comes from</summary>",
+        "",
+        *(f"- {name}: {text}" for name, text in facts.items()),
+    ]
     if table_runs:
         hashes = ", ".join(sorted({f"`{digest[:_HASH]}`" for digest in summaries["config_hash"]}))
         lines.append("- runs: all of the table's" if len(runs) == len(table_runs) else f"- configurations: {hashes}")
     else:
-        lines += ["", "| run | seed | configuration | fingerprint |", "| --- | ---: | --- | --- |"]
-        for run in sorted(runs, key=lambda run: run.path):
-            digests = (run.summary["config_hash"], run.summary["fingerprint"])
-            cells = " | ".join(f"`{(digest or 'none')[:_HASH]}`" for digest in digests)
-            lines.append(f"| `{run.path.as_posix()}` | {run.summary['seed']} | {cells} |")
+        listed = pd.DataFrame(
+            {
+                "run": [f"`{run.path.as_posix()}`" for run in ordered],
+                "seed": summaries["seed"].astype(str),
+                "configuration": [f"`{digest[:_HASH]}`" for digest in summaries["config_hash"]],
+                "fingerprint": [f"`{(run.summary['fingerprint'] or 'none')[:_HASH]}`" for run in ordered],
+            }
+        )
+        lines += ["", markdown(listed)]
     return "\n".join([*lines, "", "</details>"])
 
 
 def _section(comparison: Comparison, shown: Sequence[Plot]) -> Iterator[str]:
     runs = comparison.runs
     yield markdown(table(comparison))
-    note = version_note(_summaries(runs))
-    if note:
-        yield note
+    summaries = pd.DataFrame([run.summary for run in runs])
+    versions = {name: sorted(summaries[column].dropna().unique()) for name, column in _VERSIONS.items()}
+    differing = [f"{name} {', '.join(values)}" for name, values in versions.items() if len(values) > 1]
+    if differing:
+        yield f"These runs were made under different versions: {'; '.join(differing)}."
     again = [f"`{run.path.as_posix()}`: {run.tests} times" for run in runs if run.tests > 1]
     if again:
-        yield _items(f"{TESTED_AGAIN} Test data was looked at more than once", again)
+        yield _items(f"{_TESTED_AGAIN} Test data was looked at more than once", again)
     keys = {(run.summary["algorithm"], run.summary["model"], run.summary["data"]) for run in runs}
     sources = sorted({published.source for key, published in PUBLISHED.items() if key in keys})
     if sources:
@@ -114,10 +151,6 @@ def _section(comparison: Comparison, shown: Sequence[Plot]) -> Iterator[str]:
         yield f"![{plot.caption}]({image}.png)"
         yield f"{plot.caption} ([SVG]({image}.svg))"
         yield provenance([run for group in plot.groups for run in group.runs], table_runs=runs)
-
-
-def _summaries(runs: Sequence[Run]) -> pd.DataFrame:
-    return pd.DataFrame([run.summary for run in runs])
 
 
 def _several(values: Iterable[str | None]) -> str:
@@ -132,3 +165,76 @@ def _preset(run: Run) -> str | None:
 
 def _items(name: str, texts: Sequence[str]) -> str:
     return "\n".join([f"{name}:\n", *(f"- {text}" for text in texts)])
+
+
+def table(comparison: Comparison) -> pd.DataFrame:
+    """The cells as text. A cell without a value is empty; columns of empty cells are left out."""
+    groups = comparison.groups
+    baselines = pd.Series([comparison.baseline(group) for group in groups], dtype=float)
+    published = "published" if comparison.scale == _FULL else "published for the full-size network"
+    speeds = pd.Series([group.summaries["samples_per_second"].mean() for group in groups])
+    literature = [PUBLISHED.get((g.first["algorithm"], g.first["model"], g.first["data"])) for g in groups]
+    differing = differing_options(groups, per_algorithm=False, without=_OWN_COLUMN)
+    ranks = [sorted({run.summary["ranks"] or 1 for run in group.runs}) for group in groups]
+    columns = {
+        "algorithm": [group.name for group in groups],
+        "model": [group.first["model"] for group in groups],
+        "data": [group.first["data"] for group in groups],
+        "blocks": [str(group.first["blocks"]) for group in groups],
+        "options": [", ".join(f"{key}={show(value)}" for key, value in options.items()) for options in differing],
+        "processes": ["" if all(count == [1] for count in ranks) else ", ".join(map(str, count)) for count in ranks],
+        "test accuracy [%]": [_spread(group, TEST) for group in groups],
+        "sequences right [%]": [_spread(group, _SEQUENCES) for group in groups],
+        "validation accuracy [%]": [_spread(group, VALIDATION) for group in groups],
+        "seeds": [str(len(group.runs)) for group in groups],
+        "test gap to BP [points]": _gaps(groups, baselines, TEST),
+        "validation gap to BP [points]": _gaps(groups, baselines, VALIDATION),
+        f"{published} [%]": [f"{entry.percent:.1f}" if entry else "" for entry in literature],
+        "parameters (effective + affiliated)": [
+            f"{group.first['effective_parameters']:,} + {group.first['affiliated_parameters']:,}" for group in groups
+        ],
+        "extra FLOPs [%]": _texts(100 * pd.Series([g.first["extra_flops"] for g in groups], dtype=float), "{:.1f}"),
+        "samples/s": _texts(speeds, "{:,.0f}"),
+        "samples/s over BP's": _texts(_speedups(groups, baselines, speeds), "{:.2f}"),
+    }
+    frame = pd.DataFrame(columns)
+    return frame.loc[:, (frame != "").any()]
+
+
+def markdown(frame: pd.DataFrame) -> str:
+    """A table of text as Markdown; columns of numbers are aligned to the right."""
+    numeric = [frame[name].str.match(r"[-+\d]|$").all() for name in frame]
+    rows = [frame.columns, ["---:" if right else "---" for right in numeric], *frame.itertuples(index=False)]
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows)
+
+
+def _texts(values: pd.Series, text: str) -> Sequence[str]:
+    """Values by a format; empty for NaN."""
+    return ["" if pd.isna(value) else text.format(value) for value in values]
+
+
+def _spread(group: ConfigGroup, accuracy: Accuracy) -> str:
+    """Mean and deviation; the number of seeds if not all have a value, and a mark if test data was used again."""
+    result = accuracy.of(group)
+    if result is None:
+        return ""
+    text = f"{result.mean:.2f}"
+    if result.std is not None:
+        text += f" ± {result.std:.2f}"
+    if result.count < len(group.runs):
+        text += f" (of {result.count})"
+    return f"{text} {_TESTED_AGAIN}" if accuracy is TEST and any(run.tests > 1 for run in group.runs) else text
+
+
+def _gaps(groups: Sequence[ConfigGroup], baselines: pd.Series, accuracy: Accuracy) -> Sequence[str]:
+    """Differences of the means to those of the baselines; empty where one is unknown."""
+    results = map(accuracy.of, groups)
+    means = pd.Series([None if result is None else result.mean for result in results], dtype=float)
+    return _texts(means - baselines.map(means), "{:+.2f}")
+
+
+def _speedups(groups: Sequence[ConfigGroup], baselines: pd.Series, speeds: pd.Series) -> pd.Series:
+    """Speeds over those of the baselines; NaN if the two ran on different machines."""
+    machines = pd.Series([{(run.summary["device"], run.summary["hardware"]) for run in group.runs} for group in groups])
+    same = (machines.map(len) == 1) & (machines == baselines.map(machines))
+    return (speeds / baselines.map(speeds)).where(same)

@@ -25,6 +25,9 @@ from counterflow.report.training_plots import (
 )
 
 _Groups = Sequence[ConfigGroup]
+_Kind = tuple[str, str, Callable[[_Groups], _Groups], Callable[[_Groups], Figure]]
+"""Name, caption with ``{}`` for the data, the model and the blocks, selection of the groups that it can show (none if
+there is nothing to see), and drawing of them."""
 _SPREAD = "Error bars are a standard deviation over seeds."
 
 
@@ -38,65 +41,55 @@ class Plot:
     draw: Callable[[], Figure]
 
 
-@dataclass(frozen=True)
-class _Kind:
-    name: str
-    caption: str
-    """With ``{}`` for the data, the model and the blocks."""
-    select: Callable[[_Groups], _Groups]
-    """The groups that it can show; none if there is nothing to see."""
-    draw: Callable[[_Groups], Figure]
-
-
-_BY_MODEL = [
-    _Kind(
+_BY_MODEL: Sequence[_Kind] = [
+    (
         "layers",
         f"Accuracy against the number of layers{{}}. {_SPREAD}",
         lambda groups: groups if varies(groups, "layers") else (),
         accuracy_by_layers,
     )
 ]
-_BY_NETWORK = [
-    _Kind(
+_BY_NETWORK: Sequence[_Kind] = [
+    (
         "blocks",
         f"Accuracy against the number of blocks{{}}. {_SPREAD}",
         lambda groups: groups if varies(beside_backprop(groups), "blocks") else (),
         accuracy_by_blocks,
     ),
-    _Kind(
+    (
         "flops",
         f"Accuracy against the work of the local rule beside the network{{}}. {_SPREAD}",
         lambda groups: groups if costs_vary(groups) else (),
         accuracy_by_cost,
     ),
 ]
-_BY_BLOCKS = [
-    _Kind(
+_BY_BLOCKS: Sequence[_Kind] = [
+    (
         "curves",
         "Accuracy on held-out data during training{}: mean over seeds, with a band of a standard deviation.",
         lambda groups: [group for group in groups if any(len(curve) > 1 for curve in accuracy_curves(group))],
         learning_curves,
     ),
-    _Kind(
+    (
         "associated-loss",
         "Associated loss of every layer during training{}, mean over seeds.",
         lambda groups: [group for group in groups if any(len(curve) > 1 for curve in associated_curves(group))],
         associated_losses,
     ),
-    _Kind(
+    (
         "distances",
         "Mean distance between the centroids of classes, mean distance of samples to the centroid of their class, and "
         f"the ratio of the two, after every block{{}}; Euclidean, on test samples. {_SPREAD}",
         lambda groups: [group for group in groups if first_activations(group)],
         class_distances,
     ),
-    _Kind(
+    (
         "tsne",
         "t-SNE of what the blocks put out for test samples{}, first seed of each.",
         lambda groups: [group for group in groups if first_activations(group)],
         layer_embeddings,
     ),
-    _Kind(
+    (
         "block-accuracy",
         f"Accuracy of every block by itself after training{{}}. {_SPREAD}",
         lambda groups: groups if blocks_predict(groups) else (),
@@ -109,13 +102,13 @@ def plots(comparison: Comparison) -> Iterator[Plot]:
     """The plots of a comparison: by model, then by network, and within a network by its number of blocks."""
     names: Counter[str] = Counter()
     for kinds, where, suffix, groups in _sections(comparison):
-        for kind in kinds:
-            shown = kind.select(groups)
+        for kind, caption, select, draw in kinds:
+            shown = select(groups)
             if shown:
-                name = f"{comparison.slug}-{kind.name}{suffix}"
+                name = f"{comparison.slug}-{kind}{suffix}"
                 names[name] += 1
                 number = f"-{names[name]}" if names[name] > 1 else ""
-                yield Plot(name + number, kind.caption.format(where), shown, partial(kind.draw, shown))
+                yield Plot(name + number, caption.format(where), shown, partial(draw, shown))
 
 
 def _sections(comparison: Comparison) -> Iterator[tuple[Sequence[_Kind], str, str, _Groups]]:

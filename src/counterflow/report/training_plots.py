@@ -99,8 +99,11 @@ def accuracy_by_layers(groups: Sequence[ConfigGroup]) -> Figure:
 def accuracy_by_cost(groups: Sequence[ConfigGroup]) -> Figure:
     """A labelled point a group; backprop, which computes nothing beside the network, is dashed."""
     accuracy = main_accuracy(groups)
-    counted = [group for group in beside_backprop(groups) if group.first["extra_flops"] is not None]
-    known = [(group, result) for group in counted if (result := accuracy.of(group)) is not None]
+    known = [
+        (group, result)
+        for group in beside_backprop(groups)
+        if group.first["extra_flops"] is not None and (result := accuracy.of(group)) is not None
+    ]
     points = [(100 * group.first["extra_flops"], result.mean) for group, result in known]
     lines = [
         (
@@ -119,8 +122,7 @@ def accuracy_by_cost(groups: Sequence[ConfigGroup]) -> Figure:
 
 def costs_vary(groups: Sequence[ConfigGroup]) -> bool:
     """True if groups beside backprop differ in their extra FLOPs."""
-    costs = pd.Series([group.first["extra_flops"] for group in beside_backprop(groups)], dtype=float)
-    return bool(costs.nunique() > 1)
+    return len({group.first["extra_flops"] for group in beside_backprop(groups)} - {None}) > 1
 
 
 def accuracy_curves(group: ConfigGroup) -> Sequence[pd.DataFrame]:
@@ -135,12 +137,11 @@ def associated_curves(group: ConfigGroup) -> Sequence[pd.DataFrame]:
 
 def learning_curves(groups: Sequence[ConfigGroup]) -> Figure:
     """Accuracy on held-out data: first all groups, then the blocks of every group whose blocks predict."""
-    known = [group for group in groups if accuracy_curves(group)]
-    lines = list(zip(known, labels(known), map(accuracy_curves, known), strict=True))
+    lines = list(zip(groups, labels(groups), map(accuracy_curves, groups), strict=True))
     local = [line for line in lines if sum(not curve.empty for curve in line[2]) > 1]
     height = _PANEL_HEIGHT if local else _HEIGHT
     figure, (first, *panels) = subplots(1 + len(local), 2 if local else 1, height, sharey=True)
-    for (_, name, curves), style in zip(lines, line_styles(known), strict=True):
+    for (_, name, curves), style in zip(lines, line_styles(groups), strict=True):
         mean, deviation = curves[-1]["mean"], curves[-1]["std"].fillna(0)
         first.plot(mean, label=name, **{**style, "marker": ""})
         first.fill_between(mean.index, mean - deviation, mean + deviation, color=style["color"], alpha=0.2, linewidth=0)
@@ -157,10 +158,9 @@ def learning_curves(groups: Sequence[ConfigGroup]) -> Figure:
 
 def associated_losses(groups: Sequence[ConfigGroup]) -> Figure:
     """A panel a group, a line a layer."""
-    known = [group for group in groups if associated_curves(group)]
-    height = _PANEL_HEIGHT if len(known) > 1 else _HEIGHT
-    figure, axes = subplots(len(known), min(2, len(known)), height, sharey=True)
-    for axis, group, name in zip(axes, known, labels(known), strict=True):
+    height = _PANEL_HEIGHT if len(groups) > 1 else _HEIGHT
+    figure, axes = subplots(len(groups), min(2, len(groups)), height, sharey=True)
+    for axis, group, name in zip(axes, groups, labels(groups), strict=True):
         _draw_blocks(axis, group, associated_curves(group), name, "layer")
         axis.set(yscale="log", xlabel="batch", ylabel="associated loss")
         axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

@@ -15,7 +15,6 @@ from counterflow.doctor import diagnostics
 from counterflow.doctor.check import Status
 from counterflow.doctor.diagnostics import DiagnosticsConfig, check_meeting, run_diagnostics
 from counterflow.doctor.link_benchmark import QUICK
-from counterflow.doctor.store_mailbox import StoreMailbox
 from counterflow.rank_info import RankInfo
 from counterflow.transport import Communicator, connect
 from tests.helpers.processes import Pool, run_fresh
@@ -28,10 +27,10 @@ def diagnose(rank: int, size: int, store_path: str, seconds: float, folder: str)
         communicators.append(connect(dist.FileStore(store_path, size), rank, size, timeout=20))
         return communicators[0]
 
-    mailbox = StoreMailbox(dist.FileStore(f"{store_path}-mailbox", size))
+    messages = dist.FileStore(f"{store_path}-messages", size)
     config = DiagnosticsConfig(Path(folder), QUICK, 20, time.monotonic() + seconds)
     # Two nodes, so that both ranks check theirs.
-    checks = run_diagnostics(mailbox, connect_ranks, RankInfo(rank, size, 0, 1, f"host{rank}"), config)
+    checks = run_diagnostics(messages, connect_ranks, RankInfo(rank, size, 0, 1, f"host{rank}"), config)
     communicators[0].close()
     return [asdict(check) for check in checks]
 
@@ -66,7 +65,7 @@ def print_checks(rank: int, size: int, store_path: str, timeout: float, patience
         patience: The same, afterwards.
     """
     diagnostics.check_machine = lambda *_: []
-    mailbox = StoreMailbox(dist.FileStore(f"{store_path}-mailbox", size))
+    messages = dist.FileStore(f"{store_path}-messages", size)
     config = DiagnosticsConfig(Path(), QUICK, patience, time.monotonic() + 30)
 
     def connect_ranks() -> Communicator:
@@ -74,7 +73,7 @@ def print_checks(rank: int, size: int, store_path: str, timeout: float, patience
         communicator.watchdog.timeout = patience
         return communicator
 
-    for check in run_diagnostics(mailbox, connect_ranks, RankInfo(rank, size, rank, size), config):
+    for check in run_diagnostics(messages, connect_ranks, RankInfo(rank, size, rank, size), config):
         print(check.status, check.name, check.result, file=sys.stderr)
     sys.stderr.flush()
     os._exit(0)

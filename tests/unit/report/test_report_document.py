@@ -130,7 +130,9 @@ def test_errors_are_one_line(tmp_path: Path, make_run: MakeRun, capsys: pytest.C
         ([str(make_run("fine")), "--out", str(tmp_path / "file" / "out")], "file"),
     ):
         out = ["--out", str(tmp_path / "out")] if "--out" not in arguments else []
-        assert main([*arguments, *out]) == 2
+        with pytest.raises(SystemExit) as caught:
+            main([*arguments, *out])
+        assert caught.value.code == 2
         error = capsys.readouterr().err
         assert error.startswith("error: ")
         assert message in error

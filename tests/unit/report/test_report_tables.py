@@ -6,10 +6,9 @@ from statistics import stdev
 
 import pytest
 
+from counterflow.report.document import PUBLISHED, markdown, table
 from counterflow.report.groups import Comparison, MeanStd, compare
-from counterflow.report.literature import PUBLISHED
 from counterflow.report.runs import read_run
-from counterflow.report.tables import markdown, table
 
 MakeRun = Callable[..., Path]
 
