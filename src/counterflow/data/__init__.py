@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from counterflow.config import DataConfig
-from counterflow.data import builtin, image_folder, public_sets
+from counterflow.data import builtin, image_files, public_sets
 from counterflow.data.dataset import Dataset, Split
 from counterflow.data.sources import Source, as_dataset, as_split
 
@@ -16,7 +16,7 @@ LOADERS: dict[str, Callable[[DataConfig], Dataset]] = {
     "cifar10": public_sets.load,
     "cifar100": public_sets.load,
     "reverse": builtin.reverse,
-    "image_folder": image_folder.load,
+    "image_folder": image_files.load,
 }
 
 

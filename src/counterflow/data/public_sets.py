@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from counterflow.config import DataConfig
-from counterflow.data import image_file
+from counterflow.data import image_files
 from counterflow.data.dataset import Dataset, Split
 
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
@@ -178,7 +178,7 @@ def _manifest(folder: Path) -> list[ImageGrid]:
 
 def _tiles(folder: Path, grid: ImageGrid) -> Tensor:
     """Read the tiles of one grid, uint8 ``[M, 32, 32, 3]``."""
-    pixels = image_file.read(folder, grid.file)
+    pixels = image_files.read(folder, grid.file)
     height, width = grid.rows * SIDE, grid.columns * SIDE
     if pixels.shape != (height, width, 3):
         raise ValueError(f"{grid.file} has shape {list(pixels.shape)}: {MANIFEST} says that it is {[height, width, 3]}")
