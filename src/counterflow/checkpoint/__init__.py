@@ -4,11 +4,9 @@ A checkpoint is a consistent cut through all blocks (docs/architecture.md, In-ba
 This package knows nothing of models or ranks.
 """
 
-from counterflow.checkpoint.block_state import BlockState
-from counterflow.checkpoint.committer import CheckpointCommitter
-from counterflow.checkpoint.directory import CheckpointDirectory
+from counterflow.checkpoint.directory import CheckpointCommitter, CheckpointDirectory
 from counterflow.checkpoint.manifest import BlockWritten, Manifest, ManifestHeader
-from counterflow.checkpoint.writer import CheckpointWriter
+from counterflow.checkpoint.writer import BlockState, CheckpointWriter
 
 __all__ = [
     "BlockState",

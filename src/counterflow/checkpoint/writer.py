@@ -1,16 +1,68 @@
-"""Writer and reader of the states of one rank's blocks."""
+"""States of one rank's blocks: plain containers of tensors and numbers, written on a thread, and read."""
 
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from counterflow.checkpoint.atomic_write import atomic_write, sha256
-from counterflow.checkpoint.block_state import BlockState
 from counterflow.checkpoint.directory import CheckpointDirectory
 from counterflow.checkpoint.manifest import BlockWritten, block_file
+
+Messages = Mapping[int, tuple[Tensor, ...]]
+"""Messages by training batch."""
+
+
+@dataclass(frozen=True)
+class BlockState:
+    """Everything a block needs to continue after a training batch.
+
+    Random numbers, data order and learning rates are functions of the batch index, so they are not stored.
+    """
+
+    rule: Mapping[str, Any]
+    """``state_dict`` of the rule: parameters, buffers and optimizers."""
+    targets: Messages = field(default_factory=dict)
+    """Targets of later batches, as `LocalRule.receive_target` returned them."""
+    labels: Mapping[int, Tensor] = field(default_factory=dict)
+    """Labels of evaluations, by the training batch that each one follows."""
+    in_flight: Messages = field(default_factory=dict)
+    """Messages from the block below whose gradients have not arrived."""
+    sent: Messages = field(default_factory=dict)
+    """Messages on the way to the block below: the channel state of Chandy and Lamport."""
+
+    def copy(self) -> "BlockState":
+        """Deep copy in CPU memory, which training does not change."""
+        copies: dict[int, Tensor] = {}
+
+        def copied(tensor: Tensor) -> Tensor:
+            """A tensor that several batches share (a code book) stays one tensor."""
+            if id(tensor) not in copies:
+                copies[id(tensor)] = tensor.detach().to("cpu", copy=True)
+            return copies[id(tensor)]
+
+        return BlockState(**_map(vars(self), copied))
+
+    def to(self, device: torch.device) -> "BlockState":
+        """Move all messages to ``device``; the rule's own ``load_state_dict`` places its tensors."""
+        messages = {name: value for name, value in vars(self).items() if name != "rule"}
+        return BlockState(self.rule, **_map(messages, lambda tensor: tensor.to(device)))
+
+
+def _map(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """Apply ``function`` to all tensors in nested containers."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, Mapping):
+        return {key: _map(item, function) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_map(item, function) for item in value)
+    return value
 
 
 class CheckpointWriter:
@@ -43,6 +95,7 @@ class CheckpointWriter:
         self._queue: queue.SimpleQueue[tuple[int, Path, int, BlockState] | None] = queue.SimpleQueue()
         self._writing: dict[int, threading.Event] = {}
         self._thread: threading.Thread | None = None
+        self._error: Exception | None = None
 
     def restore(self, block: int) -> BlockState | None:
         """State that ``block`` continues from; None at the start of a run. Nothing in the file is executed.
@@ -95,10 +148,15 @@ class CheckpointWriter:
         writing = self._writing.get(block)
         if writing is not None and not writing.wait(self._timeout):
             raise TimeoutError(f"checkpoint of block {block}: not on the disk within {self._timeout:g} s")
+        if self._error is not None:
+            raise self._error
 
     def _run(self) -> None:
         while (item := self._queue.get()) is not None:
-            self._report(_write(*item))
+            try:
+                self._report(_write(*item))
+            except Exception as error:  # raised by the next save: an exception of a thread reaches nobody
+                self._error = error
             self._writing[item[0]].set()
 
 
@@ -107,7 +165,7 @@ def _write(block: int, folder: Path, batches: int, state: BlockState) -> BlockWr
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not path.exists():  # a restarted rank finds the file that its predecessor wrote, with the same content
-            atomic_write(path, lambda file: torch.save(state.plain(), file))
+            atomic_write(path, lambda file: torch.save(vars(state).copy(), file))
         return BlockWritten(batches, block, path.stat().st_size, sha256(path))
     except (OSError, RuntimeError) as error:  # torch raises RuntimeError for errors of the disk
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]

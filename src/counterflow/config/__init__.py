@@ -1,6 +1,5 @@
 """The configuration schema: names, types and limits of every option, checked before any process group exists."""
 
-from counterflow.config.algorithm import AlgorithmConfig, FeedbackConfig, HeadConfig, LatentConfig
 from counterflow.config.model import (
     MODELS,
     CNNConfig,
@@ -23,9 +22,13 @@ from counterflow.config.schema import (
     SCHEDULES,
     SGD,
     AdamW,
+    AlgorithmConfig,
     CheckpointConfig,
     DataConfig,
     EngineConfig,
+    FeedbackConfig,
+    HeadConfig,
+    LatentConfig,
     OptimizerConfig,
     OwnDataConfig,
     RunConfig,

@@ -4,45 +4,51 @@ The YAML files under ``conf/`` only choose values; names, types and limits are t
 ``ValueError`` of one line: the key, the value, and what is allowed.
 """
 
+# ruff: noqa: RUF009  # `checked` makes a field
+
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from omegaconf import MISSING
 
-from counterflow.config.algorithm import AlgorithmConfig
 from counterflow.config.model import ModelConfig
-from counterflow.config.validators import at_least, fraction, one_of, rate, size
+from counterflow.config.validators import (
+    NamedOptions,
+    Options,
+    above,
+    at_least,
+    checked,
+    count_or,
+    fraction,
+    one_of,
+    positive,
+    rate,
+    size,
+)
+
+_LONGEST = 1_000_000
+"""Longest limits of waits in seconds: every clock and timer can hold them."""
 
 _DATA_NAMES = ("digits", "fashion_mnist", "mnist", "cifar10", "cifar100", "reverse", "image_folder")
 
 
 @dataclass(kw_only=True)
-class DataConfig:
-    name: str = MISSING
+class DataConfig(Options, key="data"):
+    name: str = checked(MISSING, one_of, _DATA_NAMES)
     root: str = "data"
     """Folder that holds the data set."""
     download: bool = False
-    validation: float = 0.0
+    validation: float = checked(0.0, fraction)
     """Share of the training data that is held out of training, the same samples in every run: evaluations before the
     end are on these, so that test data is looked at once."""
-    limit: int | None = None
+    limit: int | None = checked(None, at_least, 1)
     """Train on so many of the remaining samples, the same ones in every run; all if not set."""
     augment: bool = False
     """Random crops of a padded image, and horizontal flips, deterministic in (seed, epoch, index)."""
-    padding: int = 2
+    padding: int = checked(2, size, 0)
     """Pixels of zero padding before a crop (``augment=true`` only)."""
     flip: bool = True
     """Horizontal flips (``augment=true`` only)."""
-
-    def __post_init__(self) -> None:
-        self._check_name()
-        fraction("data.validation", self.validation)
-        if self.limit is not None:
-            at_least("data.limit", self.limit, 1)
-        size("data.padding", self.padding, 0)
-
-    def _check_name(self) -> None:
-        one_of("data.name", self.name, _DATA_NAMES)
 
 
 DATA = {
@@ -64,151 +70,162 @@ DATA = {
 class OwnDataConfig(DataConfig):
     """The record of data that a script passed to a Trainer."""
 
-    name: str = "custom"
-
-    def _check_name(self) -> None:
-        one_of("data.name", self.name, ("custom",))
+    name: str = checked("custom", one_of, ("custom",))
 
 
 @dataclass(kw_only=True)
-class OptimizerConfig:
-    name: str = MISSING
-    lr: float = 1e-3
-    weight_decay: float = 0.0
-    schedule: str = "cosine"
-    """Learning rate as a function of the batch index: ``constant``, ``cosine`` or ``linear`` (both fall to 0)."""
-    warmup: int = 0
-    """Batches of linear warm-up."""
+class HeadConfig(Options, key="algorithm.head"):
+    """The head by which a local rule reads a block's output: convolutions, pooling, layer norm.
 
-    def __post_init__(self) -> None:
-        one_of("optimizer.name", self.name, (type(self).name,))
-        rate("optimizer.lr", self.lr)
-        rate("optimizer.weight_decay", self.weight_decay)
-        one_of("optimizer.schedule", self.schedule, ("constant", "cosine", "linear"))
-        at_least("optimizer.warmup", self.warmup, 0)
+    One family for all local rules: BLL's latent head, Pred-Sim's classifier and AL's bridge begin with it.
+    """
+
+    convolutions: int = checked(3, size, 0)
+    """Strided 3x3 convolutions before the pooling of feature maps, fewer where a map is one pixel before; 0 is a
+    pooled head without parameters."""
+    width: int = checked(64, size, 1)
+    """Channels of these convolutions."""
+    dim: int = checked(512, size, 1)
+    """Feature maps are pooled until the head has at most so many dimensions."""
+
+
+@dataclass(kw_only=True)
+class LatentConfig(Options, key="algorithm.latent"):
+    """The distribution over a block's latent ``z_k``, whose natural parameters the head gives."""
+
+    family: str = checked("gaussian", one_of, ("gaussian", "bernoulli", "categorical"))
+    categories: int = checked(8, size, 2)
+    """Size of one categorical variable; the latent is a vector of several (``family=categorical`` only)."""
+
+
+@dataclass(kw_only=True)
+class FeedbackConfig(Options, key="algorithm.feedback"):
+    """The feedback block ``g_k`` that maps the code book of block k to that of block k-1."""
+
+    kind: str = checked("mlp", one_of, ("linear", "mlp"))
+    hidden: int = checked(128, size, 1)
+    """Width of the hidden layer (``kind=mlp`` only)."""
+    norm: float = checked(1.0, above, 0)
+    """Root mean square norm of the codes of a book, after centring over the classes."""
+    lr_scale: float = checked(0.1, rate)
+    """Learning rate of phi as a multiple of that of theta."""
+    refresh: int = checked(1, at_least, 1)
+    """A new code book goes down every so many batches; labels go down with every batch."""
+
+
+@dataclass(kw_only=True)
+class AlgorithmConfig(NamedOptions, key="algorithm"):
+    """A learning rule and its options; each module of ``algorithms/`` brings its own."""
+
+    predicts_down: ClassVar[bool] = False
+    """Labels enter at the bottom, no targets come down while training, and the prediction comes out at the bottom."""
+
+
+@dataclass(kw_only=True)
+class OptimizerConfig(NamedOptions, key="optimizer"):
+    lr: float = checked(1e-3, rate)
+    weight_decay: float = checked(0.0, rate)
+    schedule: str = checked("cosine", one_of, ("constant", "cosine", "linear"))
+    """Learning rate as a function of the batch index: ``constant``, ``cosine`` or ``linear`` (both fall to 0)."""
+    warmup: int = checked(0, at_least, 0)
+    """Batches of linear warm-up."""
 
 
 @dataclass(kw_only=True)
 class SGD(OptimizerConfig):
     name: str = "sgd"
-    lr: float = 0.1
-    momentum: float = 0.9
+    lr: float = checked(0.1, rate)
+    momentum: float = checked(0.9, fraction)
     nesterov: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        fraction("optimizer.momentum", self.momentum)
         if self.nesterov and not self.momentum:
             raise ValueError("optimizer.nesterov=true: needs optimizer.momentum greater than 0")
+
+
+def _betas(key: str, values: list[float]) -> None:
+    if len(values) != 2:
+        raise ValueError(f"{key}={values}: must be two numbers")
+    for beta in values:
+        fraction(key, beta)
 
 
 @dataclass(kw_only=True)
 class AdamW(OptimizerConfig):
     name: str = "adamw"
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if len(self.betas) != 2:
-            raise ValueError(f"optimizer.betas={self.betas}: must be two numbers")
-        for beta in self.betas:
-            fraction("optimizer.betas", beta)
+    betas: list[float] = checked([0.9, 0.999], _betas)
 
 
 OPTIMIZERS = (AdamW, SGD)
 
 
 @dataclass(kw_only=True)
-class EngineConfig:
-    lag: Any = 2
+class EngineConfig(Options, key="engine"):
+    lag: Any = checked(2, count_or, "exact")
     """Batches by which a target message leaves earlier, per hop; ``exact`` is the locked algorithm on one process."""
-    depth: int = 2
+    depth: int = checked(2, size, 1)
     """Activation messages that a receiver accepts ahead of the block that takes them."""
     target_depth: int | None = None
     """The same for target messages; by default ``lag``, and never less."""
-    threads: Any = "auto"
+    threads: Any = checked("auto", count_or, "auto")
     """Intra-op threads of every process; ``auto`` is cores / blocks, at least 1."""
-    backend: str = "auto"
-    precision: str = "fp32"
+    backend: str = checked("auto", one_of, ("auto", "gloo", "nccl"))
+    precision: str = checked("fp32", one_of, ("fp32", "bf16", "auto"))
     """``bf16`` computes under autocast, with parameters and messages in float32; ``auto`` does so where the processor
     has units for it (CUDA from compute capability 8, AMX)."""
     channels_last: bool = False
     """Images with channels innermost, in memory and in messages: faster convolutions, and other bits."""
     compile: bool = False
     """Compile every block with torch.compile, which delays the first batch."""
-    recovery: str = "all"
+    recovery: str = checked("all", one_of, ("all", "rank"))
     """Ranks that restart when one is lost: ``all``, or the ``rank`` alone. The others then send it the messages that it
     needs again (local rules and ``naive``; gloo)."""
-    replay: int = 256
+    replay: int = checked(256, size, 1)
     """Megabytes of messages that an edge keeps in memory to send again; further ones are in a file
     (``recovery=rank`` only)."""
-    timeout: float = 300.0
+    timeout: float = checked(300.0, positive, _LONGEST)
     """Seconds that any single wait may last before the run ends."""
 
     def __post_init__(self) -> None:
-        if self.lag != "exact" and not (type(self.lag) is int and self.lag >= 1):
-            raise ValueError(f"engine.lag={self.lag}: allowed are exact and whole numbers of at least 1")
-        size("engine.depth", self.depth, 1)
+        super().__post_init__()
         room = 1 if self.lag == "exact" else self.lag
         if self.target_depth is not None and self.target_depth < room:
             raise ValueError(
                 f"engine.target_depth={self.target_depth}: must be at least engine.lag={room}, "
                 "or the prologue and a full activation channel block each other"
             )
-        if self.threads != "auto" and not (type(self.threads) is int and self.threads >= 1):
-            raise ValueError(f"engine.threads={self.threads}: allowed are auto and whole numbers of at least 1")
-        one_of("engine.recovery", self.recovery, ("all", "rank"))
-        size("engine.replay", self.replay, 1)
-        one_of("engine.backend", self.backend, ("auto", "gloo", "nccl"))
-        one_of("engine.precision", self.precision, ("fp32", "bf16", "auto"))
-        if not 0 < self.timeout <= 1e6:  # the largest that every clock and timer can hold
-            raise ValueError(f"engine.timeout={self.timeout}: must be greater than 0 and at most 1000000")
 
 
 @dataclass(kw_only=True)
-class CheckpointConfig:
-    every: int = 0
+class CheckpointConfig(Options, key="checkpoint"):
+    every: int = checked(0, at_least, 0)
     """Write a checkpoint after every so many batches, and at the end; 0 is never."""
-    keep: int = 2
+    keep: int = checked(2, at_least, 1)
     """So many of them, the newest ones."""
-    grace: float = 25.0
+    grace: float = checked(25.0, positive, _LONGEST)
     """Seconds from SIGTERM or SIGINT to the end of the process, even if the checkpoint is not finished."""
 
-    def __post_init__(self) -> None:
-        at_least("checkpoint.every", self.every, 0)
-        at_least("checkpoint.keep", self.keep, 1)
-        if not 0 < self.grace <= 1e6:
-            raise ValueError(f"checkpoint.grace={self.grace}: must be greater than 0 and at most 1000000")
-
 
 @dataclass(kw_only=True)
-class TrainLoopConfig:
-    epochs: int = 1
-    batch_size: int = 32
-    microbatches: int = 4
+class TrainLoopConfig(Options, key="train"):
+    epochs: int = checked(1, at_least, 1)
+    batch_size: int = checked(32, at_least, 1)
+    microbatches: int = checked(4, at_least, 1)
     """Parts of a batch that a pipeline schedule sends one after the other (end-to-end references only)."""
-    steps: int | None = None
+    steps: int | None = checked(None, at_least, 1)
     """Stop after so many batches, even if ``epochs`` means more."""
-    evaluate_every: int = 0
+    evaluate_every: int = checked(0, at_least, 0)
     """Evaluate after every so many batches, on held out data (``data.validation``) or, if there is none, on the test
     data; 0 is only at the end."""
     test: bool = True
     """Evaluate on the test data after the last batch. Turn it off in runs that choose between settings."""
-    log_every: int = 10
+    log_every: int = checked(10, at_least, 1)
     """Report losses and accuracies every so many batches."""
-
-    def __post_init__(self) -> None:
-        at_least("train.epochs", self.epochs, 1)
-        at_least("train.batch_size", self.batch_size, 1)
-        at_least("train.microbatches", self.microbatches, 1)
-        if self.steps is not None:
-            at_least("train.steps", self.steps, 1)
-        at_least("train.evaluate_every", self.evaluate_every, 0)
-        at_least("train.log_every", self.log_every, 1)
 
 
 @dataclass(kw_only=True)
-class RunConfig:
+class RunConfig(Options, key="run"):
     dir: str | None = None
     """Run directory; by default a new one under ``runs/``, named by rank 0. Of a sweep, the folder with all of its
     runs; by default ``runs/EXPERIMENT-SCALE``."""
@@ -219,11 +236,8 @@ class RunConfig:
     """Name of the preset under ``conf/experiment``; each sets it itself."""
     display: bool = True
     """The live display on rank 0."""
-    activations: int = 0
+    activations: int = checked(0, at_least, 0)
     """Save the outputs of every block for so many test samples after the last batch, in ``activations.npz``."""
-
-    def __post_init__(self) -> None:
-        at_least("run.activations", self.activations, 0)
 
 
 SCALES = ("smoke", "cpu", "full")
@@ -232,13 +246,13 @@ SCHEDULES = ("auto", "free", *PIPELINES, "naive")
 
 
 @dataclass(kw_only=True)
-class TrainConfig:
-    seed: int = 1
-    blocks: int = 4
-    scale: str = "full"
+class TrainConfig(Options):
+    seed: int = checked(1, at_least, 0)
+    blocks: int = checked(4, size, 1)
+    scale: str = checked("full", one_of, SCALES)
     """Choice among the values of an experiment's preset: ``smoke`` for a minute, ``cpu`` for an hour, ``full``."""
-    device: str = "auto"
-    schedule: str = "auto"
+    device: str = checked("auto", one_of, ("auto", "cpu", "cuda"))
+    schedule: str = checked("auto", one_of, SCHEDULES)
     """Order of work on the ranks: ``free`` for local rules, a pipeline schedule of torch or ``naive`` for end-to-end
     references. ``auto`` is ``free`` and ``1f1b``."""
     trace: bool = False
@@ -253,13 +267,9 @@ class TrainConfig:
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
-        at_least("seed", self.seed, 0)
-        size("blocks", self.blocks, 1)
-        one_of("scale", self.scale, SCALES)
+        super().__post_init__()
         if self.scale != "full" and self.run.experiment is None:
             raise ValueError(f"scale={self.scale}: has no effect without experiment=NAME, whose values it chooses")
-        one_of("schedule", self.schedule, SCHEDULES)
-        one_of("device", self.device, ("auto", "cpu", "cuda"))
         evaluates = self.train.test or self.data.validation or isinstance(self.data, OwnDataConfig)
         if not evaluates:
             raise ValueError("train.test=false: needs data.validation greater than 0, or nothing would be evaluated")

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from counterflow.config import DataConfig
-from counterflow.data import builtin, cifar, image_folder, mnist
+from counterflow.data import builtin, image_files, public_sets
 from counterflow.data.dataset import Dataset, Split
 from counterflow.data.sources import Source, as_dataset, as_split
 
@@ -11,12 +11,12 @@ __all__ = ["LOADERS", "Dataset", "Source", "Split", "as_dataset", "as_split", "l
 
 LOADERS: dict[str, Callable[[DataConfig], Dataset]] = {
     "digits": builtin.digits,
-    "fashion_mnist": mnist.load,
-    "mnist": mnist.load,
-    "cifar10": cifar.load,
-    "cifar100": cifar.load,
+    "fashion_mnist": public_sets.load,
+    "mnist": public_sets.load,
+    "cifar10": public_sets.load,
+    "cifar100": public_sets.load,
     "reverse": builtin.reverse,
-    "image_folder": image_folder.load,
+    "image_folder": image_files.load,
 }
 
 

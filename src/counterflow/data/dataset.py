@@ -118,12 +118,11 @@ class Dataset:
         values; a constant channel has the standard deviation 1.
         """
         mean, std = [], []
+        values = torch.arange(256)
         for channel in self.train.inputs.unbind(1):
             # Integers up to the last step: a sum of floats would depend on the number of threads.
-            counts = torch.bincount(channel.flatten(), minlength=256).tolist()
-            total = sum(counts)
-            first = sum(count * value for value, count in enumerate(counts))
-            second = sum(count * value**2 for value, count in enumerate(counts))
+            counts = torch.bincount(channel.flatten(), minlength=256)
+            total, first, second = (int((counts * values**power).sum()) for power in range(3))
             mean.append(first / total)
             std.append(sqrt(total * second - first**2) / total or 1.0)
         return torch.tensor(mean, dtype=torch.float32), torch.tensor(std, dtype=torch.float32)

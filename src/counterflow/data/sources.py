@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import IterableDataset
 
-from counterflow.data import image_file
+from counterflow.data import image_files
 from counterflow.data.dataset import Dataset, Split, describe
 
 Source = Split | tuple[Tensor, Tensor] | TorchDataset[Any]
@@ -77,7 +77,7 @@ def _sample(item: Any, name: str) -> tuple[Tensor, Tensor]:
         raise ValueError(f"{name}={type(item).__name__}: must be a pair (input, label)")
     source, label = item
     if hasattr(source, "getbands"):  # a PIL image; the check does not import PIL
-        inputs = image_file.pixels(source, name).permute(2, 0, 1)
+        inputs = image_files.pixels(source, name).permute(2, 0, 1)
     else:
         inputs = _tensor(source, f"{name}: input")
     labels = _tensor(label, f"{name}: label")

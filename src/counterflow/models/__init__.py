@@ -7,12 +7,8 @@ import torch
 from torch import nn
 
 from counterflow.config import ModelConfig
-from counterflow.models.cnn import cnn
 from counterflow.models.custom import custom
-from counterflow.models.mlp import mlp
-from counterflow.models.resnet import resnet
-from counterflow.models.transformer import transformer
-from counterflow.models.vgg import vgg
+from counterflow.models.networks import cnn, mlp, resnet, transformer, vgg
 from counterflow.seeding import derive_seed
 
 # Each builder takes a configuration class of its own, so the common type of the first argument is Any.
@@ -25,9 +21,9 @@ _IMAGES: dict[str, _Builder] = {
     "resnet50": resnet,
     "resnet20": resnet,
     "resnet32": resnet,
+    "custom": custom,
 }
-_SEQUENCES: dict[str, _Builder] = {"transformer": transformer}
-_ANY: dict[str, _Builder] = {"custom": custom}
+_SEQUENCES: dict[str, _Builder] = {"transformer": transformer, "custom": custom}
 
 
 def build(config: ModelConfig, input_shape: tuple[int, ...], classes: int, seed: int) -> nn.Sequential:
@@ -46,7 +42,6 @@ def build(config: ModelConfig, input_shape: tuple[int, ...], classes: int, seed:
         ValueError: If ``config.name`` is unknown or takes samples of another kind.
     """
     kind, builders = ("sequences", _SEQUENCES) if len(input_shape) == 1 else ("images", _IMAGES)
-    builders = builders | _ANY
     if config.name not in builders:
         raise ValueError(f"model.name={config.name}: allowed for {kind} are {', '.join(builders)}")
     return build_seeded(lambda: builders[config.name](config, input_shape, classes), seed)

@@ -58,7 +58,6 @@ class RecoverableCommunicator(Communicator):
             restart_count: Processes that were this rank before.
             replay_bytes: Bytes of messages that every edge holds in memory.
         """
-        self._senders: list[ReplayingSender] = []
         self._token = token
         self._replay_bytes = replay_bytes
         self._first: Callable[[int, Edge], Tag | None] = lambda batches, edge: None
@@ -75,17 +74,13 @@ class RecoverableCommunicator(Communicator):
         self._topology = topology
 
     def sender(self, edge: Edge, layouts: Callable[[Tag], MessageLayout]) -> ReplayingSender:  # type: ignore[override]
-        sender = ReplayingSender(self._replay_endpoint(edge, layouts, edge.destination), address(), self._replay_bytes)
-        self._senders.append(sender)
-        self._channels.append(sender)
-        return sender
+        endpoint = self._replay_endpoint(edge, layouts, edge.destination)
+        return self._opened(ReplayingSender(endpoint, address(), self._replay_bytes))
 
     def receiver(  # type: ignore[override]
         self, edge: Edge, layouts: Callable[[Tag], MessageLayout], depth: int, tags: Iterator[Tag]
     ) -> ReplayingReceiver:
-        receiver = ReplayingReceiver(self._replay_endpoint(edge, layouts, edge.source), depth, tags)
-        self._channels.append(receiver)
-        return receiver
+        return self._opened(ReplayingReceiver(self._replay_endpoint(edge, layouts, edge.source), depth, tags))
 
     def _replay_endpoint(self, edge: Edge, layouts: Callable[[Tag], MessageLayout], block: int) -> ReplayEndpoint:
         peer = self._topology.rank_of(block)
@@ -107,9 +102,9 @@ class RecoverableCommunicator(Communicator):
             return
         before, self._checkpoint = self._checkpoint, self._store.get("checkpoint")
         if self._checkpoint != before:
-            for sender in self._senders:
-                tag = self._first(int(self._checkpoint), sender.endpoint.edge)
-                if tag is not None:
+            batches = int(self._checkpoint)
+            for sender in (channel for channel in self._channels if isinstance(channel, ReplayingSender)):
+                if tag := self._first(batches, sender.endpoint.edge):
                     sender.drop(tag)
 
     def all_gather(self, value: Any, purpose: str) -> list[Any]:
@@ -150,7 +145,6 @@ class RecoverableCommunicator(Communicator):
         assert self._control is not None
         self._control.close()
         for channel in self._channels:
-            assert isinstance(channel, ReplayingSender | ReplayingReceiver)
             channel.end()
 
 

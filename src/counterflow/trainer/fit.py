@@ -152,6 +152,7 @@ def fit(
     assert isinstance(begin, _Start)
     different = [rank for rank, other in enumerate(others, 1) if other[1] != start[1]]
     if different:
+        comm.close()  # all ranks are here, and the process may fit another network
         raise ValueError(f"model: rank {different[0]} was given other initial parameters than rank 0")
     if comm.restart_count and point is None:
         begin = _latest(begin, job)

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,39 +17,53 @@ Loaded = tuple[Sequence[Tensor], torch.cuda.Event | None]
 """Pieces of a message, and the event after which they are written; None if they are written already."""
 
 
-class MessageBuffers(Protocol):
-    """Buffers of one kind. `write` and `load` run on the thread that computes, all other methods on any thread."""
+class MessageBuffers:
+    """Buffers of one kind; as they stand here, of CPU tensors over gloo.
 
-    starts_at_once: bool
+    `write` and `load` run on the thread that computes, all other methods on any thread.
+    """
+
+    starts_at_once = True
     """True if `send` does not wait, so that the thread that computes may call it."""
 
     def buffer(self, nbytes: int) -> Tensor:
         """A uint8 buffer for messages of up to ``nbytes`` bytes."""
+        return torch.empty(nbytes, dtype=torch.uint8)
 
     def write(self, buffer: Tensor, layout: MessageLayout, header: bytes, tensors: Payload) -> torch.cuda.Event | None:
         """Copy a message into ``buffer``; return the event after which it is written, None if it is written already."""
+        _write_header(buffer, header)
+        for view, tensor in zip(layout.views(buffer), tensors, strict=True):
+            view.copy_(tensor, non_blocking=True)
+        return None
 
     def load_nbytes(self, layout: MessageLayout) -> int:
         """Bytes of the buffer that `load` needs."""
+        return layout.head
 
     def load(self, buffer: Tensor, layout: MessageLayout, header: bytes, tensors: Payload) -> Loaded:
         """Prepare a message in ``buffer``, or in ``tensors`` themselves, which must then stay unchanged until sent."""
+        _write_header(buffer, header)
+        for i, tensor in enumerate(tensors):
+            if i not in layout.large:
+                layout.view(buffer, i).copy_(tensor)
+        return [buffer[layout.pieces[0]], *(tensors[i].contiguous() for i in layout.large)], None
 
     def send(self, piece: Tensor, written: torch.cuda.Event | None, rank: int, group: dist.ProcessGroup) -> dist.Work:
         """Start to send ``piece`` of a message to ``rank``, after the event ``written``."""
+        return started(dist.isend(piece, rank, group=group))
 
     def complete(self, work: dist.Work, timeout: float) -> None:
         """Block this thread until ``work`` is done; ``RuntimeError`` if it fails or takes more than ``timeout`` s."""
+        work.wait(timedelta(seconds=timeout))
 
     def header(self, buffer: Tensor) -> bytes:
         """Header of a received message."""
+        return bytes(buffer[:HEADER_BYTES].numpy())
 
     def read(self, buffer: Tensor, layout: MessageLayout) -> Payload:
         """Tensors of a received message, on the device where blocks compute."""
-
-
-def _host_header(buffer: Tensor) -> bytes:
-    return bytes(buffer[:HEADER_BYTES].numpy())
+        return layout.views(buffer)
 
 
 def _write_header(buffer: Tensor, header: bytes) -> None:
@@ -60,51 +73,11 @@ def _write_header(buffer: Tensor, header: bytes) -> None:
         buffer.numpy()[:HEADER_BYTES] = np.frombuffer(header, np.uint8)
 
 
-def _write(buffer: Tensor, layout: MessageLayout, header: bytes, tensors: Payload) -> None:
-    _write_header(buffer, header)
-    for view, tensor in zip(layout.views(buffer), tensors, strict=True):
-        view.copy_(tensor, non_blocking=True)
-
-
-class _Gloo:
-    """Base of the kinds with buffers in host memory."""
-
-    def complete(self, work: dist.Work, timeout: float) -> None:
-        work.wait(timedelta(seconds=timeout))
-
-    def header(self, buffer: Tensor) -> bytes:
-        return _host_header(buffer)
-
-
-class CpuGloo(_Gloo):
+class CpuGloo(MessageBuffers):
     """CPU tensors over gloo."""
 
-    starts_at_once = True
 
-    def buffer(self, nbytes: int) -> Tensor:
-        return torch.empty(nbytes, dtype=torch.uint8)
-
-    def write(self, buffer: Tensor, layout: MessageLayout, header: bytes, tensors: Payload) -> None:
-        _write(buffer, layout, header, tensors)
-
-    def load_nbytes(self, layout: MessageLayout) -> int:
-        return layout.head
-
-    def load(self, buffer: Tensor, layout: MessageLayout, header: bytes, tensors: Payload) -> Loaded:
-        _write_header(buffer, header)
-        for i, tensor in enumerate(tensors):
-            if i not in layout.large:
-                layout.view(buffer, i).copy_(tensor)
-        return [buffer[layout.pieces[0]], *(tensors[i].contiguous() for i in layout.large)], None
-
-    def send(self, piece: Tensor, written: object, rank: int, group: dist.ProcessGroup) -> dist.Work:
-        return started(dist.isend(piece, rank, group=group))
-
-    def read(self, buffer: Tensor, layout: MessageLayout) -> Payload:
-        return layout.views(buffer)
-
-
-class _Cuda:
+class _Cuda(MessageBuffers):
     """Base of the kinds for CUDA tensors, which copy whole messages into their buffers before they send."""
 
     starts_at_once = False
@@ -114,7 +87,7 @@ class _Cuda:
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def write(self, buffer: Tensor, layout: MessageLayout, header: bytes, tensors: Payload) -> torch.cuda.Event:
-        _write(buffer, layout, header, tensors)
+        super().write(buffer, layout, header, tensors)
         written: torch.cuda.Event = torch.cuda.current_stream(self.device).record_event()
         return written
 
@@ -126,7 +99,7 @@ class _Cuda:
         return [buffer[piece] for piece in layout.pieces], written
 
 
-class CudaGloo(_Cuda, _Gloo):
+class CudaGloo(_Cuda):
     """CUDA tensors over gloo, which cannot send device memory: they are staged in pinned host memory."""
 
     def buffer(self, nbytes: int) -> Tensor:
@@ -135,7 +108,7 @@ class CudaGloo(_Cuda, _Gloo):
     def send(self, piece: Tensor, written: torch.cuda.Event | None, rank: int, group: dist.ProcessGroup) -> dist.Work:
         assert written is not None
         written.synchronize()
-        return started(dist.isend(piece, rank, group=group))
+        return super().send(piece, written, rank, group)
 
     def read(self, buffer: Tensor, layout: MessageLayout) -> Payload:
         with torch.cuda.stream(self._stream):
@@ -157,7 +130,7 @@ class CudaNccl(_Cuda):
         assert written is not None
         with torch.cuda.stream(self._stream):
             self._stream.wait_event(written)
-            return started(dist.isend(piece, rank, group=group))
+            return super().send(piece, written, rank, group)
 
     def complete(self, work: dist.Work, timeout: float) -> None:
         with torch.cuda.stream(self._stream):
@@ -171,10 +144,7 @@ class CudaNccl(_Cuda):
 
     def header(self, buffer: Tensor) -> bytes:
         with torch.cuda.stream(self._stream):
-            return _host_header(buffer[:HEADER_BYTES].cpu())
-
-    def read(self, buffer: Tensor, layout: MessageLayout) -> Payload:
-        return layout.views(buffer)
+            return super().header(buffer[:HEADER_BYTES].cpu())
 
 
 def make_buffers(backend: str, device: torch.device) -> MessageBuffers:

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
-from typing import Any, Protocol
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -26,8 +26,7 @@ _GOODBYE = 1
 """Tag of the one message by which a rank says that it ends in good order."""
 
 
-class Stateful(Protocol):
-    def state(self) -> str: ...
+Channel = TypeVar("Channel")
 
 
 class Communicator:
@@ -63,7 +62,7 @@ class Communicator:
         """Group and peer of each of this rank's edges to other ranks."""
         self._buffers: MessageBuffers = CpuGloo()
         self._peer_threads: list[threading.Thread] = []
-        self._channels: list[Stateful] = []
+        self._channels: list[Any] = []
         self._store = store
         self._control: ControlThread | None = None
         if store is not None:
@@ -119,16 +118,16 @@ class Communicator:
             self.watchdog.lose(peer)
 
     def sender(self, edge: Edge, layouts: Callable[[Tag], MessageLayout]) -> RemoteSender:
-        sender = RemoteSender(self._endpoint(edge, layouts))
-        self._channels.append(sender)
-        return sender
+        return self._opened(RemoteSender(self._endpoint(edge, layouts)))
 
     def receiver(
         self, edge: Edge, layouts: Callable[[Tag], MessageLayout], depth: int, tags: Iterator[Tag]
     ) -> RemoteReceiver:
-        receiver = RemoteReceiver(self._endpoint(edge, layouts), depth, tags)
-        self._channels.append(receiver)
-        return receiver
+        return self._opened(RemoteReceiver(self._endpoint(edge, layouts), depth, tags))
+
+    def _opened(self, channel: Channel) -> Channel:
+        self._channels.append(channel)
+        return channel
 
     def _endpoint(self, edge: Edge, layouts: Callable[[Tag], MessageLayout]) -> P2PEndpoint:
         group, peer = self._groups[edge]

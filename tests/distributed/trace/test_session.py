@@ -46,7 +46,7 @@ def traced(pool: Pool, folder: Path, ranks: int, *overrides: str) -> tuple[dict[
 
 
 def count(trace: RankTrace, *keys: str) -> Counter[tuple[Any, ...]]:
-    """Number of spans by name and ``keys``."""
+    """How many spans there are by name and ``keys``."""
     return Counter(
         (NAMES[row["name"]], *(int(row[key]) for key in keys)) for row in trace.spans if NAMES[row["name"]] != "loss"
     )
@@ -238,7 +238,7 @@ def halted_rank(rank: int, size: int, store_path: str, overrides: list[str], fol
     job = load_job(config, RankInfo(rank, size))
     comm = connect(dist.FileStore(store_path, size), rank, size, timeout=config.engine.timeout)
     if rank == 0:
-        threading.Thread(target=_stop, args=(comm,), daemon=True).start()
+        threading.Thread(target=_request_stop, args=(comm,), daemon=True).start()
     point = open_run_dir(job, config, lambda text: None) if rank == 0 else None
     with nullcontext() if point is None or point.directory is None else point.directory:
         try:
@@ -249,7 +249,7 @@ def halted_rank(rank: int, size: int, store_path: str, overrides: list[str], fol
     raise AssertionError("it was not halted")
 
 
-def _stop(comm: Communicator) -> None:
+def _request_stop(comm: Communicator) -> None:
     while not comm.stop.possible:
         time.sleep(0.01)
     time.sleep(0.2)

@@ -64,3 +64,18 @@ def test_without_a_directory_nothing_is_written_and_no_thread_starts() -> None:
         writer.finish()
         assert threading.active_count() == before
     assert not reports
+
+
+def test_a_report_that_fails_is_raised_by_the_next_save(tmp_path: Path) -> None:
+    """Found by killing the launcher's store: the thread ended with a traceback, and the run said nothing of it."""
+
+    def report(written: BlockWritten) -> None:
+        raise ReportError("no store")
+
+    class ReportError(Exception):
+        pass
+
+    with CheckpointWriter(CheckpointDirectory(tmp_path), report=report) as writer:
+        writer.save(1, 5, BlockState({}))
+        with pytest.raises(ReportError, match="no store"):
+            writer.save(1, 10, BlockState({}))

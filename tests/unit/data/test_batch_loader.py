@@ -2,8 +2,7 @@ import pytest
 import torch
 
 from counterflow.config import DataConfig
-from counterflow.data.augment import augment
-from counterflow.data.batch_loader import BatchLoader
+from counterflow.data.batch_loader import BatchLoader, augment
 from counterflow.data.dataset import Dataset, Split
 from counterflow.data.sampler import EpochSampler
 

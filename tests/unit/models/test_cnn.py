@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from counterflow.config import CNNConfig
-from counterflow.models.cnn import cnn
+from counterflow.models.networks import cnn
 
 
 def kinds(layer: nn.Module) -> list[str]:

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from counterflow.config import MLPConfig
-from counterflow.models.mlp import mlp
+from counterflow.models.networks import mlp
 
 
 def kinds(layer: nn.Module) -> list[str]:

@@ -5,7 +5,7 @@ from torchvision.models import resnet18, resnet50
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from counterflow.config import ResNet20Config, ResNet32Config, ResNet50Config, ResNetConfig
-from counterflow.models.resnet import Shortcut, resnet
+from counterflow.models.networks import Shortcut, resnet
 
 
 def test_layers_are_stem_eight_blocks_output() -> None:

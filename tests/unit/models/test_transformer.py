@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from counterflow.config import TransformerConfig
+from counterflow.models.networks import transformer
 from counterflow.models.partition import (
     balance,
     block_sizes,
@@ -12,7 +13,6 @@ from counterflow.models.partition import (
     profile_layers,
     split_network,
 )
-from counterflow.models.transformer import transformer
 
 SMALL = TransformerConfig(layers=3, width=8, hidden=12)
 

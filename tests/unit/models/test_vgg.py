@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from counterflow.config import VGGConfig
-from counterflow.models.vgg import vgg
+from counterflow.models.networks import vgg
 
 
 def kinds(layer: nn.Module) -> list[str]:

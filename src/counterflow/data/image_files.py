@@ -1,14 +1,15 @@
-"""Images of the user's own: ``train/`` and ``test/`` with a folder for each class, or one ``.npz`` file of numpy."""
+"""Image files and PIL images as tensors; data sets of them, in folders by class or in one ``.npz`` file of numpy."""
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from counterflow.config import DataConfig
-from counterflow.data import image_file
 from counterflow.data.dataset import Dataset, Split
 
 
@@ -50,17 +51,17 @@ def _read_folders(root: Path) -> Dataset:
 
 def _read_images(root: Path, samples: list[tuple[str, int]], first: str) -> Split:
     """Read the images of ``samples``, each of the size and the channels of the image ``first``."""
-    height, width, channels = image_file.read(root, first).shape
+    height, width, channels = read(root, first).shape
     images = torch.empty(len(samples), channels, height, width, dtype=torch.uint8)
     for image, (path, _) in zip(images, samples, strict=True):
         name = os.path.relpath(path, root)
-        pixels = image_file.read(root, name)
-        if pixels.shape != (height, width, channels):
+        found = read(root, name)
+        if found.shape != (height, width, channels):
             raise ValueError(
-                f"{name} has height, width and channels {list(pixels.shape)}: "
+                f"{name} has height, width and channels {list(found.shape)}: "
                 f"must be {[height, width, channels]}, those of {first}"
             )
-        image.copy_(pixels.permute(2, 0, 1))
+        image.copy_(found.permute(2, 0, 1))
     return Split(images, torch.tensor([label for _, label in samples]))
 
 
@@ -101,3 +102,27 @@ def _array_split(name: str, images: NDArray[np.uint8], labels: NDArray[np.intege
         )
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
     return Split(pixels, torch.from_numpy(labels.astype(np.int64)))
+
+
+def read(root: Path, name: str) -> Tensor:
+    """Read the pixels of the grey or RGB image ``name`` below ``root``, uint8 ``[H, W, C]``, without conversion.
+
+    Raises ``ValueError`` naming the file and the fault.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(root / name) as image:
+            image.load()
+    # Every format of PIL reports damage by an exception of its own.
+    except Exception as error:
+        raise ValueError(f"{name} cannot be read: {' '.join(str(error).split())}") from error
+    return pixels(image, name)
+
+
+def pixels(image: Any, name: str) -> Tensor:
+    """Pixels of a grey or RGB PIL image, uint8 ``[H, W, C]``; errors call it ``name``."""
+    if image.mode not in ("L", "RGB"):
+        raise ValueError(f"{name} has pixels of mode {image.mode}: must be L (grey) or RGB")
+    array = np.array(image)
+    return torch.from_numpy(array).view(*array.shape[:2], -1)
