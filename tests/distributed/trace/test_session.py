@@ -46,7 +46,7 @@ def traced(pool: Pool, folder: Path, ranks: int, *overrides: str) -> tuple[dict[
 
 
 def count(trace: RankTrace, *keys: str) -> Counter[tuple[Any, ...]]:
-    """How many spans there are by name and ``keys``."""
+    """Number of spans by name and ``keys``."""
     return Counter(
         (NAMES[row["name"]], *(int(row[key]) for key in keys)) for row in trace.spans if NAMES[row["name"]] != "loss"
     )
