@@ -262,7 +262,7 @@ def test_a_machine_without_tunnels_is_refused() -> None:
 
 def test_unavailable_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "attempt.py").write_text("import sys\nsys.exit('slow links: not here')")
-    monkeypatch.setattr(netem, "_HERE", tmp_path / "attempt.py")
+    monkeypatch.setattr(netem, "__file__", str(tmp_path / "attempt.py"))
     assert unavailable_reason() == "slow links: not here"
 
 

@@ -202,9 +202,10 @@ def run_twice(rank: int, size: int, store_path: str, port: int, pause: float) ->
 def test_several_runs_in_one_process_share_the_launchers_store() -> None:
     for ended in run_fresh(2, run_twice, free_port(), 0.3, timeout=60):
         assert ended.status == 0, ended
-        counts = ended.stderr.splitlines()
-        assert len(counts) == 3
-        assert len(set(counts[1:])) == 1, counts  # the second and the third run leave nothing behind
+        counts = [tuple(map(int, line.split())) for line in ended.stderr.splitlines()]
+        (_, _), (threads, files), (threads_after, files_after) = counts
+        assert threads_after == threads, counts
+        assert files_after <= files, counts  # the third run leaves nothing behind; gloo closes some sockets later
 
 
 # -- a store that dies
