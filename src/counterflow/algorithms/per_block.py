@@ -7,6 +7,7 @@ from inspect import signature
 from typing import Any
 
 from counterflow.algorithms.rule import BlockContext, LocalAlgorithm, LocalRule, RuleContext, RuleSet
+from counterflow.config.validators import named_call
 
 
 class PerBlockRules(RuleSet):
@@ -34,12 +35,7 @@ class CustomRule(LocalAlgorithm):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        names = self.target.split(".")
-        if len(names) < 2 or not all(name.isidentifier() for name in names):
-            raise ValueError(f"algorithm.target={self.target}: must be the name of a LocalRule, package.module.Class")
-        self.args = {} if self.args is None else self.args
-        if not (isinstance(self.args, dict) and all(isinstance(name, str) for name in self.args)):
-            raise ValueError(f"algorithm.args={self.args}: must be named arguments, {{name: value, ..}}")
+        self.args = named_call("algorithm", self.target, self.args, "LocalRule", "Class")
 
     def rule_set(self, context: RuleContext) -> RuleSet:
         module, _, name = self.target.rpartition(".")

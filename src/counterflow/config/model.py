@@ -5,7 +5,17 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from counterflow.config.validators import LARGEST, NamedOptions, checked, fraction, one_of, positive, size, sizes
+from counterflow.config.validators import (
+    LARGEST,
+    NamedOptions,
+    checked,
+    fraction,
+    named_call,
+    one_of,
+    positive,
+    size,
+    sizes,
+)
 
 
 def _cut(key: str, value: object) -> None:
@@ -126,12 +136,7 @@ class CustomConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        names = self.target.split(".")
-        if len(names) < 2 or not all(name.isidentifier() for name in names):
-            raise ValueError(f"model.target={self.target}: must be the name of a factory, package.module.factory")
-        self.args = {} if self.args is None else self.args
-        if not (isinstance(self.args, dict) and all(isinstance(name, str) for name in self.args)):
-            raise ValueError(f"model.args={self.args}: must be named arguments, {{name: value, ..}}")
+        self.args = named_call("model", self.target, self.args, "factory", "factory")
 
 
 MODELS = (

@@ -93,3 +93,14 @@ class NamedOptions(Options):
         if type(self).name != MISSING:
             one_of(f"{self._prefix}name", self.name, (type(self).name,))
         super().__post_init__()
+
+
+def named_call(group: str, target: str, args: Any, kind: str, example: str) -> dict[str, Any]:
+    """Check ``GROUP.target`` and ``GROUP.args`` of something of the user's own; the arguments, none for None."""
+    names = target.split(".")
+    if len(names) < 2 or not all(name.isidentifier() for name in names):
+        raise ValueError(f"{group}.target={target}: must be the name of a {kind}, package.module.{example}")
+    args = {} if args is None else args
+    if not (isinstance(args, dict) and all(isinstance(name, str) for name in args)):
+        raise ValueError(f"{group}.args={args}: must be named arguments, {{name: value, ..}}")
+    return args

@@ -124,7 +124,7 @@ def run(programs: Sequence[Iterable[TimedAction[A]]], record: Record[A]) -> None
     """
     RECEIVE, POST_RECEIVE, WAIT_SEND = SimOp.RECEIVE, SimOp.POST_RECEIVE, SimOp.WAIT_SEND
     waiting: list[tuple[SimEdge, SimOp, A] | None] = [None] * len(programs)
-    """What a rank waits for: channel, operation and its action; None for a rank that can go on or has ended."""
+    """The wait of a rank: channel, operation and its action; None for a rank that can go on or has ended."""
     ready = deque(range(len(programs)))
 
     def process(rank: int, program: Iterable[TimedAction[A]]) -> Iterator[tuple[SimEdge, SimOp, A]]:
