@@ -143,7 +143,7 @@ class Fresh:
             process.join(0)
             if process.exitcode is not None:
                 self._seconds.setdefault(rank, now)
-        return self.running()
+        return [rank for rank in range(len(self._processes)) if rank not in self._seconds]
 
     def wait(self, seconds: float) -> list[Ended]:
         """The end of every rank. Fails if one still runs ``seconds`` after the start."""
