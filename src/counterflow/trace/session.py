@@ -6,8 +6,7 @@ from pathlib import Path
 
 from counterflow.checkpoint.atomic_write import atomic_write
 from counterflow.trace import chrome, rank_trace
-from counterflow.trace.clock_sync import barrier_stamps
-from counterflow.trace.rank_trace import RankTrace
+from counterflow.trace.rank_trace import RankTrace, barrier_stamps
 from counterflow.trace.recorder import Recorder
 from counterflow.transport import Communicator
 

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from counterflow.trace import rank_trace
-from counterflow.trace.clock_sync import Clock, Offset, Stamps, barrier_stamps, clock_domain
-from counterflow.trace.rank_trace import RankTrace
+from counterflow.trace.rank_trace import Clock, Offset, RankTrace, Stamps, barrier_stamps, clock_domain
 from counterflow.trace.recorder import Recorder
 
 
