@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from counterflow.checkpoint.atomic_write import atomic_write, sha256
-from counterflow.checkpoint.directory import CheckpointDirectory
-from counterflow.checkpoint.manifest import BlockWritten, block_file
+from counterflow.checkpoint.directory import BlockWritten, CheckpointDirectory, block_file
 
 Messages = Mapping[int, tuple[Tensor, ...]]
 """Messages by training batch."""
@@ -107,8 +106,7 @@ class CheckpointWriter:
             return None
         path = block_file(self._resume_from, block)
         try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-            return BlockState(**content).to(self._device)
+            return BlockState(**torch.load(path, map_location="cpu", weights_only=True)).to(self._device)
         except FileNotFoundError:
             raise ValueError(f"{path}: is not there; run.dir has to be a folder that all nodes share") from None
         except Exception as error:
