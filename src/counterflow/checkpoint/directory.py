@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from counterflow.checkpoint.atomic_write import atomic_write, sha256
 
@@ -27,9 +27,20 @@ class CorruptCheckpointError(Exception):
     """An incomplete or altered checkpoint; the text gives the reason."""
 
 
+class Report:
+    """Dataclass that a rank sends to rank 0 as text."""
+
+    def to_json(self) -> str:
+        return json.dumps(vars(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        return cls(**json.loads(text))
+
+
 @dataclass(frozen=True)
-class BlockWritten:
-    """Report to rank 0 that a block was written, or could not be written."""
+class BlockWritten(Report):
+    """Report that a block was written, or could not be written."""
 
     batches: int
     """Training batches before the checkpoint."""
@@ -38,13 +49,6 @@ class BlockWritten:
     sha256: str
     error: str = ""
     """Why the file is missing; empty if it was written."""
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> "BlockWritten":
-        return cls(**json.loads(text))
 
 
 @dataclass(frozen=True)
@@ -66,10 +70,6 @@ class Manifest(ManifestHeader):
     blocks: Sequence[Mapping[str, Any]]
     """``nbytes`` and ``sha256`` of every block's file, bottom to top."""
     format: int = FORMAT
-
-    def write(self, folder: Path) -> None:
-        """Raises ``OSError``."""
-        atomic_write(folder / NAME, json.dumps(asdict(self), indent=1).encode())
 
 
 def block_file(folder: Path, block: int) -> Path:
@@ -225,7 +225,7 @@ class CheckpointCommitter:
             if failures:
                 raise OSError(f"{failures[0]}{' and others' if failures[1:] else ''}")
             manifest = Manifest(**vars(self.header), batches=written.batches, blocks=files)
-            manifest.write(self.directory.folder(written.batches))
+            atomic_write(self.directory.folder(written.batches) / NAME, json.dumps(asdict(manifest), indent=1).encode())
             self.latest = written.batches
             # The last checkpoint is of a finished run, which nothing resumes: until then an older one may be needed.
             if written.batches < self.batches:

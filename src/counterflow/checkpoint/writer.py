@@ -4,6 +4,7 @@ import queue
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +38,11 @@ class BlockState:
 
     def copy(self) -> "BlockState":
         """Deep copy in CPU memory, which training does not change."""
-        copies: dict[int, Tensor] = {}
 
+        @cache
         def copied(tensor: Tensor) -> Tensor:
             """A tensor that several batches share (a code book) stays one tensor."""
-            if id(tensor) not in copies:
-                copies[id(tensor)] = tensor.detach().to("cpu", copy=True)
-            return copies[id(tensor)]
+            return tensor.detach().to("cpu", copy=True)
 
         return BlockState(**_map(vars(self), copied))
 

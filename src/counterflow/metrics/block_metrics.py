@@ -5,11 +5,13 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Generic, TypeVar
 
 from torch import Tensor
+
+from counterflow.checkpoint.directory import Report
 
 _EVENTS = ("train", "validation", "test")
 _INTERVAL = 0.2
@@ -19,7 +21,7 @@ Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
-class BlockMetrics:
+class BlockMetrics(Report):
     event: str
     """``train``, or the split that was evaluated: ``validation``, ``test``."""
     n: int
@@ -32,13 +34,6 @@ class BlockMetrics:
     """Since this rank started, plus those of the run before it was resumed."""
     waited: float
     """Share of the time since this rank started that it waited for messages."""
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> "BlockMetrics":
-        return cls(**json.loads(text))
 
 
 @dataclass(frozen=True)
@@ -198,15 +193,12 @@ class ReportPoller(Generic[Item]):
 
     def _run(self) -> None:
         try:
-            while not self._done():
+            while self._expected is None or (self._next != list(self._expected) and time.monotonic() <= self._deadline):
                 self._wake.wait(_INTERVAL if self._expected is None else 0.01)
                 self._wake.clear()
                 self._poll()
         except Exception as error:  # raised again by check() and finish() on the caller's thread
             self._error = error
-
-    def _done(self) -> bool:
-        return self._expected is not None and (self._next == list(self._expected) or time.monotonic() > self._deadline)
 
     def _poll(self) -> None:
         for rank in range(len(self._next)):

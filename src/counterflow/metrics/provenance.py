@@ -39,8 +39,7 @@ def settings(config: Any) -> dict[str, Any]:
 
     ``config`` is a configuration dataclass, or a nested mapping such as one read from a file.
     """
-    content = config if isinstance(config, Mapping) else OmegaConf.to_container(OmegaConf.structured(config))
-    assert isinstance(content, Mapping)
+    content: Any = config if isinstance(config, Mapping) else OmegaConf.to_container(OmegaConf.structured(config))
     return {key: value for key, value in _flat("", content) if affects_result(key)}
 
 
@@ -95,10 +94,8 @@ def hardware(device: "torch.device") -> str:
 
 
 def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:  # not Linux
-        lines = []
+    table = Path("/proc/cpuinfo")
+    lines = table.read_text().splitlines() if table.exists() else []  # not Linux
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
 
@@ -114,13 +111,12 @@ def torchvision_version() -> str | None:
 def git_commit() -> str | None:
     """Commit of this source, with ``-dirty`` if it has changes; None outside a checkout."""
     try:
-        found = subprocess.run(
+        return subprocess.check_output(
             ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],
             cwd=Path(__file__).parent,
-            capture_output=True,
+            stderr=subprocess.DEVNULL,
             text=True,
             timeout=10,
-        )
-    except (OSError, subprocess.TimeoutExpired):
+        ).strip()
+    except (OSError, subprocess.SubprocessError):
         return None
-    return found.stdout.strip() if found.returncode == 0 else None

@@ -82,8 +82,9 @@ class RunDirectory:
             self._truncate(batches)
             atomic_write(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(self._config)).encode())
         except OSError as error:
-            reason = error.strerror or error
-            raise ValueError(f"run.dir={self.path}: must be a folder that can be written ({reason})") from error
+            raise ValueError(
+                f"run.dir={self.path}: must be a folder that can be written ({error.strerror or error})"
+            ) from error
 
     def __enter__(self) -> "RunDirectory":
         return self
