@@ -66,23 +66,9 @@ class Offset:
         return cls(other[-1][1], (low + high) / 2, (high - low) / 2)
 
 
-@dataclass(frozen=True)
-class Clock:
-    """Clock of a rank relative to rank 0's; it drifts linearly between two offsets."""
-
-    offsets: Sequence[Offset] = ()
-    """Sorted by time; none if the rank shares rank 0's clock."""
-
-    def common(self, times: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Convert ``times`` of this clock to rank 0's clock."""
-        if not self.offsets:
-            return times
-        return times + np.interp(times, [o.at for o in self.offsets], [o.seconds for o in self.offsets])
-
-    @property
-    def error(self) -> float:
-        """Largest possible error of converted times, in seconds."""
-        return max((offset.error for offset in self.offsets), default=0.0)
+def to_rank_0(times: NDArray[np.float64], offsets: Sequence[Offset]) -> NDArray[np.float64]:
+    """Convert ``times`` to rank 0's clock, from a clock that drifts linearly between ``offsets``, sorted by time."""
+    return times + np.interp(times, [o.at for o in offsets], [o.seconds for o in offsets])
 
 
 @dataclass(frozen=True)
@@ -110,24 +96,24 @@ def write(path: Path, trace: RankTrace, stamps: Sequence[Stamps]) -> None:
         file.write(trace.spans.tobytes())
 
 
-def read(path: Path, reference: Path) -> tuple[RankTrace, Clock]:
-    """Trace at ``path`` on the clock of the rank that wrote ``reference``, and the rank's own clock.
+def read(path: Path, reference: Path) -> tuple[RankTrace, Sequence[Offset]]:
+    """Trace at ``path`` on the clock of rank 0, which wrote ``reference``, and the offsets of rank 0's clock.
 
-    Raises ``OSError``.
+    There are no offsets if the two ranks share a clock. Raises ``OSError``.
     """
     (head, begin), (here, _) = _head(path), _head(reference)
     lanes = {int(lane): name for lane, name in head["lanes"].items()}
     spans: Spans = np.memmap(path, DTYPE, "r", begin) if path.stat().st_size > begin else np.empty(0, DTYPE)
-    clock = Clock()
+    offsets: Sequence[Offset] = ()
     if head["clock_domain"] != here["clock_domain"]:
         # A restarted rank has no stamps of the first synchronization: compare the last ones.
         both = min(len(here["stamps"]), len(head["stamps"]))
         pairs = zip(here["stamps"][-both:], head["stamps"][-both:], strict=True)
-        clock = Clock([Offset.between(ours, theirs) for ours, theirs in pairs])
+        offsets = [Offset.between(ours, theirs) for ours, theirs in pairs]
         spans = spans.copy()
         for end in ("start", "end"):
-            spans[end] = clock.common(spans[end])
-    return RankTrace(head["rank"], lanes, spans), clock
+            spans[end] = to_rank_0(spans[end], offsets)
+    return RankTrace(head["rank"], lanes, spans), offsets
 
 
 def _head(path: Path) -> tuple[dict[str, Any], int]:

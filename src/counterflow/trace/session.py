@@ -57,7 +57,7 @@ class TraceSession:
 
         paths = [self._path(rank) for rank in range(self._comm.size)]
         traces, clocks = zip(*(rank_trace.read(path, paths[0]) for path in paths), strict=True)
-        error = max(clock.error for clock in clocks)
+        error = max((offset.error for offsets in clocks for offset in offsets), default=0.0)
         atomic_write(self._folder / TRACE, lambda file: rank_trace.write_chrome(file, traces, error))
         timeline.draw([timeline.Panel(title, traces)], self._folder / TIMELINE)
 

@@ -98,17 +98,18 @@ def draw(panels: Sequence[Panel], path: Path, window: range | None = None) -> No
     row = min(_ROW, _HEIGHT / sum(counts))
     figure = Figure((_WIDTH, row * sum(counts) + 0.45 * len(panels) + 0.75), layout="constrained")
     with rc_context(_RC):
-        grid = figure.subplots(
-            len(panels), 1, sharex=True, squeeze=False, height_ratios=[count + 0.2 for count in counts]
-        )
-        rows: Sequence[Axes] = list(grid.flat)
+        figure.subplots(len(panels), 1, sharex=True, height_ratios=[count + 0.2 for count in counts])
         labels: set[str] = set()
-        for axes, panel, begin in zip(rows, panels, begins, strict=True):
+        for axes, panel, begin in zip(figure.axes, panels, begins, strict=True):
             labels |= _fill(axes, panel, begin, length)
-        rows[-1].set_xlabel("milliseconds (white: waits; numbers: batches)")
+        figure.axes[-1].set_xlabel("milliseconds (white: waits; numbers: batches)")
         styles = {style.label: style for style in _STYLES.values() if style.label in labels - {""}}
-        handles = [Patch(facecolor=style.color) for style in styles.values()]
-        figure.legend(handles, list(styles), loc="outside upper right", ncols=len(styles))
+        figure.legend(
+            [Patch(facecolor=style.color) for style in styles.values()],
+            list(styles),
+            loc="outside upper right",
+            ncols=len(styles),
+        )
         figure.savefig(path, metadata={"Software": None})
 
 
@@ -136,10 +137,8 @@ def _work(trace: RankTrace) -> float:
 
 def _fill(axes: Axes, panel: Panel, begin: float, length: float) -> set[str]:
     """Draw all boxes of a panel; returns the labels used."""
-    axes.set_title(panel.title)
-    axes.set_xlim(0, 1e3 * length)
     traces = sorted(panel.traces, key=lambda trace: trace.rank)
-    axes.set_ylim(-0.5, len(traces) - 0.5)
+    axes.set(title=panel.title, xlim=(0, 1e3 * length), ylim=(-0.5, len(traces) - 0.5))
     axes.set_yticks(range(len(traces)), [_name(trace) for trace in traces])
     point = length / (72 * (_WIDTH - _MARGIN))
     labels = set()
