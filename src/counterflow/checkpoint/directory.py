@@ -153,9 +153,7 @@ class CheckpointDirectory:
         Raises:
             ValueError: another version of counterflow wrote the checkpoint.
         """
-        for batches, folder in self.folders():
-            if batches >= before:
-                continue
+        for batches, folder in ((number, path) for number, path in self.folders() if number < before):
             try:
                 manifest = load(folder)
                 if manifest.batches != batches:

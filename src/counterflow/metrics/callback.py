@@ -69,8 +69,9 @@ def notify(callbacks: Sequence[Callback], method: str, *args: object) -> None:
         try:
             getattr(callback, method)(*args)
         except Exception as error:
-            text = f"callback {type(callback).__name__}.{method}: {type(error).__name__}: {error}"
-            raise CallbackError(text) from error
+            raise CallbackError(
+                f"callback {type(callback).__name__}.{method}: {type(error).__name__}: {error}"
+            ) from error
 
 
 class ProgressDisplay(Callback):
