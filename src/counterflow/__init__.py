@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from counterflow.metrics.block_metrics import StepMetrics as StepMetrics
     from counterflow.metrics.callback import Callback as Callback
     from counterflow.metrics.callback import CallbackError as CallbackError
+    from counterflow.metrics.callback import ProgressDisplay as ProgressDisplay
     from counterflow.metrics.callback import RunInfo as RunInfo
-    from counterflow.metrics.progress_display import ProgressDisplay as ProgressDisplay
     from counterflow.metrics.run_dir import FinishedError as FinishedError
     from counterflow.metrics.tensorboard import TensorBoardLogger as TensorBoardLogger
     from counterflow.models.head import Head as Head
@@ -63,8 +63,7 @@ _MODULES = {
     ],
     "counterflow.engine.run_context": ["BlockError", "PreemptedError"],
     "counterflow.metrics.block_metrics": ["StepMetrics"],
-    "counterflow.metrics.callback": ["Callback", "CallbackError", "RunInfo"],
-    "counterflow.metrics.progress_display": ["ProgressDisplay"],
+    "counterflow.metrics.callback": ["Callback", "CallbackError", "ProgressDisplay", "RunInfo"],
     "counterflow.metrics.run_dir": ["FinishedError"],
     "counterflow.metrics.tensorboard": ["TensorBoardLogger"],
     "counterflow.models.head": ["Head"],

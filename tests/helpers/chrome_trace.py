@@ -12,7 +12,7 @@ from counterflow.trace.recorder import DTYPE, NAMES
 
 
 def read_traces(path: Path) -> list[RankTrace]:
-    """Traces of all ranks that `counterflow.trace.chrome.write` wrote to ``path``."""
+    """Traces of all ranks that `counterflow.trace.rank_trace.write_chrome` wrote to ``path``."""
     lanes: dict[int, dict[int, str]] = defaultdict(dict)
     spans: dict[int, list[tuple[Any, ...]]] = defaultdict(list)
     for event in json.loads(path.read_text())["traceEvents"]:

@@ -4,8 +4,13 @@ A checkpoint is a consistent cut through all blocks (docs/architecture.md, In-ba
 This package knows nothing of models or ranks.
 """
 
-from counterflow.checkpoint.directory import CheckpointCommitter, CheckpointDirectory
-from counterflow.checkpoint.manifest import BlockWritten, Manifest, ManifestHeader
+from counterflow.checkpoint.directory import (
+    BlockWritten,
+    CheckpointCommitter,
+    CheckpointDirectory,
+    Manifest,
+    ManifestHeader,
+)
 from counterflow.checkpoint.writer import BlockState, CheckpointWriter
 
 __all__ = [

@@ -4,6 +4,7 @@ import queue
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,7 @@ import torch
 from torch import Tensor
 
 from counterflow.checkpoint.atomic_write import atomic_write, sha256
-from counterflow.checkpoint.directory import CheckpointDirectory
-from counterflow.checkpoint.manifest import BlockWritten, block_file
+from counterflow.checkpoint.directory import BlockWritten, CheckpointDirectory, block_file
 
 Messages = Mapping[int, tuple[Tensor, ...]]
 """Messages by training batch."""
@@ -38,13 +38,11 @@ class BlockState:
 
     def copy(self) -> "BlockState":
         """Deep copy in CPU memory, which training does not change."""
-        copies: dict[int, Tensor] = {}
 
+        @cache
         def copied(tensor: Tensor) -> Tensor:
             """A tensor that several batches share (a code book) stays one tensor."""
-            if id(tensor) not in copies:
-                copies[id(tensor)] = tensor.detach().to("cpu", copy=True)
-            return copies[id(tensor)]
+            return tensor.detach().to("cpu", copy=True)
 
         return BlockState(**_map(vars(self), copied))
 
@@ -107,8 +105,7 @@ class CheckpointWriter:
             return None
         path = block_file(self._resume_from, block)
         try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-            return BlockState(**content).to(self._device)
+            return BlockState(**torch.load(path, map_location="cpu", weights_only=True)).to(self._device)
         except FileNotFoundError:
             raise ValueError(f"{path}: is not there; run.dir has to be a folder that all nodes share") from None
         except Exception as error:

@@ -22,8 +22,7 @@ from counterflow.cli.note_handler import install_cli_logging
 from counterflow.cli.sweep import Sweep
 from counterflow.config import TrainConfig
 from counterflow.engine.run_context import PreemptedError
-from counterflow.metrics.callback import Callback
-from counterflow.metrics.progress_display import ProgressDisplay
+from counterflow.metrics.callback import Callback, ProgressDisplay
 from counterflow.rank_info import RankInfo
 from counterflow.signals import Signals
 from counterflow.trainer.fit import ProcessControl

@@ -28,7 +28,7 @@ from counterflow.engine.rank_result import RankResult, count_parameters
 from counterflow.engine.run_context import BlockError, RunContext, WaitTimes, raise_if_preempted, restore_block
 from counterflow.engine.stage import Stage
 from counterflow.metrics.callback import CallbackError
-from counterflow.metrics.fingerprint import digest
+from counterflow.metrics.provenance import digest
 from counterflow.schedule import Action, Op, rank_program
 from counterflow.trace.recorder import Recorder
 from counterflow.transport import ChannelError

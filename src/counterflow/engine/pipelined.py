@@ -32,7 +32,7 @@ from counterflow.engine.run_context import (
 )
 from counterflow.engine.runtime import Runtime
 from counterflow.metrics.callback import CallbackError
-from counterflow.metrics.fingerprint import digest
+from counterflow.metrics.provenance import digest
 from counterflow.schedule.pipeline_schedules import blocks_of_stages, owners
 from counterflow.trace.recorder import Recorder, span
 from counterflow.transport import ChannelError, Communicator

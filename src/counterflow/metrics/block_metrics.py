@@ -1,16 +1,27 @@
-"""Metrics of one block for one batch, and the rows that rank 0 assembles from those of all blocks."""
+"""Metrics of one block for one batch: their report to rank 0, and the rows that rank 0 assembles from all blocks."""
 
 import json
+import threading
+import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Generic, TypeVar
+
+from torch import Tensor
+
+from counterflow.checkpoint.directory import Report
 
 _EVENTS = ("train", "validation", "test")
+_INTERVAL = 0.2
+"""Seconds between polls. A display needs no more, and every poll takes time from a core that trains."""
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
-class BlockMetrics:
+class BlockMetrics(Report):
     event: str
     """``train``, or the split that was evaluated: ``validation``, ``test``."""
     n: int
@@ -24,12 +35,39 @@ class BlockMetrics:
     waited: float
     """Share of the time since this rank started that it waited for messages."""
 
-    def to_json(self) -> str:
-        return json.dumps(asdict(self))
 
-    @classmethod
-    def from_json(cls, text: str) -> "BlockMetrics":
-        return cls(**json.loads(text))
+@dataclass(frozen=True)
+class MetricsCallback:
+    """Engine callback that reports the metrics of one rank's blocks to rank 0.
+
+    It reports every ``every`` batches, the last batch and all evaluations. Numbers leave the device only then.
+    """
+
+    rank: int
+    every: int
+    """Batches between two reports."""
+    batches: int
+    """Training batches of the run."""
+    waited: Callable[[], float]
+    """Returns the seconds that this rank has waited for messages so far."""
+    report: Callable[[BlockMetrics], None]
+    """Sends a report to rank 0."""
+    before: float = 0.0
+    """Seconds of the run before it was resumed."""
+    start: float = field(default_factory=perf_counter)
+    """Time at which this rank started."""
+
+    def should_log(self, n: int) -> bool:
+        return n % self.every == 0 or n == self.batches - 1
+
+    def on_step(self, block: int, n: int, metrics: Mapping[str, Tensor]) -> None:
+        if self.should_log(n):
+            self.on_eval(block, n, "train", {name: float(value) for name, value in metrics.items()})
+
+    def on_eval(self, block: int, n: int, split: str, metrics: Mapping[str, float]) -> None:
+        seconds = perf_counter() - self.start
+        waited = self.waited() / max(seconds, 1e-9)
+        self.report(BlockMetrics(split, n, block, self.rank, metrics, self.before + seconds, waited))
 
 
 @dataclass(frozen=True)
@@ -60,15 +98,16 @@ class StepMetrics:
     def to_json(self) -> str:
         """The row as a line of ``metrics.jsonl``."""
         names = dict.fromkeys(name for record in self.records for name in record.metrics)
-        content: dict[str, Any] = {
-            "event": self.event,
-            "n": self.n,
-            "seconds": round(self.seconds, 4),
-            **self.system,
-            **{name: self.column(name) for name in names},
-            "wait_fraction": [round(share, 4) for share in self.waited],
-        }
-        return json.dumps(content)
+        return json.dumps(
+            {
+                "event": self.event,
+                "n": self.n,
+                "seconds": round(self.seconds, 4),
+                **self.system,
+                **{name: self.column(name) for name in names},
+                "wait_fraction": [round(share, 4) for share in self.waited],
+            }
+        )
 
 
 class RowAssembler:
@@ -109,3 +148,60 @@ class RowAssembler:
             event = _EVENTS[first[1]]
             system = self._summarize([r.metrics for r in records]) if event == "train" else {}
             self._sink(StepMetrics(event, first[0], records, system))
+
+
+class ReportPoller(Generic[Item]):
+    """Calls ``deliver`` with every report, on one thread; reports of one rank come in their order."""
+
+    def __init__(self, ranks: int, fetch: Callable[[int, int], Item | None], deliver: Callable[[Item], None]) -> None:
+        """Start the thread. ``fetch(rank, i)`` returns report i of a rank, or None if it has not arrived."""
+        self._fetch = fetch
+        self._deliver = deliver
+        self._next = [0] * ranks
+        self._expected: Sequence[int] | None = None
+        self._deadline = 0.0
+        self._error: Exception | None = None
+        self._wake = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="report-poller", daemon=True)
+        self._thread.start()
+
+    def check(self) -> None:
+        """Raise the exception that ended the thread, if there was one."""
+        if self._error is not None:
+            raise self._error
+
+    def finish(self, counts: Sequence[int], timeout: float) -> None:
+        """Wait until ``counts`` reports of every rank are delivered, at most ``timeout`` seconds.
+
+        Raises:
+            TimeoutError: some did not arrive.
+            Exception: as raised on the thread.
+        """
+        self._deadline = time.monotonic() + timeout
+        self._expected = counts
+        self._wake.set()
+        self._thread.join(timeout + 1)
+        self.check()
+        if self._thread.is_alive() or self._next != list(counts):
+            raise TimeoutError(f"{self._next} of {list(counts)} records per rank came within {timeout:g} s")
+
+    def close(self) -> None:
+        """Stop the thread; reports that have not arrived are dropped."""
+        self._deadline, self._expected = 0.0, ()
+        self._wake.set()
+        self._thread.join(1.0)
+
+    def _run(self) -> None:
+        try:
+            while self._expected is None or (self._next != list(self._expected) and time.monotonic() <= self._deadline):
+                self._wake.wait(_INTERVAL if self._expected is None else 0.01)
+                self._wake.clear()
+                self._poll()
+        except Exception as error:  # raised again by check() and finish() on the caller's thread
+            self._error = error
+
+    def _poll(self) -> None:
+        for rank in range(len(self._next)):
+            while (item := self._fetch(rank, self._next[rank])) is not None:
+                self._next[rank] += 1
+                self._deliver(item)

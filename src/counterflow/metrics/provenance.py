@@ -1,11 +1,11 @@
-"""Provenance of results: configuration, versions, hardware, commit."""
+"""Provenance of results: configuration, versions, hardware, commit, and the fingerprint of trained weights."""
 
 import hashlib
 import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,8 +39,7 @@ def settings(config: Any) -> dict[str, Any]:
 
     ``config`` is a configuration dataclass, or a nested mapping such as one read from a file.
     """
-    content = config if isinstance(config, Mapping) else OmegaConf.to_container(OmegaConf.structured(config))
-    assert isinstance(content, Mapping)
+    content: Any = config if isinstance(config, Mapping) else OmegaConf.to_container(OmegaConf.structured(config))
     return {key: value for key, value in _flat("", content) if affects_result(key)}
 
 
@@ -72,6 +71,25 @@ def _digest(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def digest(module: "torch.nn.Module") -> bytes:
+    """SHA-256 over names, types, shapes and bytes of all parameters and buffers of ``module``."""
+    import torch
+
+    sha = hashlib.sha256()
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        sha.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        sha.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return sha.digest()
+
+
+def fingerprint(digests: Iterable[bytes]) -> str:
+    """Fingerprint of trained weights, equal for equal bits.
+
+    SHA-256 over the digests of all blocks, bottom to top; independent of the ranks that own the blocks.
+    """
+    return hashlib.sha256(b"".join(digests)).hexdigest()
+
+
 def versions(device: "torch.device") -> dict[str, str | None]:
     """Software and hardware that may round differently elsewhere."""
     import torch
@@ -91,16 +109,11 @@ def hardware(device: "torch.device") -> str:
         import torch
 
         return torch.cuda.get_device_name(device)
-    return f"{_processor()}, {os.cpu_count()} cores"
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:  # not Linux
-        lines = []
+    table = Path("/proc/cpuinfo")
+    lines = table.read_text().splitlines() if table.exists() else []  # not Linux
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    processor = names[0] if names else platform.processor() or platform.machine()
+    return f"{processor}, {os.cpu_count()} cores"
 
 
 def torchvision_version() -> str | None:
@@ -114,13 +127,12 @@ def torchvision_version() -> str | None:
 def git_commit() -> str | None:
     """Commit of this source, with ``-dirty`` if it has changes; None outside a checkout."""
     try:
-        found = subprocess.run(
+        return subprocess.check_output(
             ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],
             cwd=Path(__file__).parent,
-            capture_output=True,
+            stderr=subprocess.DEVNULL,
             text=True,
             timeout=10,
-        )
-    except (OSError, subprocess.TimeoutExpired):
+        ).strip()
+    except (OSError, subprocess.SubprocessError):
         return None
-    return found.stdout.strip() if found.returncode == 0 else None

@@ -82,8 +82,9 @@ class RunDirectory:
             self._truncate(batches)
             atomic_write(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(self._config)).encode())
         except OSError as error:
-            reason = error.strerror or error
-            raise ValueError(f"run.dir={self.path}: must be a folder that can be written ({reason})") from error
+            raise ValueError(
+                f"run.dir={self.path}: must be a folder that can be written ({error.strerror or error})"
+            ) from error
 
     def __enter__(self) -> "RunDirectory":
         return self
@@ -153,26 +154,21 @@ class RunDirectory:
         self._metrics.seek(0)
         end = 0
         for line in self._metrics.readlines():
-            row = _row(line)
-            if row is None or row["n"] >= batches:
+            try:
+                row = json.loads(line if line.endswith(b"\n") else b"")
+                later, seconds = row["n"] >= batches, row["seconds"]
+            except (ValueError, TypeError, KeyError):  # an incomplete row, or no row
+                break
+            if later:
                 break
             end += len(line)
-            self.seconds = max(self.seconds, row["seconds"])
+            self.seconds = max(self.seconds, seconds)
         self._metrics.truncate(end)
 
     def _flush(self) -> None:
         assert self._metrics is not None, "begin comes first"
         while self._unwritten:
             self._unwritten = self._unwritten[self._metrics.write(self._unwritten) :]
-
-
-def _row(line: bytes) -> dict[str, Any] | None:
-    """The row in ``line``; None if it is incomplete or no row."""
-    try:
-        row = json.loads(line) if line.endswith(b"\n") else None
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) and isinstance(row.get("n"), int) and "seconds" in row else None
 
 
 def config_diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

@@ -12,15 +12,11 @@ from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 
 from counterflow.report.groups import STATISTICS, ConfigGroup, labels
-from counterflow.report.plot_style import errorbars, legend, line_styles, subplots, whole_numbers
+from counterflow.report.line_plots import errorbars, legend, line_styles, subplots, whole_numbers
 from counterflow.report.runs import Activations
 
 _SAMPLES = 1000
 """Number of samples that are embedded, the first ones: time grows faster than it, and more points hide each other."""
-_PANELS = 5
-_SEED = 0
-_LEGEND = 10
-"""More classes have no legend: their colours could not be told apart."""
 
 
 class Distances(NamedTuple):
@@ -75,15 +71,18 @@ def _distances_by_block(group: ConfigGroup) -> pd.DataFrame:
 
 def embed(activations: NDArray[np.float64]) -> NDArray[np.float64]:
     """``[M, d]`` to ``[M, 2]``; a function of its argument alone."""
-    perplexity = min(30.0, (len(activations) - 1) / 3)
-    method = TSNE(perplexity=perplexity, init="pca" if activations.shape[1] > 1 else "random", random_state=_SEED)
+    method = TSNE(
+        perplexity=min(30.0, (len(activations) - 1) / 3),
+        init="pca" if activations.shape[1] > 1 else "random",
+        random_state=0,
+    )
     with threadpool_limits(1):  # sums over threads have no fixed order
         return np.asarray(method.fit_transform(activations), dtype=np.float64)
 
 
 def shown_layers(blocks: int) -> Sequence[int]:
-    """Blocks to show, from 1: evenly from the lowest to the top, at most as many as fit beside each other."""
-    return sorted({round(k) for k in np.linspace(1, blocks, min(blocks, _PANELS))})
+    """Blocks to show, from 1: evenly from the lowest to the top, at most five, which fit beside each other."""
+    return sorted({round(k) for k in np.linspace(1, blocks, min(blocks, 5))})
 
 
 def first_activations(group: ConfigGroup) -> Activations | None:
@@ -97,9 +96,12 @@ def layer_embeddings(groups: Sequence[ConfigGroup]) -> Figure:
     columns = max(len(shown_layers(len(result.blocks))) for _, result in known)
     figure, axes = subplots(len(known) * columns, columns, 2.0)
     classes = np.unique(np.concatenate([result.labels for _, result in known]))
-    few = len(classes) <= _LEGEND
-    palette = colormaps["tab10" if few else "gist_rainbow"]
-    colours = palette(np.arange(len(classes)) if few else np.linspace(0, 1, len(classes)))
+    few = len(classes) <= 10  # more colours could not be told apart: they have no legend
+    colours = (
+        colormaps["tab10"](np.arange(len(classes)))
+        if few
+        else colormaps["gist_rainbow"](np.linspace(0, 1, len(classes)))
+    )
     for i, ((_, result), name) in enumerate(zip(known, labels([group for group, _ in known]), strict=True)):
         row = axes[i * columns : (i + 1) * columns]
         layers = shown_layers(len(result.blocks))

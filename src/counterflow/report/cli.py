@@ -26,8 +26,13 @@ def main(arguments: Sequence[str]) -> int:
         finished, unfinished = find_runs(options.runs)
         if not finished:
             raise ValueError(f"{', '.join(map(str, options.runs))}: no run has finished")
-        command = shlex.join(["python", "launch/report.py", *arguments])
-        write_report(options.out, options.title, command, compare(map(read_run, finished)), unfinished)
+        write_report(
+            options.out,
+            options.title,
+            command=shlex.join(["python", "launch/report.py", *arguments]),
+            comparisons=compare(map(read_run, finished)),
+            unfinished=unfinished,
+        )
     except (ValueError, OSError) as error:
         parser.error(f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error))
     print(options.out / "report.md")

@@ -12,15 +12,12 @@ from typing import NamedTuple
 import pandas as pd
 
 from counterflow.report.groups import TEST, VALIDATION, Accuracy, Comparison, ConfigGroup, differing_options, show
+from counterflow.report.line_plots import save
 from counterflow.report.plot_selection import Plot, plots
-from counterflow.report.plot_style import save
 from counterflow.report.runs import Run
 
-_FULL = "full"
-"""The scale at which networks are those of the papers."""
 _TESTED_AGAIN = "†"
 _SEQUENCES = Accuracy("test sequence", "test_sequence_accuracy")
-_OWN_COLUMN = ("algorithm.name", "model.name", "data.name", "blocks", "scale")
 _VERSIONS = {
     "torch": "torch_version",
     "torchvision": "torchvision_version",
@@ -109,24 +106,29 @@ def provenance(runs: Sequence[Run], table_runs: Sequence[Run] = ()) -> str:
         "device": _several(summaries["device"]),
         "seeds": ", ".join(map(str, sorted(set(summaries["seed"])))),
     }
+    if len(runs) == len(table_runs):
+        facts["runs"] = "all of the table's"
+    elif table_runs:
+        facts["configurations"] = ", ".join(sorted({f"`{digest[:_HASH]}`" for digest in summaries["config_hash"]}))
     lines = [
         "<details><summary>Where this comes from</summary>",
         "",
         *(f"- {name}: {text}" for name, text in facts.items()),
     ]
-    if table_runs:
-        hashes = ", ".join(sorted({f"`{digest[:_HASH]}`" for digest in summaries["config_hash"]}))
-        lines.append("- runs: all of the table's" if len(runs) == len(table_runs) else f"- configurations: {hashes}")
-    else:
-        listed = pd.DataFrame(
-            {
-                "run": [f"`{run.path.as_posix()}`" for run in ordered],
-                "seed": summaries["seed"].astype(str),
-                "configuration": [f"`{digest[:_HASH]}`" for digest in summaries["config_hash"]],
-                "fingerprint": [f"`{(run.summary['fingerprint'] or 'none')[:_HASH]}`" for run in ordered],
-            }
-        )
-        lines += ["", markdown(listed)]
+    if not table_runs:
+        lines += [
+            "",
+            markdown(
+                pd.DataFrame(
+                    {
+                        "run": [f"`{run.path.as_posix()}`" for run in ordered],
+                        "seed": summaries["seed"].astype(str),
+                        "configuration": [f"`{digest[:_HASH]}`" for digest in summaries["config_hash"]],
+                        "fingerprint": [f"`{(run.summary['fingerprint'] or 'none')[:_HASH]}`" for run in ordered],
+                    }
+                )
+            ),
+        ]
     return "\n".join([*lines, "", "</details>"])
 
 
@@ -158,8 +160,7 @@ def _several(values: Iterable[str | None]) -> str:
 
 
 def _preset(run: Run) -> str | None:
-    given = {"experiment": run.summary["experiment"], "scale": run.summary["scale"]}
-    text = " ".join(f"{key}={value}" for key, value in given.items() if value)
+    text = " ".join(f"{key}={run.summary[key]}" for key in ("experiment", "scale") if run.summary[key])
     return f"`{text}`" if text else None
 
 
@@ -171,17 +172,20 @@ def table(comparison: Comparison) -> pd.DataFrame:
     """The cells as text. A cell without a value is empty; columns of empty cells are left out."""
     groups = comparison.groups
     baselines = pd.Series([comparison.baseline(group) for group in groups], dtype=float)
-    published = "published" if comparison.scale == _FULL else "published for the full-size network"
+    published = "published" if comparison.scale == "full" else "published for the full-size network"
     speeds = pd.Series([group.summaries["samples_per_second"].mean() for group in groups])
     literature = [PUBLISHED.get((g.first["algorithm"], g.first["model"], g.first["data"])) for g in groups]
-    differing = differing_options(groups, per_algorithm=False, without=_OWN_COLUMN)
+    own_columns = ("algorithm.name", "model.name", "data.name", "blocks", "scale")
     ranks = [sorted({run.summary["ranks"] or 1 for run in group.runs}) for group in groups]
     columns = {
         "algorithm": [group.name for group in groups],
         "model": [group.first["model"] for group in groups],
         "data": [group.first["data"] for group in groups],
         "blocks": [str(group.first["blocks"]) for group in groups],
-        "options": [", ".join(f"{key}={show(value)}" for key, value in options.items()) for options in differing],
+        "options": [
+            ", ".join(f"{key}={show(value)}" for key, value in options.items())
+            for options in differing_options(groups, per_algorithm=False, without=own_columns)
+        ],
         "processes": ["" if all(count == [1] for count in ranks) else ", ".join(map(str, count)) for count in ranks],
         "test accuracy [%]": [_spread(group, TEST) for group in groups],
         "sequences right [%]": [_spread(group, _SEQUENCES) for group in groups],
@@ -215,21 +219,18 @@ def _texts(values: pd.Series, text: str) -> Sequence[str]:
 
 def _spread(group: ConfigGroup, accuracy: Accuracy) -> str:
     """Mean and deviation; the number of seeds if not all have a value, and a mark if test data was used again."""
-    result = accuracy.of(group)
-    if result is None:
+    mean, deviation, count = accuracy.of([group]).iloc[0]
+    if not count:
         return ""
-    text = f"{result.mean:.2f}"
-    if result.std is not None:
-        text += f" ± {result.std:.2f}"
-    if result.count < len(group.runs):
-        text += f" (of {result.count})"
+    text = f"{mean:.2f}" if pd.isna(deviation) else f"{mean:.2f} ± {deviation:.2f}"
+    if count < len(group.runs):
+        text += f" (of {count:.0f})"
     return f"{text} {_TESTED_AGAIN}" if accuracy is TEST and any(run.tests > 1 for run in group.runs) else text
 
 
 def _gaps(groups: Sequence[ConfigGroup], baselines: pd.Series, accuracy: Accuracy) -> Sequence[str]:
     """Differences of the means to those of the baselines; empty where one is unknown."""
-    results = map(accuracy.of, groups)
-    means = pd.Series([None if result is None else result.mean for result in results], dtype=float)
+    means = accuracy.of(groups)["mean"]
     return _texts(means - baselines.map(means), "{:+.2f}")
 
 

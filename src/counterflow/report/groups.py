@@ -17,22 +17,6 @@ STATISTICS = ["mean", "std", "count"]
 
 
 @dataclass(frozen=True)
-class MeanStd:
-    """Mean over seeds, in the unit of the values."""
-
-    mean: float
-    std: float | None
-    """Sample standard deviation (n - 1); None for a single value."""
-    count: int
-
-    @classmethod
-    def of(cls, values: Iterable[float | None]) -> "MeanStd | None":
-        """Statistics of the values that are not None; None if there are none."""
-        mean, std, count = pd.Series(list(values), dtype=float).agg(STATISTICS)
-        return cls(float(mean), float(std) if count > 1 else None, int(count)) if count else None
-
-
-@dataclass(frozen=True)
 class ConfigGroup:
     runs: Sequence[Run]
     """At least one; one a seed, in the order of seeds."""
@@ -84,9 +68,10 @@ class Accuracy:
     field: str
     block_field: str = ""
 
-    def of(self, group: ConfigGroup) -> MeanStd | None:
-        """Accuracy of the network; None if no run of the group measured it."""
-        return MeanStd.of(100 * group.summaries[self.field].astype(float))
+    def of(self, groups: Sequence[ConfigGroup]) -> pd.DataFrame:
+        """``STATISTICS`` of the network, a row a group; the mean is NaN where no run of the group measured it."""
+        rows = [(100 * group.summaries[self.field].astype(float)).agg(STATISTICS).tolist() for group in groups]
+        return pd.DataFrame(rows, columns=STATISTICS)
 
     def of_blocks(self, group: ConfigGroup) -> pd.DataFrame:
         """``STATISTICS`` by block, from 1 at the bottom. Blocks that predict nothing by themselves are left out."""
@@ -106,7 +91,7 @@ def beside_backprop(groups: Sequence[ConfigGroup]) -> list[ConfigGroup]:
 
 def main_accuracy(groups: Sequence[ConfigGroup]) -> Accuracy:
     """The accuracy that more of ``groups`` have; test data if both are as common. A plot never mixes the two."""
-    return max((TEST, VALIDATION), key=lambda accuracy: sum(accuracy.of(group) is not None for group in groups))
+    return max((TEST, VALIDATION), key=lambda accuracy: accuracy.of(groups)["mean"].count())
 
 
 def partition(groups: Sequence[ConfigGroup], key: Callable[[ConfigGroup], Hashable]) -> list[list[ConfigGroup]]:
@@ -249,11 +234,10 @@ def compare(runs: Iterable[Run]) -> Sequence[Comparison]:
     ordered = list(runs)
     keys = [(run.summary["experiment"], run.summary["experiment"] and run.summary["scale"]) for run in ordered]
     frame = pd.DataFrame(keys, columns=["experiment", "scale"])
-    parts = [list(part.index) for _, part in frame.groupby(["experiment", "scale"], dropna=False)]
     return [
-        Comparison(experiment, scale, *group_by_config([ordered[i] for i in part]))
-        for part in parts
-        for experiment, scale in [keys[part[0]]]
+        Comparison(experiment, scale, *group_by_config([ordered[i] for i in part.index]))
+        for _, part in frame.groupby(["experiment", "scale"], dropna=False)
+        for experiment, scale in [keys[part.index[0]]]
     ]
 
 

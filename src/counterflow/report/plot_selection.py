@@ -9,17 +9,16 @@ from matplotlib.figure import Figure
 
 from counterflow.report.activation_plots import class_distances, first_activations, layer_embeddings
 from counterflow.report.groups import Comparison, ConfigGroup, beside_backprop, partition
-from counterflow.report.training_plots import (
+from counterflow.report.line_plots import (
     accuracy_by_blocks,
     accuracy_by_cost,
     accuracy_by_layers,
-    accuracy_curves,
-    associated_curves,
     associated_losses,
     block_accuracies,
     blocks_predict,
     costs_vary,
     learning_curves,
+    metric_curves,
     plain_backprop,
     varies,
 )
@@ -67,13 +66,15 @@ _BY_BLOCKS: Sequence[_Kind] = [
     (
         "curves",
         "Accuracy on held-out data during training{}: mean over seeds, with a band of a standard deviation.",
-        lambda groups: [group for group in groups if any(len(curve) > 1 for curve in accuracy_curves(group))],
+        lambda groups: [
+            g for g in groups if any(len(curve) > 1 for curve in metric_curves(g, "validation", "accuracy"))
+        ],
         learning_curves,
     ),
     (
         "associated-loss",
         "Associated loss of every layer during training{}, mean over seeds.",
-        lambda groups: [group for group in groups if any(len(curve) > 1 for curve in associated_curves(group))],
+        lambda groups: [g for g in groups if any(len(curve) > 1 for curve in metric_curves(g, "train", "associated"))],
         associated_losses,
     ),
     (

@@ -102,14 +102,13 @@ def find_runs(paths: Iterable[Path]) -> tuple[Sequence[Path], Sequence[Path]]:
     Raises:
         ValueError: If there is no run below one of the paths.
     """
-    directories: list[Path] = []
-    for path in paths:
-        runs = sorted({mark.parent for name in _MARKS for mark in path.rglob(name)})
+    below = {path: sorted({mark.parent for name in _MARKS for mark in path.rglob(name)}) for path in paths}
+    for path, runs in below.items():
         if not runs:
             problem = f"holds no run (no {' or '.join(_MARKS)} at any depth)" if path.is_dir() else "is no directory"
             raise ValueError(f"{path}: {problem}")
-        directories += runs
-    ordered = sorted({run.resolve(): run for run in reversed(directories)}.values())
+    # of two names of a run, the first counts
+    ordered = sorted({run.resolve(): run for runs in reversed(below.values()) for run in reversed(runs)}.values())
     finished = [run for run in ordered if (run / "summary.json").exists()]
     return finished, [run for run in ordered if run not in finished]
 
@@ -123,13 +122,12 @@ def read_run(path: Path) -> Run:
     options = _config(path / "config.yaml")
     of_run = options.get("run")
     settings = {key: value for key, value in provenance.settings(options).items() if key != "seed"}
-    # runs that differ in their threads differ in the last bits alone
-    grouped = {key: value for key, value in settings.items() if key != "engine.threads"}
     defaults = {
         "experiment": of_run.get("experiment") if isinstance(of_run, dict) else None,
         "scale": options.get("scale"),
         "config_hash": provenance.config_hash(options),
-        "group_hash": provenance.group_hash(grouped),
+        # runs that differ in their threads differ in the last bits alone
+        "group_hash": provenance.group_hash({key: settings[key] for key in settings if key != "engine.threads"}),
     }
     summary = {key: value or defaults.get(key, value) for key, value in _summary(path / "summary.json").items()}
     return Run(path, summary, settings, tuple(_rows(path / "metrics.jsonl")))

@@ -5,9 +5,8 @@ import shutil
 from pathlib import Path
 
 from counterflow.checkpoint.atomic_write import atomic_write
-from counterflow.trace import chrome, rank_trace
-from counterflow.trace.clock_sync import barrier_stamps
-from counterflow.trace.rank_trace import RankTrace
+from counterflow.trace import rank_trace
+from counterflow.trace.rank_trace import RankTrace, barrier_stamps
 from counterflow.trace.recorder import Recorder
 from counterflow.transport import Communicator
 
@@ -58,8 +57,8 @@ class TraceSession:
 
         paths = [self._path(rank) for rank in range(self._comm.size)]
         traces, clocks = zip(*(rank_trace.read(path, paths[0]) for path in paths), strict=True)
-        error = max(clock.error for clock in clocks)
-        atomic_write(self._folder / TRACE, lambda file: chrome.write(file, traces, error))
+        error = max((offset.error for offsets in clocks for offset in offsets), default=0.0)
+        atomic_write(self._folder / TRACE, lambda file: rank_trace.write_chrome(file, traces, error))
         timeline.draw([timeline.Panel(title, traces)], self._folder / TIMELINE)
 
     def _path(self, rank: int) -> Path:

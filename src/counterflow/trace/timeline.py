@@ -98,17 +98,18 @@ def draw(panels: Sequence[Panel], path: Path, window: range | None = None) -> No
     row = min(_ROW, _HEIGHT / sum(counts))
     figure = Figure((_WIDTH, row * sum(counts) + 0.45 * len(panels) + 0.75), layout="constrained")
     with rc_context(_RC):
-        heights = [count + 0.2 for count in counts]
-        rows: Sequence[Axes] = list(
-            figure.subplots(len(panels), 1, sharex=True, squeeze=False, height_ratios=heights).flat
-        )
+        figure.subplots(len(panels), 1, sharex=True, height_ratios=[count + 0.2 for count in counts])
         labels: set[str] = set()
-        for axes, panel, begin in zip(rows, panels, begins, strict=True):
+        for axes, panel, begin in zip(figure.axes, panels, begins, strict=True):
             labels |= _fill(axes, panel, begin, length)
-        rows[-1].set_xlabel("milliseconds (white: waits; numbers: batches)")
+        figure.axes[-1].set_xlabel("milliseconds (white: waits; numbers: batches)")
         styles = {style.label: style for style in _STYLES.values() if style.label in labels - {""}}
-        handles = [Patch(facecolor=style.color) for style in styles.values()]
-        figure.legend(handles, list(styles), loc="outside upper right", ncols=len(styles))
+        figure.legend(
+            [Patch(facecolor=style.color) for style in styles.values()],
+            list(styles),
+            loc="outside upper right",
+            ncols=len(styles),
+        )
         figure.savefig(path, metadata={"Software": None})
 
 
@@ -116,18 +117,12 @@ def _extent(panels: Sequence[Panel], window: range | None) -> tuple[list[float],
     """Start of each panel on its own clock, and the length of all panels, in seconds."""
     begins, lengths = [], []
     for panel in panels:
-        batches = [int(spans["n"].min()) for trace in panel.traces if len(spans := _training(trace))]
-        first = min(batches, default=0)
+        spans = np.concatenate([trace.spans[np.isin(trace.spans["name"], _TRAINING)] for trace in panel.traces])
+        first = int(spans["n"].min()) if len(spans) else 0
         shown = window or range(first, first + _BATCHES)
-        starts: list[float] = []
-        ends = []
-        for trace in panel.traces:
-            spans = _training(trace)
-            later = spans[spans["n"] >= shown.start]["start"]
-            starts += [_work(trace)] if shown.start <= first else later[:1].tolist()
-            ends.append(spans[spans["n"] < shown.stop]["end"])
-        begins.append(min(starts, default=math.inf))
-        lengths.append(max((float(times.max()) for times in ends if len(times)), default=0.0) - begins[-1])
+        later = float(spans["start"][spans["n"] >= shown.start].min(initial=math.inf))
+        begins.append(min(map(_work, panel.traces)) if shown.start <= first else later)
+        lengths.append(float(spans["end"][spans["n"] < shown.stop].max(initial=0.0)) - begins[-1])
     return begins, max(max(lengths), _SHORTEST)
 
 
@@ -140,16 +135,10 @@ def _work(trace: RankTrace) -> float:
     return float(waits["end"][0] if len(waits) else spans["start"][0])
 
 
-def _training(trace: RankTrace) -> Spans:
-    return trace.spans[np.isin(trace.spans["name"], _TRAINING)]
-
-
 def _fill(axes: Axes, panel: Panel, begin: float, length: float) -> set[str]:
     """Draw all boxes of a panel; returns the labels used."""
-    axes.set_title(panel.title)
-    axes.set_xlim(0, 1e3 * length)
     traces = sorted(panel.traces, key=lambda trace: trace.rank)
-    axes.set_ylim(-0.5, len(traces) - 0.5)
+    axes.set(title=panel.title, xlim=(0, 1e3 * length), ylim=(-0.5, len(traces) - 0.5))
     axes.set_yticks(range(len(traces)), [_name(trace) for trace in traces])
     point = length / (72 * (_WIDTH - _MARGIN))
     labels = set()

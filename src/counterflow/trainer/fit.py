@@ -22,10 +22,9 @@ from counterflow.engine.job import Job
 from counterflow.engine.rank_result import RankResult
 from counterflow.engine.run_context import PreemptedError, RunContext, WaitTimes
 from counterflow.metrics import provenance
-from counterflow.metrics.block_metrics import BlockMetrics, StepMetrics
+from counterflow.metrics.block_metrics import BlockMetrics, MetricsCallback, StepMetrics
 from counterflow.metrics.callback import Callback
-from counterflow.metrics.fingerprint import digest, fingerprint
-from counterflow.metrics.metrics_callback import MetricsCallback
+from counterflow.metrics.provenance import digest, fingerprint
 from counterflow.metrics.run_dir import FinishedError
 from counterflow.metrics.tensorboard import TensorBoardLogger
 from counterflow.rank_info import RankInfo

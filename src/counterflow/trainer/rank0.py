@@ -12,9 +12,8 @@ from counterflow.config import TrainConfig
 from counterflow.engine.factory import Engine
 from counterflow.engine.job import Job
 from counterflow.metrics import provenance
-from counterflow.metrics.block_metrics import BlockMetrics, RowAssembler, StepMetrics
+from counterflow.metrics.block_metrics import BlockMetrics, ReportPoller, RowAssembler, StepMetrics
 from counterflow.metrics.callback import Callback, RunInfo, notify
-from counterflow.metrics.report_poller import ReportPoller
 from counterflow.trainer.resume import CHECKPOINTS, ResumePoint, identity
 from counterflow.transport import Communicator
 

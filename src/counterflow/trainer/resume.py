@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from counterflow.checkpoint import CheckpointDirectory, Manifest
-from counterflow.checkpoint.manifest import NAME, CorruptCheckpointError, load
+from counterflow.checkpoint.directory import NAME, CorruptCheckpointError, load
 from counterflow.config import PIPELINES, TrainConfig
 from counterflow.engine.job import Job
 from counterflow.metrics import provenance

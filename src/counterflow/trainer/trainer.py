@@ -27,7 +27,7 @@ from counterflow.config import (
 from counterflow.data import Source, as_dataset, load
 from counterflow.data.dataset import Dataset
 from counterflow.metrics.callback import Callback
-from counterflow.metrics.fingerprint import digest
+from counterflow.metrics.provenance import digest
 from counterflow.models.custom import check_network
 from counterflow.rank_info import RankInfo
 from counterflow.trainer.fit import ProcessControl, connect_and_fit

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from counterflow.checkpoint.atomic_write import sha256
-from counterflow.checkpoint.manifest import block_file
+from counterflow.checkpoint.directory import block_file
 from counterflow.cli.hydra_app import load_config
 from counterflow.engine.run_context import BlockError
 from counterflow.rank_info import RankInfo

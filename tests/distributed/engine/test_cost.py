@@ -8,7 +8,7 @@ from counterflow.algorithms import LocalAlgorithm
 from counterflow.cli.hydra_app import load_config
 from counterflow.engine.cost import SAMPLES, backprop, local
 from counterflow.engine.factory import build_engine
-from counterflow.metrics.fingerprint import digest
+from counterflow.metrics.provenance import digest
 from counterflow.trainer.job_builder import load_job
 from tests.helpers.processes import Pool
 from tests.helpers.runs import SMALL, summary_of

@@ -20,7 +20,7 @@ from counterflow.cli.hydra_app import load_config
 from counterflow.cli.note_handler import install_cli_logging
 from counterflow.engine.run_context import PreemptedError
 from counterflow.rank_info import RankInfo
-from counterflow.trace import chrome, rank_trace
+from counterflow.trace import rank_trace
 from counterflow.trace.rank_trace import RankTrace
 from counterflow.trace.recorder import NAMES, SHORT
 from counterflow.trainer.fit import fit
@@ -295,7 +295,7 @@ def test_a_disk_that_takes_no_more_costs_the_trace_alone(
     assert run(rank_trace, "write", spans) == (
         f"note: no trace was written ({spans}/spans/rank-0: No space left on device)\n"
     )
-    assert run(chrome, "write", merged) == (
+    assert run(rank_trace, "write_chrome", merged) == (
         f"note: no trace was written ({merged}/trace.json: No space left on device)\n"
     )
 

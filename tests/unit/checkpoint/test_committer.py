@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from counterflow.checkpoint import BlockWritten, CheckpointCommitter, CheckpointDirectory, ManifestHeader
-from counterflow.checkpoint.manifest import block_file
+from counterflow.checkpoint.directory import block_file
 
 
 def committer(folder: Path, commits: list[int] | None = None) -> CheckpointCommitter:
@@ -18,6 +18,10 @@ def written(folder: Path, batches: int, block: int, error: str = "") -> BlockWri
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"content")
     return BlockWritten(batches, block, 7, "digest", error)
+
+
+def names_of(path: Path) -> list[str]:
+    return [folder.name for _, folder in CheckpointDirectory(path).folders()]
 
 
 def test_the_manifest_comes_when_all_blocks_are_there(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -51,15 +55,18 @@ def test_the_newest_are_kept_and_the_last_one_costs_none_before_the_end(tmp_path
     for batches in (10, 20, 30):
         for block in (1, 2):
             commit.add(written(tmp_path, batches, block))
-    assert [folder.name for folder in CheckpointDirectory(tmp_path).folders()] == ["batch-00000030", "batch-00000020"]
+    assert names_of(tmp_path) == [
+        "batch-00000030",
+        "batch-00000020",
+    ]
     written(tmp_path, 40, 1)  # half written
     for block in (1, 2):
         commit.add(written(tmp_path, 100, block))
     assert commits == [10, 20, 30]
     names = ["batch-00000100", "batch-00000040", "batch-00000030", "batch-00000020"]
-    assert [folder.name for folder in CheckpointDirectory(tmp_path).folders()] == names, "the run has not finished"
+    assert names_of(tmp_path) == names, "the run has not finished"
     commit.finish()
-    assert [folder.name for folder in CheckpointDirectory(tmp_path).folders()] == [
+    assert names_of(tmp_path) == [
         "batch-00000100",
         "batch-00000040",
         "batch-00000030",

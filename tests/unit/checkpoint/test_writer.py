@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from counterflow.checkpoint import BlockState, BlockWritten, CheckpointDirectory, CheckpointWriter
-from counterflow.checkpoint.manifest import block_file
+from counterflow.checkpoint.directory import block_file
 
 
 def state(value: float) -> BlockState:

@@ -13,7 +13,7 @@ from counterflow.algorithms.rule import BlockContext, LocalRule, Metrics, Payloa
 from counterflow.cli.hydra_app import load_config
 from counterflow.engine.job import Job
 from counterflow.engine.profile import pair_time, profiled_cut, rules_of
-from counterflow.metrics.fingerprint import digest
+from counterflow.metrics.provenance import digest
 from counterflow.trainer.job_builder import load_job
 from tests.helpers.runs import SMALL
 

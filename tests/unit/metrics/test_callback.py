@@ -6,8 +6,7 @@ import pytest
 from counterflow.cli.hydra_app import load_config
 from counterflow.cli.train import run_job
 from counterflow.engine.run_context import BlockError
-from counterflow.metrics.callback import Callback, CallbackError, RunInfo, notify
-from counterflow.metrics.progress_display import ProgressDisplay
+from counterflow.metrics.callback import Callback, CallbackError, ProgressDisplay, RunInfo, notify
 from tests.helpers.runs import SMALL
 
 CALLS: tuple[tuple[Any, ...], ...] = (

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from counterflow.metrics.fingerprint import digest, fingerprint
+from counterflow.metrics.provenance import digest, fingerprint
 
 
 def block(seed: int = 0) -> nn.Sequential:

@@ -1,8 +1,7 @@
 import pytest
 import torch
 
-from counterflow.metrics.block_metrics import BlockMetrics
-from counterflow.metrics.metrics_callback import MetricsCallback
+from counterflow.metrics.block_metrics import BlockMetrics, MetricsCallback
 
 
 class Posts:
@@ -56,10 +55,9 @@ def test_a_block_without_a_prediction_of_its_own_has_no_accuracy() -> None:
 
 def test_what_a_record_says(monkeypatch: pytest.MonkeyPatch) -> None:
     """The rank started at 100 s, and has waited for one of the eight seconds since."""
-    clock = iter([100.0, 108.0])
-    monkeypatch.setattr("counterflow.metrics.metrics_callback.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("counterflow.metrics.block_metrics.perf_counter", lambda: 108.0)
     posts = Posts()
-    callback = MetricsCallback(3, 1, 10, lambda: 1.0, posts)
+    callback = MetricsCallback(3, 1, 10, lambda: 1.0, posts, start=100.0)
     callback.on_step(5, 4, metrics())
     expected = BlockMetrics("train", 4, 5, 3, {"loss": 0.5, "accuracy": 0.25}, seconds=8.0, waited=0.125)
     assert posts.records == [expected]

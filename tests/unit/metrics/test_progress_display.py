@@ -8,8 +8,7 @@ import pytest
 from rich.console import Console
 
 from counterflow.metrics.block_metrics import BlockMetrics, StepMetrics
-from counterflow.metrics.callback import RunInfo
-from counterflow.metrics.progress_display import ProgressDisplay
+from counterflow.metrics.callback import ProgressDisplay, RunInfo
 
 RANKS = [0, 0, 1]
 

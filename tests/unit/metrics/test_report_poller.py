@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from counterflow.metrics.block_metrics import BlockMetrics, RowAssembler, StepMetrics
-from counterflow.metrics.report_poller import ReportPoller
+from counterflow.metrics.block_metrics import BlockMetrics, ReportPoller, RowAssembler, StepMetrics
 
 # Blocks of every rank, bottom to top.
 PLACEMENTS = [[[1, 2, 3, 4]], [[1, 2], [3, 4]], [[1], [2, 3], [4]], [[1], [2], [3], [4]]]
@@ -74,7 +73,7 @@ def test_rows_come_while_the_ranks_still_run() -> None:
 
 
 def test_the_end_waits_neither_for_the_next_look_nor_for_the_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("counterflow.metrics.report_poller._INTERVAL", 30.0)
+    monkeypatch.setattr("counterflow.metrics.block_metrics._INTERVAL", 30.0)
     posted = reports(PLACEMENTS[1])
     poller = collect(PLACEMENTS[1], lambda r, i: posted[r][i] if i < len(posted[r]) else None, lambda _: None)
     start = time.monotonic()

@@ -5,7 +5,7 @@ import torch
 
 from counterflow.cli.hydra_app import load_config
 from counterflow.engine.job import Job
-from counterflow.metrics.fingerprint import digest
+from counterflow.metrics.provenance import digest
 from counterflow.planner.model_profile import profile_model
 from counterflow.trainer.job_builder import load_job
 from tests.helpers.runs import SMALL

@@ -19,17 +19,18 @@ from counterflow.report.activation_plots import (
     shown_layers,
 )
 from counterflow.report.groups import ConfigGroup, compare
-from counterflow.report.plot_selection import plots
-from counterflow.report.plot_style import colour, save
-from counterflow.report.runs import read_run
-from counterflow.report.training_plots import (
+from counterflow.report.line_plots import (
     accuracy_by_blocks,
     accuracy_by_cost,
     accuracy_by_layers,
     associated_losses,
     block_accuracies,
+    colour,
     learning_curves,
+    save,
 )
+from counterflow.report.plot_selection import plots
+from counterflow.report.runs import read_run
 
 MakeRun = Callable[..., Path]
 

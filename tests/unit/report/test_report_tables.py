@@ -1,13 +1,14 @@
 """The numbers in the tables."""
 
 from collections.abc import Callable
+from math import nan
 from pathlib import Path
 from statistics import stdev
 
 import pytest
 
 from counterflow.report.document import PUBLISHED, markdown, table
-from counterflow.report.groups import Comparison, MeanStd, compare
+from counterflow.report.groups import TEST, Comparison, compare
 from counterflow.report.runs import read_run
 
 MakeRun = Callable[..., Path]
@@ -22,11 +23,18 @@ def only(*paths: object) -> Comparison:
     return comparison
 
 
-def test_mean_and_deviation() -> None:
-    assert MeanStd.of([1.0, 2.0, 6.0]) == MeanStd(3.0, stdev([1.0, 2.0, 6.0]), 3)
-    assert MeanStd.of([1.0, 2.0, 6.0]).std == pytest.approx(7**0.5)  # n - 1
-    assert MeanStd.of([None, 0.5]) == MeanStd(0.5, None, 1)
-    assert MeanStd.of([None]) is None
+@pytest.mark.parametrize(
+    ("accuracies", "expected"),
+    [
+        ([0.01, 0.02, 0.06], [3.0, stdev([1.0, 2.0, 6.0]), 3]),
+        ([0.01, 0.02, 0.06], [3.0, 7**0.5, 3]),  # n - 1
+        ([None, 0.005], [0.5, nan, 1]),
+        ([None], [nan, nan, 0]),
+    ],
+)
+def test_mean_and_deviation(make_run: MakeRun, accuracies: list[float | None], expected: list[float]) -> None:
+    comparison = only(*(make_run(str(i), seed=i, accuracy=value) for i, value in enumerate(accuracies)))
+    assert TEST.of(comparison.groups).to_numpy().tolist() == [pytest.approx(expected, nan_ok=True)]
 
 
 def test_mean_deviation_seeds_and_gap(make_run: MakeRun) -> None:

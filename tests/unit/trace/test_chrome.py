@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from counterflow.trace import chrome
-from counterflow.trace.rank_trace import RankTrace
+from counterflow.trace.rank_trace import RankTrace, write_chrome
 from counterflow.trace.recorder import DTYPE, Recorder
 from tests.helpers.chrome_trace import read_traces
 
@@ -28,7 +27,7 @@ def traces() -> list[RankTrace]:
 
 def written(of: list[RankTrace], error: float = 0.0) -> dict[str, Any]:
     file = io.BytesIO()
-    chrome.write(file, of, error)
+    write_chrome(file, of, error)
     content = json.loads(file.getvalue())
     assert isinstance(content, dict)
     return content
@@ -65,7 +64,7 @@ def test_times_are_microseconds_since_the_first_span() -> None:
 def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
     path = tmp_path / "trace.json"
     with path.open("wb") as file:
-        chrome.write(file, traces(), 0.0)
+        write_chrome(file, traces(), 0.0)
     for found, expected in zip(read_traces(path), traces(), strict=True):
         assert (found.rank, found.lanes) == (expected.rank, expected.lanes)
         for name in ("name", "lane", "n", "part"):
@@ -106,7 +105,7 @@ def test_the_file_is_never_in_memory_as_a_whole() -> None:
     file = Nowhere()
     tracemalloc.start()
     try:
-        chrome.write(file, [RankTrace(0, {0: "block 0"}, spans)], 0.0)  # type: ignore[arg-type]
+        write_chrome(file, [RankTrace(0, {0: "block 0"}, spans)], 0.0)  # type: ignore[arg-type]
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

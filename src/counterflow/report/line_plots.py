@@ -1,14 +1,20 @@
-"""Plots of accuracies and losses: by block, by number of blocks or layers, by cost, and during training."""
+"""Line plots of accuracies and losses, and the style of all plots.
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+There is one colour an algorithm, text can be read at 800 pixels, and files are a function of the data alone.
+"""
+
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.text import Annotation
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
 from counterflow.report.groups import (
@@ -22,16 +28,32 @@ from counterflow.report.groups import (
     line_groups,
     main_accuracy,
 )
-from counterflow.report.plot_style import (
-    colour,
-    errorbars,
-    legend,
-    line_styles,
-    percent,
-    shade,
-    subplots,
-    whole_numbers,
-)
+
+_COLOURS = {"bp": "#404040", "fa": "#e69f00", "predsim": "#009e73", "al": "#cc79a7", "bll": "#0072b2"}
+_OTHERS = ("#d55e00", "#56b4e9", "#8c6d31", "#7b4173")
+_LINES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
+_MARKERS = "osD^vP*X"
+_WIDTH = 8.0
+_LEGEND_LETTERS = 95
+"""Letters that fit beside each other in a legend over the whole width."""
+_LEGEND_LINE = 8
+"""Width of the line beside a text, in letters."""
+
+_STYLE: Any = {
+    "font.size": 10,
+    "axes.titlesize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 5,
+    "legend.frameon": False,
+    "savefig.dpi": 150,
+    "svg.hashsalt": "counterflow",
+}
 
 _Line = tuple[str | None, Mapping[str, Any], pd.DataFrame]
 """Text in the legend, style, and ``STATISTICS`` by x."""
@@ -39,6 +61,79 @@ _HEIGHT = 4.2
 _PANEL_HEIGHT = 3.0
 _OFFSETS = [(dx, dy) for dy, dx in product((0, 11, -11, 22, -22, 33, -33, 44, -44), (7, -7))]
 """Possible places of a label, in points from its dot: right or left, then above, then below, then further away."""
+
+
+def save(draw: Callable[[], Figure], path: Path) -> None:
+    """Write ``path`` as PNG and as SVG, whose bytes are a function of the data alone."""
+    with rc_context(_STYLE):
+        figure = draw()
+        figure.savefig(path.with_suffix(".png"), metadata={"Software": None})
+        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None, "Creator": None})
+
+
+def subplots(count: int, columns: int, height: float, **shared: Any) -> tuple[Figure, Sequence[Axes]]:
+    """A figure of ``count`` axes in rows of ``columns``, each ``height`` inches high."""
+    rows = math.ceil(count / columns)
+    figure = Figure(figsize=(_WIDTH, rows * height), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, **shared).flatten()
+    for axis in axes[count:]:
+        axis.remove()
+    return figure, list(axes[:count])
+
+
+def colour(algorithm: str) -> str:
+    """The same in every plot; for an algorithm without a colour above, a function of its name."""
+    return _COLOURS.get(algorithm) or _OTHERS[sum(algorithm.encode()) % len(_OTHERS)]
+
+
+def shade(algorithm: str, k: int, blocks: int) -> tuple[float, ...]:
+    """Colour of block k of ``blocks``: the top has the algorithm's, those below are lighter."""
+    share = 0.3 + 0.7 * (k / blocks)
+    return tuple(1 - share * (1 - channel) for channel in to_rgb(colour(algorithm)))
+
+
+def line_styles(groups: Sequence[ConfigGroup]) -> Sequence[Mapping[str, Any]]:
+    """Line, marker and colour of every group; groups of one algorithm differ in line and marker."""
+    algorithms = pd.Series([group.first["algorithm"] for group in groups], dtype=object)
+    return [
+        {"color": colour(algorithm), "linestyle": _LINES[i % len(_LINES)], "marker": _MARKERS[i % len(_MARKERS)]}
+        for algorithm, i in zip(algorithms, algorithms.groupby(algorithms).cumcount(), strict=True)
+    ]
+
+
+def errorbars(axis: Axes, statistics: pd.DataFrame, label: str | None, style: Mapping[str, Any]) -> None:
+    """Draw means against the index, with bars of a standard deviation; a single value has a bar of length 0.
+
+    Args:
+        axis: Axes to draw on.
+        statistics: Columns ``mean`` and ``std``.
+        label: Text in the legend; None for none.
+        style: Line, marker and colour.
+    """
+    axis.errorbar(
+        statistics.index, statistics["mean"], statistics["std"].astype(float).fillna(0), label=label, capsize=3, **style
+    )
+
+
+def whole_numbers(axis: Axes, name: str) -> None:
+    """Label an x axis of whole numbers."""
+    axis.set_xlabel(name)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def legend(figure: Figure, axes: Axes) -> None:
+    """Above the axes, so that it covers no data."""
+    handles, texts = axes.get_legend_handles_labels()
+    if not texts:
+        return
+    widths = [len(text) + _LEGEND_LINE for text in texts]
+    columns = len(texts) if sum(widths) <= _LEGEND_LETTERS else max(1, _LEGEND_LETTERS // max(widths))
+    figure.legend(handles, texts, loc="outside upper left", ncols=columns)
+
+
+def percent(axis: Axes, name: str) -> None:
+    """Label the y axis, and end it where accuracies do."""
+    axis.set(ylabel=name, ylim=(None, min(axis.get_ylim()[1], 100.5)))
 
 
 def plain_backprop(groups: Sequence[ConfigGroup]) -> ConfigGroup | None:
@@ -50,8 +145,9 @@ def plain_backprop(groups: Sequence[ConfigGroup]) -> ConfigGroup | None:
 def varies(groups: Sequence[ConfigGroup], x: str) -> bool:
     """True if an algorithm with an accuracy was run at several values of ``x``, a key of the summary."""
     accuracy = main_accuracy(groups)
-    points = [(group.first["algorithm"], group.first[x]) for group in groups if accuracy.of(group) is not None]
-    return bool((pd.DataFrame(points, columns=["algorithm", "x"]).groupby("algorithm")["x"].nunique() > 1).any())
+    points = pd.DataFrame({"algorithm": [g.first["algorithm"] for g in groups], "x": [g.first[x] for g in groups]})
+    known = points[accuracy.of(groups)["mean"].notna()]
+    return bool((known.groupby("algorithm")["x"].nunique() > 1).any())
 
 
 def block_accuracies(groups: Sequence[ConfigGroup]) -> Figure:
@@ -90,8 +186,8 @@ def accuracy_by_layers(groups: Sequence[ConfigGroup]) -> Figure:
     """Networks of one kind that differ in their number of layers."""
     accuracy = main_accuracy(groups)
     depth = sorted({key for group in groups for key in group.settings if key.startswith("model.")})
-    attempts = [("blocks", *depth), (*depth,), ("model.cut",)]
-    figure, axis = _accuracy_plot(accuracy, None, _lines(groups, attempts, "layers", accuracy))
+    lines = _lines(groups, [("blocks", *depth), (*depth,), ("model.cut",)], "layers", accuracy)
+    figure, axis = _accuracy_plot(accuracy, None, lines)
     whole_numbers(axis, "layers of the network")
     return figure
 
@@ -99,24 +195,17 @@ def accuracy_by_layers(groups: Sequence[ConfigGroup]) -> Figure:
 def accuracy_by_cost(groups: Sequence[ConfigGroup]) -> Figure:
     """A labelled point a group; backprop, which computes nothing beside the network, is dashed."""
     accuracy = main_accuracy(groups)
-    known = [
-        (group, result)
-        for group in beside_backprop(groups)
-        if group.first["extra_flops"] is not None and (result := accuracy.of(group)) is not None
-    ]
-    points = [(100 * group.first["extra_flops"], result.mean) for group, result in known]
+    others = [group for group in beside_backprop(groups) if group.first["extra_flops"] is not None]
+    known = [others[i] for i in accuracy.of(others)["mean"].dropna().index]
+    results = accuracy.of(known).set_axis([100 * group.first["extra_flops"] for group in known])
     lines = [
-        (
-            None,
-            {"color": colour(group.first["algorithm"]), "linestyle": "", "marker": "o"},
-            pd.DataFrame([result], index=[extra]),
-        )
-        for (group, result), (extra, _) in zip(known, points, strict=True)
+        (None, {"color": colour(group.first["algorithm"]), "linestyle": "", "marker": "o"}, results[i : i + 1])
+        for i, group in enumerate(known)
     ]
     figure, axis = _accuracy_plot(accuracy, plain_backprop(groups), lines, height=4.6)
     axis.set_xlabel("extra FLOPs of training a sample [% of backprop's]")
     axis.margins(x=0.12, y=0.15)
-    _label_points(figure, axis, points, labels([group for group, _ in known]))
+    _label_points(figure, axis, list(results["mean"].items()), labels(known))
     return figure
 
 
@@ -125,19 +214,13 @@ def costs_vary(groups: Sequence[ConfigGroup]) -> bool:
     return len({group.first["extra_flops"] for group in beside_backprop(groups)} - {None}) > 1
 
 
-def accuracy_curves(group: ConfigGroup) -> Sequence[pd.DataFrame]:
-    """Percent on held-out data; the last curve is that of the network."""
-    return _curves(group, "validation", "accuracy", unit=100)
-
-
-def associated_curves(group: ConfigGroup) -> Sequence[pd.DataFrame]:
-    """``|| b_i(s_i) - t_i ||^2`` of every component, mean over a batch of training."""
-    return _curves(group, "train", "associated")
-
-
 def learning_curves(groups: Sequence[ConfigGroup]) -> Figure:
-    """Accuracy on held-out data: first all groups, then the blocks of every group whose blocks predict."""
-    lines = list(zip(groups, labels(groups), map(accuracy_curves, groups), strict=True))
+    """Accuracy on held-out data: first all groups, then the blocks of every group whose blocks predict.
+
+    The top block's curve is that of the network.
+    """
+    accuracies = [metric_curves(group, "validation", "accuracy", unit=100) for group in groups]
+    lines = list(zip(groups, labels(groups), accuracies, strict=True))
     local = [line for line in lines if sum(not curve.empty for curve in line[2]) > 1]
     height = _PANEL_HEIGHT if local else _HEIGHT
     figure, (first, *panels) = subplots(1 + len(local), 2 if local else 1, height, sharey=True)
@@ -157,15 +240,15 @@ def learning_curves(groups: Sequence[ConfigGroup]) -> Figure:
 
 
 def associated_losses(groups: Sequence[ConfigGroup]) -> Figure:
-    """A panel a group, a line a layer."""
+    """``|| b_i(s_i) - t_i ||^2``, mean over a batch of training: a panel a group, a line a layer."""
     height = _PANEL_HEIGHT if len(groups) > 1 else _HEIGHT
     figure, axes = subplots(len(groups), min(2, len(groups)), height, sharey=True)
     for axis, group, name in zip(axes, groups, labels(groups), strict=True):
-        _draw_blocks(axis, group, associated_curves(group), name, "layer")
+        _draw_blocks(axis, group, metric_curves(group, "train", "associated"), name, "layer")
         axis.set(yscale="log", xlabel="batch", ylabel="associated loss")
-        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.yaxis.set_major_formatter("{x:g}")
-        axis.yaxis.set_minor_formatter(NullFormatter())
+        axis.yaxis.set(
+            major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}", minor_formatter=NullFormatter()
+        )
     return figure
 
 
@@ -181,12 +264,11 @@ def _accuracy_plot(
         height: Height of the figure, in inches.
     """
     figure, (axis,) = subplots(1, 1, height)
-    result = None if backprop is None else accuracy.of(backprop)
-    if result is not None:
-        style, deviation = colour(BASELINE), result.std or 0.0
-        name = f"{NAMES[BASELINE]} ({result.count} seed{'s' * (result.count != 1)})"
-        axis.axhline(result.mean, color=style, linestyle="--", label=name)
-        axis.axhspan(result.mean - deviation, result.mean + deviation, color=style, alpha=0.12, linewidth=0)
+    dashed = accuracy.of([backprop] if backprop is not None else [])
+    for mean, deviation, count in dashed.dropna(subset="mean").fillna(0).itertuples(index=False):
+        name = f"{NAMES[BASELINE]} ({count:.0f} seed{'s' * (count != 1)})"
+        axis.axhline(mean, color=colour(BASELINE), linestyle="--", label=name)
+        axis.axhspan(mean - deviation, mean + deviation, color=colour(BASELINE), alpha=0.12, linewidth=0)
     for label, look, statistics in lines:
         errorbars(axis, statistics, label, look)
     percent(axis, f"{accuracy.name} accuracy [%]")
@@ -210,12 +292,11 @@ def _lines(
     """
     lines = line_groups(groups, attempts, x)
     for (name, line), style in zip(lines, line_styles([line[0] for _, line in lines]), strict=True):
-        known = [(group.first[x], accuracy.of(group)) for group in line if group.first[x] and accuracy.of(group)]
-        results = [result for _, result in known]
-        yield name, style, pd.DataFrame(results, index=[n for n, _ in known], columns=STATISTICS).sort_index()
+        results = accuracy.of(line).set_axis(pd.Index([group.first[x] for group in line]))
+        yield name, style, results[results.index.notna()].dropna(subset="mean").sort_index()
 
 
-def _curves(group: ConfigGroup, event: str, name: str, unit: float = 1.0) -> Sequence[pd.DataFrame]:
+def metric_curves(group: ConfigGroup, event: str, name: str, unit: float = 1.0) -> Sequence[pd.DataFrame]:
     """Curves of a metric for every block, bottom to top: a row a batch that all runs of the group have.
 
     A block without values has an empty curve; a group without the metric has no curves.
@@ -253,29 +334,28 @@ def _label_points(figure: Figure, axis: Axes, points: Sequence[tuple[float, floa
     dots = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in axis.transData.transform(points)]
     taken: list[Bbox] = []
     for i, (point, text) in enumerate(zip(points, texts, strict=True)):
-        note = axis.annotate(
-            text,
-            point,
-            xytext=_OFFSETS[0],
-            textcoords="offset points",
-            va="center",
-            fontsize=9,
-            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
-        )
-        taken.append(_place_label(note, axis, [*taken, *dots[:i], *dots[i + 1 :]]))
+        places = [
+            axis.annotate(
+                text,
+                point,
+                xytext=offset,
+                textcoords="offset points",
+                ha="left" if offset[0] > 0 else "right",
+                va="center",
+                fontsize=9,
+                bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
+            )
+            for offset in _OFFSETS
+        ]
+        others = [*taken, *dots[:i], *dots[i + 1 :]]
+        best = min(places, key=lambda note: _conflicts(note.get_window_extent(), axis.bbox, others))
+        taken.append(best.get_window_extent())
+        for note in places:
+            if note is not best:
+                note.remove()
 
 
-def _place_label(note: Annotation, axis: Axes, obstacles: Sequence[Bbox]) -> Bbox:
-    """Move a label to the place with the fewest conflicts and return its box."""
-
-    def box(offset: tuple[int, int]) -> Bbox:
-        note.set_position(offset)
-        note.set_horizontalalignment("left" if offset[0] > 0 else "right")
-        return note.get_window_extent()
-
-    def conflicts(offset: tuple[int, int]) -> int:
-        extent = box(offset)
-        outside = not all(axis.bbox.contains(*corner) for corner in (extent.p0, extent.p1))
-        return sum(extent.overlaps(other) for other in obstacles) + outside
-
-    return box(min(_OFFSETS, key=conflicts))
+def _conflicts(label: Bbox, inside: Bbox, others: Sequence[Bbox]) -> int:
+    """Number of ``others`` that a label would cover, and one more if it is not wholly ``inside``."""
+    outside = not all(inside.contains(*corner) for corner in (label.p0, label.p1))
+    return sum(label.overlaps(other) for other in others) + outside
