@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import InitVar, dataclass, field
 from enum import IntEnum
-from typing import Generic, NamedTuple, TypeVar
+from typing import TypeVar
 
 from counterflow.schedule.local_schedule import Action, Op
 from counterflow.schedule.pipeline_schedules import PipelineAction
@@ -108,12 +108,8 @@ SimStep = tuple[SimOp, SimEdge | None]
 COMPUTE: SimStep = (SimOp.COMPUTE, None)
 
 
-class TimedAction(NamedTuple, Generic[A]):
-    """Action with the ``seconds`` that it computes, and its steps in order."""
-
-    action: A
-    seconds: float
-    steps: tuple[SimStep, ...]
+TimedAction = tuple[A, float, tuple[SimStep, ...]]
+"""Action, the seconds that it computes, and its steps in order."""
 
 
 def run(programs: Sequence[Iterable[TimedAction[A]]], record: Record[A]) -> None:
@@ -186,7 +182,7 @@ def local_programs(
 
     def timed(blocks: range) -> Iterator[TimedAction[Action]]:
         steps = {(block, op.name): _steps(block, op, edges, holds_activations) for block in blocks for op in Op}
-        return (TimedAction(a, seconds(a), steps[a.block, a.op.name]) for a in program(blocks))
+        return ((a, seconds(a), steps[a.block, a.op.name]) for a in program(blocks))
 
     return [timed(topology.blocks_of(rank)) for rank in range(topology.ranks)]
 

@@ -85,21 +85,27 @@ def microbatch_error(
     """
     if ranks == 1:
         return None
-    if batch_size is not None and batch_size % microbatches:
-        return f"train.microbatches={microbatches}: must divide train.batch_size={batch_size}"
-    if schedule in ("1f1b", "zbh1") and microbatches < ranks:
-        return f"train.microbatches={microbatches}: schedule={schedule} needs at least one for each of ranks={ranks}"
-    if schedule == "interleaved1f1b" and (blocks % ranks or blocks == ranks or microbatches % ranks):
-        return (
+    needs = (
+        (
+            batch_size is not None and batch_size % microbatches,
+            f"train.microbatches={microbatches}: must divide train.batch_size={batch_size}",
+        ),
+        (
+            schedule in ("1f1b", "zbh1") and microbatches < ranks,
+            f"train.microbatches={microbatches}: schedule={schedule} needs at least one for each of ranks={ranks}",
+        ),
+        (
+            schedule == "interleaved1f1b" and (blocks % ranks or blocks == ranks or microbatches % ranks),
             f"schedule=interleaved1f1b: blocks={blocks} must be a multiple of ranks={ranks}, and more; "
-            f"train.microbatches={microbatches} must be a multiple of ranks"
-        )
-    if schedule == "zbv" and (blocks != 2 * ranks or microbatches < 2 * ranks):
-        return (
+            f"train.microbatches={microbatches} must be a multiple of ranks",
+        ),
+        (
+            schedule == "zbv" and (blocks != 2 * ranks or microbatches < 2 * ranks),
             f"schedule=zbv: blocks={blocks} must be {2 * ranks}, two for each rank; "
-            f"train.microbatches={microbatches} must be at least {2 * ranks}"
-        )
-    return None
+            f"train.microbatches={microbatches} must be at least {2 * ranks}",
+        ),
+    )
+    return next((reason for refused, reason in needs if refused), None)
 
 
 def check_microbatches(
