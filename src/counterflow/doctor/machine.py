@@ -32,8 +32,6 @@ SLOW_SYNC = 0.1
 COARSE_TICK = 1e-3
 """Seconds between two ticks of the clock; above this waits cannot be measured."""
 
-_CLOCK_SECONDS = 0.2
-"""Longest time to watch the clock."""
 _DISK_TIMEOUT = 3.0
 """Seconds before a file system counts as unresponsive."""
 SLOW_NAME = 1.0
@@ -41,7 +39,6 @@ SLOW_NAME = 1.0
 _NAME_TIMEOUT = 3.0
 """Seconds before a name counts as unresolved."""
 _LOOPBACK = "127.0.0.1"
-_NONE = "none"
 
 
 def check_machine(rank_info: RankInfo, run_dir: Path) -> list[Check]:
@@ -68,7 +65,7 @@ def check_machine(rank_info: RankInfo, run_dir: Path) -> list[Check]:
 
 
 def installed_versions() -> dict[str, str]:
-    torchvision = torchvision_version() or _NONE
+    torchvision = torchvision_version() or "none"
     return {"Python": platform.python_version(), "torch": str(torch.__version__), "torchvision": torchvision}
 
 
@@ -84,15 +81,22 @@ def compare_versions(ranks: Mapping[int, Mapping[str, str]]) -> Check:
 
     Other versions round differently, and may use another format of messages.
     """
-    differences = []
     first = next(iter(ranks.values()))
-    for name in first:
-        holders = ranks_by_value({rank: versions.get(name, _NONE) for rank, versions in ranks.items()})
-        if len(holders) > 1:
-            differences.append(f"{name} " + "; ".join(f"{text} on {holding}" for text, holding in holders.items()))
+    holders = {
+        name: ranks_by_value({rank: versions.get(name, "none") for rank, versions in ranks.items()}) for name in first
+    }
+    differences = [
+        f"{name} " + "; ".join(f"{text} on {holding}" for text, holding in by_text.items())
+        for name, by_text in holders.items()
+        if len(by_text) > 1
+    ]
     if differences:
-        advice = "install the same versions on every node, and use its Python"
-        return Check("versions", Status.FAIL, " / ".join(differences), advice)
+        return Check(
+            "versions",
+            Status.FAIL,
+            " / ".join(differences),
+            "install the same versions on every node, and use its Python",
+        )
     on_all = f" on all {len(ranks)} ranks" if len(ranks) > 1 else ""
     return Check("versions", Status.OK, ", ".join(f"{name} {text}" for name, text in first.items()) + on_all)
 
@@ -103,8 +107,9 @@ def check_torchvision() -> Check:
         import torchvision
     except (ImportError, RuntimeError, AttributeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        advice = "install the torchvision that belongs to this torch"
-        return Check("torchvision", Status.FAIL, f"does not load: {reason}", advice)
+        return Check(
+            "torchvision", Status.FAIL, f"does not load: {reason}", "install the torchvision that belongs to this torch"
+        )
     return Check("torchvision", Status.OK, f"{torchvision.__version__} loads")
 
 
@@ -140,15 +145,14 @@ def check_cores(cores: int, local_ranks: int) -> Check:
 
 def check_threads(setting: str | None, cores: int, local_ranks: int) -> Check:
     """Check OMP_NUM_THREADS, the ``setting``. Training uses ``engine.threads``; other libraries use this variable."""
+    share = max(1, cores // local_ranks)
     if setting is None:
         return Check("threads", Status.OK, "OMP_NUM_THREADS is not set: engine.threads decides")
-    share = max(1, cores // local_ranks)
-    problem = ""
-    if not setting.isdecimal() or int(setting) < 1:
-        problem = " is no number of threads"
-    elif int(setting) > share:
-        problem = f" in {local_ranks} ranks on {cores} cores"
-    return Check.warn_if(problem != "", "threads", f"OMP_NUM_THREADS={setting}{problem}", f"OMP_NUM_THREADS={share}")
+    if setting.isdecimal() and 1 <= int(setting) <= share:
+        return Check("threads", Status.OK, f"OMP_NUM_THREADS={setting}")
+    too_many = setting.isdecimal() and int(setting) > share
+    problem = f"in {local_ranks} ranks on {cores} cores" if too_many else "is no number of threads"
+    return Check("threads", Status.WARN, f"OMP_NUM_THREADS={setting} {problem}", f"OMP_NUM_THREADS={share}")
 
 
 def check_memory(available: int, local_ranks: int) -> Check:
@@ -185,8 +189,8 @@ def check_run_dir(folder: Path) -> Check:
     try:
         place, free, seconds = with_timeout(_DISK_TIMEOUT, lambda: _probe_disk(folder))
     except OSError as error:
-        reason = f"{folder}: not writable: {error.strerror or error}"
-        return Check("run folder", Status.WARN, reason, "run.dir=, in a folder of your own")
+        result = f"{folder}: not writable: {error.strerror or error}"
+        return Check("run folder", Status.WARN, result, "run.dir=, in a folder of your own")
     created = "" if place == folder else f" (to be made in {place.absolute()})"
     result = f"{folder}{created}: {_size(free)} free, fsync takes {1e3 * seconds:.1f} ms"
     if free < FREE_BYTES:
@@ -221,7 +225,7 @@ def _size(count: int) -> str:
 def check_clock(clock: Callable[[], float] = time.monotonic) -> Check:
     """Check that the clock ticks often enough to measure waits."""
     readings = {clock()}
-    end = time.perf_counter() + _CLOCK_SECONDS
+    end = time.perf_counter() + 0.2
     while len(readings) <= 100 and time.perf_counter() < end:
         readings.add(clock())
     tick = min((after - before for before, after in pairwise(sorted(readings))), default=math.inf)
