@@ -183,8 +183,9 @@ def _tune(cluster: Cluster, stages: Sequence[StageEstimate], lag: int, depth: in
 
     @cache
     def simulate(lag: int, depth: int) -> Forecast:
-        jitter = cluster.jitter(blocks, batches, first)
-        return _forecast("free", neighbours, cluster, batches, jitter, lag=lag, depth=depth)
+        return _forecast(
+            "free", neighbours, cluster, batches, cluster.jitter(blocks, batches, first), lag=lag, depth=depth
+        )
 
     def seconds(lag: int, depth: int) -> float:
         return simulate(lag, depth).seconds_per_batch

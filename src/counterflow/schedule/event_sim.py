@@ -83,24 +83,20 @@ class SimEdge:
 
     def send(self, now: float) -> int | None:
         """Hand over a message; return the rank at the other end if its arrival is known by that."""
-        if not self._posted:
-            self._handed.append(now)
-            return None
-        self._transfer(max(now, self._posted.popleft()))
-        return self.destination
+        return self._meet(now, self._handed, self._posted, self.destination)
 
     def post(self, now: float) -> int | None:
         """Post a receive; return the rank at the other end if the end of its send is known by that."""
-        if not self._handed:
-            self._posted.append(now + self.credit)
-            return None
-        self._transfer(max(now + self.credit, self._handed.popleft()))
-        return self.source
+        return self._meet(now + self.credit, self._posted, self._handed, self.source)
 
-    def _transfer(self, start: float) -> None:
-        end = self._free = max(start, self._free) + self.seconds
+    def _meet(self, now: float, own: deque[float], others: deque[float], peer: int) -> int | None:
+        if not others:
+            own.append(now)
+            return None
+        end = self._free = max(now, others.popleft(), self._free) + self.seconds
         self.ends.append(end)
         self.arrivals.append(end + self.latency)
+        return peer
 
 
 SimStep = tuple[SimOp, SimEdge | None]

@@ -35,7 +35,7 @@ Jitter = Callable[[int, int], float]
 
 SCHEDULES = ("free", *PIPELINES)
 
-_SEND_BUFFERS = 2
+SEND_BUFFERS = 2
 """Send buffers of an edge of the free engine: one is filled while the other one is being sent."""
 
 _MESSAGES = {
@@ -50,8 +50,14 @@ _MESSAGES = {
     PipelineOp.WAIT_SEND_B: (SimOp.WAIT_SEND, Stream.TARGET, 1),
 }
 """Operation on a channel, its stream, and how far its lower end is below the stage."""
-_HELD = {PipelineOp.FORWARD: 1, PipelineOp.BACKWARD: -1, PipelineOp.BACKWARD_WEIGHT: -1}
-"""Change of the activations that a stage holds for a micro-batch."""
+_HELD: dict[Op | PipelineOp, int] = {
+    Op.FORWARD: 1,
+    Op.LEARN: -1,
+    PipelineOp.FORWARD: 1,
+    PipelineOp.BACKWARD: -1,
+    PipelineOp.BACKWARD_WEIGHT: -1,
+}
+"""Change of the activations that a block holds for a batch, or a stage for a micro-batch."""
 
 
 @dataclass(frozen=True)
@@ -215,7 +221,7 @@ class _Simulator:
             activation = edge.stream is Stream.ACTIVATION
             size, room = (up[edge.lower - 1], depth) if activation else (down[edge.lower - 1] if down else 0, lag)
             # One more is posted than the depth, for the message that the block is working on.
-            return self._edge(source, destination, size, room + 1, _SEND_BUFFERS)
+            return self._edge(source, destination, size, room + 1, SEND_BUFFERS)
 
         costs = {
             Op.TARGET: [block.target for block in self.workload.stages],
@@ -232,10 +238,9 @@ class _Simulator:
             return takewhile(lambda action: action.op is not Op.SAVE, actions)
 
         window = steady_window(self.batches, ranks, (blocks - 1) * lag + 1 if down else 1)
-        change = {Op.FORWARD: 1.0, Op.LEARN: -1.0}
         programs = local_programs(self.topology, program, connect, seconds, holds_activations=True)
-        buffered = [(depth + 1.0) * (r > 0) + _SEND_BUFFERS * (r < ranks - 1) for r in range(ranks)]
-        return self._run(programs, window, lambda action: change.get(action.op, 0.0), buffered)
+        buffered = [(depth + 1.0) * (r > 0) + SEND_BUFFERS * (r < ranks - 1) for r in range(ranks)]
+        return self._run(programs, window, lambda action: _HELD.get(action.op, 0), buffered)
 
     def pipeline(self, schedule: str, microbatches: int) -> Forecast:
         """Simulate a pipeline of backprop. Its channels have no room: only the receives that a rank posts."""

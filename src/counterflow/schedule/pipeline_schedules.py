@@ -112,15 +112,13 @@ def check_microbatches(
     schedule: str, ranks: int, blocks: int, microbatches: int, batch_size: int | None = None
 ) -> None:
     """Raise ``ValueError`` with the `microbatch_error` of the same arguments, if there is one."""
-    error = microbatch_error(schedule, ranks, blocks, microbatches, batch_size)
-    if error is not None:
+    if error := microbatch_error(schedule, ranks, blocks, microbatches, batch_size):
         raise ValueError(error)
 
 
 def microbatch_counts(schedule: str, ranks: int, blocks: int, batch_size: int) -> list[int]:
     """Numbers of micro-batches that a run under ``schedule`` allows, ascending."""
-    counts = range(1, batch_size + 1)
-    return [m for m in counts if microbatch_error(schedule, ranks, blocks, m, batch_size) is None]
+    return [m for m in range(1, batch_size + 1) if not microbatch_error(schedule, ranks, blocks, m, batch_size)]
 
 
 def blocks_of_stages(schedule: str, topology: Topology) -> list[range]:
