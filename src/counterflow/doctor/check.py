@@ -29,9 +29,10 @@ class Check:
         assert (self.status is Status.OK) == (not self.advice), f"{self.name}: advice belongs to warnings and failures"
 
     @classmethod
-    def warn_if(cls, problem: bool, name: str, result: str, advice: str) -> "Check":
-        """Warning with ``advice`` if there is a problem, otherwise ok."""
-        return cls(name, Status.WARN, result, advice) if problem else cls(name, Status.OK, result)
+    def judge(cls, name: str, result: str, *problems: tuple[bool, Status, str]) -> "Check":
+        """Check with status and advice of the first of ``problems`` that is present; ok if none is."""
+        status, advice = next((found[1:] for found in problems if found[0]), (Status.OK, ""))
+        return cls(name, status, result, advice)
 
 
 def table(checks: Sequence[Check]) -> str:
@@ -45,7 +46,7 @@ def table(checks: Sequence[Check]) -> str:
 
 def summary_line(checks: Sequence[Check]) -> str:
     """Number of checks by status."""
-    counts = [f"{sum(check.status is status for check in checks)} {status}" for status in Status]
+    counts = (f"{sum(check.status is status for check in checks)} {status}" for status in Status)
     return f"{len(checks)} checks: {', '.join(counts)}"
 
 

@@ -53,9 +53,7 @@ def main(arguments: Sequence[str]) -> NoReturn:
         parser.error(str(error))
     if checks:
         print(table(checks))
-        print(f"{summary_line(checks)}, in {time.monotonic() - deadline + _MEASURING:.1f} s")
-    sys.stdout.flush()
-    sys.stderr.flush()
+        print(f"{summary_line(checks)}, in {time.monotonic() - deadline + _MEASURING:.1f} s", flush=True)
     # Threads may still wait for lost ranks, and only this ends them.
     os._exit(EXIT_FAILURE if any(check.status is Status.FAIL for check in checks) else 0)
 
@@ -76,10 +74,8 @@ def _run_two_ranks(arguments: Sequence[str], seconds: float) -> int:
         for rank in "01":
             variables = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "RANK": rank, "LOCAL_RANK": rank}
             processes.append(subprocess.Popen(command, env=os.environ | meeting | variables))
-        for process in processes:
-            process.wait(max(0.0, deadline - time.monotonic()))
         for i, process in enumerate(processes):
-            if process.returncode < 0:
+            if process.wait(max(0.0, deadline - time.monotonic())) < 0:
                 print(f"error: rank {i} was ended by signal {-process.returncode}", file=sys.stderr)
     except subprocess.TimeoutExpired:
         print(f"error: a rank still ran after {seconds:g} s", file=sys.stderr)

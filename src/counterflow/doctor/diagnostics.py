@@ -75,8 +75,11 @@ def check_rank(run_dir: Path, timeout: float, quick: bool, deadline: float) -> l
         return run_diagnostics(PrefixStore("doctor", store), connect_ranks, rank_info, config)
     if rank_info.local_rank > 0:
         return []
-    versions = compare_versions({rank_info.rank: installed_versions()})
-    return [versions, *check_machine(rank_info, run_dir), between_ranks]
+    return [
+        compare_versions({rank_info.rank: installed_versions()}),
+        *check_machine(rank_info, run_dir),
+        between_ranks,
+    ]
 
 
 def run_diagnostics(

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from counterflow.doctor.check import Check
+from counterflow.doctor.check import Check, Status
 from counterflow.message import HEADER_BYTES, MessageKind, Tag
 from counterflow.topology import Edge, Stream
 from counterflow.transport import ChannelError, Communicator, MessageLayout, Payload, TensorSpec
@@ -208,7 +208,7 @@ def check_edge(source: int, destination: int, sent: LinkStats, received: LinkSta
     )
     advice = "other programs on the cores, or a faster interface: GLOO_SOCKET_IFNAME"
     slow = sent.median > SLOW_MESSAGE or received.bandwidth < LOW_BANDWIDTH
-    return Check.warn_if(slow, f"edge {source}->{destination}", result, advice)
+    return Check.judge(f"edge {source}->{destination}", result, (slow, Status.WARN, advice))
 
 
 def check_wall_clocks(steps: Sequence[ClockOffset]) -> Check:
@@ -222,4 +222,4 @@ def check_wall_clocks(steps: Sequence[ClockOffset]) -> Check:
     error = sum(step.error for step in steps[min(first, last) : max(first, last)])
     result = f"at most {1e3 * apart:.3f} ms apart (ranks {first} and {last}), +- {1e3 * error:.3f} ms"
     advice = "synchronise the nodes (chrony): logs of ranks will not match"
-    return Check.warn_if(apart > LARGE_OFFSET, "wall clocks", result, advice)
+    return Check.judge("wall clocks", result, (apart > LARGE_OFFSET, Status.WARN, advice))

@@ -10,7 +10,6 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -32,8 +31,6 @@ SLOW_SYNC = 0.1
 COARSE_TICK = 1e-3
 """Seconds between two ticks of the clock; above this waits cannot be measured."""
 
-_CLOCK_SECONDS = 0.2
-"""Longest time to watch the clock."""
 _DISK_TIMEOUT = 3.0
 """Seconds before a file system counts as unresponsive."""
 SLOW_NAME = 1.0
@@ -41,7 +38,6 @@ SLOW_NAME = 1.0
 _NAME_TIMEOUT = 3.0
 """Seconds before a name counts as unresolved."""
 _LOOPBACK = "127.0.0.1"
-_NONE = "none"
 
 
 def check_machine(rank_info: RankInfo, run_dir: Path) -> list[Check]:
@@ -49,8 +45,8 @@ def check_machine(rank_info: RankInfo, run_dir: Path) -> list[Check]:
     settings = torch.__config__.show()
     cores = len(os.sched_getaffinity(0))
     available = interfaces()
-    lookup = resolve(rank_info.host)
-    reason, address = gloo_address(os.environ.get("GLOO_SOCKET_IFNAME"), lookup.address, available)
+    own, seconds, error = resolve(rank_info.host)
+    reason, address = gloo_address(os.environ.get("GLOO_SOCKET_IFNAME"), own, available)
     return [
         check_torchvision(),
         check_gloo(settings),
@@ -58,7 +54,7 @@ def check_machine(rank_info: RankInfo, run_dir: Path) -> list[Check]:
         check_cores(cores, rank_info.local_size),
         check_threads(os.environ.get("OMP_NUM_THREADS"), cores, rank_info.local_size),
         check_memory(available_memory(), rank_info.local_size),
-        check_host_name(lookup),
+        check_host_name(rank_info.host, own, seconds, error),
         check_interface(reason, address, rank_info.one_node, available),
         *([] if address is None else [check_port(address)]),
         check_shared_memory(),
@@ -68,7 +64,7 @@ def check_machine(rank_info: RankInfo, run_dir: Path) -> list[Check]:
 
 
 def installed_versions() -> dict[str, str]:
-    torchvision = torchvision_version() or _NONE
+    torchvision = torchvision_version() or "none"
     return {"Python": platform.python_version(), "torch": str(torch.__version__), "torchvision": torchvision}
 
 
@@ -84,17 +80,22 @@ def compare_versions(ranks: Mapping[int, Mapping[str, str]]) -> Check:
 
     Other versions round differently, and may use another format of messages.
     """
-    differences = []
     first = next(iter(ranks.values()))
-    for name in first:
-        holders = ranks_by_value({rank: versions.get(name, _NONE) for rank, versions in ranks.items()})
-        if len(holders) > 1:
-            differences.append(f"{name} " + "; ".join(f"{text} on {holding}" for text, holding in holders.items()))
-    if differences:
-        advice = "install the same versions on every node, and use its Python"
-        return Check("versions", Status.FAIL, " / ".join(differences), advice)
+    holders = {
+        name: ranks_by_value({rank: versions.get(name, "none") for rank, versions in ranks.items()}) for name in first
+    }
+    differences = [
+        f"{name} " + "; ".join(f"{text} on {holding}" for text, holding in by_text.items())
+        for name, by_text in holders.items()
+        if len(by_text) > 1
+    ]
     on_all = f" on all {len(ranks)} ranks" if len(ranks) > 1 else ""
-    return Check("versions", Status.OK, ", ".join(f"{name} {text}" for name, text in first.items()) + on_all)
+    same = ", ".join(f"{name} {text}" for name, text in first.items()) + on_all
+    return Check.judge(
+        "versions",
+        " / ".join(differences) or same,
+        (len(differences) > 0, Status.FAIL, "install the same versions on every node, and use its Python"),
+    )
 
 
 def check_torchvision() -> Check:
@@ -103,8 +104,9 @@ def check_torchvision() -> Check:
         import torchvision
     except (ImportError, RuntimeError, AttributeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        advice = "install the torchvision that belongs to this torch"
-        return Check("torchvision", Status.FAIL, f"does not load: {reason}", advice)
+        return Check(
+            "torchvision", Status.FAIL, f"does not load: {reason}", "install the torchvision that belongs to this torch"
+        )
     return Check("torchvision", Status.OK, f"{torchvision.__version__} loads")
 
 
@@ -115,47 +117,55 @@ def built_with(backend: str, settings: str) -> bool:
 
 
 def check_gloo(settings: str) -> Check:
-    if built_with("gloo", settings):
-        return Check("gloo", Status.OK, "part of this torch")
-    return Check("gloo", Status.FAIL, "not part of this torch", "install torch from https://pytorch.org")
+    available = built_with("gloo", settings)
+    return Check.judge(
+        "gloo",
+        "part of this torch" if available else "not part of this torch",
+        (not available, Status.FAIL, "install torch from https://pytorch.org"),
+    )
 
 
 def check_nccl(settings: str, devices: int, local_ranks: int) -> Check:
     """Check that NCCL can serve the ``devices``, the number of CUDA devices that this node's processes see."""
     available = built_with("nccl", settings)
     result = f"{'available' if available else 'not part of this torch'}; {devices} GPUs for {local_ranks} local ranks"
-    if 0 < devices < local_ranks:
-        advice = f"NCCL refuses two ranks on one GPU: --nproc_per_node={devices}, or engine.backend=gloo"
-        return Check("nccl", Status.WARN, result, advice)
-    if devices and not available:
-        return Check("nccl", Status.WARN, result, "engine.backend=gloo, or a torch built for CUDA")
-    return Check("nccl", Status.OK, result + ("" if devices else ": gloo carries the messages"))
+    one_gpu_each = f"NCCL refuses two ranks on one GPU: --nproc_per_node={devices}, or engine.backend=gloo"
+    return Check.judge(
+        "nccl",
+        result if devices else f"{result}: gloo carries the messages",
+        (0 < devices < local_ranks, Status.WARN, one_gpu_each),
+        (devices > 0 and not available, Status.WARN, "engine.backend=gloo, or a torch built for CUDA"),
+    )
 
 
 def check_cores(cores: int, local_ranks: int) -> Check:
     """Check that every local rank has one of the ``cores`` that this process may run on."""
     advice = f"ranks take turns on a core and wait longer: --nproc_per_node={cores}, or a wider cpuset"
-    return Check.warn_if(cores < local_ranks, "cores", f"{cores} usable for {local_ranks} local ranks", advice)
+    return Check.judge(
+        "cores", f"{cores} usable for {local_ranks} local ranks", (cores < local_ranks, Status.WARN, advice)
+    )
 
 
 def check_threads(setting: str | None, cores: int, local_ranks: int) -> Check:
     """Check OMP_NUM_THREADS, the ``setting``. Training uses ``engine.threads``; other libraries use this variable."""
+    share = max(1, cores // local_ranks)
     if setting is None:
         return Check("threads", Status.OK, "OMP_NUM_THREADS is not set: engine.threads decides")
-    share = max(1, cores // local_ranks)
-    problem = ""
-    if not setting.isdecimal() or int(setting) < 1:
-        problem = " is no number of threads"
-    elif int(setting) > share:
-        problem = f" in {local_ranks} ranks on {cores} cores"
-    return Check.warn_if(problem != "", "threads", f"OMP_NUM_THREADS={setting}{problem}", f"OMP_NUM_THREADS={share}")
+    if setting.isdecimal() and 1 <= int(setting) <= share:
+        return Check("threads", Status.OK, f"OMP_NUM_THREADS={setting}")
+    too_many = setting.isdecimal() and int(setting) > share
+    problem = f"in {local_ranks} ranks on {cores} cores" if too_many else "is no number of threads"
+    return Check("threads", Status.WARN, f"OMP_NUM_THREADS={setting} {problem}", f"OMP_NUM_THREADS={share}")
 
 
 def check_memory(available: int, local_ranks: int) -> Check:
     """Check that ``available`` bytes are enough for the local ranks."""
-    result = f"{available / 1e9:.1f} GB available for {local_ranks} local ranks"
     advice = f"free some, or use fewer ranks: each needs at least {RANK_BYTES / 1e9:g} GB"
-    return Check.warn_if(available < local_ranks * RANK_BYTES, "memory", result, advice)
+    return Check.judge(
+        "memory",
+        f"{available / 1e9:.1f} GB available for {local_ranks} local ranks",
+        (available < local_ranks * RANK_BYTES, Status.WARN, advice),
+    )
 
 
 def available_memory(meminfo: Path = Path("/proc/meminfo"), group: Path = Path("/sys/fs/cgroup")) -> int:
@@ -177,7 +187,7 @@ def check_shared_memory(folder: Path = Path("/dev/shm")) -> Check:
     except OSError as error:
         return Check("shared memory", Status.WARN, f"{folder}: {error.strerror or error}", advice)
     result = f"{folder}: {_size(usage.free)} free of {_size(usage.total)}"
-    return Check.warn_if(usage.free <= SHARED_BYTES, "shared memory", result, advice)
+    return Check.judge("shared memory", result, (usage.free <= SHARED_BYTES, Status.WARN, advice))
 
 
 def check_run_dir(folder: Path) -> Check:
@@ -185,14 +195,16 @@ def check_run_dir(folder: Path) -> Check:
     try:
         place, free, seconds = with_timeout(_DISK_TIMEOUT, lambda: _probe_disk(folder))
     except OSError as error:
-        reason = f"{folder}: not writable: {error.strerror or error}"
-        return Check("run folder", Status.WARN, reason, "run.dir=, in a folder of your own")
+        result = f"{folder}: not writable: {error.strerror or error}"
+        return Check("run folder", Status.WARN, result, "run.dir=, in a folder of your own")
     created = "" if place == folder else f" (to be made in {place.absolute()})"
     result = f"{folder}{created}: {_size(free)} free, fsync takes {1e3 * seconds:.1f} ms"
-    if free < FREE_BYTES:
-        return Check("run folder", Status.WARN, result, "make room, or run.dir= on another disk")
-    advice = "run.dir= on a local disk: every saved file waits that long"
-    return Check.warn_if(seconds > SLOW_SYNC, "run folder", result, advice)
+    return Check.judge(
+        "run folder",
+        result,
+        (free < FREE_BYTES, Status.WARN, "make room, or run.dir= on another disk"),
+        (seconds > SLOW_SYNC, Status.WARN, "run.dir= on a local disk: every saved file waits that long"),
+    )
 
 
 def _probe_disk(folder: Path) -> tuple[Path, int, float]:
@@ -221,33 +233,26 @@ def _size(count: int) -> str:
 def check_clock(clock: Callable[[], float] = time.monotonic) -> Check:
     """Check that the clock ticks often enough to measure waits."""
     readings = {clock()}
-    end = time.perf_counter() + _CLOCK_SECONDS
+    end = time.perf_counter() + 0.2  # longest time to watch the clock
     while len(readings) <= 100 and time.perf_counter() < end:
         readings.add(clock())
     tick = min((after - before for before, after in pairwise(sorted(readings))), default=math.inf)
     if tick <= COARSE_TICK:
         return Check("clock", Status.OK, f"the monotonic clock ticks every {1e6 * tick:.3g} us")
-    result = "stands still" if tick == math.inf else f"ticks every {1e3 * tick:.3g} ms"
     return Check(
         "clock",
         Status.WARN,
-        f"the monotonic clock {result}",
+        f"the monotonic clock {'stands still' if tick == math.inf else f'ticks every {1e3 * tick:.3g} ms'}",
         "another clock source of the kernel: waits cannot be measured",
     )
 
 
-@dataclass(frozen=True)
-class NameLookup:
-    """Result of resolving a host name."""
+def resolve(name: str) -> tuple[str | None, float, str]:
+    """Resolve ``name`` to an address and back to the full name, as torchrun does.
 
-    name: str
-    address: str | None
-    seconds: float
-    error: str = ""
-
-
-def resolve(name: str) -> NameLookup:
-    """Resolve ``name`` to an address and back to the full name, as torchrun does."""
+    Returns:
+        The address, or None; the seconds that it took; and the reason if there is no address.
+    """
 
     def both_ways() -> str:
         address = str(socket.getaddrinfo(name, None)[0][4][0])
@@ -260,15 +265,23 @@ def resolve(name: str) -> NameLookup:
         address = with_timeout(_NAME_TIMEOUT, both_ways)
     except (OSError, UnicodeError) as failure:  # TimeoutError is an OSError
         error = getattr(failure, "strerror", None) or str(failure)
-    return NameLookup(name, address, time.perf_counter() - start, error)
+    return address, time.perf_counter() - start, error
 
 
-def check_host_name(lookup: NameLookup) -> Check:
+def check_host_name(name: str, address: str | None, seconds: float, error: str) -> Check:
+    """Check that torchrun does not wait for this host's ``name``.
+
+    Args:
+        name: Name of this host.
+        address: First result of `resolve`.
+        seconds: Second result of `resolve`.
+        error: Third result of `resolve`.
+    """
     advice = f"torchrun --local-addr={_LOOPBACK} on one node, or name this host in /etc/hosts: torchrun waits for it"
-    if lookup.address is None:
-        return Check("host name", Status.WARN, f"{lookup.name} does not resolve: {lookup.error}", advice)
-    result = f"{lookup.name} is {lookup.address}, found in {1e3 * lookup.seconds:.1f} ms"
-    return Check.warn_if(lookup.seconds > SLOW_NAME, "host name", result, advice)
+    if address is None:
+        return Check("host name", Status.WARN, f"{name} does not resolve: {error}", advice)
+    result = f"{name} is {address}, found in {1e3 * seconds:.1f} ms"
+    return Check.judge("host name", result, (seconds > SLOW_NAME, Status.WARN, advice))
 
 
 def interfaces() -> dict[str, str]:
@@ -307,19 +320,22 @@ def check_interface(reason: str, address: str | None, one_node: bool, available:
     if address is None:
         return Check("interface", Status.FAIL, f"{reason}: no such interface with an address", f"one of {known}")
     name = next((f" ({name})" for name, text in available.items() if text == address), "")
-    result = f"gloo listens on {address}{name}, by {reason}"
-    if one_node or not address.startswith("127."):
-        return Check("interface", Status.OK, result)
-    advice = f"GLOO_SOCKET_IFNAME=NAME on every node, one of {known}"
-    return Check("interface", Status.FAIL, f"{result}: other nodes cannot reach it", advice)
+    reached = one_node or not address.startswith("127.")
+    return Check.judge(
+        "interface",
+        f"gloo listens on {address}{name}, by {reason}{'' if reached else ': other nodes cannot reach it'}",
+        (not reached, Status.FAIL, f"GLOO_SOCKET_IFNAME=NAME on every node, one of {known}"),
+    )
 
 
 def check_port(address: str) -> Check:
     """Check that a free TCP port is available on ``address``."""
     error = bind_error(address)
-    if error is None:
-        return Check("port", Status.OK, f"a free one is available on {address}")
-    return Check("port", Status.FAIL, f"{address}: {error}", "free some ports, or another GLOO_SOCKET_IFNAME")
+    return Check.judge(
+        "port",
+        f"{address}: {error}" if error else f"a free one is available on {address}",
+        (error is not None, Status.FAIL, "free some ports, or another GLOO_SOCKET_IFNAME"),
+    )
 
 
 def bind_error(address: str) -> str | None:

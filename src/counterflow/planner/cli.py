@@ -53,8 +53,9 @@ def candidate_table(result: SearchResult) -> Table:
     for name in _COLUMNS:
         table.add_column(name, justify="left" if name == "cut" else "right", overflow="fold")
     for candidate in result.candidates:
-        style = "bold" if candidate is result.best else None
-        table.add_row(*(cell(candidate) for cell in _COLUMNS.values()), style=style)
+        table.add_row(
+            *(cell(candidate) for cell in _COLUMNS.values()), style="bold" if candidate is result.best else None
+        )
     return table
 
 

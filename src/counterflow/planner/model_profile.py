@@ -14,16 +14,13 @@ from counterflow.config import SGD, AdamW
 from counterflow.engine.job import Job
 from counterflow.engine.profile import message_from_below, pair_time, plain_times, rules_of
 from counterflow.models.partition import best_of, synchronized_ns
-from counterflow.schedule.forecast import StageCost, Workload
+from counterflow.schedule.forecast import SEND_BUFFERS, StageCost, Workload
 from counterflow.topology import Topology
 
 _SMALLER = 8
 """Factor by which a second batch that layers are timed with is smaller; time that does not shrink with it is fixed."""
 _SMALLEST = 2
 """Smallest batch, for batch norm."""
-
-_SEND_BUFFERS = 2
-"""Messages that a process holds for each edge that it sends to: one is filled while the other one is being sent."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,19 +93,21 @@ def profile_model(job: Job, log: Callable[[str], None]) -> ModelProfile:
         rules = rules_of(single, [1] * layers)
         for i, (forward, backward) in enumerate(times):
             log(f"layer {i + 1} of {layers}, as a block pair")
-            kept, output = _layer_bytes(single, rules, i)
-            layer = LayerProfile(
+            layer = copy.deepcopy(job.network[i]).train()
+            job.runtime.prepare_module(layer, ())
+            kept, output = _layer_bytes(single, rules, i, layer)
+            costs = LayerProfile(
                 forward=forward / 1e9,
                 backward=backward / 1e9,
                 entrance=max(0, backward - inner_times[i][1]) / 1e9,
-                update=_update_time(single, i) / 1e9,
+                update=_update_time(single, layer) / 1e9,
                 fixed_forward=_fixed(forward, small_times[i][0], batch, small) / 1e9,
                 fixed_backward=_fixed(backward, small_times[i][1], batch, small) / 1e9,
-                parameters=_bytes(job.network[i].parameters()),
+                parameters=_bytes(layer.parameters()),
                 kept=kept,
                 output=output,
             )
-            profiles.append(replace(layer, block_overhead=_block_overhead(single, rules, i, layer)))
+            profiles.append(replace(costs, block_overhead=_block_overhead(single, rules, i, costs)))
     optimizer = job.optimizer
     momentum = isinstance(optimizer, SGD) and optimizer.momentum
     return ModelProfile(profiles, batch, 4 if isinstance(optimizer, AdamW) else 3 if momentum else 2)
@@ -133,10 +132,8 @@ def _block_overhead(job: Job, rules: RuleSet, i: int, layer: LayerProfile) -> Bl
     )
 
 
-def _update_time(job: Job, i: int) -> int:
-    """Nanoseconds of an update of the parameters of layer ``i``."""
-    layer = copy.deepcopy(job.network[i])
-    job.runtime.prepare_module(layer, ())
+def _update_time(job: Job, layer: nn.Module) -> int:
+    """Nanoseconds of an update of the parameters of ``layer``, which changes."""
     parameters = list(layer.parameters())
     if not parameters:
         return 0
@@ -152,10 +149,8 @@ def _update_time(job: Job, i: int) -> int:
     return best_of(timed)[0]
 
 
-def _layer_bytes(job: Job, rules: RuleSet, i: int) -> tuple[int, int]:
-    """Bytes that layer ``i`` holds for its backward pass, and bytes of its output."""
-    layer = copy.deepcopy(job.network[i]).train()
-    job.runtime.prepare_module(layer, ())
+def _layer_bytes(job: Job, rules: RuleSet, i: int, layer: nn.Module) -> tuple[int, int]:
+    """Bytes that ``layer``, a copy of layer ``i``, holds for its backward pass, and bytes of its output."""
     source = message_from_below(job, rules, i + 1)[0].detach()
     source.requires_grad_(source.is_floating_point())
     with job.runtime.autocast():
@@ -279,7 +274,7 @@ def local_memory(stages: Sequence[StageEstimate], lag: int, depth: int) -> list[
     """
     below = [0, *(stage.up for stage in stages)]
     return [
-        stage.states + stage.kept + (depth + 1) * below[i] + _SEND_BUFFERS * stage.up + lag * (i + 1) * stage.down
+        stage.states + stage.kept + (depth + 1) * below[i] + SEND_BUFFERS * stage.up + lag * (i + 1) * stage.down
         for i, stage in enumerate(stages)
     ]
 
@@ -291,7 +286,7 @@ def backprop_memory(stages: Sequence[StageEstimate], in_flight: Sequence[float],
     """
     below = [0, *(stage.up for stage in stages)]
     return [
-        stage.states + int(held * (stage.kept + below[i])) + _SEND_BUFFERS * (stage.up + stage.down) // microbatches
+        stage.states + int(held * (stage.kept + below[i])) + SEND_BUFFERS * (stage.up + stage.down) // microbatches
         for i, (stage, held) in enumerate(zip(stages, in_flight, strict=True))
     ]
 

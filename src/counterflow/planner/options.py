@@ -9,46 +9,43 @@ from hydra.core.config_store import ConfigStore
 
 from counterflow.algorithms import ALGORITHMS
 from counterflow.config import TrainConfig
-from counterflow.config.validators import fraction, one_of, size
+from counterflow.config.validators import Options, checked, fraction, one_of, size
 from counterflow.schedule.forecast import LinkSpec
 
 _LARGEST = 1e6
 """Largest latency and overhead in milliseconds, and largest jitter factor."""
 
 
+def _positive(key: str, value: float) -> None:
+    if not 0 < value < math.inf:
+        raise ValueError(f"{key}={value}: must be greater than 0")
+
+
+def _within(key: str, value: float, least: int) -> None:
+    if not least <= value <= _LARGEST:
+        raise ValueError(f"{key}={value}: must be at least {least} and at most {_LARGEST:g}")
+
+
 @dataclass(kw_only=True)
-class Cluster:
+class Cluster(Options, key="machines"):
     """Machines of a plan: equal processes, with an edge between neighbours in each direction."""
 
-    ranks: int = 4
+    ranks: int = checked(4, size, 1)
     """Largest number of processes."""
-    speed: float = 1.0
+    speed: float = checked(1.0, _positive)
     """Speed of a process, as a multiple of this machine's."""
-    memory_gb: float | None = None
+    memory_gb: float | None = checked(None, _positive)
     """Memory of a process for parameters, activations and messages, in 10^9 bytes; null: unlimited."""
-    bandwidth_gbps: float | None = None
+    bandwidth_gbps: float | None = checked(None, _positive)
     """Bandwidth of an edge, in 10^9 bits per second; null: unlimited."""
-    latency_ms: float = 0.0
+    latency_ms: float = checked(0.0, _within, 0)
     """Time from the end of a send to the arrival."""
-    overhead_ms: float = 0.0
+    overhead_ms: float = checked(0.0, _within, 0)
     """Time of a process for every action of its block (target, forward pass, update) besides the computation."""
-    jitter_share: float = 0.0
+    jitter_share: float = checked(0.0, fraction)
     """Share of all batches for which one process, drawn at random, is slow."""
-    jitter_factor: float = 3.0
+    jitter_factor: float = checked(3.0, _within, 1)
     """Factor by which that process is slower."""
-
-    def __post_init__(self) -> None:
-        size("machines.ranks", self.ranks, 1)
-        for key in ("speed", "memory_gb", "bandwidth_gbps"):
-            value: float | None = getattr(self, key)
-            if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"machines.{key}={value}: must be greater than 0")
-        for key, least in (("latency_ms", 0), ("overhead_ms", 0), ("jitter_factor", 1)):
-            if not least <= getattr(self, key) <= _LARGEST:
-                raise ValueError(
-                    f"machines.{key}={getattr(self, key)}: must be at least {least} and at most {_LARGEST:g}"
-                )
-        fraction("machines.jitter_share", self.jitter_share)
 
     @property
     def memory(self) -> float:
@@ -116,14 +113,19 @@ class PlanConfig(TrainConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         one_of("algorithm", self.algorithm.name, ALGORITHMS)  # end-to-end references have a lock
-        if self.blocks != 1:
-            raise ValueError(f"blocks={self.blocks}: is what the plan finds, allowed is 1; machines.ranks= bounds it")
-        if self.model.cut != "flops":
-            raise ValueError(f"model.cut={self.model.cut}: is what the plan finds, allowed is flops")
-        if self.engine.lag == "exact":
-            raise ValueError("engine.lag=exact: runs on one process, allowed are whole numbers of at least 1")
-        if self.engine.target_depth is not None:
-            raise ValueError(f"engine.target_depth={self.engine.target_depth}: is the lag of a plan, allowed is null")
+        lag, target_depth = self.engine.lag, self.engine.target_depth
+        for option, refused, reason in (
+            (
+                f"blocks={self.blocks}",
+                self.blocks != 1,
+                "is what the plan finds, allowed is 1; machines.ranks= bounds it",
+            ),
+            (f"model.cut={self.model.cut}", self.model.cut != "flops", "is what the plan finds, allowed is flops"),
+            (f"engine.lag={lag}", lag == "exact", "runs on one process, allowed are whole numbers of at least 1"),
+            (f"engine.target_depth={target_depth}", target_depth is not None, "is the lag of a plan, allowed is null"),
+        ):
+            if refused:
+                raise ValueError(f"{option}: {reason}")
 
     def training(self, threads: int) -> TrainConfig:
         """Configuration of the run itself, with ``threads`` threads per process."""

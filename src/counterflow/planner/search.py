@@ -43,11 +43,9 @@ _LARGEST = 2048
 
 
 @dataclass(frozen=True, kw_only=True)
-class PipelineCandidate:
-    """Prediction for one pipeline of backprop, with a process for each stage."""
+class Prediction:
+    """Prediction for one partition, with a process for each part."""
 
-    schedule: str
-    microbatches: int
     cut: Sequence[int]
     seconds_per_batch: float
     samples_per_second: float
@@ -56,23 +54,26 @@ class PipelineCandidate:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Candidate:
-    """Prediction for one number of blocks, with a process each."""
+class PipelineCandidate(Prediction):
+    """Prediction for one pipeline of backprop."""
+
+    schedule: str
+    microbatches: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate(Prediction):
+    """Prediction for one number of blocks."""
 
     blocks: int
-    cut: Sequence[int]
     lag: int
     depth: int
-    seconds_per_batch: float
-    samples_per_second: float
     speed_up: float
     """Ratio to one process."""
     wait_fraction: float
     """Mean over all ranks."""
     fill_seconds: float
     """Seconds until the top block has its first activation."""
-    memory: Sequence[int]
-    """Bytes of every rank."""
     up: float
     """Bytes per second over the busiest edge."""
     down: float
@@ -182,8 +183,9 @@ def _tune(cluster: Cluster, stages: Sequence[StageEstimate], lag: int, depth: in
 
     @cache
     def simulate(lag: int, depth: int) -> Forecast:
-        jitter = cluster.jitter(blocks, batches, first)
-        return _forecast("free", neighbours, cluster, batches, jitter, lag=lag, depth=depth)
+        return _forecast(
+            "free", neighbours, cluster, batches, cluster.jitter(blocks, batches, first), lag=lag, depth=depth
+        )
 
     def seconds(lag: int, depth: int) -> float:
         return simulate(lag, depth).seconds_per_batch

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import InitVar, dataclass, field
 from enum import IntEnum
-from typing import Generic, NamedTuple, TypeVar
+from typing import TypeVar
 
 from counterflow.schedule.local_schedule import Action, Op
 from counterflow.schedule.pipeline_schedules import PipelineAction
@@ -83,24 +83,20 @@ class SimEdge:
 
     def send(self, now: float) -> int | None:
         """Hand over a message; return the rank at the other end if its arrival is known by that."""
-        if not self._posted:
-            self._handed.append(now)
-            return None
-        self._transfer(max(now, self._posted.popleft()))
-        return self.destination
+        return self._meet(now, self._handed, self._posted, self.destination)
 
     def post(self, now: float) -> int | None:
         """Post a receive; return the rank at the other end if the end of its send is known by that."""
-        if not self._handed:
-            self._posted.append(now + self.credit)
-            return None
-        self._transfer(max(now + self.credit, self._handed.popleft()))
-        return self.source
+        return self._meet(now + self.credit, self._posted, self._handed, self.source)
 
-    def _transfer(self, start: float) -> None:
-        end = self._free = max(start, self._free) + self.seconds
+    def _meet(self, now: float, own: deque[float], others: deque[float], peer: int) -> int | None:
+        if not others:
+            own.append(now)
+            return None
+        end = self._free = max(now, others.popleft(), self._free) + self.seconds
         self.ends.append(end)
         self.arrivals.append(end + self.latency)
+        return peer
 
 
 SimStep = tuple[SimOp, SimEdge | None]
@@ -108,12 +104,8 @@ SimStep = tuple[SimOp, SimEdge | None]
 COMPUTE: SimStep = (SimOp.COMPUTE, None)
 
 
-class TimedAction(NamedTuple, Generic[A]):
-    """Action with the ``seconds`` that it computes, and its steps in order."""
-
-    action: A
-    seconds: float
-    steps: tuple[SimStep, ...]
+TimedAction = tuple[A, float, tuple[SimStep, ...]]
+"""Action, the seconds that it computes, and its steps in order."""
 
 
 def run(programs: Sequence[Iterable[TimedAction[A]]], record: Record[A]) -> None:
@@ -186,7 +178,7 @@ def local_programs(
 
     def timed(blocks: range) -> Iterator[TimedAction[Action]]:
         steps = {(block, op.name): _steps(block, op, edges, holds_activations) for block in blocks for op in Op}
-        return (TimedAction(a, seconds(a), steps[a.block, a.op.name]) for a in program(blocks))
+        return ((a, seconds(a), steps[a.block, a.op.name]) for a in program(blocks))
 
     return [timed(topology.blocks_of(rank)) for rank in range(topology.ranks)]
 

@@ -1,10 +1,10 @@
 """Forecast of a run by simulation: how fast it trains, which ranks wait, and how many activations they hold."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, takewhile
-from typing import Any, Generic
+from typing import Any
 
 from counterflow.schedule.event_sim import (
     BUFFERED,
@@ -35,7 +35,7 @@ Jitter = Callable[[int, int], float]
 
 SCHEDULES = ("free", *PIPELINES)
 
-_SEND_BUFFERS = 2
+SEND_BUFFERS = 2
 """Send buffers of an edge of the free engine: one is filled while the other one is being sent."""
 
 _MESSAGES = {
@@ -50,8 +50,14 @@ _MESSAGES = {
     PipelineOp.WAIT_SEND_B: (SimOp.WAIT_SEND, Stream.TARGET, 1),
 }
 """Operation on a channel, its stream, and how far its lower end is below the stage."""
-_HELD = {PipelineOp.FORWARD: 1, PipelineOp.BACKWARD: -1, PipelineOp.BACKWARD_WEIGHT: -1}
-"""Change of the activations that a stage holds for a micro-batch."""
+_HELD: dict[Op | PipelineOp, int] = {
+    Op.FORWARD: 1,
+    Op.LEARN: -1,
+    PipelineOp.FORWARD: 1,
+    PipelineOp.BACKWARD: -1,
+    PipelineOp.BACKWARD_WEIGHT: -1,
+}
+"""Change of the activations that a block holds for a batch, or a stage for a micro-batch."""
 
 
 @dataclass(frozen=True)
@@ -69,9 +75,8 @@ class StageCost:
 
     def __post_init__(self) -> None:
         for name in ("forward", "backward", "update", "target"):
-            _check_seconds(name, getattr(self, name))
-        if not 0 <= self.weight_share <= 1:
-            raise ValueError(f"weight_share={self.weight_share}: must be between 0 and 1")
+            _require_seconds(name, getattr(self, name))
+        _require(0 <= self.weight_share <= 1, "weight_share", self.weight_share, "must be between 0 and 1")
 
 
 @dataclass(frozen=True)
@@ -88,9 +93,8 @@ class LinkSpec:
     """Bytes per second."""
 
     def __post_init__(self) -> None:
-        _check_seconds("latency", self.latency)
-        if not self.bandwidth > 0:
-            raise ValueError(f"bandwidth={self.bandwidth}: must be more than 0 bytes a second")
+        _require_seconds("latency", self.latency)
+        _require(self.bandwidth > 0, "bandwidth", self.bandwidth, "must be more than 0 bytes a second")
 
 
 @dataclass(frozen=True)
@@ -105,12 +109,10 @@ class Workload:
 
     def __post_init__(self) -> None:
         edges = len(self.stages) - 1
-        if edges < 0:
-            raise ValueError("stages=[]: must be at least one")
-        if len(self.up) != edges:
-            raise ValueError(f"up={list(self.up)}: must be {edges} sizes, one for each block but the top")
-        if len(self.down) not in (0, edges):
-            raise ValueError(f"down={list(self.down)}: must be {edges} sizes, one for each block but the top, or none")
+        limit = f"must be {edges} sizes, one for each block but the top"
+        _require(edges >= 0, "stages", [], "must be at least one")
+        _require(len(self.up) == edges, "up", list(self.up), limit)
+        _require(len(self.down) in (0, edges), "down", list(self.down), f"{limit}, or none")
 
 
 @dataclass(frozen=True)
@@ -162,15 +164,11 @@ def forecast(
         ValueError: No run allows these arguments.
     """
     topology = Topology(len(workload.stages), ranks)
-    if schedule not in SCHEDULES:
-        raise ValueError(f"schedule={schedule}: must be one of {', '.join(SCHEDULES)}")
+    _require(schedule in SCHEDULES, "schedule", schedule, f"must be one of {', '.join(SCHEDULES)}")
     for name, value, least in (("batches", batches, 2), ("microbatches", microbatches, 1), ("depth", depth, 1)):
-        if value < least:
-            raise ValueError(f"{name}={value}: must be at least {least}")
-    if lag < (ranks > 1):
-        raise ValueError(f"lag={lag}: must be at least {int(ranks > 1)} on ranks={ranks}")
-    if not overhead >= 0:
-        raise ValueError(f"overhead={overhead}: must be at least 0 seconds")
+        _require(value >= least, name, value, f"must be at least {least}")
+    _require(lag >= (ranks > 1), "lag", lag, f"must be at least {int(ranks > 1)} on ranks={ranks}")
+    _require(overhead >= 0, "overhead", overhead, "must be at least 0 seconds")
     check_microbatches(schedule, ranks, topology.blocks, microbatches)
     simulator = _Simulator(
         topology, workload, batches, link or LinkSpec(), jitter or (lambda block, n: 1.0), overhead, record
@@ -178,9 +176,13 @@ def forecast(
     return simulator.free(lag, depth) if schedule == "free" else simulator.pipeline(schedule, microbatches)
 
 
-def _check_seconds(name: str, value: float) -> None:
-    if not 0 <= value < math.inf:
-        raise ValueError(f"{name}={value}: must be a finite number of seconds, at least 0")
+def _require(allowed: bool, name: str, value: object, limits: str) -> None:
+    if not allowed:
+        raise ValueError(f"{name}={value}: {limits}")
+
+
+def _require_seconds(name: str, value: float) -> None:
+    _require(0 <= value < math.inf, name, value, "must be a finite number of seconds, at least 0")
 
 
 def steady_window(batches: int, stages: int, round_trip: int) -> tuple[int, int]:
@@ -198,54 +200,6 @@ def steady_window(batches: int, stages: int, round_trip: int) -> tuple[int, int]
     if whole == 0 and last - round_trip >= min(stages, batches // 2):
         whole = 1
     return (last - whole * round_trip if whole else (batches - 1) // 2), last
-
-
-class SimStats(Generic[A]):
-    """Running statistics of all ranks.
-
-    Args:
-        ranks: Number of ranks.
-        window: First and last batch of the `steady_window`.
-        change: Amount by which an action changes the activations that its rank holds.
-        record: Called with every action, too.
-    """
-
-    def __init__(self, ranks: int, window: tuple[int, int], change: Callable[[A], float], record: Record[A]) -> None:
-        self._window = window
-        self._change: Callable[[A], float] = change
-        self._busy = [0.0] * ranks
-        self._held = [0.0] * ranks
-        self._in_flight = [0.0] * ranks
-        self._marks = {n: [(0.0, 0.0)] * ranks for n in window}
-        """End of the update of a batch, and the rank's busy seconds until then."""
-        self._fill: float | None = None
-        self._record: Record[A] = record
-
-    def record(self, rank: int, action: A, start: float, end: float) -> None:
-        self._busy[rank] += end - start
-        change = self._change(action)
-        if change:
-            self._held[rank] += change
-            self._in_flight[rank] = max(self._in_flight[rank], self._held[rank])
-            if self._fill is None and rank == len(self._busy) - 1:
-                self._fill = start
-        completes = action.completes
-        if completes is not None and completes[1] in self._marks:
-            self._marks[completes[1]][rank] = (end, self._busy[rank])
-        self._record(rank, action, start, end)
-
-    def forecast(self, buffered: Sequence[float]) -> Forecast:
-        """Forecast of the run that was recorded; ``buffered`` goes into it."""
-        before, after = (self._marks[n] for n in self._window)
-        steady = [(end - start, busy - was) for (start, was), (end, busy) in zip(before, after, strict=True)]
-        assert self._fill is not None
-        return Forecast(
-            seconds_per_batch=max(seconds for seconds, _ in steady) / (self._window[1] - self._window[0]),
-            wait_fraction=[max(0.0, 1 - busy / seconds) if seconds > 0 else 0.0 for seconds, busy in steady],
-            in_flight=self._in_flight,
-            buffered=list(buffered),
-            fill=self._fill,
-        )
 
 
 @dataclass(frozen=True)
@@ -267,27 +221,26 @@ class _Simulator:
             activation = edge.stream is Stream.ACTIVATION
             size, room = (up[edge.lower - 1], depth) if activation else (down[edge.lower - 1] if down else 0, lag)
             # One more is posted than the depth, for the message that the block is working on.
-            return self._edge(source, destination, size, room + 1, _SEND_BUFFERS)
+            return self._edge(source, destination, size, room + 1, SEND_BUFFERS)
+
+        costs = {
+            Op.TARGET: [block.target for block in self.workload.stages],
+            Op.FORWARD: [block.forward for block in self.workload.stages],
+            Op.LEARN: [block.backward + block.update for block in self.workload.stages],
+        }
 
         def seconds(action: Action) -> float:
-            cost, n = self.workload.stages[action.block - 1], action.n
-            if action.op is Op.FORWARD:
-                base = cost.forward
-            elif action.op is Op.LEARN:
-                base = cost.backward + cost.update
-            else:
-                base, n = cost.target, max(0, n - plan.lead(action.block))
-            return base * self.jitter(action.block, n) + self.overhead
+            n = max(0, action.n - plan.lead(action.block)) if action.op is Op.TARGET else action.n
+            return costs[action.op][action.block - 1] * self.jitter(action.block, n) + self.overhead
 
         def program(blocks: range) -> Iterator[Action]:
             actions = rank_program(blocks, plan, lambda n: n == self.batches - 1)
             return takewhile(lambda action: action.op is not Op.SAVE, actions)
 
         window = steady_window(self.batches, ranks, (blocks - 1) * lag + 1 if down else 1)
-        change = {Op.FORWARD: 1.0, Op.LEARN: -1.0}
-        stats = SimStats[Action](ranks, window, lambda action: change.get(action.op, 0.0), self.record)
-        run(local_programs(self.topology, program, connect, seconds, holds_activations=True), stats.record)
-        return stats.forecast([(depth + 1.0) * (r > 0) + _SEND_BUFFERS * (r < ranks - 1) for r in range(ranks)])
+        programs = local_programs(self.topology, program, connect, seconds, holds_activations=True)
+        buffered = [(depth + 1.0) * (r > 0) + SEND_BUFFERS * (r < ranks - 1) for r in range(ranks)]
+        return self._run(programs, window, lambda action: _HELD.get(action.op, 0), buffered)
 
     def pipeline(self, schedule: str, microbatches: int) -> Forecast:
         """Simulate a pipeline of backprop. Its channels have no room: only the receives that a rank posts."""
@@ -296,7 +249,7 @@ class _Simulator:
             schedule, microbatches = "sequential", 1
         stages = blocks_of_stages(schedule, self.topology)
         owner = owners(schedule, ranks, len(stages))
-        edges: dict[tuple[Stream, int], SimEdge] = {}
+        edges: dict[tuple[Stream | None, int], SimEdge] = {}
         """Channels by stream and lower stage."""
         for lower, (low, high) in enumerate(pairwise(owner)):
             if low != high:
@@ -319,26 +272,67 @@ class _Simulator:
             return total
 
         def steps(action: PipelineAction) -> tuple[SimStep, ...]:
-            found: list[SimStep] = []
-            if action.op in _MESSAGES:
-                sim_op, stream, below = _MESSAGES[action.op]
-                edge = edges.get((stream, action.stage - below))
-                found += [(sim_op, edge)] if edge else []
-            return (*found, COMPUTE) if action.op in costs else tuple(found)
+            sim_op, stream, below = _MESSAGES.get(action.op, (SimOp.COMPUTE, None, 0))
+            edge = edges.get((stream, action.stage - below))
+            message: tuple[SimStep, ...] = ((sim_op, edge),) if edge else ()
+            return (*message, COMPUTE) if action.op in costs else message
 
         def program(order: Sequence[PipelineAction]) -> Iterator[TimedAction[PipelineAction]]:
             rows = [(action, steps(action)) for action in order]
             for n in range(self.batches):
                 for first, row in rows:
                     action = PipelineAction(first.stage, first.op, first.micro, n)
-                    yield TimedAction(action, seconds(action) if action.op in costs else 0.0, row)
+                    yield action, seconds(action) if action.op in costs else 0.0, row
 
         def change(action: PipelineAction) -> float:
             return _HELD.get(action.op, 0) * len(stages[action.stage]) / microbatches
 
-        stats = SimStats(ranks, steady_window(self.batches, len(stages), 1), change, self.record)
-        run(list(map(program, pipeline_actions(schedule, ranks, len(stages), microbatches))), stats.record)
-        return stats.forecast([0.0] * ranks)
+        programs = list(map(program, pipeline_actions(schedule, ranks, len(stages), microbatches)))
+        return self._run(programs, steady_window(self.batches, len(stages), 1), change, [0.0] * ranks)
+
+    def _run(
+        self,
+        programs: Sequence[Iterable[TimedAction[A]]],
+        window: tuple[int, int],
+        change: Callable[[A], float],
+        buffered: list[float],
+    ) -> Forecast:
+        """Run the programs of all ranks, with statistics on the way.
+
+        Args:
+            programs: Timed actions of each rank.
+            window: First and last batch of the `steady_window`.
+            change: Amount by which an action changes the activations that its rank holds.
+            buffered: Goes into the forecast.
+        """
+        ranks, fill = len(programs), math.inf
+        busy, held, in_flight = [0.0] * ranks, [0.0] * ranks, [0.0] * ranks
+        marks = {n: [(0.0, 0.0)] * ranks for n in window}
+        """End of the update of a batch, and the rank's busy seconds until then."""
+
+        def record(rank: int, action: A, start: float, end: float) -> None:
+            nonlocal fill
+            busy[rank] += end - start
+            if amount := change(action):
+                held[rank] += amount
+                in_flight[rank] = max(in_flight[rank], held[rank])
+                if rank == ranks - 1:
+                    fill = min(fill, start)
+            completes = action.completes
+            if completes is not None and completes[1] in marks:
+                marks[completes[1]][rank] = (end, busy[rank])
+            self.record(rank, action, start, end)
+
+        run(programs, record)
+        before, after = (marks[n] for n in window)
+        steady = [(end - start, worked - was) for (start, was), (end, worked) in zip(before, after, strict=True)]
+        return Forecast(
+            seconds_per_batch=max(seconds for seconds, _ in steady) / (window[1] - window[0]),
+            wait_fraction=[max(0.0, 1 - worked / seconds) if seconds > 0 else 0.0 for seconds, worked in steady],
+            in_flight=in_flight,
+            buffered=buffered,
+            fill=fill,
+        )
 
     def _edge(self, source: int, destination: int, size: float, posted: int = 0, buffers: int = 0) -> SimEdge:
         """Channel for messages of ``size`` bytes."""

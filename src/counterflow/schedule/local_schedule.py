@@ -135,15 +135,6 @@ class Op(Enum):
     """Send down again the messages that were in flight to the block below at the time of the checkpoint."""
 
 
-_TAKES = {
-    Op.TARGET: MessageKind.TARGET,
-    Op.FORWARD: MessageKind.ACTIVATION,
-    Op.EVALUATE: MessageKind.TEST,
-    Op.PREDICT: MessageKind.PREDICTION,
-    Op.BACKWARD: MessageKind.GRADIENT,
-}
-
-
 @dataclass(frozen=True)
 class Action:
     op: Op
@@ -155,19 +146,9 @@ class Action:
         return f"{self.block}{self.op.value}{self.n}" + (f".{self.e}" if self.op in (Op.EVALUATE, Op.PREDICT) else "")
 
     @property
-    def tag(self) -> Tag | None:
-        """The message that the action takes, and whose successor it sends on; None if it needs no channel."""
-        kind = _TAKES.get(self.op)
-        return None if kind is None else Tag(kind, self.n, self.e)
-
-    @property
     def completes(self) -> tuple[int, int] | None:
         """The block and the batch, if the action ends with its update."""
         return (self.block, self.n) if self.op in (Op.LEARN, Op.BACKWARD) else None
-
-    @property
-    def stream(self) -> Stream:
-        return Stream.ACTIVATION if self.op in (Op.FORWARD, Op.EVALUATE) else Stream.TARGET
 
 
 def _prologue(block: int, plan: RunPlan) -> Iterator[Action]:

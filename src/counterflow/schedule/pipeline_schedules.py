@@ -85,36 +85,40 @@ def microbatch_error(
     """
     if ranks == 1:
         return None
-    if batch_size is not None and batch_size % microbatches:
-        return f"train.microbatches={microbatches}: must divide train.batch_size={batch_size}"
-    if schedule in ("1f1b", "zbh1") and microbatches < ranks:
-        return f"train.microbatches={microbatches}: schedule={schedule} needs at least one for each of ranks={ranks}"
-    if schedule == "interleaved1f1b" and (blocks % ranks or blocks == ranks or microbatches % ranks):
-        return (
+    needs = (
+        (
+            batch_size is not None and batch_size % microbatches,
+            f"train.microbatches={microbatches}: must divide train.batch_size={batch_size}",
+        ),
+        (
+            schedule in ("1f1b", "zbh1") and microbatches < ranks,
+            f"train.microbatches={microbatches}: schedule={schedule} needs at least one for each of ranks={ranks}",
+        ),
+        (
+            schedule == "interleaved1f1b" and (blocks % ranks or blocks == ranks or microbatches % ranks),
             f"schedule=interleaved1f1b: blocks={blocks} must be a multiple of ranks={ranks}, and more; "
-            f"train.microbatches={microbatches} must be a multiple of ranks"
-        )
-    if schedule == "zbv" and (blocks != 2 * ranks or microbatches < 2 * ranks):
-        return (
+            f"train.microbatches={microbatches} must be a multiple of ranks",
+        ),
+        (
+            schedule == "zbv" and (blocks != 2 * ranks or microbatches < 2 * ranks),
             f"schedule=zbv: blocks={blocks} must be {2 * ranks}, two for each rank; "
-            f"train.microbatches={microbatches} must be at least {2 * ranks}"
-        )
-    return None
+            f"train.microbatches={microbatches} must be at least {2 * ranks}",
+        ),
+    )
+    return next((reason for refused, reason in needs if refused), None)
 
 
 def check_microbatches(
     schedule: str, ranks: int, blocks: int, microbatches: int, batch_size: int | None = None
 ) -> None:
     """Raise ``ValueError`` with the `microbatch_error` of the same arguments, if there is one."""
-    error = microbatch_error(schedule, ranks, blocks, microbatches, batch_size)
-    if error is not None:
+    if error := microbatch_error(schedule, ranks, blocks, microbatches, batch_size):
         raise ValueError(error)
 
 
 def microbatch_counts(schedule: str, ranks: int, blocks: int, batch_size: int) -> list[int]:
     """Numbers of micro-batches that a run under ``schedule`` allows, ascending."""
-    counts = range(1, batch_size + 1)
-    return [m for m in counts if microbatch_error(schedule, ranks, blocks, m, batch_size) is None]
+    return [m for m in range(1, batch_size + 1) if not microbatch_error(schedule, ranks, blocks, m, batch_size)]
 
 
 def blocks_of_stages(schedule: str, topology: Topology) -> list[range]:

@@ -7,7 +7,6 @@ import pytest
 
 from counterflow.doctor import machine
 from counterflow.doctor.check import Status
-from counterflow.doctor.machine import NameLookup
 
 INTERFACES = {"lo": "127.0.0.1", "eth0": "192.0.2.2"}
 
@@ -17,9 +16,9 @@ def test_a_name_that_does_not_resolve(monkeypatch: pytest.MonkeyPatch) -> None:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
-    lookup = machine.resolve("nowhere")
-    check = machine.check_host_name(lookup)
-    assert (lookup.address, check.status) == (None, Status.WARN)
+    address, seconds, error = machine.resolve("nowhere")
+    check = machine.check_host_name("nowhere", address, seconds, error)
+    assert (address, check.status) == (None, Status.WARN)
     assert "nowhere does not resolve: Name or service not known" in check.result
     assert "--local-addr" in check.advice
 
@@ -27,15 +26,15 @@ def test_a_name_that_does_not_resolve(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_name_server_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_: time.sleep(2))
     monkeypatch.setattr(machine, "_NAME_TIMEOUT", 0.1)
-    lookup = machine.resolve("far")
-    assert lookup.address is None
-    assert lookup.seconds < 1.5
-    assert "nothing within 0.1 s" in machine.check_host_name(lookup).result
+    address, seconds, error = machine.resolve("far")
+    assert address is None
+    assert seconds < 1.5
+    assert "nothing within 0.1 s" in machine.check_host_name("far", address, seconds, error).result
 
 
 def test_a_slow_name() -> None:
-    assert machine.check_host_name(NameLookup("vm", "127.0.0.1", 0.01)).status is Status.OK
-    assert machine.check_host_name(NameLookup("vm", "127.0.0.1", 1.5)).status is Status.WARN
+    assert machine.check_host_name("vm", "127.0.0.1", 0.01, "").status is Status.OK
+    assert machine.check_host_name("vm", "127.0.0.1", 1.5, "").status is Status.WARN
 
 
 def test_address_of_gloo() -> None:

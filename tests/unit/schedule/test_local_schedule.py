@@ -129,25 +129,6 @@ def test_gradients_that_nobody_waits_for() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("op", "tag", "stream"),
-    [
-        (Op.TARGET, Tag(MessageKind.TARGET, 7), Stream.TARGET),
-        (Op.FORWARD, Tag(MessageKind.ACTIVATION, 7), Stream.ACTIVATION),
-        (Op.EVALUATE, Tag(MessageKind.TEST, 7, 2), Stream.ACTIVATION),
-        (Op.PREDICT, Tag(MessageKind.PREDICTION, 7, 2), Stream.TARGET),
-        (Op.BACKWARD, Tag(MessageKind.GRADIENT, 7), Stream.TARGET),
-    ],
-)
-def test_message_of_an_action(op: Op, tag: Tag, stream: Stream) -> None:
-    action = Action(op, 3, 7, tag.e)
-    assert (action.tag, action.stream) == (tag, stream)
-
-
-def test_learning_takes_no_message() -> None:
-    assert Action(Op.LEARN, 3, 7).tag is None
-
-
 plans = st.builds(
     RunPlan,
     batches=st.integers(1, 30),
