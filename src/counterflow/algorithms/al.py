@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from counterflow.algorithms.optimizer import BatchPart
-from counterflow.algorithms.per_block import PerBlockRules
 from counterflow.algorithms.rule import (
     BlockContext,
     LocalAlgorithm,
@@ -25,6 +24,7 @@ from counterflow.algorithms.rule import (
     MessageSpec,
     Metrics,
     Payload,
+    PerBlockRules,
     Prediction,
     RuleContext,
     RuleSet,

@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from counterflow.algorithms.optimizer import BatchPart
-from counterflow.algorithms.per_block import PerBlockRules
 from counterflow.algorithms.rule import (
     BlockContext,
     LocalAlgorithm,
     LocalRule,
     Metrics,
     Payload,
+    PerBlockRules,
     Prediction,
     RuleContext,
     RuleSet,
