@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from counterflow.algorithms.end_to_end import FeedbackAlignment as FeedbackAlignment
     from counterflow.algorithms.optimizer import BatchPart as BatchPart
     from counterflow.algorithms.optimizer import BlockOptimizer as BlockOptimizer
-    from counterflow.algorithms.per_block import PerBlock as PerBlock
     from counterflow.algorithms.predsim import PredSim as PredSim
     from counterflow.algorithms.rule import BlockContext as BlockContext
     from counterflow.algorithms.rule import LocalAlgorithm as LocalAlgorithm
     from counterflow.algorithms.rule import LocalRule as LocalRule
+    from counterflow.algorithms.rule import PerBlock as PerBlock
     from counterflow.algorithms.rule import Prediction as Prediction
     from counterflow.algorithms.rule import RuleContext as RuleContext
     from counterflow.algorithms.rule import RuleSet as RuleSet
@@ -52,10 +52,9 @@ _MODULES = {
     "counterflow.algorithms.bll": ["BLL"],
     "counterflow.algorithms.end_to_end": ["Backprop", "FeedbackAlignment"],
     "counterflow.algorithms.optimizer": ["BatchPart", "BlockOptimizer"],
-    "counterflow.algorithms.per_block": ["PerBlock"],
     "counterflow.algorithms.predsim": ["PredSim"],
     "counterflow.algorithms.rule": [
-        "BlockContext", "LocalAlgorithm", "LocalRule", "Prediction", "RuleContext", "RuleSet", "Task",
+        "BlockContext", "LocalAlgorithm", "LocalRule", "PerBlock", "Prediction", "RuleContext", "RuleSet", "Task",
     ],
     "counterflow.config": [
         "SGD", "AdamW", "CheckpointConfig", "DataConfig", "EngineConfig", "FeedbackConfig", "HeadConfig",

@@ -193,7 +193,6 @@ def test_only_algorithms_and_custom_models_are_found_by_looking() -> None:
     assert dynamic <= {
         "counterflow",  # public names, each loaded when it is used
         "counterflow.algorithms",
-        "counterflow.algorithms.per_block",
         "counterflow.models.custom",
         "counterflow.cli.main",
     }

@@ -8,8 +8,7 @@ import importlib
 import pkgutil
 
 from counterflow.algorithms.end_to_end import EndToEnd
-from counterflow.algorithms.per_block import PerBlock
-from counterflow.algorithms.rule import LocalAlgorithm, LocalRule, RuleContext, RuleSet, Task
+from counterflow.algorithms.rule import LocalAlgorithm, LocalRule, PerBlock, RuleContext, RuleSet, Task
 
 __all__ = [
     "ALGORITHMS",

@@ -24,6 +24,7 @@ from counterflow.algorithms.rule import (
     MessageSpec,
     Metrics,
     Payload,
+    PerBlockRules,
     Prediction,
     RuleContext,
     RuleSet,
@@ -113,14 +114,10 @@ def _distance(a: Tensor, b: Tensor) -> Tensor:
     return (a - b).square().sum(-1).mean()
 
 
-class ALRules(RuleSet):
+class ALRules(PerBlockRules):
     def __init__(self, config: AL, context: RuleContext) -> None:
-        super().__init__(context)
+        super().__init__(context, config.name, lambda block: ALRule(block, config))
         self.config = config
-
-    def rule(self, block: int) -> LocalRule:
-        with self.seeded(self.config.name, block):
-            return ALRule(self.context.block(block), self.config)
 
     def activation(self, block: int, batch: int) -> MessageSpec:
         t = (batch, *self.task.label_shape, self.config.dim)

@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from counterflow.algorithms.families import Family, Gaussian, family
 from counterflow.algorithms.optimizer import BatchPart
 from counterflow.algorithms.rule import (
     BlockContext,
@@ -22,7 +21,6 @@ from counterflow.algorithms.rule import (
     Target,
 )
 from counterflow.config import FeedbackConfig, HeadConfig, LatentConfig
-from counterflow.models.feedback import Feedback
 from counterflow.models.head import Head
 
 
@@ -48,6 +46,70 @@ def posterior(u: Tensor, codes: Tensor, labels: Tensor) -> Tensor:
     return u + codes[labels] - (u @ codes.T).softmax(-1) @ codes
 
 
+def latent_kl(family: str, categories: int, r: Tensor, u: Tensor) -> Tensor:
+    """``KL(p_r || p_u)`` of latents with natural parameters ``[..., d]``, summed over the ``d`` dimensions: ``[...]``.
+
+    Of an exponential family with log normaliser ``A``, it is ``<mu(r), r - u> - A(r) + A(u)``, with ``mu`` the gradient
+    of ``A``.
+
+    Args:
+        family: ``gaussian``: independent, of unit variance; the natural parameter is the mean. ``bernoulli``:
+            independent; it is the logit. ``categorical``: independent variables; it is the logits of each in turn.
+        categories: Values of one categorical variable; no other family reads it.
+        r: Natural parameters of the first distribution.
+        u: Natural parameters of the second one.
+    """
+    match family:
+        case "gaussian":
+            return 0.5 * (r - u).square().sum(-1)
+        case "bernoulli":
+            return (torch.sigmoid(r) * (r - u) - F.softplus(r) + F.softplus(u)).sum(-1)
+        case _:
+            log_r, log_u = (x.reshape(*x.shape[:-1], -1, categories).log_softmax(-1) for x in (r, u))
+            return (log_r.exp() * (log_r - log_u)).flatten(-2).sum(-1)
+
+
+def centre(codes: Tensor, norm: float) -> Tensor:
+    """Centre codes ``[C, d]`` over the classes, then scale them to the root mean square norm ``norm``.
+
+    A softmax over classes ignores the mean code. Without centring, a chain of feedback blocks would map all classes to
+    almost the same code.
+    """
+    centred = codes - codes.mean(0)
+    return centred * (norm / centred.square().sum(1).mean().clamp_min(1e-12).sqrt())
+
+
+def _skip(above: int, below: int) -> Tensor:
+    """Weight ``[below, above]``: the identity, or a (semi-)orthogonal matrix if the widths differ."""
+    weight = torch.empty(below, above)
+    return nn.init.eye_(weight) if above == below else nn.init.orthogonal_(weight)
+
+
+class Feedback(nn.Module):
+    """Feedback block: maps a code book ``[C, above]`` to a code book ``[C, below]``.
+
+    ``kind: linear`` is one matrix that starts as a skip; ``kind: mlp`` is a fixed skip plus an MLP that starts at zero.
+    """
+
+    def __init__(self, above: int, below: int, config: FeedbackConfig) -> None:
+        super().__init__()
+        self.norm = config.norm
+        self.residual: nn.Module | None = None
+        if config.kind == "linear":
+            self.skip = nn.Parameter(_skip(above, below))
+        else:
+            self.register_buffer("skip", _skip(above, below))
+            last = nn.Linear(config.hidden, below, bias=False)
+            nn.init.zeros_(last.weight)
+            self.residual = nn.Sequential(nn.Linear(above, config.hidden), nn.ReLU(), last)
+
+    def forward(self, codes: Tensor) -> Tensor:
+        below = codes @ self.skip.T
+        if self.residual is not None:
+            below = below + self.residual(codes)
+        return centre(below, self.norm)
+
+
 class BLLRule(LocalRule):
     """Block pair of BLL. Up goes ``(a_k, u_k)``, down comes ``(b_k, labels)``.
 
@@ -55,9 +117,7 @@ class BLLRule(LocalRule):
     The top block's book is the one-hot code: ``u_N`` are the logits, and the loss has cross entropy's gradient.
     """
 
-    def __init__(
-        self, context: BlockContext, config: BLL, latent: Family, head: nn.Module, feedback: Feedback | None
-    ) -> None:
+    def __init__(self, context: BlockContext, config: BLL, head: nn.Module, feedback: Feedback | None) -> None:
         """``feedback`` is None in the bottom block: nothing learns from a target for the input."""
         super().__init__()
         self.block = context.module
@@ -66,7 +126,8 @@ class BLLRule(LocalRule):
         self.codes: Tensor | None
         # The book that stands until a message brings another one: the top's, and no other block's.
         self.register_buffer("codes", torch.eye(context.classes) if context.is_top else None)
-        self._family = latent
+        self._family = "gaussian" if context.is_top else config.latent.family
+        self._categories = config.latent.categories
         self._refresh = config.feedback.refresh
         self._theta = context.optimizer([*self.block.parameters(), *head.parameters()])
         self._phi = context.optimizer(feedback.parameters(), config.feedback.lr_scale) if feedback is not None else None
@@ -98,7 +159,7 @@ class BLLRule(LocalRule):
         with torch.no_grad():
             rho = posterior(u, codes, labels)
             logits = u @ codes.T
-        loss = self._family.kl(rho, u).mean()
+        loss = latent_kl(self._family, self._categories, rho, u).mean()
         self._theta.backward_and_step(loss, part)
         metrics = {
             "loss": loss.detach(),
@@ -122,14 +183,13 @@ class BLLRules(RuleSet):
         super().__init__(context)
         self.config = config
         latent = config.latent
-        self._multiple = latent.categories if latent.family == "categorical" else 1
         with torch.device("meta"):
             heads = [Head(shape, config.head) for shape in self.shapes[:-1]]
         self._dims = [head.dim for head in heads] + [self.task.classes]
         for dim in self._dims[:-1]:
-            if dim % self._multiple:
+            if latent.family == "categorical" and dim % latent.categories:
                 raise ValueError(
-                    f"algorithm.latent.categories={self._multiple}: must divide {dim}, the dimensions of a block's "
+                    f"algorithm.latent.categories={latent.categories}: must divide {dim}, the dimensions of a block's "
                     "latent"
                 )
 
@@ -139,8 +199,7 @@ class BLLRules(RuleSet):
             head = nn.Identity() if context.is_top else Head(context.shape, config.head)
             above, below = self._dims[block - 1], self._dims[block - 2]
             feedback = None if context.is_bottom else Feedback(above, below, config.feedback)
-        latent = Gaussian() if context.is_top else family(config.latent.family, self._multiple)
-        return BLLRule(context, config, latent, head, feedback)
+        return BLLRule(context, config, head, feedback)
 
     def activation(self, block: int, batch: int) -> MessageSpec:
         a = (batch, *self.shapes[block - 1])

@@ -4,10 +4,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from counterflow.config import AlgorithmConfig
-from counterflow.models.feedback_alignment import apply_feedback_alignment, original_state
+from counterflow.seeding import derive_seed
 
 
 class EndToEnd(AlgorithmConfig, ABC):
@@ -32,14 +34,67 @@ class Backprop(EndToEnd):
         """Nothing to change."""
 
 
+class FeedbackAligned(nn.Module):
+    """A convolution or linear layer whose input receives its gradient through ``feedback`` in place of ``weight``."""
+
+    def __init__(self, layer: nn.Conv2d | nn.Linear, feedback: Tensor) -> None:
+        super().__init__()
+        self.layer = layer
+        self.feedback: Tensor
+        self.register_buffer("feedback", feedback)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.layer(x.detach())
+        if not x.requires_grad:
+            return output
+        path = self._through_feedback(x)
+        # The sum is exactly zero; its gradient is the gradient of x.
+        return output + (path - path.detach())
+
+    def _through_feedback(self, x: Tensor) -> Tensor:
+        if isinstance(self.layer, nn.Linear):
+            return F.linear(x, self.feedback)
+        c = self.layer
+        assert isinstance(c.padding, tuple), "padding by name is not supported"
+        return F.conv2d(x, self.feedback, None, c.stride, c.padding, c.dilation, c.groups)
+
+
 @dataclass(kw_only=True)
 class FeedbackAlignment(EndToEnd):
-    """Fixed random feedback weights in the backward pass of every convolution and linear layer."""
+    """Feedback alignment (Lillicrap et al., 2016): errors are propagated back through fixed random weights."""
 
     name: str = "fa"
 
-    def convert(self, network: nn.Sequential, seed: int) -> None:
-        apply_feedback_alignment(network, seed)
+    def convert(self, network: nn.Module, seed: int) -> None:
+        """Replace every convolution and linear layer inside ``network`` by a `FeedbackAligned` one.
+
+        The feedback weights have the distribution of the layer's initial weights, and a random stream of their own.
+        Attention keeps its true gradient: its projections are parameters of one fused operation, not layers.
+        """
+        for name, parent in list(network.named_modules()):
+            if isinstance(parent, nn.MultiheadAttention | FeedbackAligned):
+                continue
+            for child_name, child in list(parent.named_children()):
+                if isinstance(child, nn.Conv2d | nn.Linear):
+                    weights = _feedback(child, derive_seed(seed, "fa", name, child_name))
+                    setattr(parent, child_name, FeedbackAligned(child, weights))
 
     def original_state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return original_state(state)
+        """``state`` under the original names: ``X.layer.weight`` is ``X.weight``; buffers ``X.feedback`` are left out.
+
+        Other names stay.
+        """
+        aligned = {path for name in state if f"{(path := name.removesuffix('.feedback'))}.layer.weight" in state}
+        names = {f"{path}.layer.{kind}": f"{path}.{kind}" for path in aligned for kind in ("weight", "bias")}
+        return {
+            names.get(name, name): value
+            for name, value in state.items()
+            if name.removesuffix(".feedback") not in aligned
+        }
+
+
+def _feedback(layer: nn.Conv2d | nn.Linear, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    feedback = torch.empty_like(layer.weight, requires_grad=False)
+    bound = layer.weight[0].numel() ** -0.5
+    return nn.init.uniform_(feedback, -bound, bound, generator=generator)

@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from counterflow.algorithms.optimizer import BatchPart
-from counterflow.algorithms.per_block import PerBlockRules
 from counterflow.algorithms.rule import (
     BlockContext,
     LocalAlgorithm,
     LocalRule,
     Metrics,
     Payload,
+    PerBlockRules,
     Prediction,
     RuleContext,
     RuleSet,
@@ -96,7 +96,8 @@ class PredSimRule(LocalRule):
         if context.is_top:
             self.classifier = nn.Identity()
         elif self._beta < 1:
-            self.classifier = _classifier(context, config.head)
+            head = Head(context.shape, config.head)
+            self.classifier = nn.Sequential(head, nn.Linear(head.dim, context.classes))
         self.branch = SimilarityBranch(context.shape) if self._beta > 0 else None
         self._classes = context.classes
         self._optimizer = context.optimizer(self.parameters())
@@ -130,8 +131,3 @@ class PredSimRule(LocalRule):
     def predict(self, message: Payload, target: Target) -> tuple[Payload, Prediction | None]:
         a = self.block(message[0])
         return (a,), Prediction.of(self.classifier(a)) if self.classifier is not None else None
-
-
-def _classifier(context: BlockContext, config: HeadConfig) -> nn.Module:
-    head = Head(context.shape, config)
-    return nn.Sequential(head, nn.Linear(head.dim, context.classes))

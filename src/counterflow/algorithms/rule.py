@@ -1,7 +1,10 @@
-"""The contract between the engine and a local rule. A rule knows one block pair and no communication."""
+"""The contract between the engine and a local rule. A rule knows one block pair and no communication.
+
+A rule of the user's own is a `LocalRule`, one for every block (`PerBlock`), or a `LocalAlgorithm`.
+"""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -11,6 +14,8 @@ from torch import Tensor, nn
 
 from counterflow.algorithms.optimizer import BatchPart, BlockOptimizer
 from counterflow.config import AlgorithmConfig, OptimizerConfig
+from counterflow.config.validators import named_call
+from counterflow.models.custom import check_arguments, named_object
 from counterflow.seeding import derive_seed
 
 Payload = tuple[Tensor, ...]
@@ -226,9 +231,59 @@ class RuleSet(ABC):
         return {"loss": sum(block["loss"] for block in metrics)}
 
 
+class PerBlockRules(RuleSet):
+    """The same kind of rule for every block, each made under a random stream of its own."""
+
+    def __init__(self, context: RuleContext, stream: str, make: Callable[[BlockContext], LocalRule]) -> None:
+        super().__init__(context)
+        self._stream = stream
+        self._make = make
+
+    def rule(self, block: int) -> LocalRule:
+        with self.seeded(self._stream, block):
+            return self._make(self.context.block(block))
+
+
 class LocalAlgorithm(AlgorithmConfig, ABC):
     """A local learning rule that ``algorithm=`` or a Trainer can name: options, and the rules made of them."""
 
     @abstractmethod
     def rule_set(self, context: RuleContext) -> RuleSet:
         """The rules of all blocks of ``context``."""
+
+
+@dataclass(kw_only=True)
+class CustomRule(LocalAlgorithm):
+    """A rule of the user's own by its name: ``algorithm=custom algorithm.target=package.module.Class``."""
+
+    name: str = "custom"
+    target: str = ""
+    """``package.module.Class``: a `LocalRule` that is made with a `BlockContext` and ``args``."""
+    args: Any = None
+    """Named arguments of the rule, ``{name: value, ..}``; None are no arguments."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.args = named_call("algorithm", self.target, self.args, "LocalRule", "Class")
+
+    def rule_set(self, context: RuleContext) -> RuleSet:
+        return PerBlock(named_object("algorithm", self.target), **self.args).rule_set(context)
+
+
+class PerBlock(CustomRule):
+    """A rule of the user's own: ``PerBlock(Readout, smoothing=0.1)`` makes ``Readout(block, smoothing=0.1)`` for every
+    block, with ``block`` a `BlockContext`.
+    """
+
+    def __init__(self, rule: type[LocalRule], /, **options: Any) -> None:
+        """Raises ``ValueError`` where ``rule`` is no `LocalRule` or does not take ``options``."""
+        if not (isinstance(rule, type) and issubclass(rule, LocalRule)):
+            raise ValueError(f"algorithm.target={getattr(rule, '__name__', rule)}: must be a subclass of LocalRule")
+        self.name = "custom"
+        self.target = f"{rule.__module__}.{rule.__qualname__}"
+        self.args = options
+        self._rule = rule
+        check_arguments("algorithm", self.target, rule, options, None)
+
+    def rule_set(self, context: RuleContext) -> RuleSet:
+        return PerBlockRules(context, self.name, lambda block: self._rule(block, **self.args))

@@ -3,18 +3,17 @@
 from collections.abc import Callable
 
 from counterflow.config import DataConfig
-from counterflow.data import builtin, image_files, public_sets
-from counterflow.data.dataset import Dataset, Split
-from counterflow.data.sources import Source, as_dataset, as_split
+from counterflow.data import builtin, image_files
+from counterflow.data.dataset import Dataset, Source, Split, as_dataset, as_split
 
 __all__ = ["LOADERS", "Dataset", "Source", "Split", "as_dataset", "as_split", "load"]
 
 LOADERS: dict[str, Callable[[DataConfig], Dataset]] = {
     "digits": builtin.digits,
-    "fashion_mnist": public_sets.load,
-    "mnist": public_sets.load,
-    "cifar10": public_sets.load,
-    "cifar100": public_sets.load,
+    "fashion_mnist": image_files.load,
+    "mnist": image_files.load,
+    "cifar10": image_files.load,
+    "cifar100": image_files.load,
     "reverse": builtin.reverse,
     "image_folder": image_files.load,
 }

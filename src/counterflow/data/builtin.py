@@ -8,10 +8,7 @@ from torch import Tensor
 from counterflow.config import DataConfig
 from counterflow.data.dataset import Dataset, Split
 
-DIGITS_TEST_SIZE = 360
 TOKENS = 10
-REVERSE_TRAIN_SIZE = 20_000
-REVERSE_TEST_SIZE = 2_000
 
 
 def digits(config: DataConfig) -> Dataset:
@@ -26,21 +23,20 @@ def digits(config: DataConfig) -> Dataset:
     source = load_digits()
     images = torch.from_numpy(source.images).to(torch.uint8).unsqueeze(1)
     whole = Split(images, torch.from_numpy(source.target).long())
-    train, test = train_test_split(
-        range(len(whole)), test_size=DIGITS_TEST_SIZE, stratify=source.target, random_state=0
-    )
+    train, test = train_test_split(range(len(whole)), test_size=360, stratify=source.target, random_state=0)
     return Dataset(whole[train], whole[test], classes=10)
 
 
 def reverse(config: DataConfig) -> Dataset:
     """Permutations of the tokens 0..9; the label at each position is the token at the mirrored position.
 
-    Tokens and labels are int64 ``[M, 10]``, the same for every run. Training and test sequences do not overlap.
+    There are 20,000 training and 2,000 test sequences, which do not overlap. Tokens and labels are int64 ``[M, 10]``,
+    the same for every run.
     """
     drawn = torch.randperm(factorial(TOKENS), generator=torch.Generator().manual_seed(0))
-    tokens = permutations(drawn[: REVERSE_TRAIN_SIZE + REVERSE_TEST_SIZE], TOKENS)
+    tokens = permutations(drawn[:22_000], TOKENS)
     whole = Split(tokens, tokens.flip(1))
-    return Dataset(whole[:REVERSE_TRAIN_SIZE], whole[REVERSE_TRAIN_SIZE:], classes=TOKENS)
+    return Dataset(whole[:20_000], whole[20_000:], classes=TOKENS)
 
 
 def permutations(numbers: Tensor, size: int) -> Tensor:

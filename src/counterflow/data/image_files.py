@@ -1,6 +1,18 @@
-"""Image files and PIL images as tensors; data sets of them, in folders by class or in one ``.npz`` file of numpy."""
+"""Data sets of image files below ``data.root``: MNIST, Fashion-MNIST, CIFAR-10, CIFAR-100, and the user's own.
 
+CIFAR-10 may also be image grids: lossless images, each a grid of tiles of one class, listed in ``manifest.json``. Own
+images are in folders by class, or in one ``.npz`` file of numpy.
+"""
+
+import gzip
+import hashlib
+import json
+import math
 import os
+import tempfile
+import zlib
+from collections.abc import Callable, Iterable
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -10,26 +22,200 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from counterflow.config import DataConfig
-from counterflow.data.dataset import Dataset, Split
+from counterflow.data.dataset import Dataset, Split, pixels
+
+FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+TORCHVISION = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}
+"""Name of the data set in torchvision, and of its folder below the root."""
+CLASSES = {"mnist": 10, "fashion_mnist": 10, "cifar10": 10, "cifar100": 100}
+MANIFEST = "manifest.json"
+SIDE = 32
+"""Pixels along each side of a tile."""
+_UINT8 = 0x0800
+"""Magic number of an idx file of bytes, without its number of dimensions."""
+_GRID: dict[str, Callable[[Any], Any]] = {
+    "file": str,
+    "split": str,
+    "class_index": int,
+    "columns": int,
+    "rows": int,
+    "sha256": str,
+}
+"""Entry of the manifest: ``columns * rows`` tiles, row by row; ``sha256`` is of their pixels, ``[M, 32, 32, 3]``."""
 
 
 def load(config: DataConfig) -> Dataset:
-    """Read images uint8 ``[M, C, H, W]`` from ``data.root``, all of one size and either grey or in colour.
+    """Read the data set ``config.name`` below ``data.root``.
 
-    Raises ``ValueError`` if the folder holds neither form or both, or if a file is damaged or differs from the others.
+    MNIST is 60,000 training and 10,000 test images, uint8 ``[M, 1, 28, 28]``, from four files in the root or in
+    torchvision's folder below it, each gzip or unpacked. CIFAR is 50,000 and 10,000, uint8 ``[M, 3, 32, 32]``, from
+    torchvision's folder of the Python version; CIFAR-10 is also read from image grids in the root. Own images are uint8
+    ``[M, C, H, W]``, all of one size and either grey or in colour.
+
+    Raises ``ValueError`` if a file is missing, is damaged, cannot be downloaded or differs from the others, or if a
+    root of own images holds neither form or both.
     """
     root = Path(os.path.expanduser(config.root))
     try:
-        folders = [name for name in ("train", "test") if (root / name).is_dir()]
-        files = sorted(path.name for path in root.glob("*.npz"))
-        if folders == ["train", "test"] and not files:
-            return _read_folders(root)
-        if len(files) == 1 and not folders:
-            return _read_npz(root / files[0])
-        content = ", ".join([*(f"{name}/" for name in folders), *files]) or "neither"
-        raise ValueError(f"must hold train/ and test/ with a folder for each class, or one .npz file; holds {content}")
+        if config.name == "image_folder":
+            return _read_own(root)
+        if config.name in TORCHVISION:
+            paths = _paths(root, TORCHVISION[config.name], config.download)
+            train, test = _read_pair(*paths[:2]), _read_pair(*paths[2:])
+        elif config.name == "cifar10" and (root / MANIFEST).is_file():
+            train, test = _read_grids(root, "train"), _read_grids(root, "test")
+        else:
+            train, test = _read_pickles(root, config.name, config.download)
+        return Dataset(train, test, CLASSES[config.name])
     except (OSError, ValueError) as error:
-        raise ValueError(f"data.root={config.root}: {error}") from error
+        message = f"data.root={config.root}: {error}"
+        if config.name != "image_folder":
+            files = "the four files" if config.name in TORCHVISION else "the files"
+            message += (
+                f"; point data.root to a folder with {files} of data={config.name}, or to a new one with "
+                "data.download=true"
+            )
+        raise ValueError(message) from error
+
+
+def _paths(root: Path, name: str, fetch: bool) -> list[Path]:
+    """The four files, downloaded if they are missing and ``fetch`` allows it."""
+    raw = f"{name}/raw"
+    paths = max(_find(root), _find(root / raw), key=len)
+    if len(paths) < len(FILES) and fetch:
+        from torchvision import datasets  # takes seconds, so processes that download nothing skip it
+
+        _download(lambda folder: getattr(datasets, name)(folder, download=True), root, raw, FILES)
+        paths = _find(root / raw)
+    missing = [file for file in FILES if file not in paths]
+    if missing:
+        raise ValueError(f"{missing[0]}[.gz] is missing")
+    return [paths[file] for file in FILES]
+
+
+def _find(folder: Path) -> dict[str, Path]:
+    """Paths of the files in ``folder``, by name; an unpacked file comes before its gzip."""
+    candidates = [(name, folder / (name + suffix)) for name in FILES for suffix in (".gz", "")]
+    return {name: path for name, path in candidates if os.path.isfile(path)}
+
+
+def _read_pair(images: Path, labels: Path) -> Split:
+    pixels, classes = _read_idx(images, ndim=3), _read_idx(labels, ndim=1)
+    if len(pixels) != len(classes):
+        raise ValueError(
+            f"{labels.name} has {len(classes)} labels: must be {len(pixels)}, one an image of {images.name}"
+        )
+    return Split(pixels.unsqueeze(1), classes.long())
+
+
+def _read_idx(path: Path, ndim: int) -> Tensor:
+    """Read a uint8 tensor of ``ndim`` dimensions from a file of the idx format; ``.gz`` files are unpacked.
+
+    torchvision's reader knows no gzip, checks with ``assert``, and names neither the file nor the fault. This one
+    raises ``ValueError`` naming both.
+    """
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            data = file.read()
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path.name} cannot be read: {error}") from error
+    header = 4 * (1 + ndim)
+    if len(data) < header:
+        raise ValueError(f"{path.name} has {len(data)} bytes: must be at least {header}, those of its header")
+    magic, *shape = np.frombuffer(data, ">u4", 1 + ndim).tolist()
+    if magic != _UINT8 + ndim:
+        raise ValueError(f"{path.name} has magic number {magic}: must be {_UINT8 + ndim}")
+    if not all(shape):
+        raise ValueError(f"{path.name} has shape {shape}: must not be empty")
+    size = header + math.prod(shape)
+    if len(data) != size:
+        raise ValueError(f"{path.name} has {len(data)} bytes: must be {size} for shape {shape}")
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8, offset=header).view(shape)
+
+
+def _read_pickles(root: Path, name: str, fetch: bool) -> tuple[Split, Split]:
+    """Read torchvision's files, downloaded if they are missing or damaged and ``fetch`` allows it."""
+    from torchvision import datasets
+    from torchvision.datasets.utils import check_integrity
+
+    cifar = getattr(datasets, name.upper())
+    folder = root / cifar.base_folder
+    files = dict([*cifar.train_list, *cifar.test_list, (cifar.meta["filename"], cifar.meta["md5"])])
+    wrong = [file for file, md5 in files.items() if not check_integrity(folder / file, md5)]
+    if wrong and fetch:
+        _download(lambda scratch: cifar(scratch, download=True), root, cifar.base_folder, files)
+    elif wrong:
+        fault = "is damaged: its md5 is not that of the original" if (folder / wrong[0]).exists() else "is missing"
+        raise ValueError(f"{cifar.base_folder}/{wrong[0]} {fault}")
+    train, test = (cifar(root, train=train) for train in (True, False))
+    return _split(train.data, train.targets), _split(test.data, test.targets)
+
+
+def _read_grids(folder: Path, split: str) -> Split:
+    """Read the images of ``split``, uint8 ``[M, 3, 32, 32]``, in the order of the manifest.
+
+    Raises ``ValueError`` naming the file that is missing or damaged, and the fault.
+    """
+    grids = [grid for grid in _manifest(folder) if grid["split"] == split]
+    if not grids:
+        raise ValueError(f"{MANIFEST} lists no file of split {split}")
+    tiles = [_tiles(folder, grid) for grid in grids]
+    labels = [torch.full((len(part),), grid["class_index"]) for part, grid in zip(tiles, grids, strict=True)]
+    return Split(torch.cat(tiles).permute(0, 3, 1, 2).contiguous(), torch.cat(labels))
+
+
+def _manifest(folder: Path) -> list[dict[str, Any]]:
+    try:
+        entries = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        return [{key: kind(entry[key]) for key, kind in _GRID.items()} for entry in entries]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{MANIFEST} cannot be read: {type(error).__name__}: {error}") from error
+
+
+def _tiles(folder: Path, grid: dict[str, Any]) -> Tensor:
+    """Read the tiles of one grid, uint8 ``[M, 32, 32, 3]``."""
+    image, columns, rows = _read_image(folder, grid["file"]), grid["columns"], grid["rows"]
+    expected = [rows * SIDE, columns * SIDE, 3]
+    if list(image.shape) != expected:
+        raise ValueError(f"{grid['file']} has shape {list(image.shape)}: {MANIFEST} says that it is {expected}")
+    tiles = image.view(rows, SIDE, columns, SIDE, 3).transpose(1, 2).reshape(-1, SIDE, SIDE, 3)
+    if hashlib.sha256(tiles.numpy().tobytes()).hexdigest() != grid["sha256"]:
+        raise ValueError(f"{grid['file']} is damaged: the sha256 of its pixels is not the one in {MANIFEST}")
+    return tiles
+
+
+def _download(fetch: Callable[[str], object], root: Path, folder: str, names: Iterable[str]) -> None:
+    """Download the files ``names`` into ``folder`` below ``root``.
+
+    Args:
+        fetch: Downloads the files into ``folder`` below the root that is its argument.
+        root: Created if it is missing.
+        folder: Relative to ``root``.
+        names: Files that are moved into place; others are deleted.
+
+    Raises:
+        ValueError: If the download fails.
+    """
+    try:
+        (root / folder).mkdir(parents=True, exist_ok=True)
+        # A file appears under its name only when it is complete.
+        with tempfile.TemporaryDirectory(prefix=".download-", dir=root) as scratch:
+            fetch(scratch)
+            for name in names:
+                Path(scratch, folder, name).replace(root / folder / name)
+    except (OSError, RuntimeError, HTTPException) as error:
+        raise ValueError(f"the download failed: {' '.join(str(error).split())}") from error
+
+
+def _read_own(root: Path) -> Dataset:
+    folders = [name for name in ("train", "test") if (root / name).is_dir()]
+    files = sorted(path.name for path in root.glob("*.npz"))
+    if folders == ["train", "test"] and not files:
+        return _read_folders(root)
+    if len(files) == 1 and not folders:
+        return _read_npz(root / files[0])
+    content = ", ".join([*(f"{name}/" for name in folders), *files]) or "neither"
+    raise ValueError(f"must hold train/ and test/ with a folder for each class, or one .npz file; holds {content}")
 
 
 def _read_folders(root: Path) -> Dataset:
@@ -51,11 +237,11 @@ def _read_folders(root: Path) -> Dataset:
 
 def _read_images(root: Path, samples: list[tuple[str, int]], first: str) -> Split:
     """Read the images of ``samples``, each of the size and the channels of the image ``first``."""
-    height, width, channels = read(root, first).shape
+    height, width, channels = _read_image(root, first).shape
     images = torch.empty(len(samples), channels, height, width, dtype=torch.uint8)
     for image, (path, _) in zip(images, samples, strict=True):
         name = os.path.relpath(path, root)
-        found = read(root, name)
+        found = _read_image(root, name)
         if found.shape != (height, width, channels):
             raise ValueError(
                 f"{name} has height, width and channels {list(found.shape)}: "
@@ -100,11 +286,15 @@ def _array_split(name: str, images: NDArray[np.uint8], labels: NDArray[np.intege
         raise ValueError(
             f"{name}_labels={labels.dtype} {list(labels.shape)}: must be whole numbers {list(images.shape[:1])}"
         )
-    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
-    return Split(pixels, torch.from_numpy(labels.astype(np.int64)))
+    return _split(images, labels.astype(np.int64))
 
 
-def read(root: Path, name: str) -> Tensor:
+def _split(images: NDArray[np.uint8], labels: NDArray[np.int64] | list[int]) -> Split:
+    """Split of images uint8 ``[M, H, W, C]``."""
+    return Split(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), torch.as_tensor(labels))
+
+
+def _read_image(root: Path, name: str) -> Tensor:
     """Read the pixels of the grey or RGB image ``name`` below ``root``, uint8 ``[H, W, C]``, without conversion.
 
     Raises ``ValueError`` naming the file and the fault.
@@ -118,11 +308,3 @@ def read(root: Path, name: str) -> Tensor:
     except Exception as error:
         raise ValueError(f"{name} cannot be read: {' '.join(str(error).split())}") from error
     return pixels(image, name)
-
-
-def pixels(image: Any, name: str) -> Tensor:
-    """Pixels of a grey or RGB PIL image, uint8 ``[H, W, C]``; errors call it ``name``."""
-    if image.mode not in ("L", "RGB"):
-        raise ValueError(f"{name} has pixels of mode {image.mode}: must be L (grey) or RGB")
-    array = np.array(image)
-    return torch.from_numpy(array).view(*array.shape[:2], -1)

@@ -15,12 +15,8 @@ def prefetch(items: Iterator[T]) -> Generator[T]:
     with an exception, or with ``close()``. ``close()`` and the end of the interpreter wait for the item that is being
     made.
     """
-
-    def take() -> list[T]:
-        return list(islice(items, 1))
-
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch") as thread:
-        ahead = thread.submit(take)
+        ahead = thread.submit(list, islice(items, 1))
         while item := ahead.result():
-            ahead = thread.submit(take)
+            ahead = thread.submit(list, islice(items, 1))
             yield item[0]

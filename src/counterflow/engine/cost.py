@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from counterflow.algorithms.optimizer import BatchPart
 from counterflow.algorithms.rule import LocalRule, Payload, RuleSet, Shape, Target, Task
 from counterflow.engine.job import Job
-from counterflow.models.flops import flop_counter
+from counterflow.models.partition import flop_counter
 
 SAMPLES = 2
 """Samples of a counted batch: batch norm cannot train on one value a channel."""

@@ -1,7 +1,9 @@
 """Networks of the user's own, by the name of their factory or from the Trainer."""
 
+from collections.abc import Callable
 from importlib import import_module
 from inspect import signature
+from typing import Any
 
 from torch import nn
 
@@ -13,19 +15,31 @@ def custom(config: CustomConfig, input_shape: tuple[int, ...], classes: int) -> 
 
     Raises ``ValueError`` if the target is not found or does not take the arguments, and as `check_network` does.
     """
-    module, _, name = config.target.rpartition(".")
+    factory = named_object("model", config.target)
     what = f"model.target={config.target}"
-    try:
-        factory = getattr(import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"{what}: {str(error).splitlines()[0]}") from error
     if not callable(factory):
         raise ValueError(f"{what}: must be callable, is {type(factory).__name__}")
-    try:
-        signature(factory).bind(**config.args)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"model.args={config.args}: {error}, for {config.target}") from error
+    check_arguments("model", config.target, factory, config.args)
     return check_network(factory(**config.args), what)
+
+
+def named_object(group: str, target: str) -> Any:
+    """Import the object that ``GROUP.target`` names, ``package.module.object``; ``ValueError`` if it is not found."""
+    module, _, name = target.rpartition(".")
+    try:
+        return getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{group}.target={target}: {str(error).splitlines()[0]}") from error
+
+
+def check_arguments(
+    group: str, target: str, factory: Callable[..., object], args: dict[str, Any], *first: object
+) -> None:
+    """Raise ``ValueError`` if ``factory``, which ``GROUP.target`` names, does not take ``first`` and ``GROUP.args``."""
+    try:
+        signature(factory).bind(*first, **args)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{group}.args={args}: {error}, for {target}") from error
 
 
 def check_network(network: object, what: str) -> nn.Sequential:

@@ -1,16 +1,15 @@
-"""Partition of a network into contiguous blocks of layers."""
+"""Partition of a network into contiguous blocks of layers, by their FLOPs, parameters or times."""
 
 from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from functools import partial
 from itertools import accumulate, pairwise
 from time import perf_counter_ns
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-
-from counterflow.models.flops import flop_counter
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 _MAX_PASSES = 5
 """Timed passes of a layer, at most. The fastest is its cost, since other load on the machine only adds time."""
@@ -19,6 +18,28 @@ _TIME_LIMIT = 1_000_000_000
 """Nanoseconds of timed passes after which no other pass of the same layer begins."""
 _MAX_ROUNDS = 8
 """Partitions that are measured, at most, before the best of them is taken."""
+
+
+def _attention(query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, **__: Any) -> int:
+    return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
+
+
+def _attention_backward(
+    gradient: torch.Size, query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, **__: Any
+) -> int:
+    return int(sdpa_backward_flop_count(gradient, query, key, value))  # type: ignore[no-untyped-call]
+
+
+_ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+}
+"""Attention on the CPU, which torch counts only since 2.15: ``cut: flops`` would depend on the version."""
+
+
+def flop_counter() -> FlopCounterMode:
+    """Counter of matrix products and convolutions, the same for every version of torch."""
+    return FlopCounterMode(display=False, custom_mapping=_ATTENTION)
 
 
 class LayerStats(NamedTuple):

@@ -7,9 +7,8 @@ from counterflow import models
 from counterflow.algorithms import LocalAlgorithm, Task
 from counterflow.config import PIPELINES, EngineConfig, TrainConfig
 from counterflow.data import load
-from counterflow.data.batch_loader import BatchLoader
+from counterflow.data.batch_loader import BatchLoader, EpochSampler
 from counterflow.data.dataset import Dataset
-from counterflow.data.sampler import EpochSampler
 from counterflow.engine.job import Job
 from counterflow.engine.runtime import Runtime, disable_malloc_trim, has_bf16_units, intra_op_threads
 from counterflow.models.partition import block_sizes, profile_layers

@@ -9,8 +9,16 @@ import torch.nn.functional as F
 from torch import nn
 
 from counterflow.algorithms.optimizer import BatchPart
-from counterflow.algorithms.per_block import PerBlock
-from counterflow.algorithms.rule import BlockContext, LocalAlgorithm, LocalRule, Metrics, Payload, Prediction, Target
+from counterflow.algorithms.rule import (
+    BlockContext,
+    LocalAlgorithm,
+    LocalRule,
+    Metrics,
+    Payload,
+    PerBlock,
+    Prediction,
+    Target,
+)
 from counterflow.cli.hydra_app import load_config
 from counterflow.config import EngineConfig
 from counterflow.engine.factory import build_engine

@@ -24,13 +24,13 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from counterflow.algorithms.end_to_end import FeedbackAlignment
 from counterflow.cli.errors import exit_with_error
 from counterflow.cli.hydra_app import load_config
 from counterflow.engine import pipelined
 from counterflow.engine.factory import build_engine, choose_partition
 from counterflow.engine.job import Job
 from counterflow.engine.run_context import BlockError, WaitTimes
-from counterflow.models.feedback_alignment import apply_feedback_alignment
 from counterflow.rank_info import RankInfo
 from counterflow.trainer.job_builder import load_job
 from counterflow.transport import ChannelError, connect
@@ -248,7 +248,7 @@ def test_feedback_alignment_on_a_pipeline_is_the_plain_loop(pool: Pool) -> None:
     alone, _ = trained(pool, 1, *overrides)
     expected, in_parts = prepared(*overrides), prepared(*overrides)
     for job in (expected, in_parts):
-        apply_feedback_alignment(job.network, job.seed)
+        FeedbackAlignment().convert(job.network, job.seed)
     assert_equal(alone, plain(expected)[0])
     several, _ = trained(pool, 4, *overrides, "schedule=1f1b")
     assert_equal(several, plain(in_parts, 4)[0])

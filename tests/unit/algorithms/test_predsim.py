@@ -9,9 +9,8 @@ from torch import Tensor, nn
 
 from counterflow.algorithms import ALGORITHMS
 from counterflow.algorithms.optimizer import BatchPart
-from counterflow.algorithms.per_block import PerBlockRules
 from counterflow.algorithms.predsim import PredSim, PredSimRule, similarity
-from counterflow.algorithms.rule import Prediction, RuleContext
+from counterflow.algorithms.rule import PerBlockRules, Prediction, RuleContext
 from counterflow.config import SGD, AdamW, OptimizerConfig
 from tests.helpers.systems import CASES, CLASSES, head_config, labels, rule_context, specs
 

@@ -2,9 +2,8 @@ import pytest
 import torch
 
 from counterflow.config import DataConfig
-from counterflow.data.batch_loader import BatchLoader, augment
+from counterflow.data.batch_loader import BatchLoader, EpochSampler, augment
 from counterflow.data.dataset import Dataset, Split
-from counterflow.data.sampler import EpochSampler
 
 TRAIN, TEST, BATCH = 30, 10, 4
 

@@ -10,7 +10,7 @@ from torchvision import datasets
 
 from counterflow.config import DataConfig
 from counterflow.data import load
-from counterflow.data.public_sets import FILES, TORCHVISION
+from counterflow.data.image_files import FILES, TORCHVISION
 from tests.helpers.data import assert_refused, serve
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from counterflow.data.sampler import EpochSampler
+from counterflow.data.batch_loader import EpochSampler
 
 
 @settings(max_examples=50, deadline=None)

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from counterflow.algorithms.optimizer import BatchPart
-from counterflow.algorithms.per_block import PerBlock
-from counterflow.algorithms.rule import BlockContext, LocalRule, Metrics, Payload, Prediction, Target
+from counterflow.algorithms.rule import BlockContext, LocalRule, Metrics, Payload, PerBlock, Prediction, Target
 from counterflow.cli.hydra_app import load_config
 from counterflow.engine.job import Job
 from counterflow.engine.profile import pair_time, profiled_cut, rules_of

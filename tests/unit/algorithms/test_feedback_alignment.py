@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from counterflow.algorithms.end_to_end import FeedbackAligned, FeedbackAlignment
 from counterflow.cli.hydra_app import load_config
 from counterflow.config import CNNConfig, MLPConfig
 from counterflow.models import build
-from counterflow.models.feedback_alignment import FeedbackAligned, apply_feedback_alignment, original_state
 from counterflow.trainer.job_builder import load_job
 from tests.helpers.runs import SMALL
 
@@ -49,7 +49,7 @@ def pair(name: str) -> tuple[nn.Sequential, nn.Sequential, Tensor]:
         network = make().double()
         x = torch.randn(3, *shape, dtype=torch.float64)
     aligned = copy.deepcopy(network)
-    apply_feedback_alignment(aligned, SEED)
+    FeedbackAlignment().convert(aligned, SEED)
     return network, aligned, x
 
 
@@ -112,7 +112,7 @@ def test_gradients_by_hand() -> None:
     """``dW1 = (B2' (B3' e * relu'(z2)) * relu'(z1)) x'`` and so on up; the top's is the true one."""
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 6), nn.ReLU(), nn.Linear(6, 4)).double()
-    apply_feedback_alignment(network, SEED)
+    FeedbackAlignment().convert(network, SEED)
     one, two, three = aligned_layers(network)
     x, y = torch.randn(8, 5, dtype=torch.float64), torch.randint(4, (8,))
     F.cross_entropy(network(x), y).backward()
@@ -144,7 +144,7 @@ def test_the_input_of_a_network_receives_its_gradient_through_feedback_too() -> 
 def test_the_output_is_that_of_the_network_to_the_bit(config: MLPConfig | CNNConfig, needs_gradient: bool) -> None:
     network = build(config, (1, 8, 8), 10, SEED)
     aligned = copy.deepcopy(network)
-    apply_feedback_alignment(aligned, SEED)
+    FeedbackAlignment().convert(aligned, SEED)
     x = torch.randn(4, 1, 8, 8)
     expected = network(x)
     assert torch.equal(aligned(x.requires_grad_(needs_gradient)), expected)
@@ -156,7 +156,7 @@ def test_the_output_is_that_of_the_network_to_the_bit(config: MLPConfig | CNNCon
 def test_the_last_layer_has_its_true_gradient_and_the_others_another_one(config: MLPConfig | CNNConfig) -> None:
     network = build(config, (1, 8, 8), 10, SEED)
     aligned = copy.deepcopy(network)
-    apply_feedback_alignment(aligned, SEED)
+    FeedbackAlignment().convert(aligned, SEED)
     x, y = torch.randn(4, 1, 8, 8), torch.randint(10, (4,))
     for net in (network, aligned):
         F.cross_entropy(net(x), y).backward()
@@ -170,10 +170,10 @@ def test_the_last_layer_has_its_true_gradient_and_the_others_another_one(config:
 def test_every_convolution_and_linear_layer_is_aligned_once() -> None:
     network = build(CNNConfig(channels=[4, 6, 6], strides=[1, 2, 2]), (1, 8, 8), 10, SEED)
     weights = {id(m.weight) for m in network.modules() if isinstance(m, nn.Linear | nn.Conv2d)}
-    apply_feedback_alignment(network, SEED)
+    FeedbackAlignment().convert(network, SEED)
     assert {id(layer.layer.weight) for layer in aligned_layers(network)} == weights
     assert len(aligned_layers(network)) == len(weights) == 4
-    apply_feedback_alignment(network, SEED)  # again: nothing is left to apply_feedback_alignment
+    FeedbackAlignment().convert(network, SEED)  # again: nothing is left to align
     assert len(aligned_layers(network)) == 4
 
 
@@ -195,7 +195,7 @@ def test_feedback_weights_are_not_trained_and_travel_with_the_network() -> None:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_original_state_is_that_of_the_network_without_feedback(name: str) -> None:
     network, aligned, _ = pair(name)
-    state = original_state(aligned.state_dict())
+    state = FeedbackAlignment().original_state(aligned.state_dict())
     assert list(state) == list(network.state_dict())
     torch.testing.assert_close(state, dict(network.state_dict()), rtol=0, atol=0)
 
@@ -214,19 +214,19 @@ class Named(nn.Module):
 def test_names_of_the_users_own_stay() -> None:
     network = nn.Sequential(Named(), nn.Flatten(), nn.ModuleDict({"feedback": nn.Linear(2, 2)}))
     expected = {name: value.clone() for name, value in network.state_dict().items()}
-    apply_feedback_alignment(network, SEED)
-    state = original_state(network.state_dict())
+    FeedbackAlignment().convert(network, SEED)
+    state = FeedbackAlignment().original_state(network.state_dict())
     assert list(state) == list(expected)
     torch.testing.assert_close(state, expected, rtol=0, atol=0)
     plain = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(3)).state_dict()
-    assert original_state(plain) == plain
+    assert FeedbackAlignment().original_state(plain) == plain
 
 
 def feedbacks(seed: int, global_seed: int = 0) -> list[Tensor]:
     network = linear()
     with torch.random.fork_rng():
         torch.manual_seed(global_seed)
-        apply_feedback_alignment(network, seed)
+        FeedbackAlignment().convert(network, seed)
     return [layer.feedback for layer in aligned_layers(network)]
 
 
@@ -235,7 +235,7 @@ def test_feedback_weights_are_a_function_of_the_seed() -> None:
         assert torch.equal(ours, same)
         assert not torch.equal(ours, other)
     square = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
-    apply_feedback_alignment(square, 1)
+    FeedbackAlignment().convert(square, 1)
     one, two = aligned_layers(square)
     assert not torch.equal(one.feedback, two.feedback)
 
@@ -243,7 +243,7 @@ def test_feedback_weights_are_a_function_of_the_seed() -> None:
 def test_feedback_weights_are_drawn_as_a_layers_own_are() -> None:
     for layer in (nn.Linear(100, 300), nn.Conv2d(40, 50, 3, bias=False)):
         network = nn.Sequential(layer)
-        apply_feedback_alignment(network, SEED)
+        FeedbackAlignment().convert(network, SEED)
         (aligned,) = aligned_layers(network)
         assert aligned.feedback.shape == layer.weight.shape
         assert aligned.feedback.std().item() == pytest.approx(layer.weight.std().item(), rel=0.03)
@@ -269,7 +269,7 @@ def test_the_angle_to_the_true_gradient_falls_while_a_network_trains() -> None:
     hidden = [nn.Sequential(nn.Linear(a, b), nn.Tanh()) for a, b in pairwise(sizes)]
     true = nn.Sequential(nn.Flatten(), *hidden, nn.Linear(64, 10))
     network = copy.deepcopy(true)
-    apply_feedback_alignment(network, SEED)
+    FeedbackAlignment().convert(network, SEED)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     angles = []
     for n in range(300):

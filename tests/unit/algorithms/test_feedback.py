@@ -4,8 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from counterflow.algorithms.bll import Feedback, centre
 from counterflow.config import FeedbackConfig
-from counterflow.models.feedback import Feedback, centre
 
 KINDS = ["linear", "mlp"]
 
