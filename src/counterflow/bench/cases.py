@@ -9,7 +9,7 @@ import numpy as np
 
 from counterflow.algorithms import END_TO_END
 from counterflow.bench.case import BenchmarkCase, train
-from counterflow.bench.sleeping import Sleep
+from counterflow.bench.sleeping import Sleep, SleepingAlgorithm
 from counterflow.cli.hydra_app import load_config
 from counterflow.config import CustomConfig, TrainConfig
 
@@ -141,6 +141,8 @@ class CaseFactory:
         )
         assert isinstance(config.model, CustomConfig)
         config.model.args = {"blocks": blocks, "sleep": stage_sleep}
+        if local:
+            config.algorithm = SleepingAlgorithm(sleep=stage_sleep)
         return BenchmarkCase(
             name=name or ("BLL" if local else schedule_label(schedule, microbatches)),
             ranks=ranks,

@@ -3,7 +3,7 @@
 EMULATED: no arithmetic is done. A rank takes the same time for an update batch under every schedule.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,27 +32,14 @@ from counterflow.schedule.forecast import LinkSpec
 _WIDTH = 32
 """Elements of an activation per sample, where messages are to be small."""
 
-_TIMED = 12
-"""Timed update batches of BLL, after half as many for the fill."""
-_TIMED_PIPELINE = 3
-"""Timed update batches of pipelines, which fill and drain in every batch."""
-_MANY_RANKS = 8
 _GOAL_OF_IDEAL = {8: 0.95, 32: 0.93}
 _GOAL_OVER_1F1B = {8: 1.20}
 """Goals of the suite ``emulated``, by ranks."""
 
-_JITTER_SHARE, _JITTER_FACTOR = 0.1, 3.0
-_JITTER_DEPTHS = (1, 2, 4, 8)
-_JITTER_BATCHES, _JITTER_BATCHES_PIPELINE, _STEADY_BATCHES_PIPELINE = 60, 32, 6
+_JITTER_BATCHES = 60
 _STEADY = ", nothing slow"
-_JITTER_GOAL = 1.25
 
-_SCALING_BATCHES, _SCALING_BATCHES_PIPELINE = 24, 8
-
-_LINK_BATCHES, _LINK_BATCHES_PIPELINE = 60, 14
-_MAX_LAG = 16
-_NO_GAIN = 0.01
-_GOAL_SLOW_OVER_FAST, _GOAL_SLOW_OVER_1F1B = 0.98, 1.5
+_LINK_BATCHES = 60
 _SLOW, _FAST = "slow link", "fast link"
 
 
@@ -65,7 +52,7 @@ def measure_emulated(context: BenchContext) -> SuiteResult:
     for ranks in options.numbers("ranks", [2, 4, 8, 16, 32]):
         # Torch's schedules take about a millisecond of a core per micro-batch and rank. Blocks sleep long enough to
         # hide that on few cores. Above 8 ranks a batch would then take minutes: fewer micro-batches, and less time.
-        many = ranks > _MANY_RANKS
+        many = ranks > 8
         multiples = (1,) if many else (1, 3) if options.quick else (1, 2, 3, 4)
         microbatches = options.numbers("microbatches", [multiple * ranks for multiple in multiples])
         total_ms = 300.0 if options.quick else 1000.0 if many else max(300.0, 10.0 * ranks * max(microbatches))
@@ -93,8 +80,9 @@ def _emulated_results(context: BenchContext, ranks: int, sleep: Sleep, microbatc
         sleep: Times of a rank.
         microbatches: All numbers of micro-batches of pipelines.
     """
-    cases = [context.cases.sleeping("free", sleep, ranks, _TIMED * 3 // 2)] + [
-        context.cases.sleeping(schedule, sleep, ranks, 1 + _TIMED_PIPELINE, m)
+    # BLL: 12 timed update batches, after half as many for the fill. Pipelines fill and drain in every batch: 3 of 4.
+    cases = [context.cases.sleeping("free", sleep, ranks, batches=18)] + [
+        context.cases.sleeping(schedule, sleep, ranks, batches=4, microbatches=m)
         for m in microbatches
         for schedule in valid_schedules(ranks, m)
         if not context.options.quick or schedule in ("gpipe", "1f1b")
@@ -143,31 +131,31 @@ def measure_jitter(context: BenchContext) -> SuiteResult:
     options = context.options
     ranks = options.numbers("ranks", [8])[0]
     microbatches = options.numbers("microbatches", [3 * ranks])
-    jitter = Jitter(_JITTER_SHARE, _JITTER_FACTOR, ranks)
+    jitter = Jitter(share=0.1, factor=3.0, blocks=ranks)
     sleep = Sleep(*options.stage.seconds(60.0, 120.0), common_batch(microbatches), _WIDTH, jitter)
     steady = replace(sleep, jitter=None)
     context.cases.write_images(512, pixels=4, channels=1)
     sleeping, cases = context.cases.sleeping, []
-    for depth in _JITTER_DEPTHS:
+    for depth in (1, 2, 4, 8):
         overrides = [f"engine.depth={depth}", f"engine.lag={max(2, depth)}"]
         cases.append(sleeping("free", sleep, ranks, _JITTER_BATCHES, options=overrides, name=f"BLL depth {depth}"))
     cases.append(sleeping("free", steady, ranks, _JITTER_BATCHES, name="BLL" + _STEADY))
     for m in microbatches:
         name = schedule_label("1f1b", m) + _STEADY
         cases += [
-            sleeping("1f1b", sleep, ranks, _JITTER_BATCHES_PIPELINE, m),
-            sleeping("1f1b", steady, ranks, _STEADY_BATCHES_PIPELINE, m, name=name),
+            sleeping("1f1b", sleep, ranks, batches=32, microbatches=m),
+            sleeping("1f1b", steady, ranks, batches=6, microbatches=m, name=name),
         ]
     baseline = schedule_label("1f1b", microbatches[0])
     measured = run_rounds(cases, options.rounds, WorkerSettings(60 + 3 * _JITTER_BATCHES * sleep.total), context.log)
     results = with_predictions(case_results(cases, measured, baseline), cases, ["BLL" + _STEADY, baseline + _STEADY])
     settings = sleep.settings | {
-        "share_of_slow_batches": _JITTER_SHARE,
-        "factor": _JITTER_FACTOR,
+        "share_of_slow_batches": jitter.share,
+        "factor": jitter.factor,
         "rounds": options.rounds,
     }
     ratio = speedup(measured["BLL depth 4"], measured[baseline])
-    return SuiteResult("jitter", settings, results, [Goal("BLL depth 4 over " + baseline, _JITTER_GOAL, ratio)])
+    return SuiteResult("jitter", settings, results, [Goal("BLL depth 4 over " + baseline, 1.25, ratio)])
 
 
 def draw_jitter(suite: Mapping[str, Any], folder: Path) -> None:
@@ -183,8 +171,8 @@ def measure_scaling(context: BenchContext) -> SuiteResult:
     for ranks in options.numbers("ranks", [1, 2, 4, 8, 16]):
         microbatches = options.numbers("microbatches", [2 * ranks])
         sleep = Sleep(*times, common_batch(microbatches), _WIDTH)
-        cases = [context.cases.sleeping("free", sleep, ranks, _SCALING_BATCHES)] + [
-            context.cases.sleeping("1f1b", sleep, ranks, _SCALING_BATCHES_PIPELINE, m)
+        cases = [context.cases.sleeping("free", sleep, ranks, batches=24)] + [
+            context.cases.sleeping("1f1b", sleep, ranks, batches=8, microbatches=m)
             for m in (microbatches if ranks > 1 else [])
         ]
         measured = run_rounds(cases, options.rounds, WorkerSettings(60 + 100 * sleep.total), context.log)
@@ -235,9 +223,11 @@ def measure_slowlink(context: BenchContext) -> SuiteResult:
 
     def pipeline(m: int, where: str) -> BenchmarkCase:
         name = f"{schedule_label('1f1b', m)}, {where}"
-        return context.cases.sleeping("1f1b", sleep, ranks, _LINK_BATCHES_PIPELINE, m, name=name)
+        return context.cases.sleeping("1f1b", sleep, ranks, batches=14, microbatches=m, name=name)
 
-    lag = _shortest_lag(lambda lag: bll(lag, _SLOW), link)
+    # The smallest lag with which the predicted rate is within 1 % of the best one.
+    seconds = {lag: predict_seconds(bll(lag, _SLOW), link) for lag in range(2, 17)}
+    lag = next(lag for lag, predicted in seconds.items() if predicted <= 1.01 * min(seconds.values()))
     cases = [bll(each, where) for each in sorted({2, lag}) for where in (_SLOW, _FAST)]
     cases += [pipeline(m, where) for m in microbatches for where in (_SLOW, _FAST)]
     with emulated_network(ranks, speed) as network:
@@ -267,17 +257,10 @@ def measure_slowlink(context: BenchContext) -> SuiteResult:
     best = measured[f"BLL lag {lag}, {_SLOW}"]
     over_fast, over_1f1b = speedup(best, measured[f"BLL lag {lag}, {_FAST}"]), speedup(best, measured[baseline])
     goals = [
-        Goal(f"BLL lag {lag}, slow over fast link", _GOAL_SLOW_OVER_FAST, over_fast),
-        Goal(f"BLL lag {lag} over {baseline}", _GOAL_SLOW_OVER_1F1B, over_1f1b),
+        Goal(f"BLL lag {lag}, slow over fast link", 0.98, over_fast),
+        Goal(f"BLL lag {lag} over {baseline}", 1.5, over_1f1b),
     ]
     return SuiteResult("slowlink", settings, results, goals)
-
-
-def _shortest_lag(case_of: Callable[[int], BenchmarkCase], link: LinkSpec) -> int:
-    """The smallest lag with which the predicted rate is within `_NO_GAIN` of the best one."""
-    seconds = {lag: predict_seconds(case_of(lag), link) for lag in range(2, _MAX_LAG + 1)}
-    best = min(seconds.values())
-    return next(lag for lag, predicted in seconds.items() if predicted <= best * (1 + _NO_GAIN))
 
 
 def draw_slowlink(suite: Mapping[str, Any], folder: Path) -> None:

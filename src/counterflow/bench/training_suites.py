@@ -42,12 +42,8 @@ _LOCAL_ALGORITHMS = {
     "Pred-Sim": ["algorithm=predsim"],
 }
 _SPEEDUP_GOALS = {schedule_label("1f1b", 4): 1.25, schedule_label("gpipe", 4): 1.35, schedule_label("1f1b", 8): 1.08}
-_CPU2_BASELINE = schedule_label("1f1b", 4)
 
-_FLOPS_MODELS = ("resnet18", "resnet20", "resnet32", "resnet50")
 _FLOPS_BLOCKS = 4
-_HEAD_CONVOLUTIONS = (0, 1, 3)
-"""Convolutions of latent heads."""
 _FLOPS_GOAL = 0.08
 
 _TIMELINE_BATCHES, _TIMELINE_SHOWN = 24, 8
@@ -59,7 +55,6 @@ _CHANNELS, _PIXELS, _LAYERS = 64, 8, 4
 """Each block has 4 convolutions with batch norm and ReLU, whose activations have equal sizes."""
 _BLL = "BLL"
 _EQUAL_MESSAGE, _EQUAL_UPDATE = "equal message", "equal update"
-_GROWTH_GOAL, _RATIO_GOAL, _RATIO_GOAL_RANKS = 0.10, 6.0, 8
 _MARKERS = {"BLL": ("o", 4), "1F1B": ("s", 6), "GPipe": ("^", 10), "split": ("x", 6), "BP": ("D", 5)}
 """Shape and size, so that equal values remain visible."""
 
@@ -85,7 +80,7 @@ def measure_cpu2(context: BenchContext) -> SuiteResult:
         case("one process", 1, "algorithm=bp"),
         replace(case("DDP", 1, "algorithm=bp"), ranks=2, task=train_ddp, microbatches=None),
     ]
-    baseline = _CPU2_BASELINE if 4 in microbatches else "DDP"
+    baseline = schedule_label("1f1b", 4) if 4 in microbatches else "DDP"
     measured = run_rounds(cases, options.rounds, WorkerSettings(_TIMEOUT, pinned=True), context.log)
     settings = {
         "network": f"{_CPU2_CONVOLUTIONS} convolutions of 48 channels, batch norm, an output layer",
@@ -113,8 +108,8 @@ def measure_flops(context: BenchContext) -> SuiteResult:
     """FLOPs of block-local learning beyond backprop's (feedback, latent heads, local losses), by torch's counter."""
     context.cases.write_images(2 * _BATCH, pixels=32, channels=3)
     results, shares = [], []
-    for model in _FLOPS_MODELS:
-        for convolutions in _HEAD_CONVOLUTIONS:
+    for model in ("resnet18", "resnet20", "resnet32", "resnet50"):
+        for convolutions in (0, 1, 3):  # of the latent head
             head = f"{convolutions} convolutions and pooling" if convolutions else "pooled head"
             context.log(f"{model}, {head}")
             algorithm = ["algorithm=bll", f"algorithm.head.convolutions={convolutions}"]
@@ -291,11 +286,11 @@ def _goals(results: Sequence[CaseResult]) -> Iterator[Goal]:
     bottom = [result.extra["saved_mb"] for result in equal if result.name == _BLL]
     if len(bottom) > 1:
         text = "equal message: most over least of stage 0 of BLL, whatever P, less 1"
-        yield Goal(text, _GROWTH_GOAL, max(bottom) / min(bottom) - 1, at_most=True)
+        yield Goal(text, 0.10, max(bottom) / min(bottom) - 1, at_most=True)
     for result in equal:
-        if result.ranks == _RATIO_GOAL_RANKS and result.name.startswith("1F1B"):
+        if result.ranks == 8 and result.name.startswith("1F1B"):
             text = f"equal message: P={result.ranks}: stage 0 of {result.name} over BLL's"
-            yield Goal(text, _RATIO_GOAL, result.extra["saved_over_bll"])
+            yield Goal(text, 6.0, result.extra["saved_over_bll"])
 
 
 def draw_memory(suite: Mapping[str, Any], folder: Path) -> None:

@@ -17,21 +17,10 @@ from counterflow.bench.sleeping import Sleep
 from counterflow.bench.workers import WorkerSettings, run_workers
 
 _KB, _MB = 1 << 10, 1 << 20
-_SIZES = [_KB << 2 * i for i in range(9)]
-_QUICK_SIZES = [_KB, 64 * _KB, _MB, 16 * _MB]
-_SERIES_BYTES, _MAX_COUNT, _MIN_COUNT = 1024 * _MB, 1000, 12
-"""Bytes of one measurement, and the bounds of its number of messages."""
-_TURNS = 3
-"""Measurements of each size in a round: they are short, and differ by a third on a shared machine."""
-_ECHOES = 500
-_GOAL_OVER_GLOO, _GOAL_BYTES = 0.90, _MB
-"""The goal holds from this size on."""
-_GOAL_OF_STAGE = 0.03
+_GOAL_OVER_GLOO = 0.90
 _STAGE = 0.010
 """Seconds."""
 _BATCH, _WIDTH = 32, 32
-_EMPTY_BATCHES = 2000
-"""Batches of blocks that take no time."""
 _FEW, _MANY = 50, 250
 """Batches of blocks that sleep. CPU time per batch is the difference of these runs, without start and end."""
 _RANKS = 3
@@ -45,9 +34,11 @@ _Times = tuple[float, float]
 def measure_transport(context: BenchContext) -> SuiteResult:
     """Bytes/s and latency of messages over both ways, and the engine's overhead for a stage of 10 ms."""
     rounds = context.options.rounds
-    flows = [flow_series(nbytes) for nbytes in (_QUICK_SIZES if context.options.quick else _SIZES)]
+    sizes = [_KB, 64 * _KB, _MB, 16 * _MB] if context.options.quick else [_KB << 2 * i for i in range(9)]
+    flows = [flow_series(nbytes) for nbytes in sizes]
     context.log(f"{len(flows)} sizes of messages, over channels and over bare gloo")
-    echo, turns = MessageSeries(_KB, _ECHOES, _ECHOES // 10), _TURNS * rounds
+    # Three measurements in a round: they are short, and differ by a third on a shared machine.
+    echo, turns = MessageSeries(_KB, count=500, warmup=50), 3 * rounds
     flow_times, echo_times = run_workers(
         WorkerSettings(60.0 * turns, pinned=True), 2, compare_ways, flows, echo, turns
     )[0]
@@ -55,7 +46,7 @@ def measure_transport(context: BenchContext) -> SuiteResult:
     slowest = min(
         result.ratio_to_baseline or 0.0
         for flow, result in zip(flows, results[:: len(WAYS)], strict=True)
-        if flow.nbytes >= _GOAL_BYTES
+        if flow.nbytes >= _MB
     )
     goals = [Goal("bytes/s over raw gloo, least of all sizes from 1 MB on", _GOAL_OVER_GLOO, slowest)]
     results += echo_results(echo, echo_times)
@@ -71,7 +62,7 @@ def measure_transport(context: BenchContext) -> SuiteResult:
     ]
     for clock, seconds in zip(("by the clock", "of a processor's time"), zip(*added, strict=True), strict=True):
         text = f"added by the engine to a stage of 10 ms, share of it, {clock}"
-        goals.append(Goal(text, _GOAL_OF_STAGE, median(seconds) / _STAGE, at_most=True))
+        goals.append(Goal(text, 0.03, median(seconds) / _STAGE, at_most=True))
     settings = {
         "rows of the engine": "EMULATED: blocks that sleep, or do not even that",
         "receives posted ahead": DEPTH,
@@ -82,8 +73,8 @@ def measure_transport(context: BenchContext) -> SuiteResult:
 
 
 def flow_series(nbytes: int) -> MessageSeries:
-    """As many messages of ``nbytes`` as one measurement sends."""
-    count = max(_MIN_COUNT, min(_MAX_COUNT, _SERIES_BYTES // nbytes))
+    """As many messages of ``nbytes`` as one measurement sends: a gigabyte, in 12 to 1000 messages."""
+    count = max(12, min(1000, 1024 * _MB // nbytes))
     return MessageSeries(nbytes, count, max(4, count // 10))
 
 
@@ -151,7 +142,7 @@ def _measure_engine(context: BenchContext) -> tuple[float, _Times, _Times]:
     def run(case: BenchmarkCase) -> Sequence[RankMeasurement]:
         return run_workers(_SETTINGS, case.ranks, case.task, case)
 
-    limit = _slowest(run(case(0.0, 2, _EMPTY_BATCHES)))
+    limit = _slowest(run(case(0.0, ranks=2, batches=2000)))
     long = case(_STAGE, _RANKS, _MANY)
     few, many = run(case(_STAGE, _RANKS, _FEW)), run(long)
     alone = run_workers(_SETTINGS, _RANKS, sleep_without_engine, long)
