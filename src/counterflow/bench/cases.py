@@ -14,10 +14,6 @@ from counterflow.cli.hydra_app import load_config
 from counterflow.config import CustomConfig, TrainConfig
 
 _LABELS = {"gpipe": "GPipe", "1f1b": "1F1B", "interleaved1f1b": "interleaved 1F1B", "zbv": "ZBV"}
-_TWO_STAGES = ("interleaved1f1b", "zbv")
-"""Schedules with two stages per rank, each of half the time."""
-_SLEEPING_BATCH = 96
-"""Approximate samples of an update batch of sleeping blocks."""
 
 
 def schedule_label(schedule: str, microbatches: int) -> str:
@@ -37,9 +33,9 @@ def conv_network(count: int) -> list[str]:
 
 
 def common_batch(microbatches: Sequence[int]) -> int:
-    """Samples of an update batch that all of ``microbatches`` divide."""
+    """Samples of an update batch that all of ``microbatches`` divide, about 96."""
     multiple = lcm(*microbatches)
-    return multiple * max(1, _SLEEPING_BATCH // multiple)
+    return multiple * max(1, 96 // multiple)
 
 
 def valid_schedules(ranks: int, microbatches: int) -> list[str]:
@@ -62,11 +58,11 @@ class CaseFactory:
 
     def write_images(self, samples: int, pixels: int, channels: int) -> None:
         """Write ``samples`` random square images of ten classes into the data folder, for training and test."""
-        generator = np.random.default_rng(0)
-        images = generator.integers(0, 256, (samples, pixels, pixels, channels), dtype=np.uint8)
+        images = np.random.default_rng(0).integers(0, 256, (samples, pixels, pixels, channels), dtype=np.uint8)
         labels = np.arange(samples) % 10
-        path = self.data / "noise.npz"
-        np.savez(path, train_images=images, train_labels=labels, test_images=images, test_labels=labels)
+        np.savez(
+            self.data / "noise.npz", train_images=images, train_labels=labels, test_images=images, test_labels=labels
+        )
 
     def config(self, batch: int, options: Sequence[str]) -> TrainConfig:
         """Configuration for ``batch`` samples per update: one thread, no evaluation, as many epochs as needed."""
@@ -122,7 +118,7 @@ class CaseFactory:
             options: Overrides beside those that the other arguments set.
             name: Name in tables; None for that of the schedule.
         """
-        stages = 2 if schedule in _TWO_STAGES else 1
+        stages = 2 if schedule in ("interleaved1f1b", "zbv") else 1  # of a rank, which share its time
         times = {key: getattr(sleep, key) / stages for key in ("forward", "backward", "update")}
         stage_sleep, blocks, local = replace(sleep, **times), ranks * stages, schedule == "free"
         config = self.config(

@@ -26,16 +26,10 @@ MAX_RANKS = 254
 INTERFACE = "link"
 """Network interface of every rank."""
 
-_ROUTER = Path(__file__).with_name("netem_router.py")
-
 _TUN = "/dev/net/tun"
 _MTU = 65000
-_QUEUE = 10_000
-"""Packets that a tunnel buffers while the router is busy."""
 _WINDOW = 32 << 20
 """Bytes in flight on one connection: many times bandwidth * latency of a slow link."""
-_MIN_TIMEOUT = 5000
-"""Milliseconds until TCP considers a packet lost: none ever is, but many wait in a queue."""
 
 _JOIN_SECONDS = 60.0
 """Time limit for all ranks to join."""
@@ -110,7 +104,7 @@ def emulated_network(ranks: int, speed: LinkSpeed) -> Iterator[JoinHandle]:
         listener.listen(ranks)
         arguments = (listener.fileno(), ranks, speed.bandwidth, speed.latency)
         with subprocess.Popen(
-            [sys.executable, "-I", str(_ROUTER), *map(str, arguments)],
+            [sys.executable, "-I", str(Path(__file__).with_name("netem_router.py")), *map(str, arguments)],
             stdin=subprocess.PIPE,  # closed when this process ends, however it ends; that ends the router
             pass_fds=[listener.fileno()],
             start_new_session=True,  # Ctrl-C reaches this process alone, which then leaves the context
@@ -201,7 +195,7 @@ def _bring_up(own: bytes) -> None:
     metrics = (
         _attribute(_RTAX_LOCK, 1 << _RTAX_RTO_MIN)
         + _attribute(_RTAX_INITCWND, _WINDOW // _MTU)
-        + _attribute(_RTAX_RTO_MIN, _MIN_TIMEOUT)
+        + _attribute(_RTAX_RTO_MIN, 5000)  # ms until a packet counts as lost: none ever is, but many wait in a queue
     )
     up = struct.Struct("=BxHiII")
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as kernel:
@@ -211,7 +205,7 @@ def _bring_up(own: bytes) -> None:
             _RTM_NEWLINK,
             up.pack(socket.AF_UNSPEC, 0, index, _IFF_UP, _IFF_UP)
             + _attribute(_IFLA_MTU, _MTU)
-            + _attribute(_IFLA_TXQLEN, _QUEUE),
+            + _attribute(_IFLA_TXQLEN, 10_000),  # packets that wait while the router is busy
         )
         _request(
             kernel, _RTM_NEWADDR, struct.pack("=BBBBI", socket.AF_INET, 32, 0, 0, index) + _attribute(_IFA_LOCAL, own)
