@@ -17,8 +17,8 @@ _LABELS = {"gpipe": "GPipe", "1f1b": "1F1B", "interleaved1f1b": "interleaved 1F1
 
 
 def schedule_label(schedule: str, microbatches: int) -> str:
-    """Name of a pipeline of backprop in tables."""
-    return f"{_LABELS[schedule]} m={microbatches}"
+    """Name in tables of BLL, whose schedule is ``free``, or of a pipeline of backprop."""
+    return "BLL" if schedule == "free" else f"{_LABELS[schedule]} m={microbatches}"
 
 
 def conv_network(count: int) -> list[str]:
@@ -140,7 +140,7 @@ class CaseFactory:
         if local:
             config.algorithm = SleepingAlgorithm(sleep=stage_sleep)
         return BenchmarkCase(
-            name=name or ("BLL" if local else schedule_label(schedule, microbatches)),
+            name=name or schedule_label(schedule, microbatches),
             ranks=ranks,
             config=config,
             batches=batches,

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 
 from counterflow.bench.case import BenchmarkCase
 from counterflow.bench.cases import common_batch, schedule_label, valid_schedules
-from counterflow.bench.charts import chart, colour, curves, draw_bars, draw_legend
+from counterflow.bench.charts import chart, colour, curves, draw_bars, draw_legend, log_ticks
 from counterflow.bench.netem import LinkSpeed, emulated_network, unavailable_reason
 from counterflow.bench.options import BenchContext
 from counterflow.bench.results import (
@@ -149,13 +149,12 @@ def measure_jitter(context: BenchContext) -> SuiteResult:
     baseline = schedule_label("1f1b", microbatches[0])
     measured = run_rounds(cases, options.rounds, WorkerSettings(60 + 3 * _JITTER_BATCHES * sleep.total), context.log)
     results = with_predictions(case_results(cases, measured, baseline), cases, ["BLL" + _STEADY, baseline + _STEADY])
-    settings = sleep.settings | {
-        "share_of_slow_batches": jitter.share,
-        "factor": jitter.factor,
-        "rounds": options.rounds,
-    }
-    ratio = speedup(measured["BLL depth 4"], measured[baseline])
-    return SuiteResult("jitter", settings, results, [Goal("BLL depth 4 over " + baseline, 1.25, ratio)])
+    return SuiteResult(
+        "jitter",
+        sleep.settings | {"share_of_slow_batches": jitter.share, "factor": jitter.factor, "rounds": options.rounds},
+        results,
+        [Goal(f"BLL depth 4 over {baseline}", 1.25, speedup(measured["BLL depth 4"], measured[baseline]))],
+    )
 
 
 def draw_jitter(suite: Mapping[str, Any], folder: Path) -> None:
@@ -187,9 +186,7 @@ def draw_scaling(suite: Mapping[str, Any], folder: Path) -> None:
             ranks, share = [row["ranks"] for row in rows], [100 * row["share_of_ideal"] for row in rows]
             label = f"{name}, m = 2P" if name == "1F1B" else name
             axes.plot(ranks, share, color=colour(name), marker="o", label=label)
-        axes.set_xscale("log", base=2)
-        ticks = sorted({row["ranks"] for row in suite["rows"]})
-        axes.set_xticks(ticks, [str(tick) for tick in ticks])
+        log_ticks(axes, {row["ranks"]: str(row["ranks"]) for row in suite["rows"]})
         axes.set(ylim=(0, 105), xlabel="ranks, and blocks", ylabel="share of the ideal rate [%]")
         axes.set_title("Weak scaling (emulated)")
         axes.legend()
@@ -204,8 +201,7 @@ def measure_slowlink(context: BenchContext) -> SuiteResult:
     Raises:
         ValueError: This machine cannot emulate links.
     """
-    reason = unavailable_reason()
-    if reason is not None:
+    if (reason := unavailable_reason()) is not None:
         raise ValueError(f"suite=slowlink: this machine allows no network namespaces with tunnels ({reason})")
     options = context.options
     ranks = options.numbers("ranks", [4])[0]
@@ -246,6 +242,7 @@ def measure_slowlink(context: BenchContext) -> SuiteResult:
         [f"BLL lag 2, {_FAST}", pipelines[0].replace(_SLOW, _FAST)],
         lambda case: link if case.name.endswith(_SLOW) else None,
     )
+    best = measured[f"BLL lag {lag}, {_SLOW}"]
     settings = sleep.settings | {
         "link": "a router in user space; TCP and gloo over it are real",
         "bandwidth_gbps": options.link.bandwidth_gbps,
@@ -254,11 +251,9 @@ def measure_slowlink(context: BenchContext) -> SuiteResult:
         "planned_lag": lag,
         "rounds": options.rounds,
     }
-    best = measured[f"BLL lag {lag}, {_SLOW}"]
-    over_fast, over_1f1b = speedup(best, measured[f"BLL lag {lag}, {_FAST}"]), speedup(best, measured[baseline])
     goals = [
-        Goal(f"BLL lag {lag}, slow over fast link", 0.98, over_fast),
-        Goal(f"BLL lag {lag} over {baseline}", 1.5, over_1f1b),
+        Goal(f"BLL lag {lag}, slow over fast link", 0.98, speedup(best, measured[f"BLL lag {lag}, {_FAST}"])),
+        Goal(f"BLL lag {lag} over {baseline}", 1.5, speedup(best, measured[baseline])),
     ]
     return SuiteResult("slowlink", settings, results, goals)
 

@@ -54,13 +54,6 @@ class LiveBytes:
         self._dropped.append(key)
 
 
-class _Saved:
-    """Tensor saved by autograd, released after backward."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor.detach()  # with its history, the output of a node would keep that node alive
-
-
 class MemoryTracker:
     """Counts saved tensors and message buffers of this process."""
 
@@ -74,18 +67,18 @@ class MemoryTracker:
 
     def count_saved(self) -> saved_tensors_hooks:
         """A context that counts the tensors that autograd saves for operations of this thread within it."""
-        return saved_tensors_hooks(self._pack, lambda packed: packed.tensor if isinstance(packed, _Saved) else packed)
+        return saved_tensors_hooks(self._pack, lambda saved: saved)
 
     def count_message(self, buffer: Tensor) -> None:
         """Count ``buffer`` as one that holds messages."""
         storage = buffer.untyped_storage()
         _hold_while_alive(storage, storage, self.messages, self.all)
 
-    def _pack(self, tensor: Tensor) -> Tensor | _Saved:
+    def _pack(self, tensor: Tensor) -> Tensor:
         # A view of a parameter, such as a transposed weight, takes no memory either.
         if isinstance(tensor if tensor._base is None else tensor._base, nn.Parameter):
             return tensor
-        saved = _Saved(tensor)
+        saved = tensor.detach()  # with its history, the output of a node would keep that node alive
         _hold_while_alive(saved, tensor.untyped_storage(), self.saved, self.all)
         return saved
 

@@ -198,20 +198,16 @@ def _bring_up(own: bytes) -> None:
         + _attribute(_RTAX_RTO_MIN, 5000)  # ms until a packet counts as lost: none ever is, but many wait in a queue
     )
     up = struct.Struct("=BxHiII")
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as kernel:
-        _request(kernel, _RTM_NEWLINK, up.pack(socket.AF_UNSPEC, 0, socket.if_nametoindex("lo"), _IFF_UP, _IFF_UP))
-        _request(
-            kernel,
+    requests = [
+        (_RTM_NEWLINK, up.pack(socket.AF_UNSPEC, 0, socket.if_nametoindex("lo"), _IFF_UP, _IFF_UP)),
+        (
             _RTM_NEWLINK,
             up.pack(socket.AF_UNSPEC, 0, index, _IFF_UP, _IFF_UP)
             + _attribute(_IFLA_MTU, _MTU)
             + _attribute(_IFLA_TXQLEN, 10_000),  # packets that wait while the router is busy
-        )
-        _request(
-            kernel, _RTM_NEWADDR, struct.pack("=BBBBI", socket.AF_INET, 32, 0, 0, index) + _attribute(_IFA_LOCAL, own)
-        )
-        _request(
-            kernel,
+        ),
+        (_RTM_NEWADDR, struct.pack("=BBBBI", socket.AF_INET, 32, 0, 0, index) + _attribute(_IFA_LOCAL, own)),
+        (
             _RTM_NEWROUTE,
             struct.pack(
                 "=BBBBBBBBI",
@@ -221,21 +217,20 @@ def _bring_up(own: bytes) -> None:
             + _attribute(_RTA_OIF, index)
             + _attribute(_RTA_PREFSRC, own)
             + _attribute(_RTA_METRICS, metrics),
-        )
+        ),
+    ]
+    flags = _NLM_F_REQUEST | _NLM_F_ACK | _NLM_F_CREATE
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as kernel:
+        for kind, request in requests:
+            kernel.send(struct.pack("=IHHII", 16 + len(request), kind, flags, 1, 0) + request)
+            (status,) = struct.unpack_from("=i", kernel.recv(65536), 16)  # of the acknowledgement
+            if status:
+                raise OSError(-status, os.strerror(-status), f"netlink request {kind}")
 
 
 def _attribute(kind: int, value: bytes | int) -> bytes:
     data = struct.pack("=I", value) if isinstance(value, int) else value
     return struct.pack("=HH", 4 + len(data), kind) + data + bytes(-len(data) % 4)
-
-
-def _request(kernel: socket.socket, kind: int, body: bytes) -> None:
-    """Send one netlink request and wait for its acknowledgement. Raises ``OSError`` if the kernel refuses."""
-    flags = _NLM_F_REQUEST | _NLM_F_ACK | _NLM_F_CREATE
-    kernel.send(struct.pack("=IHHII", 16 + len(body), kind, flags, 1, 0) + body)
-    (status,) = struct.unpack_from("=i", kernel.recv(65536), 16)
-    if status:
-        raise OSError(-status, os.strerror(-status), f"netlink request {kind}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 
 from counterflow.bench.case import BenchmarkCase, count_flops, train_ddp, train_traced
 from counterflow.bench.cases import common_batch, conv_network, schedule_label
-from counterflow.bench.charts import chart, colour, curves, draw_bars, draw_legend
+from counterflow.bench.charts import chart, colour, curves, draw_bars, draw_legend, log_ticks
 from counterflow.bench.memory_tracker import train_tracked
 from counterflow.bench.options import BenchContext
 from counterflow.bench.results import (
@@ -53,7 +53,6 @@ _SAMPLES = 16
 """Samples of an equal message."""
 _CHANNELS, _PIXELS, _LAYERS = 64, 8, 4
 """Each block has 4 convolutions with batch norm and ReLU, whose activations have equal sizes."""
-_BLL = "BLL"
 _EQUAL_MESSAGE, _EQUAL_UPDATE = "equal message", "equal update"
 _MARKERS = {"BLL": ("o", 4), "1F1B": ("s", 6), "GPipe": ("^", 10), "split": ("x", 6), "BP": ("D", 5)}
 """Shape and size, so that equal values remain visible."""
@@ -69,8 +68,7 @@ def measure_cpu2(context: BenchContext) -> SuiteResult:
         return context.cases.training(name, ranks, _CPU2_WARMUP + _CPU2_TIMED, _CPU2_WARMUP, _BATCH, network)
 
     def pipeline(name: str, schedule: str, m: int) -> BenchmarkCase:
-        overrides = ("algorithm=bp", f"schedule={schedule}", f"train.microbatches={m}", "model.cut=profile")
-        return case(name, 2, *overrides)
+        return case(name, 2, "algorithm=bp", f"schedule={schedule}", f"train.microbatches={m}", "model.cut=profile")
 
     microbatches = options.numbers("microbatches", [4, 8] if options.quick else [2, 4, 8, 16])
     cases = [
@@ -100,8 +98,8 @@ def measure_cpu2(context: BenchContext) -> SuiteResult:
 
 def draw_cpu2(suite: Mapping[str, Any], folder: Path) -> None:
     """Chart of samples per second, with ratios to the baseline."""
-    title = f"Two ranks of one thread, batch {_BATCH}; ratios to {suite['rows'][0]['baseline']}"
-    draw_bars(folder / "cpu2.png", suite["rows"], title)
+    rows = suite["rows"]
+    draw_bars(folder / "cpu2.png", rows, f"Two ranks of one thread, batch {_BATCH}; ratios to {rows[0]['baseline']}")
 
 
 def measure_flops(context: BenchContext) -> SuiteResult:
@@ -126,9 +124,12 @@ def measure_flops(context: BenchContext) -> SuiteResult:
                     share_beyond_backprop=share,
                 )
             )
-    settings = {"images": "3 x 32 x 32", "blocks": _FLOPS_BLOCKS, "batch": _BATCH}
-    goal = Goal("pooled head, most of all ResNets", _FLOPS_GOAL, max(shares), at_most=True)
-    return SuiteResult("flops", settings, results, [goal])
+    return SuiteResult(
+        "flops",
+        {"images": "3 x 32 x 32", "blocks": _FLOPS_BLOCKS, "batch": _BATCH},
+        results,
+        [Goal("pooled head, most of all ResNets", _FLOPS_GOAL, max(shares), at_most=True)],
+    )
 
 
 def draw_flops(suite: Mapping[str, Any], folder: Path) -> None:
@@ -152,14 +153,17 @@ def measure_timeline(context: BenchContext) -> SuiteResult:
     microbatches = options.numbers("microbatches", [2 * ranks])[0]
     sleep = Sleep(*options.stage.seconds(20.0, 40.0, 2.0), common_batch([microbatches]), width=32)
     context.cases.write_images(4 * _BATCH, pixels=16, channels=3)
-    network = [f"blocks={ranks}", *conv_network(_TIMELINE_CONVOLUTIONS), "model.cut=flops"]
+    network = [
+        f"blocks={ranks}",
+        *conv_network(_TIMELINE_CONVOLUTIONS),
+        "model.cut=flops",
+        f"train.microbatches={microbatches}",
+    ]
 
     def training(schedule: str) -> BenchmarkCase:
-        if schedule == "free":
-            return context.cases.training("BLL", ranks, _TIMELINE_BATCHES, 2, _BATCH, [*network, "algorithm=bll"])
+        algorithm = [f"algorithm={'bll' if schedule == 'free' else 'bp'}", f"schedule={schedule}"]
         name = schedule_label(schedule, microbatches)
-        overrides = ["algorithm=bp", f"schedule={schedule}", f"train.microbatches={microbatches}"]
-        return context.cases.training(name, ranks, _TIMELINE_BATCHES, 2, _BATCH, [*network, *overrides])
+        return context.cases.training(name, ranks, _TIMELINE_BATCHES, 2, _BATCH, [*network, *algorithm])
 
     def sleeping(schedule: str) -> BenchmarkCase:
         return replace(context.cases.sleeping(schedule, sleep, ranks, _TIMELINE_BATCHES, microbatches), warmup=2)
@@ -245,10 +249,10 @@ def _cases(
     def case(name: str, processes: int, m: int, *system: str) -> BenchmarkCase:
         device = ["device=cuda"] if torch.cuda.device_count() >= processes else []  # torch's pipelines: one per rank
         options = [*network, *system, f"train.microbatches={m}", *device]
-        batches = 2 * processes + 2 if name == _BLL else 2
+        batches = 2 * processes + 2 if name == "BLL" else 2
         return context.cases.training(name, processes, batches, 1, update or m * _SAMPLES, options)
 
-    yield case(_BLL, ranks, 1, "algorithm=bll")
+    yield case("BLL", ranks, 1, "algorithm=bll")
     for schedule in ("1f1b", "gpipe"):
         for m in microbatches:
             yield case(schedule_label(schedule, m), ranks, m, "algorithm=bp", f"schedule={schedule}")
@@ -283,7 +287,7 @@ def _measure_case(context: BenchContext, case: BenchmarkCase, comparison: str, b
 
 def _goals(results: Sequence[CaseResult]) -> Iterator[Goal]:
     equal = [result for result in results if result.extra["comparison"] == _EQUAL_MESSAGE]
-    bottom = [result.extra["saved_mb"] for result in equal if result.name == _BLL]
+    bottom = [result.extra["saved_mb"] for result in equal if result.name == "BLL"]
     if len(bottom) > 1:
         text = "equal message: most over least of stage 0 of BLL, whatever P, less 1"
         yield Goal(text, 0.10, max(bottom) / min(bottom) - 1, at_most=True)
@@ -316,10 +320,8 @@ def _draw_curves(ax: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
             markerfacecolor="none",
             label=label,
         )
-    ticks = sorted({row["blocks"] for row in rows})
-    ax.set_xscale("log", base=2)
+    log_ticks(ax, {row["blocks"]: str(row["blocks"]) for row in rows})
     ax.set_yscale("log", base=2)
-    ax.set_xticks(ticks, [str(tick) for tick in ticks])
     ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
 
 

@@ -9,7 +9,7 @@ from statistics import median
 from typing import Any
 
 from counterflow.bench.case import BenchmarkCase, RankMeasurement, sleep_without_engine
-from counterflow.bench.charts import chart, colour
+from counterflow.bench.charts import chart, colour, log_ticks
 from counterflow.bench.options import BenchContext
 from counterflow.bench.p2p import CHANNEL, DEPTH, GLOO, WAYS, MessageSeries, WayTimes, compare_ways
 from counterflow.bench.results import CaseResult, Goal, SuiteResult
@@ -171,9 +171,8 @@ def draw_transport(suite: Mapping[str, Any], folder: Path) -> None:
             sizes, middle, lowest, highest = ([row[key] for row in rows[way]] for key in ("bytes", column, low, high))
             axes.plot(sizes, middle, color=ink, marker="o", label=way)
             axes.fill_between(sizes, lowest, highest, color=ink, alpha=0.2, linewidth=0)
-            axes.set_xscale("log", base=2)
-            axes.set_xticks(sizes, [_size(nbytes) for nbytes in sizes], rotation=45)
-            axes.minorticks_off()
+            log_ticks(axes, {nbytes: _size(nbytes) for nbytes in sizes})
+            axes.tick_params("x", rotation=45)
         speed.set(yscale="log", ylabel="MB/s")
         speed.legend()
         ratio.axhline(_GOAL_OVER_GLOO, color="black", linewidth=1, linestyle="--")
