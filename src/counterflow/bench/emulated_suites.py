@@ -4,7 +4,7 @@ EMULATED: no arithmetic is done. A rank takes the same time for an update batch 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -243,19 +243,21 @@ def measure_slowlink(context: BenchContext) -> SuiteResult:
         lambda case: link if case.name.endswith(_SLOW) else None,
     )
     best = measured[f"BLL lag {lag}, {_SLOW}"]
-    settings = sleep.settings | {
-        "link": "a router in user space; TCP and gloo over it are real",
-        "bandwidth_gbps": options.link.bandwidth_gbps,
-        "latency_ms": options.link.latency_ms,
-        "activation_kb": options.link.activation_kb,
-        "planned_lag": lag,
-        "rounds": options.rounds,
-    }
-    goals = [
-        Goal(f"BLL lag {lag}, slow over fast link", 0.98, speedup(best, measured[f"BLL lag {lag}, {_FAST}"])),
-        Goal(f"BLL lag {lag} over {baseline}", 1.5, speedup(best, measured[baseline])),
-    ]
-    return SuiteResult("slowlink", settings, results, goals)
+    return SuiteResult(
+        "slowlink",
+        settings=sleep.settings
+        | {
+            "link": "a router in user space; TCP and gloo over it are real",
+            **asdict(options.link),
+            "planned_lag": lag,
+            "rounds": options.rounds,
+        },
+        cases=results,
+        goals=[
+            Goal(f"BLL lag {lag}, slow over fast link", 0.98, speedup(best, measured[f"BLL lag {lag}, {_FAST}"])),
+            Goal(f"BLL lag {lag} over {baseline}", 1.5, speedup(best, measured[baseline])),
+        ],
+    )
 
 
 def draw_slowlink(suite: Mapping[str, Any], folder: Path) -> None:

@@ -159,9 +159,8 @@ class P2PBenchmark:
         return MessageTime(round_trip if echo else flow, (cpu_0 + cpu_1) / (2 * timed if echo else timed))
 
     def _sender(self, way: str, edge: Edge, series: MessageSeries) -> Sender:
-        if way == GLOO:
-            return GlooSender(self._groups[edge], 1 - self._comm.rank, series)
-        return self._comm.sender(edge, lambda _: series.layout)
+        group, peer = self._groups[edge], 1 - self._comm.rank
+        return GlooSender(group, peer, series) if way == GLOO else self._comm.sender(edge, lambda _: series.layout)
 
     def _receiver(self, way: str, edge: Edge, series: MessageSeries) -> Receiver:
         if way == GLOO:

@@ -117,9 +117,9 @@ class SleepingLayer(nn.Module):
         share = size / sleep.batch * sleep.factor(self._block, self._samples // sleep.batch)
         self._samples += size
         pause(share * sleep.forward)
-        input_seconds = share * sleep.backward / 2 if x.requires_grad else 0.0
-        weight_seconds = share * sleep.backward - input_seconds
-        return torch.add(_Pause.apply(x, input_seconds), _Pause.apply(self.weight, weight_seconds))
+        backward = share * sleep.backward
+        input_seconds = backward / 2 if x.requires_grad else 0.0
+        return torch.add(_Pause.apply(x, input_seconds), _Pause.apply(self.weight, backward - input_seconds))
 
 
 def sleeping_network(blocks: int, sleep: Sleep) -> nn.Sequential:

@@ -80,20 +80,23 @@ def measure_cpu2(context: BenchContext) -> SuiteResult:
     ]
     baseline = schedule_label("1f1b", 4) if 4 in microbatches else "DDP"
     measured = run_rounds(cases, options.rounds, WorkerSettings(_TIMEOUT, pinned=True), context.log)
-    settings = {
-        "network": f"{_CPU2_CONVOLUTIONS} convolutions of 48 channels, batch norm, an output layer",
-        "samples": f"{_BATCH} of {_CPU2_PIXELS} x {_CPU2_PIXELS} pixels",
-        "threads": 1,
-        "batches": _CPU2_TIMED,
-        "rounds": options.rounds,
-        "cut": "; ".join(sorted({str(list(one.ranks[0].cut)) for one in measured["BLL"]})),
-    }
-    goals = [
-        Goal(f"BLL over {name}", wanted, speedup(measured["BLL"], measured[name]))
-        for name, wanted in _SPEEDUP_GOALS.items()
-        if name in measured
-    ]
-    return SuiteResult("cpu2", settings, case_results(cases, measured, baseline), goals)
+    return SuiteResult(
+        "cpu2",
+        settings={
+            "network": f"{_CPU2_CONVOLUTIONS} convolutions of 48 channels, batch norm, an output layer",
+            "samples": f"{_BATCH} of {_CPU2_PIXELS} x {_CPU2_PIXELS} pixels",
+            "threads": 1,
+            "batches": _CPU2_TIMED,
+            "rounds": options.rounds,
+            "cut": "; ".join(sorted({str(list(one.ranks[0].cut)) for one in measured["BLL"]})),
+        },
+        cases=case_results(cases, measured, baseline),
+        goals=[
+            Goal(f"BLL over {name}", wanted, speedup(measured["BLL"], measured[name]))
+            for name, wanted in _SPEEDUP_GOALS.items()
+            if name in measured
+        ],
+    )
 
 
 def draw_cpu2(suite: Mapping[str, Any], folder: Path) -> None:
@@ -182,10 +185,15 @@ def measure_timeline(context: BenchContext) -> SuiteResult:
             for result in case_results(cases, measured, schedule_label("1f1b", microbatches))
         ]
     shown = f"{_TIMELINE_SHOWN} of {_TIMELINE_BATCHES} batches shown"
-    settings = {"network": f"{_TIMELINE_CONVOLUTIONS} convolutions of 48 channels, {shown}"} | {
-        f"sleeping_{key}": value for key, value in sleep.settings.items() if key != "emulated"
-    }
-    return SuiteResult("timeline", settings, results, [])
+    return SuiteResult(
+        "timeline",
+        settings={
+            "network": f"{_TIMELINE_CONVOLUTIONS} convolutions of 48 channels, {shown}",
+            **{f"sleeping_{key}": value for key, value in sleep.settings.items() if key != "emulated"},
+        },
+        cases=results,
+        goals=[],
+    )
 
 
 def measure_memory(context: BenchContext) -> SuiteResult:
@@ -196,11 +204,11 @@ def measure_memory(context: BenchContext) -> SuiteResult:
     pieces; the update batch of a pipeline is m times larger. ``equal update``: all update on equally many samples,
     which a pipeline cuts into m parts and BLL does not cut.
     """
-    default = [1, 2, 8] if context.options.quick else [1, 2, 4, 8]
+    options = context.options
     microbatches = {
         # One rank is no pipeline.
-        ranks: [m for m in context.options.numbers("microbatches", [ranks, 2 * ranks]) if ranks > 1 and m >= ranks]
-        for ranks in context.options.numbers("ranks", default)
+        ranks: [m for m in options.numbers("microbatches", [ranks, 2 * ranks]) if ranks > 1 and m >= ranks]
+        for ranks in options.numbers("ranks", [1, 2, 8] if options.quick else [1, 2, 4, 8])
     }
     numbers = [m for some in microbatches.values() for m in some]
     update = common_batch(numbers or [1])
@@ -217,13 +225,17 @@ def measure_memory(context: BenchContext) -> SuiteResult:
                 )
                 for result in row
             ]
-    settings = {
-        "block": f"{_LAYERS} convolutions of {_CHANNELS} channels, batch norm, ReLU, {_PIXELS} x {_PIXELS} pixels",
-        "samples of an equal message": _SAMPLES,
-        "samples of an equal update": update,
-        "counted": "what autograd keeps, and buffers of messages; no parameters, gradients, optimizers",
-    }
-    return SuiteResult("memory", settings, results, list(_goals(results)))
+    return SuiteResult(
+        "memory",
+        settings={
+            "block": f"{_LAYERS} convolutions of {_CHANNELS} channels, batch norm, ReLU, {_PIXELS} x {_PIXELS} pixels",
+            "samples of an equal message": _SAMPLES,
+            "samples of an equal update": update,
+            "counted": "what autograd keeps, and buffers of messages; no parameters, gradients, optimizers",
+        },
+        cases=results,
+        goals=list(_goals(results)),
+    )
 
 
 def _cases(
@@ -289,8 +301,8 @@ def _goals(results: Sequence[CaseResult]) -> Iterator[Goal]:
     equal = [result for result in results if result.extra["comparison"] == _EQUAL_MESSAGE]
     bottom = [result.extra["saved_mb"] for result in equal if result.name == "BLL"]
     if len(bottom) > 1:
-        text = "equal message: most over least of stage 0 of BLL, whatever P, less 1"
-        yield Goal(text, 0.10, max(bottom) / min(bottom) - 1, at_most=True)
+        growth = max(bottom) / min(bottom) - 1
+        yield Goal("equal message: most over least of stage 0 of BLL, whatever P, less 1", 0.10, growth, at_most=True)
     for result in equal:
         if result.ranks == 8 and result.name.startswith("1F1B"):
             text = f"equal message: P={result.ranks}: stage 0 of {result.name} over BLL's"

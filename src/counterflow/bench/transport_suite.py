@@ -43,11 +43,7 @@ def measure_transport(context: BenchContext) -> SuiteResult:
         WorkerSettings(60.0 * turns, pinned=True), 2, compare_ways, flows, echo, turns
     )[0]
     results = [result for flow in flows for result in flow_results(flow, flow_times[flow.nbytes])]
-    slowest = min(
-        result.ratio_to_baseline or 0.0
-        for flow, result in zip(flows, results[:: len(WAYS)], strict=True)
-        if flow.nbytes >= _MB
-    )
+    slowest = min(result.ratio_to_baseline or 0.0 for result in results[:: len(WAYS)] if result.extra["bytes"] >= _MB)
     goals = [Goal("bytes/s over raw gloo, least of all sizes from 1 MB on", _GOAL_OVER_GLOO, slowest)]
     results += echo_results(echo, echo_times)
 
@@ -63,13 +59,17 @@ def measure_transport(context: BenchContext) -> SuiteResult:
     for clock, seconds in zip(("by the clock", "of a processor's time"), zip(*added, strict=True), strict=True):
         text = f"added by the engine to a stage of 10 ms, share of it, {clock}"
         goals.append(Goal(text, 0.03, median(seconds) / _STAGE, at_most=True))
-    settings = {
-        "rows of the engine": "EMULATED: blocks that sleep, or do not even that",
-        "receives posted ahead": DEPTH,
-        "cores": "one for each of two ranks, and for all of its threads",
-        "rounds": rounds,
-    }
-    return SuiteResult("transport", settings, results, goals)
+    return SuiteResult(
+        "transport",
+        settings={
+            "rows of the engine": "EMULATED: blocks that sleep, or do not even that",
+            "receives posted ahead": DEPTH,
+            "cores": "one for each of two ranks, and for all of its threads",
+            "rounds": rounds,
+        },
+        cases=results,
+        goals=goals,
+    )
 
 
 def flow_series(nbytes: int) -> MessageSeries:

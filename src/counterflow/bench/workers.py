@@ -133,11 +133,8 @@ def _connect(pipe: Connection, settings: WorkerSettings, rank: int, ranks: int) 
     if settings.network is not None:
         netem.join(settings.network, rank)
         os.environ["GLOO_SOCKET_IFNAME"], host = netem.INTERFACE, netem.ip_address(0)
-    if ranks == 1:
-        return connect(None, 0, 1, timeout=settings.timeout)
+    port = pipe.recv() if rank else 0
+    store = TCPStore(host, port, ranks, is_master=rank == 0, wait_for_workers=False)
     if rank == 0:
-        store = TCPStore(host, 0, ranks, is_master=True, wait_for_workers=False)
         pipe.send(("port", store.port))
-    else:
-        store = TCPStore(host, pipe.recv(), ranks, is_master=False)
     return connect(store, rank, ranks, timeout=settings.timeout)
