@@ -153,8 +153,8 @@ def count_flops(comm: Communicator, config: TrainConfig) -> cost.Flops:
     """FLOPs per sample, summed over all blocks."""
     job = load_job(config, RankInfo(size=comm.size))
     rules = rules_of(job, choose_partition(job))
-    blocks = range(1, config.blocks + 1)
-    return sum((cost.local(rules, block, rules.rule(block), job) for block in blocks), cost.Flops(0, 0, 0))
+    flops = (cost.local(rules, block, rules.rule(block), job) for block in range(1, config.blocks + 1))
+    return sum(flops, cost.Flops(0, 0, 0))
 
 
 def _prepare(

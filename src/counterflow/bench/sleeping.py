@@ -40,8 +40,7 @@ class Jitter:
     def __call__(self, block: int, n: int) -> float:
         """The factor of ``block`` (1..N) at batch ``n``; every process computes the same."""
         generator = random.Random(n)
-        slow = generator.random() < self.share and generator.randint(1, self.blocks) == block
-        return self.factor if slow else 1.0
+        return self.factor if generator.random() < self.share and generator.randint(1, self.blocks) == block else 1.0
 
 
 @dataclass(frozen=True)

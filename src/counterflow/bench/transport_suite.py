@@ -126,8 +126,13 @@ def echo_results(series: MessageSeries, times: WayTimes) -> Iterator[CaseResult]
 
 def _engine_result(name: str, times: Sequence[_Times]) -> CaseResult:
     wall, cpu = (median(seconds) for seconds in zip(*times, strict=True))
-    extra = {"wall_us": 1e6 * wall, "cpu_us": 1e6 * cpu, "share_of_10_ms": wall / _STAGE}
-    return CaseResult(name=name, ranks=_RANKS, batch=_BATCH, repeats=len(times), extra=extra)
+    return CaseResult(
+        name=name,
+        ranks=_RANKS,
+        batch=_BATCH,
+        repeats=len(times),
+        extra={"wall_us": 1e6 * wall, "cpu_us": 1e6 * cpu, "share_of_10_ms": wall / _STAGE},
+    )
 
 
 def _measure_engine(context: BenchContext) -> tuple[float, _Times, _Times]:
