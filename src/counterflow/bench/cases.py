@@ -94,8 +94,15 @@ class CaseFactory:
             options: Overrides that choose the algorithm, the schedule and the network.
         """
         config = self.config(batch, options)
-        microbatches = config.train.microbatches if config.algorithm.name in END_TO_END else None
-        return BenchmarkCase(name, ranks, config, batches, warmup, train, None, microbatches)
+        return BenchmarkCase(
+            name=name,
+            ranks=ranks,
+            config=config,
+            batches=batches,
+            warmup=warmup,
+            task=train,
+            microbatches=config.train.microbatches if config.algorithm.name in END_TO_END else None,
+        )
 
     def sleeping(
         self,

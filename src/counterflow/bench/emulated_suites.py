@@ -35,7 +35,6 @@ _WIDTH = 32
 _GOAL_OF_IDEAL = {8: 0.95, 32: 0.93}
 """By ranks."""
 
-_JITTER_BATCHES = 60
 _STEADY = ", nothing slow"
 
 _LINK_BATCHES = 60
@@ -135,18 +134,26 @@ def measure_jitter(context: BenchContext) -> SuiteResult:
     sleep = Sleep(*options.stage.seconds(60.0, 120.0), common_batch(microbatches), _WIDTH, jitter)
     steady = replace(sleep, jitter=None)
     context.cases.write_images(512, pixels=4, channels=1)
-    sleeping, cases = context.cases.sleeping, []
-    for depth in (1, 2, 4, 8):
-        overrides = [f"engine.depth={depth}", f"engine.lag={max(2, depth)}"]
-        cases.append(sleeping("free", sleep, ranks, _JITTER_BATCHES, options=overrides, name=f"BLL depth {depth}"))
-    cases.append(sleeping("free", steady, ranks, _JITTER_BATCHES, name="BLL" + _STEADY))
+    sleeping, batches = context.cases.sleeping, 60
+    cases = [
+        sleeping(
+            "free",
+            sleep,
+            ranks,
+            batches,
+            options=[f"engine.depth={depth}", f"engine.lag={max(2, depth)}"],
+            name=f"BLL depth {depth}",
+        )
+        for depth in (1, 2, 4, 8)
+    ]
+    cases.append(sleeping("free", steady, ranks, batches, name="BLL" + _STEADY))
     for m in microbatches:
         cases += [
             sleeping("1f1b", sleep, ranks, batches=32, microbatches=m),
             sleeping("1f1b", steady, ranks, batches=6, microbatches=m, name=schedule_label("1f1b", m) + _STEADY),
         ]
     baseline = schedule_label("1f1b", microbatches[0])
-    measured = run_rounds(cases, options.rounds, WorkerSettings(60 + 3 * _JITTER_BATCHES * sleep.total), context.log)
+    measured = run_rounds(cases, options.rounds, WorkerSettings(60 + 3 * batches * sleep.total), context.log)
     results = with_predictions(case_results(cases, measured, baseline), cases, ["BLL" + _STEADY, baseline + _STEADY])
     return SuiteResult(
         "jitter",
@@ -213,8 +220,9 @@ def measure_slowlink(context: BenchContext) -> SuiteResult:
     context.cases.write_images(512, pixels=4, channels=1)
 
     def bll(lag: int, where: str) -> BenchmarkCase:
-        overrides, name = [f"engine.lag={lag}"], f"BLL lag {lag}, {where}"
-        return context.cases.sleeping("free", sleep, ranks, _LINK_BATCHES, options=overrides, name=name)
+        return context.cases.sleeping(
+            "free", sleep, ranks, _LINK_BATCHES, options=[f"engine.lag={lag}"], name=f"BLL lag {lag}, {where}"
+        )
 
     def pipeline(m: int, where: str) -> BenchmarkCase:
         name = f"{schedule_label('1f1b', m)}, {where}"

@@ -141,8 +141,7 @@ def _measure_engine(context: BenchContext) -> tuple[float, _Times, _Times]:
     context.log("the engine on blocks that sleep")
 
     def case(seconds: float, ranks: int, batches: int) -> BenchmarkCase:
-        sleep = Sleep(forward=seconds / 3, backward=2 * seconds / 3, update=0.0, batch=_BATCH, width=_WIDTH)
-        return context.cases.sleeping("free", sleep, ranks, batches)
+        return context.cases.sleeping("free", Sleep(seconds / 3, 2 * seconds / 3, 0.0, _BATCH, _WIDTH), ranks, batches)
 
     def run(case: BenchmarkCase) -> Sequence[RankMeasurement]:
         return run_workers(_SETTINGS, case.ranks, case.task, case)
