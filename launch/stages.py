@@ -23,9 +23,9 @@ def one_by_one(experiments: list[str], others: list[str], minutes: float) -> int
     ends = time.monotonic() + 60 * minutes
     statuses = set()
     for name in experiments:
-        left = max(0.0, (ends - time.monotonic()) / 60)
-        command = [sys.executable, __file__, "--minutes", str(left), "--", f"{KEY}{name}", *others]
-        statuses.add(subprocess.run(command).returncode)
+        left = str(max(0.0, (ends - time.monotonic()) / 60))
+        job = subprocess.run([sys.executable, __file__, "--minutes", left, "--", f"{KEY}{name}", *others])
+        statuses.add(job.returncode)
     return next((status for status in sorted(statuses) if status not in (0, EXIT_INCOMPLETE)), max(statuses))
 
 

@@ -9,14 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from counterflow.algorithms import LocalAlgorithm
 from counterflow.algorithms.optimizer import BatchPart, BlockOptimizer
 from counterflow.algorithms.rule import Metrics
-from counterflow.bench.sleeping import Sleep, SleepingRules, sleep_in_updates
+from counterflow.bench.sleeping import Sleep, sleep_in_updates
 from counterflow.checkpoint import CheckpointWriter
 from counterflow.config import TrainConfig
 from counterflow.data.prefetch import prefetch
-from counterflow.engine import cost, local
+from counterflow.engine import cost
 from counterflow.engine.factory import build_engine, choose_partition
 from counterflow.engine.job import Job
 from counterflow.engine.profile import rules_of
@@ -88,25 +87,26 @@ class SteadyTimer:
 
     def measurement(self, counts: Sequence[int]) -> RankMeasurement:
         """The measurement of this process after the last batch, for blocks of ``counts`` layers."""
-        stamps = zip(self._stamps[self._before], self._stamps[self._last], strict=True)
-        seconds, received, sent = (after - before for before, after in stamps)
-        rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
-        cuda = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
-        return RankMeasurement(seconds, self._last - self._before, received, sent, process_time(), rss, cuda, counts)
+        (start, receive, send), (end, received, sent) = self._stamps[self._before], self._stamps[self._last]
+        return RankMeasurement(
+            seconds=end - start,
+            batches=self._last - self._before,
+            receive_wait=received - receive,
+            send_wait=sent - send,
+            cpu_seconds=process_time(),
+            peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10,
+            peak_cuda_bytes=torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
+            cut=counts,
+        )
 
 
 def train(comm: Communicator, case: BenchmarkCase, recorder: Recorder | None = None) -> RankMeasurement:
     """Train ``case`` on the ranks of ``comm``, as ``launch/train.py`` does, but without reports and checkpoints."""
     job, timer, context = _prepare(comm, case, comm.size, comm.rank, recorder)
-    config, sleep = case.config, case.sleep
-    if sleep is not None:
-        sleep_in_updates(sleep)
-    if sleep is not None and isinstance(config.algorithm, LocalAlgorithm):
-        cut = [1] * config.blocks
-        local.run(job, SleepingRules(config.blocks, sleep, config.optimizer, case.batches), context)
-    else:
-        cut = comm.all_gather(choose_partition(job) if comm.rank == 0 else None, "the cut")[0]
-        build_engine(replace(job, cut=tuple(cut))).run(context)
+    if case.sleep is not None:
+        sleep_in_updates(case.sleep)
+    cut = comm.all_gather(choose_partition(job) if comm.rank == 0 else None, "the cut")[0]
+    build_engine(replace(job, cut=cut)).run(context)
     return timer.measurement(cut)
 
 
@@ -139,9 +139,8 @@ def sleep_without_engine(comm: Communicator, case: BenchmarkCase) -> tuple[float
     Returns:
         Wall-clock seconds per batch, and CPU seconds per batch.
     """
-    assert case.sleep is not None
-    config = case.config
-    rule = SleepingRules(config.blocks, case.sleep, config.optimizer, case.batches).rule(comm.rank + 1)
+    job, _, _ = _prepare(comm, case, comm.size, comm.rank)
+    rule = rules_of(job, choose_partition(job)).rule(comm.rank + 1)
     comm.all_gather(None, "the start")
     start, cpu = perf_counter(), process_time()
     for n in range(case.batches):
@@ -154,8 +153,8 @@ def count_flops(comm: Communicator, config: TrainConfig) -> cost.Flops:
     """FLOPs per sample, summed over all blocks."""
     job = load_job(config, RankInfo(size=comm.size))
     rules = rules_of(job, choose_partition(job))
-    blocks = range(1, config.blocks + 1)
-    return sum((cost.local(rules, block, rules.rule(block), job) for block in blocks), cost.Flops(0, 0, 0))
+    flops = (cost.local(rules, block, rules.rule(block), job) for block in range(1, config.blocks + 1))
+    return sum(flops, cost.Flops(0, 0, 0))
 
 
 def _prepare(

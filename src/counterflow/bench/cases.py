@@ -9,20 +9,16 @@ import numpy as np
 
 from counterflow.algorithms import END_TO_END
 from counterflow.bench.case import BenchmarkCase, train
-from counterflow.bench.sleeping import Sleep
+from counterflow.bench.sleeping import Sleep, SleepingAlgorithm
 from counterflow.cli.hydra_app import load_config
 from counterflow.config import CustomConfig, TrainConfig
 
 _LABELS = {"gpipe": "GPipe", "1f1b": "1F1B", "interleaved1f1b": "interleaved 1F1B", "zbv": "ZBV"}
-_TWO_STAGES = ("interleaved1f1b", "zbv")
-"""Schedules with two stages per rank, each of half the time."""
-_SLEEPING_BATCH = 96
-"""Approximate samples of an update batch of sleeping blocks."""
 
 
 def schedule_label(schedule: str, microbatches: int) -> str:
-    """Name of a pipeline of backprop in tables."""
-    return f"{_LABELS[schedule]} m={microbatches}"
+    """Name in tables of BLL, whose schedule is ``free``, or of a pipeline of backprop."""
+    return "BLL" if schedule == "free" else f"{_LABELS[schedule]} m={microbatches}"
 
 
 def conv_network(count: int) -> list[str]:
@@ -37,9 +33,9 @@ def conv_network(count: int) -> list[str]:
 
 
 def common_batch(microbatches: Sequence[int]) -> int:
-    """Samples of an update batch that all of ``microbatches`` divide."""
+    """Samples of an update batch that all of ``microbatches`` divide, about 96."""
     multiple = lcm(*microbatches)
-    return multiple * max(1, _SLEEPING_BATCH // multiple)
+    return multiple * max(1, 96 // multiple)
 
 
 def valid_schedules(ranks: int, microbatches: int) -> list[str]:
@@ -62,11 +58,11 @@ class CaseFactory:
 
     def write_images(self, samples: int, pixels: int, channels: int) -> None:
         """Write ``samples`` random square images of ten classes into the data folder, for training and test."""
-        generator = np.random.default_rng(0)
-        images = generator.integers(0, 256, (samples, pixels, pixels, channels), dtype=np.uint8)
+        images = np.random.default_rng(0).integers(0, 256, (samples, pixels, pixels, channels), dtype=np.uint8)
         labels = np.arange(samples) % 10
-        path = self.data / "noise.npz"
-        np.savez(path, train_images=images, train_labels=labels, test_images=images, test_labels=labels)
+        np.savez(
+            self.data / "noise.npz", train_images=images, train_labels=labels, test_images=images, test_labels=labels
+        )
 
     def config(self, batch: int, options: Sequence[str]) -> TrainConfig:
         """Configuration for ``batch`` samples per update: one thread, no evaluation, as many epochs as needed."""
@@ -98,8 +94,15 @@ class CaseFactory:
             options: Overrides that choose the algorithm, the schedule and the network.
         """
         config = self.config(batch, options)
-        microbatches = config.train.microbatches if config.algorithm.name in END_TO_END else None
-        return BenchmarkCase(name, ranks, config, batches, warmup, train, None, microbatches)
+        return BenchmarkCase(
+            name=name,
+            ranks=ranks,
+            config=config,
+            batches=batches,
+            warmup=warmup,
+            task=train,
+            microbatches=config.train.microbatches if config.algorithm.name in END_TO_END else None,
+        )
 
     def sleeping(
         self,
@@ -122,7 +125,7 @@ class CaseFactory:
             options: Overrides beside those that the other arguments set.
             name: Name in tables; None for that of the schedule.
         """
-        stages = 2 if schedule in _TWO_STAGES else 1
+        stages = 2 if schedule in ("interleaved1f1b", "zbv") else 1  # of a rank, which share its time
         times = {key: getattr(sleep, key) / stages for key in ("forward", "backward", "update")}
         stage_sleep, blocks, local = replace(sleep, **times), ranks * stages, schedule == "free"
         config = self.config(
@@ -141,8 +144,10 @@ class CaseFactory:
         )
         assert isinstance(config.model, CustomConfig)
         config.model.args = {"blocks": blocks, "sleep": stage_sleep}
+        if local:
+            config.algorithm = SleepingAlgorithm(sleep=stage_sleep)
         return BenchmarkCase(
-            name=name or ("BLL" if local else schedule_label(schedule, microbatches)),
+            name=name or schedule_label(schedule, microbatches),
             ranks=ranks,
             config=config,
             batches=batches,

@@ -57,10 +57,14 @@ def curves(
     rows: Sequence[Mapping[str, Any]], label: Callable[[Mapping[str, Any]], str]
 ) -> dict[str, list[Mapping[str, Any]]]:
     """Rows by the ``label`` of their curve."""
-    found: dict[str, list[Mapping[str, Any]]] = {}
-    for row in rows:
-        found.setdefault(label(row), []).append(row)
-    return found
+    return {name: [row for row in rows if label(row) == name] for name in dict.fromkeys(map(label, rows))}
+
+
+def log_ticks(axes: Axes, ticks: Mapping[int, str]) -> None:
+    """Make the x axis logarithmic to base 2, with these texts at these values."""
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(list(ticks), list(ticks.values()))
+    axes.minorticks_off()
 
 
 def draw_bars(path: Path, rows: Sequence[Mapping[str, Any]], title: str) -> None:
@@ -70,8 +74,8 @@ def draw_bars(path: Path, rows: Sequence[Mapping[str, Any]], title: str) -> None
             middle = row["samples_per_second"]
             axes.barh(y, middle, color=colour(row["name"]), height=0.7)
             axes.plot([row["lowest"], row["highest"]], [y, y], color="black", linewidth=1)
-            text = f"{row['ratio_to_baseline']:.2f}x"
-            axes.annotate(text, (max(middle, row["highest"]), y), (4, 0), textcoords="offset points", va="center")
+            end = max(middle, row["highest"]), y
+            axes.annotate(f"{row['ratio_to_baseline']:.2f}x", end, (4, 0), textcoords="offset points", va="center")
         axes.set_yticks(range(len(rows)), [row["name"] for row in reversed(rows)])
         axes.margins(x=0.12)
         axes.grid(False, axis="y")

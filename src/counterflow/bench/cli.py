@@ -59,9 +59,6 @@ SUITES: Mapping[str, tuple[Measure, Draw | None]] = {
     "flops": (measure_flops, draw_flops),
 }
 
-_MIN_WIDTH = 160
-"""Characters of a table: a line wrapped by the terminal shows more than a truncated one."""
-
 
 def main() -> None:
     """Run the command line and exit with status 0 if every suite was measured, even if it missed its goals."""
@@ -97,7 +94,7 @@ def run_suites(options: BenchOptions) -> None:
         raise ValueError(f"out={out}: must be a folder that can be written ({error.strerror})") from error
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"out={out}: holds a bench.json that is none") from error
-    console = Console(width=max(Console().width, _MIN_WIDTH))
+    console = Console(width=max(Console().width, 160))  # a line wrapped by the terminal shows more than a truncated one
     for name in options.suites:
         measure, draw = SUITES[name]
         start = time.monotonic()

@@ -3,8 +3,8 @@
 EMULATED: no arithmetic is done. A rank takes the same time for an update batch under every schedule.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 
 from counterflow.bench.case import BenchmarkCase
 from counterflow.bench.cases import common_batch, schedule_label, valid_schedules
-from counterflow.bench.charts import chart, colour, curves, draw_bars, draw_legend
+from counterflow.bench.charts import chart, colour, curves, draw_bars, draw_legend, log_ticks
 from counterflow.bench.netem import LinkSpeed, emulated_network, unavailable_reason
 from counterflow.bench.options import BenchContext
 from counterflow.bench.results import (
@@ -32,27 +32,12 @@ from counterflow.schedule.forecast import LinkSpec
 _WIDTH = 32
 """Elements of an activation per sample, where messages are to be small."""
 
-_TIMED = 12
-"""Timed update batches of BLL, after half as many for the fill."""
-_TIMED_PIPELINE = 3
-"""Timed update batches of pipelines, which fill and drain in every batch."""
-_MANY_RANKS = 8
 _GOAL_OF_IDEAL = {8: 0.95, 32: 0.93}
-_GOAL_OVER_1F1B = {8: 1.20}
-"""Goals of the suite ``emulated``, by ranks."""
+"""By ranks."""
 
-_JITTER_SHARE, _JITTER_FACTOR = 0.1, 3.0
-_JITTER_DEPTHS = (1, 2, 4, 8)
-_JITTER_BATCHES, _JITTER_BATCHES_PIPELINE, _STEADY_BATCHES_PIPELINE = 60, 32, 6
 _STEADY = ", nothing slow"
-_JITTER_GOAL = 1.25
 
-_SCALING_BATCHES, _SCALING_BATCHES_PIPELINE = 24, 8
-
-_LINK_BATCHES, _LINK_BATCHES_PIPELINE = 60, 14
-_MAX_LAG = 16
-_NO_GAIN = 0.01
-_GOAL_SLOW_OVER_FAST, _GOAL_SLOW_OVER_1F1B = 0.98, 1.5
+_LINK_BATCHES = 60
 _SLOW, _FAST = "slow link", "fast link"
 
 
@@ -65,7 +50,7 @@ def measure_emulated(context: BenchContext) -> SuiteResult:
     for ranks in options.numbers("ranks", [2, 4, 8, 16, 32]):
         # Torch's schedules take about a millisecond of a core per micro-batch and rank. Blocks sleep long enough to
         # hide that on few cores. Above 8 ranks a batch would then take minutes: fewer micro-batches, and less time.
-        many = ranks > _MANY_RANKS
+        many = ranks > 8
         multiples = (1,) if many else (1, 3) if options.quick else (1, 2, 3, 4)
         microbatches = options.numbers("microbatches", [multiple * ranks for multiple in multiples])
         total_ms = 300.0 if options.quick else 1000.0 if many else max(300.0, 10.0 * ranks * max(microbatches))
@@ -75,12 +60,13 @@ def measure_emulated(context: BenchContext) -> SuiteResult:
         results += _emulated_results(context, ranks, sleep, microbatches)
     goals = []
     for result in results:
-        ranks, share, ratio = result.ranks, result.extra["share_of_ideal"], result.ratio_to_baseline
-        assert ratio is not None
+        ranks = result.ranks
         if result.name == "BLL" and ranks in _GOAL_OF_IDEAL:
+            share = result.extra["share_of_ideal"]
             goals.append(Goal(f"P={ranks}: share of the ideal rate", _GOAL_OF_IDEAL[ranks], share))
-        if result.name == "BLL" and ranks in _GOAL_OVER_1F1B and result.baseline == schedule_label("1f1b", 3 * ranks):
-            goals.append(Goal(f"P={ranks}: over {result.baseline}", _GOAL_OVER_1F1B[ranks], ratio))
+        if result.name == "BLL" and ranks == 8 and result.baseline == schedule_label("1f1b", 24):
+            assert result.ratio_to_baseline is not None
+            goals.append(Goal(f"P=8: over {result.baseline}", 1.20, result.ratio_to_baseline))
     return SuiteResult("emulated", settings, results, goals)
 
 
@@ -93,8 +79,9 @@ def _emulated_results(context: BenchContext, ranks: int, sleep: Sleep, microbatc
         sleep: Times of a rank.
         microbatches: All numbers of micro-batches of pipelines.
     """
-    cases = [context.cases.sleeping("free", sleep, ranks, _TIMED * 3 // 2)] + [
-        context.cases.sleeping(schedule, sleep, ranks, 1 + _TIMED_PIPELINE, m)
+    # BLL: 12 timed update batches, after half as many for the fill. Pipelines fill and drain in every batch: 3 of 4.
+    cases = [context.cases.sleeping("free", sleep, ranks, batches=18)] + [
+        context.cases.sleeping(schedule, sleep, ranks, batches=4, microbatches=m)
         for m in microbatches
         for schedule in valid_schedules(ranks, m)
         if not context.options.quick or schedule in ("gpipe", "1f1b")
@@ -143,31 +130,37 @@ def measure_jitter(context: BenchContext) -> SuiteResult:
     options = context.options
     ranks = options.numbers("ranks", [8])[0]
     microbatches = options.numbers("microbatches", [3 * ranks])
-    jitter = Jitter(_JITTER_SHARE, _JITTER_FACTOR, ranks)
+    jitter = Jitter(share=0.1, factor=3.0, blocks=ranks)
     sleep = Sleep(*options.stage.seconds(60.0, 120.0), common_batch(microbatches), _WIDTH, jitter)
     steady = replace(sleep, jitter=None)
     context.cases.write_images(512, pixels=4, channels=1)
-    sleeping, cases = context.cases.sleeping, []
-    for depth in _JITTER_DEPTHS:
-        overrides = [f"engine.depth={depth}", f"engine.lag={max(2, depth)}"]
-        cases.append(sleeping("free", sleep, ranks, _JITTER_BATCHES, options=overrides, name=f"BLL depth {depth}"))
-    cases.append(sleeping("free", steady, ranks, _JITTER_BATCHES, name="BLL" + _STEADY))
+    sleeping, batches = context.cases.sleeping, 60
+    cases = [
+        sleeping(
+            "free",
+            sleep,
+            ranks,
+            batches,
+            options=[f"engine.depth={depth}", f"engine.lag={max(2, depth)}"],
+            name=f"BLL depth {depth}",
+        )
+        for depth in (1, 2, 4, 8)
+    ]
+    cases.append(sleeping("free", steady, ranks, batches, name="BLL" + _STEADY))
     for m in microbatches:
-        name = schedule_label("1f1b", m) + _STEADY
         cases += [
-            sleeping("1f1b", sleep, ranks, _JITTER_BATCHES_PIPELINE, m),
-            sleeping("1f1b", steady, ranks, _STEADY_BATCHES_PIPELINE, m, name=name),
+            sleeping("1f1b", sleep, ranks, batches=32, microbatches=m),
+            sleeping("1f1b", steady, ranks, batches=6, microbatches=m, name=schedule_label("1f1b", m) + _STEADY),
         ]
     baseline = schedule_label("1f1b", microbatches[0])
-    measured = run_rounds(cases, options.rounds, WorkerSettings(60 + 3 * _JITTER_BATCHES * sleep.total), context.log)
+    measured = run_rounds(cases, options.rounds, WorkerSettings(60 + 3 * batches * sleep.total), context.log)
     results = with_predictions(case_results(cases, measured, baseline), cases, ["BLL" + _STEADY, baseline + _STEADY])
-    settings = sleep.settings | {
-        "share_of_slow_batches": _JITTER_SHARE,
-        "factor": _JITTER_FACTOR,
-        "rounds": options.rounds,
-    }
-    ratio = speedup(measured["BLL depth 4"], measured[baseline])
-    return SuiteResult("jitter", settings, results, [Goal("BLL depth 4 over " + baseline, _JITTER_GOAL, ratio)])
+    return SuiteResult(
+        "jitter",
+        sleep.settings | {"share_of_slow_batches": jitter.share, "factor": jitter.factor, "rounds": options.rounds},
+        results,
+        [Goal(f"BLL depth 4 over {baseline}", 1.25, speedup(measured["BLL depth 4"], measured[baseline]))],
+    )
 
 
 def draw_jitter(suite: Mapping[str, Any], folder: Path) -> None:
@@ -183,8 +176,8 @@ def measure_scaling(context: BenchContext) -> SuiteResult:
     for ranks in options.numbers("ranks", [1, 2, 4, 8, 16]):
         microbatches = options.numbers("microbatches", [2 * ranks])
         sleep = Sleep(*times, common_batch(microbatches), _WIDTH)
-        cases = [context.cases.sleeping("free", sleep, ranks, _SCALING_BATCHES)] + [
-            context.cases.sleeping("1f1b", sleep, ranks, _SCALING_BATCHES_PIPELINE, m)
+        cases = [context.cases.sleeping("free", sleep, ranks, batches=24)] + [
+            context.cases.sleeping("1f1b", sleep, ranks, batches=8, microbatches=m)
             for m in (microbatches if ranks > 1 else [])
         ]
         measured = run_rounds(cases, options.rounds, WorkerSettings(60 + 100 * sleep.total), context.log)
@@ -199,9 +192,7 @@ def draw_scaling(suite: Mapping[str, Any], folder: Path) -> None:
             ranks, share = [row["ranks"] for row in rows], [100 * row["share_of_ideal"] for row in rows]
             label = f"{name}, m = 2P" if name == "1F1B" else name
             axes.plot(ranks, share, color=colour(name), marker="o", label=label)
-        axes.set_xscale("log", base=2)
-        ticks = sorted({row["ranks"] for row in suite["rows"]})
-        axes.set_xticks(ticks, [str(tick) for tick in ticks])
+        log_ticks(axes, {row["ranks"]: str(row["ranks"]) for row in suite["rows"]})
         axes.set(ylim=(0, 105), xlabel="ranks, and blocks", ylabel="share of the ideal rate [%]")
         axes.set_title("Weak scaling (emulated)")
         axes.legend()
@@ -216,8 +207,7 @@ def measure_slowlink(context: BenchContext) -> SuiteResult:
     Raises:
         ValueError: This machine cannot emulate links.
     """
-    reason = unavailable_reason()
-    if reason is not None:
+    if (reason := unavailable_reason()) is not None:
         raise ValueError(f"suite=slowlink: this machine allows no network namespaces with tunnels ({reason})")
     options = context.options
     ranks = options.numbers("ranks", [4])[0]
@@ -230,14 +220,17 @@ def measure_slowlink(context: BenchContext) -> SuiteResult:
     context.cases.write_images(512, pixels=4, channels=1)
 
     def bll(lag: int, where: str) -> BenchmarkCase:
-        overrides, name = [f"engine.lag={lag}"], f"BLL lag {lag}, {where}"
-        return context.cases.sleeping("free", sleep, ranks, _LINK_BATCHES, options=overrides, name=name)
+        return context.cases.sleeping(
+            "free", sleep, ranks, _LINK_BATCHES, options=[f"engine.lag={lag}"], name=f"BLL lag {lag}, {where}"
+        )
 
     def pipeline(m: int, where: str) -> BenchmarkCase:
         name = f"{schedule_label('1f1b', m)}, {where}"
-        return context.cases.sleeping("1f1b", sleep, ranks, _LINK_BATCHES_PIPELINE, m, name=name)
+        return context.cases.sleeping("1f1b", sleep, ranks, batches=14, microbatches=m, name=name)
 
-    lag = _shortest_lag(lambda lag: bll(lag, _SLOW), link)
+    # The smallest lag with which the predicted rate is within 1 % of the best one.
+    seconds = {lag: predict_seconds(bll(lag, _SLOW), link) for lag in range(2, 17)}
+    lag = next(lag for lag, predicted in seconds.items() if predicted <= 1.01 * min(seconds.values()))
     cases = [bll(each, where) for each in sorted({2, lag}) for where in (_SLOW, _FAST)]
     cases += [pipeline(m, where) for m in microbatches for where in (_SLOW, _FAST)]
     with emulated_network(ranks, speed) as network:
@@ -256,28 +249,22 @@ def measure_slowlink(context: BenchContext) -> SuiteResult:
         [f"BLL lag 2, {_FAST}", pipelines[0].replace(_SLOW, _FAST)],
         lambda case: link if case.name.endswith(_SLOW) else None,
     )
-    settings = sleep.settings | {
-        "link": "a router in user space; TCP and gloo over it are real",
-        "bandwidth_gbps": options.link.bandwidth_gbps,
-        "latency_ms": options.link.latency_ms,
-        "activation_kb": options.link.activation_kb,
-        "planned_lag": lag,
-        "rounds": options.rounds,
-    }
     best = measured[f"BLL lag {lag}, {_SLOW}"]
-    over_fast, over_1f1b = speedup(best, measured[f"BLL lag {lag}, {_FAST}"]), speedup(best, measured[baseline])
-    goals = [
-        Goal(f"BLL lag {lag}, slow over fast link", _GOAL_SLOW_OVER_FAST, over_fast),
-        Goal(f"BLL lag {lag} over {baseline}", _GOAL_SLOW_OVER_1F1B, over_1f1b),
-    ]
-    return SuiteResult("slowlink", settings, results, goals)
-
-
-def _shortest_lag(case_of: Callable[[int], BenchmarkCase], link: LinkSpec) -> int:
-    """The smallest lag with which the predicted rate is within `_NO_GAIN` of the best one."""
-    seconds = {lag: predict_seconds(case_of(lag), link) for lag in range(2, _MAX_LAG + 1)}
-    best = min(seconds.values())
-    return next(lag for lag, predicted in seconds.items() if predicted <= best * (1 + _NO_GAIN))
+    return SuiteResult(
+        "slowlink",
+        settings=sleep.settings
+        | {
+            "link": "a router in user space; TCP and gloo over it are real",
+            **asdict(options.link),
+            "planned_lag": lag,
+            "rounds": options.rounds,
+        },
+        cases=results,
+        goals=[
+            Goal(f"BLL lag {lag}, slow over fast link", 0.98, speedup(best, measured[f"BLL lag {lag}, {_FAST}"])),
+            Goal(f"BLL lag {lag} over {baseline}", 1.5, speedup(best, measured[baseline])),
+        ],
+    )
 
 
 def draw_slowlink(suite: Mapping[str, Any], folder: Path) -> None:

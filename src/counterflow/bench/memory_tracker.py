@@ -5,7 +5,7 @@ that live within one operation.
 """
 
 import weakref
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +18,9 @@ from counterflow.bench.case import BenchmarkCase, RankMeasurement, train
 from counterflow.transport import Communicator
 from counterflow.transport.buffers import CpuGloo, CudaGloo, CudaNccl
 
+_Key = tuple[int, int]
+"""Address and bytes of a storage."""
+
 
 class LiveBytes:
     """Bytes of the storages in use. A storage counts once and as a whole, however many tensors share it.
@@ -28,48 +31,27 @@ class LiveBytes:
     def __init__(self) -> None:
         self.peak = 0
         """The largest number of bytes so far."""
-        self._live = 0
-        self._holders: dict[int, tuple[int, int]] = {}
-        """For every storage: the number of its holders, and its bytes."""
-        self._dropped: deque[int] = deque()
+        self._holders = Counter[_Key]()
+        self._dropped: deque[_Key] = deque()
 
     @property
     def live(self) -> int:
         """Bytes in use now."""
-        self._apply_drops()
-        return self._live
+        while self._dropped:
+            self._holders[self._dropped.popleft()] -= 1
+        self._holders = +self._holders  # without those that nobody holds
+        return sum(nbytes for _, nbytes in self._holders)
 
-    def hold(self, storage: UntypedStorage) -> int:
+    def hold(self, storage: UntypedStorage) -> _Key:
         """Count a holder of ``storage``. Returns the key for `drop`, to be called once for every `hold`, while the
         storage still exists."""
-        self._apply_drops()
-        key: int = storage._cdata
-        holders, nbytes = self._holders.get(key, (0, 0))
-        if not holders:
-            nbytes = storage.nbytes()
-            self._live += nbytes
-            self.peak = max(self.peak, self._live)
-        self._holders[key] = holders + 1, nbytes
+        key = storage._cdata, storage.nbytes()
+        self._holders[key] += 1
+        self.peak = max(self.peak, self.live)
         return key
 
-    def drop(self, key: int) -> None:
+    def drop(self, key: _Key) -> None:
         self._dropped.append(key)
-
-    def _apply_drops(self) -> None:
-        while self._dropped:
-            key = self._dropped.popleft()
-            holders, nbytes = self._holders.pop(key)
-            if holders > 1:
-                self._holders[key] = holders - 1, nbytes
-            else:
-                self._live -= nbytes
-
-
-class _Saved:
-    """Tensor saved by autograd, released after backward."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor.detach()  # with its history, the output of a node would keep that node alive
 
 
 class MemoryTracker:
@@ -85,18 +67,18 @@ class MemoryTracker:
 
     def count_saved(self) -> saved_tensors_hooks:
         """A context that counts the tensors that autograd saves for operations of this thread within it."""
-        return saved_tensors_hooks(self._pack, lambda packed: packed.tensor if isinstance(packed, _Saved) else packed)
+        return saved_tensors_hooks(self._pack, lambda saved: saved)
 
     def count_message(self, buffer: Tensor) -> None:
         """Count ``buffer`` as one that holds messages."""
         storage = buffer.untyped_storage()
         _hold_while_alive(storage, storage, self.messages, self.all)
 
-    def _pack(self, tensor: Tensor) -> Tensor | _Saved:
+    def _pack(self, tensor: Tensor) -> Tensor:
         # A view of a parameter, such as a transposed weight, takes no memory either.
         if isinstance(tensor if tensor._base is None else tensor._base, nn.Parameter):
             return tensor
-        saved = _Saved(tensor)
+        saved = tensor.detach()  # with its history, the output of a node would keep that node alive
         _hold_while_alive(saved, tensor.untyped_storage(), self.saved, self.all)
         return saved
 

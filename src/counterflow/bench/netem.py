@@ -26,28 +26,20 @@ MAX_RANKS = 254
 INTERFACE = "link"
 """Network interface of every rank."""
 
-_ROUTER = Path(__file__).with_name("netem_router.py")
-
 _TUN = "/dev/net/tun"
 _MTU = 65000
-_QUEUE = 10_000
-"""Packets that a tunnel buffers while the router is busy."""
 _WINDOW = 32 << 20
 """Bytes in flight on one connection: many times bandwidth * latency of a slow link."""
-_MIN_TIMEOUT = 5000
-"""Milliseconds until TCP considers a packet lost: none ever is, but many wait in a queue."""
 
 _JOIN_SECONDS = 60.0
 """Time limit for all ranks to join."""
 
 _CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
 _TUNSETIFF = 0x400454CA
-_IFF_TUN, _IFF_NO_PI = 0x1, 0x1000
+_IFF_UP, _IFF_TUN, _IFF_NO_PI = 0x1, 0x1, 0x1000
 _NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_CREATE = 0x1, 0x4, 0x400
 _RTM_NEWLINK, _RTM_NEWADDR, _RTM_NEWROUTE = 16, 20, 24
-_IFF_UP = 0x1
-_IFLA_MTU, _IFLA_TXQLEN = 4, 13
-_IFA_LOCAL = 2
+_IFLA_MTU, _IFLA_TXQLEN, _IFA_LOCAL = 4, 13, 2
 _RTA_DST, _RTA_OIF, _RTA_PREFSRC, _RTA_METRICS = 1, 4, 7, 8
 _RTAX_LOCK, _RTAX_INITCWND, _RTAX_RTO_MIN = 1, 11, 13
 _RT_TABLE_MAIN, _RTPROT_STATIC, _RT_SCOPE_LINK, _RTN_UNICAST = 254, 4, 253, 1
@@ -72,10 +64,6 @@ class LinkSpeed:
     """Seconds, one way."""
 
     def __post_init__(self) -> None:
-        if not self.bandwidth > 0:
-            raise ValueError(f"bandwidth={self.bandwidth}: more than 0 bytes/s")
-        if not self.latency >= 0:
-            raise ValueError(f"latency={self.latency}: 0 s or more")
         if 2 * self.bandwidth * self.latency > _WINDOW / 2:
             raise ValueError(
                 f"bandwidth={self.bandwidth}: at a latency of {self.latency} s at most "
@@ -108,9 +96,13 @@ def emulated_network(ranks: int, speed: LinkSpeed) -> Iterator[JoinHandle]:
     ):
         listener.bind(f"{folder}/router")
         listener.listen(ranks)
-        arguments = (listener.fileno(), ranks, speed.bandwidth, speed.latency)
         with subprocess.Popen(
-            [sys.executable, "-I", str(_ROUTER), *map(str, arguments)],
+            [
+                sys.executable,
+                "-I",
+                str(Path(__file__).with_name("netem_router.py")),
+                *map(str, (listener.fileno(), ranks, speed.bandwidth, speed.latency)),
+            ],
             stdin=subprocess.PIPE,  # closed when this process ends, however it ends; that ends the router
             pass_fds=[listener.fileno()],
             start_new_session=True,  # Ctrl-C reaches this process alone, which then leaves the context
@@ -201,23 +193,19 @@ def _bring_up(own: bytes) -> None:
     metrics = (
         _attribute(_RTAX_LOCK, 1 << _RTAX_RTO_MIN)
         + _attribute(_RTAX_INITCWND, _WINDOW // _MTU)
-        + _attribute(_RTAX_RTO_MIN, _MIN_TIMEOUT)
+        + _attribute(_RTAX_RTO_MIN, 5000)  # ms until a packet counts as lost: none ever is, but many wait in a queue
     )
     up = struct.Struct("=BxHiII")
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as kernel:
-        _request(kernel, _RTM_NEWLINK, up.pack(socket.AF_UNSPEC, 0, socket.if_nametoindex("lo"), _IFF_UP, _IFF_UP))
-        _request(
-            kernel,
+    requests = [
+        (_RTM_NEWLINK, up.pack(socket.AF_UNSPEC, 0, socket.if_nametoindex("lo"), _IFF_UP, _IFF_UP)),
+        (
             _RTM_NEWLINK,
             up.pack(socket.AF_UNSPEC, 0, index, _IFF_UP, _IFF_UP)
             + _attribute(_IFLA_MTU, _MTU)
-            + _attribute(_IFLA_TXQLEN, _QUEUE),
-        )
-        _request(
-            kernel, _RTM_NEWADDR, struct.pack("=BBBBI", socket.AF_INET, 32, 0, 0, index) + _attribute(_IFA_LOCAL, own)
-        )
-        _request(
-            kernel,
+            + _attribute(_IFLA_TXQLEN, 10_000),  # packets that wait while the router is busy
+        ),
+        (_RTM_NEWADDR, struct.pack("=BBBBI", socket.AF_INET, 32, 0, 0, index) + _attribute(_IFA_LOCAL, own)),
+        (
             _RTM_NEWROUTE,
             struct.pack(
                 "=BBBBBBBBI",
@@ -227,21 +215,20 @@ def _bring_up(own: bytes) -> None:
             + _attribute(_RTA_OIF, index)
             + _attribute(_RTA_PREFSRC, own)
             + _attribute(_RTA_METRICS, metrics),
-        )
+        ),
+    ]
+    flags = _NLM_F_REQUEST | _NLM_F_ACK | _NLM_F_CREATE
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as kernel:
+        for kind, request in requests:
+            kernel.send(struct.pack("=IHHII", 16 + len(request), kind, flags, 1, 0) + request)
+            (status,) = struct.unpack_from("=i", kernel.recv(65536), 16)  # of the acknowledgement
+            if status:
+                raise OSError(-status, os.strerror(-status), f"netlink request {kind}")
 
 
 def _attribute(kind: int, value: bytes | int) -> bytes:
     data = struct.pack("=I", value) if isinstance(value, int) else value
     return struct.pack("=HH", 4 + len(data), kind) + data + bytes(-len(data) % 4)
-
-
-def _request(kernel: socket.socket, kind: int, body: bytes) -> None:
-    """Send one netlink request and wait for its acknowledgement. Raises ``OSError`` if the kernel refuses."""
-    flags = _NLM_F_REQUEST | _NLM_F_ACK | _NLM_F_CREATE
-    kernel.send(struct.pack("=IHHII", 16 + len(body), kind, flags, 1, 0) + body)
-    (status,) = struct.unpack_from("=i", kernel.recv(65536), 16)
-    if status:
-        raise OSError(-status, os.strerror(-status), f"netlink request {kind}")
 
 
 if __name__ == "__main__":

@@ -17,12 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from shutil import rmtree
 
-_MAX_PACKET = 65535
 _MAX_QUEUED = 1 << 28
 """Bytes of one link's queue, far above TCP's windows. Further packets are dropped."""
 _AT_ONCE = 16
 """Packets read from one rank before the next rank's turn."""
-_GREETING_SECONDS = 10.0
 
 
 @dataclass
@@ -59,7 +57,7 @@ class Router:
     def _accept(self, listener: socket.socket) -> None:
         """Let a rank join: it sends one byte, its number, with its tunnel, and gets one byte once all have joined."""
         connection, _ = listener.accept()
-        connection.settimeout(_GREETING_SECONDS)
+        connection.settimeout(10.0)
         try:
             greeting, descriptors, _, _ = socket.recv_fds(connection, 1, 1)
         except OSError:
@@ -92,7 +90,7 @@ class Router:
         """Schedule the delivery of the next packets from a rank."""
         for _ in range(_AT_ONCE):
             try:
-                packet = os.read(self._tunnels[rank], _MAX_PACKET)
+                packet = os.read(self._tunnels[rank], 65535)
             except OSError:  # no more packets
                 return
             destination, size = packet[19] - 1, len(packet)

@@ -1,5 +1,7 @@
 """Options of ``launch/bench.py``, and the context that every suite gets."""
 
+# ruff: noqa: RUF009  # `checked` makes a field
+
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,26 +10,42 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 
 from counterflow.bench.cases import CaseFactory
-from counterflow.config.validators import at_least, size
+from counterflow.config.validators import Options, at_least, checked, positive, size
 
 SUITE_NAMES = ("cpu2", "emulated", "slowlink", "jitter", "transport", "memory", "scaling", "timeline", "flops")
 
-_MAX_MS = 1e5
+
+def _duration(key: str, value: float, most: float) -> None:
+    if not 0 <= value <= most:
+        raise ValueError(f"{key}={value}: must be at least 0 and at most {most:g}")
+
+
+def _suites(key: str, value: Any) -> None:
+    for name in _as_list(value):
+        if name not in SUITE_NAMES and value != "all":
+            raise ValueError(f"{key}={name}: allowed are all, {', '.join(SUITE_NAMES)}, and lists of them")
+
+
+def _counts(key: str, value: Any) -> None:
+    numbers = _as_list(value)
+    if not numbers or not all(type(number) is int and 1 <= number <= 256 for number in numbers):
+        raise ValueError(f"{key}={value}: allowed are whole numbers of 1 to 256, and lists of them")
+
+
+def _as_list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list) else [value]
 
 
 @dataclass(kw_only=True)
-class StageOptions:
+class StageOptions(Options, key="stage"):
     """Milliseconds that an emulated block takes for an update batch. None: the default of the suite."""
 
-    forward_ms: float | None = None
-    backward_ms: float | None = None
-    update_ms: float | None = None
+    forward_ms: float | None = checked(None, _duration, 1e5)
+    backward_ms: float | None = checked(None, _duration, 1e5)
+    update_ms: float | None = checked(None, _duration, 1e5)
 
     def __post_init__(self) -> None:
-        for name in ("forward_ms", "backward_ms", "update_ms"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value <= _MAX_MS:
-                raise ValueError(f"stage.{name}={value}: must be at least 0 and at most {_MAX_MS:g}")
+        super().__post_init__()
         if self.forward_ms == self.backward_ms == 0:
             raise ValueError("stage.forward_ms=0: must be above 0 if stage.backward_ms is 0")
 
@@ -39,34 +57,27 @@ class StageOptions:
 
 
 @dataclass(kw_only=True)
-class LinkOptions:
+class LinkOptions(Options, key="link"):
     """The emulated link of ``suite=slowlink``, in both directions of every edge."""
 
-    bandwidth_gbps: float = 1.0
-    latency_ms: float = 10.0
+    bandwidth_gbps: float = checked(1.0, positive, 1000)
+    latency_ms: float = checked(10.0, _duration, 10000)
     """One way."""
-    activation_kb: int = 1536
+    activation_kb: int = checked(1536, size, 1)
     """Kilobytes of an activation message."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.bandwidth_gbps <= 1000:
-            raise ValueError(f"link.bandwidth_gbps={self.bandwidth_gbps}: must be above 0 and at most 1000")
-        if not 0 <= self.latency_ms <= 10000:
-            raise ValueError(f"link.latency_ms={self.latency_ms}: must be at least 0 and at most 10000")
-        size("link.activation_kb", self.activation_kb, 1)
 
 
 @dataclass(kw_only=True)
-class BenchOptions:
+class BenchOptions(Options):
     """All options of ``launch/bench.py``."""
 
-    suite: Any = "emulated"
+    suite: Any = checked("emulated", _suites)
     """A suite, a list of suites, or ``all``."""
-    ranks: Any = None
+    ranks: Any = checked(None, _counts)
     """A number of processes, or a list. None: the default of the suite."""
-    microbatches: Any = None
+    microbatches: Any = checked(None, _counts)
     """A number of micro-batches that pipelines send of an update batch, or a list. None: the default of the suite."""
-    repeats: int = 5
+    repeats: int = checked(5, at_least, 1)
     """Rounds, in each of which every case runs once."""
     quick: bool = False
     """Fewer cases and rounds, for a first look: a minute or two."""
@@ -74,18 +85,6 @@ class BenchOptions:
     """Folder of ``bench.json``, ``bench.md`` and the charts."""
     stage: StageOptions = field(default_factory=StageOptions)
     link: LinkOptions = field(default_factory=LinkOptions)
-
-    def __post_init__(self) -> None:
-        for name in self.suites:
-            if name not in SUITE_NAMES:
-                raise ValueError(f"suite={name}: allowed are all, {', '.join(SUITE_NAMES)}, and lists of them")
-        at_least("repeats", self.repeats, 1)
-        for key in ("ranks", "microbatches"):
-            numbers = self.numbers(key, [1])
-            if not numbers or not all(type(number) is int and 1 <= number <= 256 for number in numbers):
-                raise ValueError(
-                    f"{key}={getattr(self, key)}: allowed are whole numbers of 1 to 256, and lists of them"
-                )
 
     @property
     def suites(self) -> list[Any]:
@@ -99,10 +98,6 @@ class BenchOptions:
     @property
     def rounds(self) -> int:
         return min(self.repeats, 3) if self.quick else self.repeats
-
-
-def _as_list(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, list) else [value]
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
+from itertools import cycle
 from statistics import median
 from typing import Any
 
@@ -26,8 +27,6 @@ CHANNEL, GLOO = "channel", "raw gloo"
 WAYS = (CHANNEL, GLOO)
 DEPTH = 2
 """Receives posted ahead, the default of runs."""
-_SEND_BUFFERS = 2
-"""As many as a channel has."""
 _UP, _DOWN = Edge(Stream.ACTIVATION, 1), Edge(Stream.TARGET, 1)
 
 
@@ -40,15 +39,10 @@ class MessageSeries:
     warmup: int
 
     def __post_init__(self) -> None:
-        assert self.nbytes >= HEADER_BYTES
         assert 0 < self.warmup < self.count - 1
 
     def tags(self) -> Iterator[Tag]:
         return (Tag(MessageKind.ACTIVATION, n) for n in range(self.count))
-
-    def content(self) -> tuple[Tensor]:
-        # Not zeros: the system may map them all to one page until they are written, which is sent faster than others.
-        return (torch.ones(self.nbytes - HEADER_BYTES, dtype=torch.uint8),)
 
     @cached_property
     def layout(self) -> MessageLayout:
@@ -72,20 +66,18 @@ class GlooSender:
 
     def __init__(self, group: Any, peer: int, series: MessageSeries) -> None:
         self._group, self._peer = group, peer
-        buffers = (torch.ones(series.nbytes, dtype=torch.uint8) for _ in range(_SEND_BUFFERS))
-        self._ring: deque[tuple[Tensor, Any]] = deque((buffer, None) for buffer in buffers)
-        """Buffers with the work that sends them, the oldest first."""
+        self._buffers = [torch.ones(series.nbytes, dtype=torch.uint8) for _ in range(2)]  # as many as a channel has
+        self._ring = cycle(self._buffers)
+        self._sending: deque[Any] = deque()
 
     def send(self, tag: Tag, tensors: Payload) -> None:
-        buffer, work = self._ring.popleft()
-        if work is not None:
-            work.wait()
-        self._ring.append((buffer, dist.isend(buffer, self._peer, group=self._group)))
+        if len(self._sending) == len(self._buffers):
+            self._sending.popleft().wait()
+        self._sending.append(dist.isend(next(self._ring), self._peer, group=self._group))
 
     def close(self) -> None:
-        for _, work in self._ring:
-            if work is not None:
-                work.wait()
+        for work in self._sending:
+            work.wait()
 
 
 class GlooReceiver:
@@ -94,24 +86,22 @@ class GlooReceiver:
     def __init__(self, group: Any, peer: int, series: MessageSeries) -> None:
         self._group, self._peer = group, peer
         self._unposted = series.count
+        self._ring = cycle([torch.zeros(series.nbytes, dtype=torch.uint8) for _ in range(DEPTH + 1)])
         self._posted: deque[tuple[Tensor, Any]] = deque()
-        self._held: deque[Tensor] = deque()
         for _ in range(DEPTH + 1):
-            self._post(torch.zeros(series.nbytes, dtype=torch.uint8))
-
-    def _post(self, buffer: Tensor) -> None:
-        if self._unposted:
-            self._unposted -= 1
-            self._posted.append((buffer, dist.irecv(buffer, self._peer, group=self._group)))
+            self.release()
 
     def receive(self, tag: Tag) -> Payload:
         buffer, work = self._posted.popleft()
         work.wait()
-        self._held.append(buffer)
         return (buffer,)
 
     def release(self) -> None:
-        self._post(self._held.popleft())
+        """Post a receive into the buffer that was received first."""
+        if self._unposted:
+            self._unposted -= 1
+            buffer = next(self._ring)
+            self._posted.append((buffer, dist.irecv(buffer, self._peer, group=self._group)))
 
     def close(self) -> None:
         assert not self._posted, "all messages were taken"
@@ -124,7 +114,11 @@ class P2PBenchmark:
         assert comm.size == 2
         comm.open_edges(Topology(2, 2), "gloo", torch.device("cpu"))
         self._comm = comm
-        self._groups: Mapping[Edge, Any] = {edge: _open_group(comm.watchdog.timeout) for edge in (_UP, _DOWN)}
+        self._groups = dict[Edge, Any]()
+        for edge in (_UP, _DOWN):
+            group: Any = dist.new_group([0, 1], backend="gloo", timeout=timedelta(seconds=comm.watchdog.timeout))
+            dist.all_reduce(torch.zeros(1), group=group)  # connects its sockets
+            self._groups[edge] = group
 
     def measure(self, way: str, series: MessageSeries, echo: bool) -> MessageTime:
         """Send ``series`` over one of `WAYS`. Both ranks return the same.
@@ -138,7 +132,9 @@ class P2PBenchmark:
         first = self._comm.rank == 0
         sender = self._sender(way, _UP if first else _DOWN, series) if first or echo else None
         receiver = self._receiver(way, _DOWN if first else _UP, series) if echo or not first else None
-        content, trips, start, cpu = series.content(), [], 0.0, 0.0
+        # Not zeros: the system may map them all to one page until they are written, which is sent faster than others.
+        content = (torch.ones(series.nbytes - HEADER_BYTES, dtype=torch.uint8),)
+        trips, start, cpu = [], 0.0, 0.0
         for tag in series.tags():
             sent = time.perf_counter()
             if tag.n == series.warmup:
@@ -163,22 +159,13 @@ class P2PBenchmark:
         return MessageTime(round_trip if echo else flow, (cpu_0 + cpu_1) / (2 * timed if echo else timed))
 
     def _sender(self, way: str, edge: Edge, series: MessageSeries) -> Sender:
-        if way == GLOO:
-            return GlooSender(self._groups[edge], 1 - self._comm.rank, series)
-        return self._comm.sender(edge, lambda _: series.layout)
+        group, peer = self._groups[edge], 1 - self._comm.rank
+        return GlooSender(group, peer, series) if way == GLOO else self._comm.sender(edge, lambda _: series.layout)
 
     def _receiver(self, way: str, edge: Edge, series: MessageSeries) -> Receiver:
         if way == GLOO:
             return GlooReceiver(self._groups[edge], 1 - self._comm.rank, series)
         return self._comm.receiver(edge, lambda _: series.layout, DEPTH, series.tags())
-
-
-def _open_group(timeout: float) -> Any:
-    """A gloo group for one direction, whose waits last ``timeout`` seconds at most; both ranks open it together."""
-    group = dist.new_group([0, 1], backend="gloo", timeout=timedelta(seconds=timeout))
-    assert isinstance(group, dist.ProcessGroup), "both ranks are in it"
-    dist.all_reduce(torch.zeros(1), group=group)
-    return group
 
 
 WayTimes = Mapping[str, Sequence[MessageTime]]

@@ -7,7 +7,7 @@ from statistics import median
 from typing import Any
 
 from rich import box
-from rich.table import Table
+from rich.table import Column, Table
 
 from counterflow.bench.case import BenchmarkCase, RankMeasurement
 from counterflow.bench.netem import JoinHandle
@@ -178,24 +178,23 @@ def case_results(cases: Sequence[BenchmarkCase], measured: Measurements, baselin
 
 def peak_bytes(ranks: Sequence[RankMeasurement]) -> dict[str, Any]:
     """The peaks of the rank with the largest ones, as fields of a `CaseResult`."""
-    cuda = [rank.peak_cuda_bytes for rank in ranks if rank.peak_cuda_bytes is not None]
-    return {
-        "peak_rss_bytes": max(rank.peak_rss_bytes for rank in ranks),
-        "peak_cuda_bytes": max(cuda, default=None),
-    }
+    cuda = (rank.peak_cuda_bytes for rank in ranks if rank.peak_cuda_bytes is not None)
+    return {"peak_rss_bytes": max(rank.peak_rss_bytes for rank in ranks), "peak_cuda_bytes": max(cuda, default=None)}
 
 
 def predict_seconds(case: BenchmarkCase, link: LinkSpec | None = None, overhead: float = 0.0) -> float:
     """Simulated seconds per update batch; every action takes ``overhead`` seconds beside its sleep."""
     config, sleep = case.config, case.sleep
     assert sleep is not None
-    times = StageCost(sleep.forward, sleep.backward, sleep.update)
-    activation_bytes = 4 * sleep.batch * sleep.width
-    target_bytes = 4 * CLASSES * CLASSES + 8 * sleep.batch
     edges = config.blocks - 1
+    workload = Workload(
+        [StageCost(sleep.forward, sleep.backward, sleep.update)] * config.blocks,
+        up=[4 * sleep.batch * sleep.width] * edges,
+        down=[4 * CLASSES * CLASSES + 8 * sleep.batch] * edges,
+    )
     return forecast(
         config.schedule,
-        Workload([times] * config.blocks, up=[activation_bytes] * edges, down=[target_bytes] * edges),
+        workload,
         ranks=case.ranks,
         batches=case.batches,
         microbatches=case.microbatches or 1,
@@ -258,9 +257,8 @@ def with_predictions(
 def terminal_table(suite: SuiteJson) -> Table:
     """One line per case, one column per metric that at least one case has."""
     header, lines = cells(suite)
-    grid = Table(title=suite_title(suite), box=box.SIMPLE_HEAD, title_justify="left")
-    for name in header:
-        grid.add_column(name, justify="left" if name == "name" else "right", no_wrap=name == "name")
+    columns = [Column(name, justify="left" if name == "name" else "right", no_wrap=name == "name") for name in header]
+    grid = Table(*columns, title=suite_title(suite), box=box.SIMPLE_HEAD, title_justify="left")
     for line in lines:
         grid.add_row(*line)
     return grid

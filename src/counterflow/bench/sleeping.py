@@ -6,7 +6,6 @@ layers, the free engine in a local rule that sleeps. The messages are real.
 
 import random
 import time
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +13,18 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from counterflow.algorithms import RuleSet
-from counterflow.algorithms.optimizer import BatchPart, BlockOptimizer
-from counterflow.algorithms.rule import LocalRule, MessageSpec, Metrics, Payload, Target
-from counterflow.config import OptimizerConfig
+from counterflow.algorithms.optimizer import BatchPart
+from counterflow.algorithms.per_block import PerBlockRules
+from counterflow.algorithms.rule import (
+    BlockContext,
+    LocalAlgorithm,
+    LocalRule,
+    MessageSpec,
+    Metrics,
+    Payload,
+    RuleContext,
+    Target,
+)
 
 CLASSES = 10
 
@@ -33,8 +40,7 @@ class Jitter:
     def __call__(self, block: int, n: int) -> float:
         """The factor of ``block`` (1..N) at batch ``n``; every process computes the same."""
         generator = random.Random(n)
-        slow = generator.random() < self.share and generator.randint(1, self.blocks) == block
-        return self.factor if slow else 1.0
+        return self.factor if generator.random() < self.share and generator.randint(1, self.blocks) == block else 1.0
 
 
 @dataclass(frozen=True)
@@ -110,9 +116,9 @@ class SleepingLayer(nn.Module):
         share = size / sleep.batch * sleep.factor(self._block, self._samples // sleep.batch)
         self._samples += size
         pause(share * sleep.forward)
-        input_seconds = share * sleep.backward / 2 if x.requires_grad else 0.0
-        weight_seconds = share * sleep.backward - input_seconds
-        return torch.add(_Pause.apply(x, input_seconds), _Pause.apply(self.weight, weight_seconds))
+        backward = share * sleep.backward
+        input_seconds = backward / 2 if x.requires_grad else 0.0
+        return torch.add(_Pause.apply(x, input_seconds), _Pause.apply(self.weight, backward - input_seconds))
 
 
 def sleeping_network(blocks: int, sleep: Sleep) -> nn.Sequential:
@@ -128,11 +134,11 @@ def sleep_in_updates(sleep: Sleep) -> None:
 class SleepingRule(LocalRule):
     """A block pair with the messages of block-local learning: activations up, a code book and labels down."""
 
-    def __init__(self, block: int, blocks: int, sleep: Sleep, optimizer: OptimizerConfig, batches: int) -> None:
+    def __init__(self, block: BlockContext, sleep: Sleep) -> None:
         super().__init__()
-        self.layer = SleepingLayer(block, blocks, sleep)
-        self._optimizer = BlockOptimizer(self.layer.parameters(), optimizer, batches)
-        self._block = block
+        self.block = block.module
+        self._optimizer = block.optimizer(self.block.parameters())
+        self._number = block.number
         self._sleep = sleep
         self._n = 0
         self._up = torch.zeros(sleep.batch, sleep.width)
@@ -142,43 +148,33 @@ class SleepingRule(LocalRule):
         return self._book, target[-1]
 
     def forward_message(self, message: Payload) -> Payload:
-        pause(self._sleep.factor(self._block, self._n) * self._sleep.forward)
+        pause(self._sleep.factor(self._number, self._n) * self._sleep.forward)
         return (self._up,)
 
     def update(self, part: BatchPart, message: Payload, target: Target) -> Metrics:
-        seconds = self._sleep.factor(self._block, part.n) * self._sleep.backward
-        self._optimizer.backward_and_step(_Pause.apply(self.layer.weight, seconds), part)
+        (weight,) = self.block.parameters()
+        seconds = self._sleep.factor(self._number, part.n) * self._sleep.backward
+        self._optimizer.backward_and_step(_Pause.apply(weight, seconds), part)
         self._n = part.n + 1
         return {}
 
     def predict(self, message: Payload, target: Target) -> tuple[Payload, None]:
         raise AssertionError("benchmarks do not evaluate")
 
-    @property
-    def inference_modules(self) -> Sequence[nn.Module]:
-        return (self.layer,)
 
-
-@dataclass(frozen=True)
-class SleepingRules(RuleSet):
+class SleepingRules(PerBlockRules):
     """Sleeping rules of all blocks."""
 
-    blocks: int
-    sleep: Sleep
-    optimizer: OptimizerConfig
-    batches: int
-
-    def rule(self, block: int) -> LocalRule:
-        return SleepingRule(block, self.blocks, self.sleep, self.optimizer, self.batches)
-
-    def activation(self, block: int, batch: int) -> MessageSpec:
-        return (((self.sleep.batch, self.sleep.width), torch.float32),)
-
-    def test_activation(self, block: int, batch: int) -> MessageSpec:
-        return self.activation(block, batch)
-
     def target(self, block: int, n: int, batch: int) -> MessageSpec:
-        return ((CLASSES, CLASSES), torch.float32), ((batch,), torch.int64)
+        return ((CLASSES, CLASSES), torch.float32), *super().target(block, n, batch)
 
-    def summarize(self, metrics: Sequence[Mapping[str, float]]) -> dict[str, float]:
-        return {}
+
+@dataclass(kw_only=True)
+class SleepingAlgorithm(LocalAlgorithm):
+    """The algorithm of blocks that sleep under the free schedule."""
+
+    name: str = "sleeping"
+    sleep: Sleep
+
+    def rule_set(self, context: RuleContext) -> SleepingRules:
+        return SleepingRules(context, self.name, lambda block: SleepingRule(block, self.sleep))

@@ -9,7 +9,7 @@ from statistics import median
 from typing import Any
 
 from counterflow.bench.case import BenchmarkCase, RankMeasurement, sleep_without_engine
-from counterflow.bench.charts import chart, colour
+from counterflow.bench.charts import chart, colour, log_ticks
 from counterflow.bench.options import BenchContext
 from counterflow.bench.p2p import CHANNEL, DEPTH, GLOO, WAYS, MessageSeries, WayTimes, compare_ways
 from counterflow.bench.results import CaseResult, Goal, SuiteResult
@@ -17,21 +17,10 @@ from counterflow.bench.sleeping import Sleep
 from counterflow.bench.workers import WorkerSettings, run_workers
 
 _KB, _MB = 1 << 10, 1 << 20
-_SIZES = [_KB << 2 * i for i in range(9)]
-_QUICK_SIZES = [_KB, 64 * _KB, _MB, 16 * _MB]
-_SERIES_BYTES, _MAX_COUNT, _MIN_COUNT = 1024 * _MB, 1000, 12
-"""Bytes of one measurement, and the bounds of its number of messages."""
-_TURNS = 3
-"""Measurements of each size in a round: they are short, and differ by a third on a shared machine."""
-_ECHOES = 500
-_GOAL_OVER_GLOO, _GOAL_BYTES = 0.90, _MB
-"""The goal holds from this size on."""
-_GOAL_OF_STAGE = 0.03
+_GOAL_OVER_GLOO = 0.90
 _STAGE = 0.010
 """Seconds."""
 _BATCH, _WIDTH = 32, 32
-_EMPTY_BATCHES = 2000
-"""Batches of blocks that take no time."""
 _FEW, _MANY = 50, 250
 """Batches of blocks that sleep. CPU time per batch is the difference of these runs, without start and end."""
 _RANKS = 3
@@ -45,18 +34,16 @@ _Times = tuple[float, float]
 def measure_transport(context: BenchContext) -> SuiteResult:
     """Bytes/s and latency of messages over both ways, and the engine's overhead for a stage of 10 ms."""
     rounds = context.options.rounds
-    flows = [flow_series(nbytes) for nbytes in (_QUICK_SIZES if context.options.quick else _SIZES)]
+    sizes = [_KB, 64 * _KB, _MB, 16 * _MB] if context.options.quick else [_KB << 2 * i for i in range(9)]
+    flows = [flow_series(nbytes) for nbytes in sizes]
     context.log(f"{len(flows)} sizes of messages, over channels and over bare gloo")
-    echo, turns = MessageSeries(_KB, _ECHOES, _ECHOES // 10), _TURNS * rounds
+    # Three measurements in a round: they are short, and differ by a third on a shared machine.
+    echo, turns = MessageSeries(_KB, count=500, warmup=50), 3 * rounds
     flow_times, echo_times = run_workers(
         WorkerSettings(60.0 * turns, pinned=True), 2, compare_ways, flows, echo, turns
     )[0]
     results = [result for flow in flows for result in flow_results(flow, flow_times[flow.nbytes])]
-    slowest = min(
-        result.ratio_to_baseline or 0.0
-        for flow, result in zip(flows, results[:: len(WAYS)], strict=True)
-        if flow.nbytes >= _GOAL_BYTES
-    )
+    slowest = min(result.ratio_to_baseline or 0.0 for result in results[:: len(WAYS)] if result.extra["bytes"] >= _MB)
     goals = [Goal("bytes/s over raw gloo, least of all sizes from 1 MB on", _GOAL_OVER_GLOO, slowest)]
     results += echo_results(echo, echo_times)
 
@@ -71,19 +58,23 @@ def measure_transport(context: BenchContext) -> SuiteResult:
     ]
     for clock, seconds in zip(("by the clock", "of a processor's time"), zip(*added, strict=True), strict=True):
         text = f"added by the engine to a stage of 10 ms, share of it, {clock}"
-        goals.append(Goal(text, _GOAL_OF_STAGE, median(seconds) / _STAGE, at_most=True))
-    settings = {
-        "rows of the engine": "EMULATED: blocks that sleep, or do not even that",
-        "receives posted ahead": DEPTH,
-        "cores": "one for each of two ranks, and for all of its threads",
-        "rounds": rounds,
-    }
-    return SuiteResult("transport", settings, results, goals)
+        goals.append(Goal(text, 0.03, median(seconds) / _STAGE, at_most=True))
+    return SuiteResult(
+        "transport",
+        settings={
+            "rows of the engine": "EMULATED: blocks that sleep, or do not even that",
+            "receives posted ahead": DEPTH,
+            "cores": "one for each of two ranks, and for all of its threads",
+            "rounds": rounds,
+        },
+        cases=results,
+        goals=goals,
+    )
 
 
 def flow_series(nbytes: int) -> MessageSeries:
-    """As many messages of ``nbytes`` as one measurement sends."""
-    count = max(_MIN_COUNT, min(_MAX_COUNT, _SERIES_BYTES // nbytes))
+    """As many messages of ``nbytes`` as one measurement sends: a gigabyte, in 12 to 1000 messages."""
+    count = max(12, min(1000, 1024 * _MB // nbytes))
     return MessageSeries(nbytes, count, max(4, count // 10))
 
 
@@ -135,8 +126,13 @@ def echo_results(series: MessageSeries, times: WayTimes) -> Iterator[CaseResult]
 
 def _engine_result(name: str, times: Sequence[_Times]) -> CaseResult:
     wall, cpu = (median(seconds) for seconds in zip(*times, strict=True))
-    extra = {"wall_us": 1e6 * wall, "cpu_us": 1e6 * cpu, "share_of_10_ms": wall / _STAGE}
-    return CaseResult(name=name, ranks=_RANKS, batch=_BATCH, repeats=len(times), extra=extra)
+    return CaseResult(
+        name=name,
+        ranks=_RANKS,
+        batch=_BATCH,
+        repeats=len(times),
+        extra={"wall_us": 1e6 * wall, "cpu_us": 1e6 * cpu, "share_of_10_ms": wall / _STAGE},
+    )
 
 
 def _measure_engine(context: BenchContext) -> tuple[float, _Times, _Times]:
@@ -145,13 +141,12 @@ def _measure_engine(context: BenchContext) -> tuple[float, _Times, _Times]:
     context.log("the engine on blocks that sleep")
 
     def case(seconds: float, ranks: int, batches: int) -> BenchmarkCase:
-        sleep = Sleep(forward=seconds / 3, backward=2 * seconds / 3, update=0.0, batch=_BATCH, width=_WIDTH)
-        return context.cases.sleeping("free", sleep, ranks, batches)
+        return context.cases.sleeping("free", Sleep(seconds / 3, 2 * seconds / 3, 0.0, _BATCH, _WIDTH), ranks, batches)
 
     def run(case: BenchmarkCase) -> Sequence[RankMeasurement]:
         return run_workers(_SETTINGS, case.ranks, case.task, case)
 
-    limit = _slowest(run(case(0.0, 2, _EMPTY_BATCHES)))
+    limit = _slowest(run(case(0.0, ranks=2, batches=2000)))
     long = case(_STAGE, _RANKS, _MANY)
     few, many = run(case(_STAGE, _RANKS, _FEW)), run(long)
     alone = run_workers(_SETTINGS, _RANKS, sleep_without_engine, long)
@@ -180,9 +175,8 @@ def draw_transport(suite: Mapping[str, Any], folder: Path) -> None:
             sizes, middle, lowest, highest = ([row[key] for row in rows[way]] for key in ("bytes", column, low, high))
             axes.plot(sizes, middle, color=ink, marker="o", label=way)
             axes.fill_between(sizes, lowest, highest, color=ink, alpha=0.2, linewidth=0)
-            axes.set_xscale("log", base=2)
-            axes.set_xticks(sizes, [_size(nbytes) for nbytes in sizes], rotation=45)
-            axes.minorticks_off()
+            log_ticks(axes, {nbytes: _size(nbytes) for nbytes in sizes})
+            axes.tick_params("x", rotation=45)
         speed.set(yscale="log", ylabel="MB/s")
         speed.legend()
         ratio.axhline(_GOAL_OVER_GLOO, color="black", linewidth=1, linestyle="--")

@@ -38,8 +38,6 @@ class WorkerSettings:
 
     timeout: float
     """Seconds for the whole measurement."""
-    threads: int = 1
-    """Intra-op threads of each process."""
     pinned: bool = False
     """Pin each process to a core of its own, if there are enough cores."""
     network: JoinHandle | None = None
@@ -80,15 +78,13 @@ def run_workers(
 
 
 def _collect_results(pipes: Sequence[Connection], deadline: float) -> list[Any]:
-    results: dict[int, Any] = {}
-    failures: dict[int, str] = {}
-    while pending := [pipe for rank, pipe in enumerate(pipes) if rank not in results and rank not in failures]:
+    ended: dict[int, tuple[str, Any]] = {}
+    while pending := [pipe for rank, pipe in enumerate(pipes) if rank not in ended]:
         ready = wait(pending, max(0.0, deadline - time.monotonic()))
         if not ready:
-            failures |= {pipes.index(pipe): "has not finished in time" for pipe in pending}
+            ended |= {pipes.index(pipe): ("failed", "has not finished in time") for pipe in pending}
         for pipe in ready:
             assert isinstance(pipe, Connection)
-            rank = pipes.index(pipe)
             try:
                 kind, value = pipe.recv()
             except EOFError:
@@ -96,14 +92,13 @@ def _collect_results(pipes: Sequence[Connection], deadline: float) -> list[Any]:
             if kind == "port":
                 for other in pipes[1:]:
                     other.send(value)
-            elif kind == "failed":
-                failures[rank] = value
+                continue
+            ended[pipes.index(pipe)] = kind, value
+            if kind == "failed":
                 deadline = min(deadline, time.monotonic() + 5.0)  # failures of the other ranks follow from this one
-            else:
-                results[rank] = value
-    if failures:
-        raise WorkerError("\n".join(f"rank {rank}: {text}" for rank, text in sorted(failures.items())))
-    return [results[rank] for rank in range(len(pipes))]
+    if failures := [f"rank {rank}: {value}" for rank, (kind, value) in sorted(ended.items()) if kind == "failed"]:
+        raise WorkerError("\n".join(failures))
+    return [ended[rank][1] for rank in range(len(pipes))]
 
 
 def _run_rank(
@@ -130,7 +125,7 @@ def _run_rank(
 def _connect(pipe: Connection, settings: WorkerSettings, rank: int, ranks: int) -> Communicator:
     """Apply ``settings`` to this process and connect it; rank 0 reports the port of its store over ``pipe``."""
     ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1, 0, 0, 0)
-    torch.set_num_threads(settings.threads)
+    torch.set_num_threads(1)
     cores = sorted(os.sched_getaffinity(0))
     if settings.pinned and ranks <= len(cores):
         os.sched_setaffinity(0, {cores[rank]})
@@ -138,11 +133,8 @@ def _connect(pipe: Connection, settings: WorkerSettings, rank: int, ranks: int) 
     if settings.network is not None:
         netem.join(settings.network, rank)
         os.environ["GLOO_SOCKET_IFNAME"], host = netem.INTERFACE, netem.ip_address(0)
-    if ranks == 1:
-        return connect(None, 0, 1, timeout=settings.timeout)
+    port = pipe.recv() if rank else 0
+    store = TCPStore(host, port, ranks, is_master=rank == 0, wait_for_workers=False)
     if rank == 0:
-        store = TCPStore(host, 0, ranks, is_master=True, wait_for_workers=False)
         pipe.send(("port", store.port))
-    else:
-        store = TCPStore(host, pipe.recv(), ranks, is_master=False)
     return connect(store, rank, ranks, timeout=settings.timeout)

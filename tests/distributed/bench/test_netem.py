@@ -311,9 +311,6 @@ def test_the_router_ends_with_its_parent() -> None:
 @pytest.mark.parametrize(
     ("bandwidth", "latency", "error"),
     [
-        (0, 0.01, "bandwidth=0: more than 0 bytes/s"),
-        (float("nan"), 0.01, "bandwidth=nan: more than 0 bytes/s"),
-        (1e6, -1, "latency=-1: 0 s or more"),
         (1e9, 0.1, "bandwidth=1000000000.0: at a latency of 0.1 s at most 8.39e+07 bytes/s"),
     ],
 )

@@ -52,7 +52,7 @@ def test_measurements_follow_each_other() -> None:
 def test_a_block_without_an_engine(tmp_path: Path) -> None:
     sleep = Sleep(forward=0.002, backward=0.003, update=0.0, batch=4, width=4)
     cases = CaseFactory(tmp_path)
-    cases.write_images(8, 4, 1)
+    cases.write_images(16, 4, 1)
     for wall, cpu in run_workers(SETTINGS, 2, sleep_without_engine, cases.sleeping("free", sleep, 2, 20)):
         assert 0.005 <= wall < 0.1
         assert 0 < cpu < wall

@@ -35,7 +35,7 @@ def test_results_in_the_order_of_ranks() -> None:
 
 
 def test_one_process_has_no_group() -> None:
-    assert run_workers(WorkerSettings(60, threads=2), 1, describe, "y") == [(0, 1, "yy", 2)]
+    assert run_workers(WorkerSettings(60), 1, describe, "y") == [(0, 1, "yy", 1)]
 
 
 @pytest.mark.parametrize(

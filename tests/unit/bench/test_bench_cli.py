@@ -36,10 +36,12 @@ def test_wrong_times_and_links() -> None:
         StageOptions(forward_ms=-1)
     with pytest.raises(ValueError, match=r"stage.forward_ms=0"):
         StageOptions(forward_ms=0, backward_ms=0)
-    with pytest.raises(ValueError, match=r"link.bandwidth_gbps=0"):
-        LinkOptions(bandwidth_gbps=0)
-    with pytest.raises(ValueError, match=r"link.latency_ms=-1"):
-        LinkOptions(latency_ms=-1)
+    for bandwidth in (0, -1, float("nan"), 1001):
+        with pytest.raises(ValueError, match=rf"^link.bandwidth_gbps={bandwidth}: must be greater than 0 and at most"):
+            LinkOptions(bandwidth_gbps=bandwidth)
+    for latency in (-1, float("nan"), 10001):
+        with pytest.raises(ValueError, match=rf"^link.latency_ms={latency}: must be at least 0 and at most 10000"):
+            LinkOptions(latency_ms=latency)
 
 
 def test_options_override_the_defaults_of_a_suite() -> None:
