@@ -26,8 +26,7 @@ from counterflow.metrics.callback import Callback
 from counterflow.metrics.progress_display import ProgressDisplay
 from counterflow.rank_info import RankInfo
 from counterflow.signals import Signals
-from counterflow.trainer.fit import ProcessControl
-from counterflow.trainer.result import FitResult
+from counterflow.trainer.fit import FitResult, ProcessControl
 from counterflow.trainer.trainer import Trainer
 
 
