@@ -16,7 +16,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 import counterflow
 from counterflow.algorithms import ALGORITHMS, END_TO_END
-from counterflow.cli.output import closed_pipe_allowed
+from counterflow.cli.console import closed_pipe_allowed
 from counterflow.config import DATA, MODELS, OPTIMIZERS, SCALES, TrainConfig
 
 Schema = TypeVar("Schema")

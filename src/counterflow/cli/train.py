@@ -15,10 +15,9 @@ from hydra.experimental.callback import Callback as HydraCallback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from counterflow.cli.console import EXIT_SIGNAL, install_cli_logging
 from counterflow.cli.errors import exit_now, exit_with_error, exit_with_usage_error
-from counterflow.cli.exit_status import EXIT_SIGNAL
 from counterflow.cli.hydra_app import job_name, run_hydra, validate
-from counterflow.cli.note_handler import install_cli_logging
 from counterflow.cli.sweep import Sweep
 from counterflow.config import TrainConfig
 from counterflow.engine.run_context import PreemptedError
@@ -126,7 +125,7 @@ def main(seconds: float = math.inf) -> None:
         run_hydra(task)
     except ValueError as error:
         exit_with_usage_error(error)
-    if sweep.jobs:
+    if sweep.counts:
         print(sweep)
         exit_now(sweep.status)
 

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
+from counterflow.cli.console import install_cli_logging
 from counterflow.cli.hydra_app import load_config
-from counterflow.cli.note_handler import install_cli_logging
 from counterflow.engine.run_context import PreemptedError
 from counterflow.rank_info import RankInfo
 from counterflow.trace import chrome, rank_trace
