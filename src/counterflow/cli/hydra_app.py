@@ -129,7 +129,6 @@ def _unknown(key: str, schema: Any) -> ValueError:
 def _refuse_additions(node: DictConfig, prefix: str = "") -> None:
     """Hydra lets ``+key=value`` add what no schema knows, and so what nothing reads."""
     schema = OmegaConf.get_type(node)
-    assert schema is not None
     assert is_dataclass(schema)
     known = {field.name for field in fields(schema)}
     for key in map(str, node):

@@ -160,7 +160,8 @@ class Pipeline:
         busy, step = self._pipelined(mine, comm, recorder) if comm.size > 1 else self._alone(mine[0], recorder)
         lanes = {block: self._lane(stage) for stage in mine for block in self._stages[stage]}
         if recorder is not None:
-            recorder.lanes |= {self._lane(stage): _named(self._stages[stage]) for stage in mine}
+            several = (self._stages[stage] for stage in mine if len(self._stages[stage]) > 1)
+            recorder.lanes |= {blocks[-1]: f"blocks {blocks[0]}-{blocks[-1]}" for blocks in several}
         steady = plan.first_steady(len(self._stages))
         begin = start = perf_counter()
         other, waited = 0.0, 0.0  # updates, and evaluations as a whole, are no waiting
@@ -323,10 +324,6 @@ class Pipeline:
                     context.callback.on_eval(block, n, split, meter.take()[0] if block == job.topology.blocks else {})
         for blocks in mine.values():
             blocks.train()
-
-
-def _named(blocks: range) -> str:
-    return f"block {blocks[0]}" if len(blocks) == 1 else f"blocks {blocks[0]}-{blocks[-1]}"
 
 
 def _cross_entropy(output: Tensor, labels: Tensor) -> Tensor:

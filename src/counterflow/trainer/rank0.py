@@ -44,7 +44,7 @@ class ResumePoint:
     batches: int = 0
     """Training batches before."""
     cut: Sequence[int] | None = None
-    """Layers of every block before."""
+    """Layers of every block: of the checkpoint, or as rank 0 then chooses for all ranks."""
 
 
 def open_run_dir(job: Job, config: TrainConfig, log: Callable[[str], None], alone: bool = True) -> ResumePoint:
