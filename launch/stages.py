@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 
-from counterflow.cli.exit_status import EXIT_INCOMPLETE
+from counterflow.cli.console import EXIT_INCOMPLETE
 from counterflow.cli.train import main
 
 KEY = "experiment="

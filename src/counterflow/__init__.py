@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from counterflow.metrics.run_dir import FinishedError as FinishedError
     from counterflow.metrics.tensorboard import TensorBoardLogger as TensorBoardLogger
     from counterflow.models.head import Head as Head
-    from counterflow.trainer.result import FitResult as FitResult
+    from counterflow.trainer.fit import FitResult as FitResult
     from counterflow.trainer.spawn import SpawnError as SpawnError
     from counterflow.trainer.spawn import spawn as spawn
     from counterflow.trainer.trainer import Trainer as Trainer
@@ -66,7 +66,7 @@ _MODULES = {
     "counterflow.metrics.run_dir": ["FinishedError"],
     "counterflow.metrics.tensorboard": ["TensorBoardLogger"],
     "counterflow.models.head": ["Head"],
-    "counterflow.trainer.result": ["FitResult"],
+    "counterflow.trainer.fit": ["FitResult"],
     "counterflow.trainer.spawn": ["SpawnError", "spawn"],
     "counterflow.trainer.trainer": ["Trainer"],
     "counterflow.transport.channel": ["ChannelError"],

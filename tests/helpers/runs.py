@@ -16,7 +16,7 @@ from counterflow.message import Tag
 from counterflow.rank_info import RankInfo
 from counterflow.trainer.fit import fit
 from counterflow.trainer.job_builder import load_job
-from counterflow.trainer.resume import open_run_dir
+from counterflow.trainer.rank0 import open_run_dir
 from counterflow.transport import Communicator, Payload, connect
 from tests.helpers.processes import Pool
 

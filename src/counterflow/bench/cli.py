@@ -39,7 +39,7 @@ from counterflow.bench.training_suites import (
 from counterflow.bench.transport_suite import draw_transport, measure_transport
 from counterflow.bench.workers import WorkerError
 from counterflow.checkpoint.atomic_write import atomic_write
-from counterflow.cli.exit_status import EXIT_FAILURE, EXIT_USAGE
+from counterflow.cli.console import EXIT_FAILURE, EXIT_USAGE
 from counterflow.cli.hydra_app import run_hydra, validate
 from counterflow.metrics import provenance
 

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from counterflow.algorithms.optimizer import BatchPart
-from counterflow.algorithms.per_block import PerBlockRules
 from counterflow.algorithms.rule import (
     BlockContext,
     LocalAlgorithm,
@@ -22,6 +21,7 @@ from counterflow.algorithms.rule import (
     MessageSpec,
     Metrics,
     Payload,
+    PerBlockRules,
     RuleContext,
     Target,
 )

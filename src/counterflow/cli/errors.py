@@ -8,13 +8,10 @@ import traceback
 from pathlib import Path
 from typing import NoReturn
 
-from counterflow.cli.exit_status import EXIT_FAILURE, EXIT_USAGE
+from counterflow.cli.console import EXIT_FAILURE, EXIT_USAGE
 from counterflow.engine.run_context import BlockError
 from counterflow.metrics.callback import CallbackError
 from counterflow.transport import ChannelError
-
-_FIRST_SPEAKS = 10.0
-"""Seconds."""
 
 
 def exit_now(status: int) -> NoReturn:
@@ -32,7 +29,7 @@ def exit_with_usage_error(error: ValueError | str) -> NoReturn:
         print(f"error: {text}", file=sys.stderr)
     else:
         # Torchrun kills all processes once one has ended: the first process of the node has to print before that.
-        time.sleep(_FIRST_SPEAKS)
+        time.sleep(10.0)
     exit_now(EXIT_USAGE)
 
 

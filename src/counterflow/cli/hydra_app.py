@@ -16,7 +16,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 import counterflow
 from counterflow.algorithms import ALGORITHMS, END_TO_END
-from counterflow.cli.output import closed_pipe_allowed
+from counterflow.cli.console import closed_pipe_allowed
 from counterflow.config import DATA, MODELS, OPTIMIZERS, SCALES, TrainConfig
 
 Schema = TypeVar("Schema")
@@ -129,7 +129,6 @@ def _unknown(key: str, schema: Any) -> ValueError:
 def _refuse_additions(node: DictConfig, prefix: str = "") -> None:
     """Hydra lets ``+key=value`` add what no schema knows, and so what nothing reads."""
     schema = OmegaConf.get_type(node)
-    assert schema is not None
     assert is_dataclass(schema)
     known = {field.name for field in fields(schema)}
     for key in map(str, node):

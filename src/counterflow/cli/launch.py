@@ -1,13 +1,12 @@
 """Start of the training program on several processes of this machine, over torch.distributed.elastic."""
 
+import argparse
 import logging
 import os
 import sys
 from collections.abc import Sequence
 
-from counterflow.cli.exit_status import EXIT_FAILURE, EXIT_SIGNAL, EXIT_USAGE
-
-_OPTIONS = ("--ranks", "--max-restarts")
+from counterflow.cli.console import EXIT_FAILURE, EXIT_SIGNAL, EXIT_USAGE
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -15,27 +14,21 @@ def main(arguments: Sequence[str]) -> int:
 
     Unlike torchrun, it adds nothing to the lines of the ranks. A single process trains in place.
     """
-    numbers = dict.fromkeys(_OPTIONS, 0)
-    overrides: list[str] = []
-    rest = iter(arguments)
-    for argument in rest:
-        name, _, value = argument.partition("=")
-        if name not in _OPTIONS:
-            overrides.append(argument)
-            continue
-        value = value or next(rest, "")
-        if not (value.isascii() and value.isdigit() and int(value) >= (name == "--ranks")):
-            least = 1 if name == "--ranks" else 0
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--ranks", nargs="?", const="", default="1")
+    parser.add_argument("--max-restarts", nargs="?", const="", default="0")
+    options, overrides = parser.parse_known_args(arguments)
+    for name, value, least in (("--ranks", options.ranks, 1), ("--max-restarts", options.max_restarts, 0)):
+        if not (value.isascii() and value.isdigit() and int(value) >= least):
             print(f"error: {name}={value}: must be a whole number of at least {least}", file=sys.stderr)
             return EXIT_USAGE
-        numbers[name] = int(value)
-    if numbers["--ranks"] <= 1 or any(argument in ("--help", "-h") for argument in overrides):
+    if int(options.ranks) == 1 or any(argument in ("--help", "-h") for argument in overrides):
         from counterflow.cli.train import main as train
 
         sys.argv[1:] = overrides
         train()
         return 0
-    return _run_ranks(numbers["--ranks"], numbers["--max-restarts"], overrides)
+    return _run_ranks(int(options.ranks), int(options.max_restarts), overrides)
 
 
 def _run_ranks(ranks: int, restarts: int, overrides: Sequence[str]) -> int:

@@ -3,7 +3,7 @@
 import sys
 from importlib import import_module
 
-from counterflow.cli.output import closed_pipe_allowed
+from counterflow.cli.console import closed_pipe_allowed
 
 _COMMANDS = {
     "train": ("counterflow.cli.launch", "train a network, on one process or with --ranks N on several"),

@@ -7,22 +7,20 @@ import sys
 import threading
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from counterflow.cli.console import EXIT_FAILURE, EXIT_INCOMPLETE
 from counterflow.cli.errors import explain
-from counterflow.cli.exit_status import EXIT_FAILURE, EXIT_INCOMPLETE
 from counterflow.config import TrainConfig
 from counterflow.engine.run_context import BlockError, PreemptedError
 from counterflow.metrics.callback import Callback, CallbackError, RunInfo
 from counterflow.metrics.run_dir import FinishedError, InUseError
 from counterflow.signals import Signals
 from counterflow.transport import ChannelError
-
-_ASKS_EVERY = 0.1
-"""Seconds."""
 
 
 class _Announcement(Callback):
@@ -45,21 +43,15 @@ class Sweep:
     not begin unless it would end before, were it as long as the longest so far."""
     longest: float = 0.0
     """Seconds."""
-    ran: int = 0
-    skipped: int = 0
-    failed: int = 0
-    remaining: int = 0
     signals: Signals | None = None
-
-    @property
-    def jobs(self) -> int:
-        return self.ran + self.skipped + self.failed + self.remaining
+    counts: Counter[str] = field(default_factory=Counter)
+    """Jobs that ``ran``, were ``skipped``, ``failed``, or are ``remaining``."""
 
     @property
     def status(self) -> int:
-        if self.failed:
+        if self.counts["failed"]:
             return EXIT_FAILURE
-        return EXIT_INCOMPLETE if self.remaining else 0
+        return EXIT_INCOMPLETE if self.counts["remaining"] else 0
 
     def job(self, name: str, path: Path, configure: Callable[[], TrainConfig]) -> None:
         """Run one job in the folder ``path``; a line says why there is no run, or where it ended."""
@@ -67,15 +59,15 @@ class Sweep:
             config = configure()
             self._start(replace(config, run=replace(config.run, dir=str(path))), path)
         except FinishedError:
-            self._skip(f"{path}: has finished")
+            self._count("skipped", f"{path}: has finished, skipped")
         except InUseError as error:
-            self._skip(error)
+            self._count("skipped", f"{error}, skipped")
         except ValueError as error:
             self._fail(name, error)
         except PreemptedError:
             if time.monotonic() < self.ends:
                 raise
-            self._remain(path)
+            self._count("remaining", f"{path}: remains")
         except (BlockError, CallbackError, ChannelError) as error:
             explain(error)
             self._fail(name, error)
@@ -85,17 +77,15 @@ class Sweep:
         gc.collect()  # a failed run leaves cycles behind, and threads that end with them
 
     def _start(self, config: TrainConfig, path: Path) -> None:
-        if self._is_too_late(config) and not (path / "summary.json").exists():
-            self._remain(path)
+        is_too_late = time.monotonic() + (0.0 if config.checkpoint.every else self.longest) >= self.ends
+        if is_too_late and not (path / "summary.json").exists():
+            self._count("remaining", f"{path}: remains")
             return
         start = time.monotonic()
         with self._stopping_in_time():
             self.run(config, _Announcement(path))
         self.longest = max(self.longest, time.monotonic() - start)
-        self.ran += 1
-
-    def _is_too_late(self, config: TrainConfig) -> bool:
-        return time.monotonic() + (0.0 if config.checkpoint.every else self.longest) >= self.ends
+        self.counts["ran"] += 1
 
     @contextmanager
     def _stopping_in_time(self) -> Iterator[None]:
@@ -106,7 +96,7 @@ class Sweep:
             assert self.signals is not None
             ended.wait(self.ends - time.monotonic())
             while not ended.is_set() and not self.signals.request(signal.SIGTERM):
-                ended.wait(_ASKS_EVERY)
+                ended.wait(0.1)
 
         if self.signals is not None and self.ends < math.inf:
             threading.Thread(target=ask, name="end of the stage", daemon=True).start()
@@ -115,18 +105,16 @@ class Sweep:
         finally:
             ended.set()
 
-    def _remain(self, name: object) -> None:
-        print(f"{name}: remains", flush=True)
-        self.remaining += 1
-
-    def _skip(self, reason: object) -> None:
-        print(f"{reason}, skipped", flush=True)
-        self.skipped += 1
+    def _count(self, ending: str, line: str) -> None:
+        print(line, flush=True)
+        self.counts[ending] += 1
 
     def _fail(self, name: str, reason: object) -> None:
         print(f"error: {name}: {reason}", file=sys.stderr, flush=True)
-        self.failed += 1
+        self.counts["failed"] += 1
 
     def __str__(self) -> str:
-        remaining = f", {self.remaining} remain" if self.remaining else ""
-        return f"sweep of {self.jobs} runs: {self.ran} ran, {self.skipped} skipped, {self.failed} failed{remaining}"
+        counts = self.counts
+        remaining = f", {counts['remaining']} remain" if counts["remaining"] else ""
+        endings = ", ".join(f"{counts[ending]} {ending}" for ending in ("ran", "skipped", "failed"))
+        return f"sweep of {counts.total()} runs: {endings}{remaining}"

@@ -15,18 +15,16 @@ from hydra.experimental.callback import Callback as HydraCallback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from counterflow.cli.console import EXIT_SIGNAL, install_cli_logging
 from counterflow.cli.errors import exit_now, exit_with_error, exit_with_usage_error
-from counterflow.cli.exit_status import EXIT_SIGNAL
 from counterflow.cli.hydra_app import job_name, run_hydra, validate
-from counterflow.cli.note_handler import install_cli_logging
 from counterflow.cli.sweep import Sweep
 from counterflow.config import TrainConfig
 from counterflow.engine.run_context import PreemptedError
 from counterflow.metrics.callback import Callback, ProgressDisplay
 from counterflow.rank_info import RankInfo
 from counterflow.signals import Signals
-from counterflow.trainer.fit import ProcessControl
-from counterflow.trainer.result import FitResult
+from counterflow.trainer.fit import FitResult, ProcessControl
 from counterflow.trainer.trainer import Trainer
 
 
@@ -126,7 +124,7 @@ def main(seconds: float = math.inf) -> None:
         run_hydra(task)
     except ValueError as error:
         exit_with_usage_error(error)
-    if sweep.jobs:
+    if sweep.counts:
         print(sweep)
         exit_now(sweep.status)
 

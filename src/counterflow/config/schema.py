@@ -15,7 +15,6 @@ from counterflow.config.model import ModelConfig
 from counterflow.config.validators import (
     NamedOptions,
     Options,
-    above,
     at_least,
     checked,
     count_or,
@@ -105,7 +104,7 @@ class FeedbackConfig(Options, key="algorithm.feedback"):
     kind: str = checked("mlp", one_of, ("linear", "mlp"))
     hidden: int = checked(128, size, 1)
     """Width of the hidden layer (``kind=mlp`` only)."""
-    norm: float = checked(1.0, above, 0)
+    norm: float = checked(1.0, positive)
     """Root mean square norm of the codes of a book, after centring over the classes."""
     lr_scale: float = checked(0.1, rate)
     """Learning rate of phi as a multiple of that of theta."""

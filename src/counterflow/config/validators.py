@@ -1,5 +1,6 @@
 """Checks of option values. Errors are ``ValueError`` of one line: the key, the value, and what is allowed."""
 
+import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
@@ -39,12 +40,10 @@ def rate(key: str, value: float) -> None:
     _require(0 <= value <= _STEEPEST, key, value, f"must be at least 0 and at most {_STEEPEST:g}")
 
 
-def above(key: str, value: float, bound: float) -> None:
-    _require(value > bound, key, value, f"must be greater than {bound}")
-
-
-def positive(key: str, value: float, most: int) -> None:
-    _require(0 < value <= most, key, value, f"must be greater than 0 and at most {most}")
+def positive(key: str, value: float, most: float = math.inf) -> None:
+    _require(
+        0 < value <= most, key, value, f"must be greater than 0{'' if most == math.inf else f' and at most {most}'}"
+    )
 
 
 def fraction(key: str, value: float) -> None:

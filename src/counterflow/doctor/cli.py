@@ -12,8 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
-from counterflow.cli.argument_parser import ArgumentParser
-from counterflow.cli.exit_status import EXIT_FAILURE, EXIT_SIGNAL
+from counterflow.cli.console import EXIT_FAILURE, EXIT_SIGNAL, ArgumentParser
 from counterflow.doctor.check import Status, summary_line, table
 
 _LOOPBACK = "127.0.0.1"

@@ -47,9 +47,10 @@ def backprop(block: nn.Module, example: Tensor, bottom: bool) -> Flops:
     return Flops(forward / SAMPLES, total / SAMPLES, total / SAMPLES)
 
 
-def inputs(job: Job) -> Tensor:
-    """Input of the bottom block: `SAMPLES` times the same sample, as the first batch may be smaller."""
-    return _repeated(job, SAMPLES)
+def end_to_end(job: Job, block: int) -> Flops:
+    """FLOPs of ``block`` under an end-to-end reference."""
+    example = torch.randn(SAMPLES, *job.shapes[block - 2]) if block > 1 else _inputs(job, SAMPLES)
+    return backprop(job.blocks[block - 1], example, bottom=block == 1)
 
 
 def local(rules: RuleSet, block: int, rule: LocalRule, job: Job) -> Flops:
@@ -78,10 +79,11 @@ def _learning(rules: RuleSet, block: int, rule: LocalRule, job: Job, samples: in
 def _message(rules: RuleSet, block: int, job: Job, samples: int) -> Payload:
     if block > 1:
         return made_up(rules.activation(block - 1, samples))
-    return _repeated(job, samples), _labels(job.task, samples)
+    return _inputs(job, samples), _labels(job.task, samples)
 
 
-def _repeated(job: Job, samples: int) -> Tensor:
+def _inputs(job: Job, samples: int) -> Tensor:
+    """Input of the bottom block: ``samples`` times the same sample, as the first batch may be smaller."""
     first = job.example[:1]
     return first.repeat(samples, *[1] * (first.ndim - 1))
 

@@ -14,16 +14,11 @@ class AccuracyMeter:
     """Counts correct predictions of one or several blocks over the batches of an evaluation."""
 
     def __init__(self) -> None:
-        self._clear()
+        self._right: list[Tensor] = []
 
     def add(self, predictions: Tensor, labels: Tensor) -> None:
         """``predictions`` are ``[K, *labels.shape]``, a row a block."""
-        right = predictions == labels
-        self._hits.append(right.flatten(1).sum(1))
-        self._whole.append(right.flatten(2).all(2).sum(1) if labels.ndim > 1 else right.sum(1))
-        self._labels += labels.numel()
-        self._samples += len(labels)
-        self._sequences = labels.ndim > 1
+        self._right.append(predictions == labels)
 
     def take(self) -> list[dict[str, float]]:
         """Metrics of each row since the last call; an empty list if nothing was added.
@@ -31,26 +26,15 @@ class AccuracyMeter:
         ``accuracy`` is the share of labels; of sequences there is also ``sequence_accuracy``, the share of sequences
         that are right at every position.
         """
-        if not self._hits:
+        if not self._right:
             return []
-        metrics = [{"accuracy": share} for share in _shares(self._hits, self._labels)]
-        if self._sequences:
-            for row, share in zip(metrics, _shares(self._whole, self._samples), strict=True):
-                row["sequence_accuracy"] = share
-        self._clear()
-        return metrics
-
-    def _clear(self) -> None:
-        self._hits: list[Tensor] = []
-        self._whole: list[Tensor] = []
-        self._labels = 0
-        self._samples = 0
-        self._sequences = False
-
-
-def _shares(hits: list[Tensor], total: int) -> list[float]:
-    shares: list[float] = (torch.stack(hits).sum(0).double() / total).tolist()
-    return shares
+        right = torch.cat(self._right, 1)
+        self._right.clear()
+        hits = {"accuracy": right.flatten(1)}
+        if right.ndim > 2:
+            hits["sequence_accuracy"] = right.flatten(2).all(2)
+        shares = {name: (hit.sum(1).double() / hit.shape[1]).tolist() for name, hit in hits.items()}
+        return [{name: share[row] for name, share in shares.items()} for row in range(len(right))]
 
 
 class ActivationRecorder:

@@ -14,8 +14,7 @@ from counterflow.algorithms.stale_gradient import StaleGradient, TrueGradient
 from counterflow.engine import local
 from counterflow.engine.job import Job
 from counterflow.engine.profile import profiled_cut
-from counterflow.engine.rank_result import RankResult
-from counterflow.engine.run_context import RunContext
+from counterflow.engine.run_context import RankResult, RunContext
 
 BlockValues = Sequence[Mapping[str, float]]
 """Metrics of all blocks about one batch, bottom to top."""
@@ -45,8 +44,7 @@ def build_engine(job: Job) -> Engine:
     assert isinstance(job.algorithm, EndToEnd)
     job.algorithm.convert(job.network, job.seed)
     if job.schedule == "naive":
-        measure = _true_gradient(job) if job.topology.ranks == 1 else _unknown
-        stale = StaleGradient(job.rule_context, measure)
+        stale = StaleGradient(job.rule_context, _true_gradient(job))
         return Engine(partial(local.run, job, stale), stale.summarize, owners)
     from counterflow.engine import pipelined  # a second of import, for every process that waits for nobody
 
@@ -54,14 +52,12 @@ def build_engine(job: Job) -> Engine:
     return Engine(pipeline.run, pipelined.summarize, pipeline.owners)
 
 
-def _unknown(n: int, block: int) -> None:
-    """No process of several has the weights of all blocks; one has, and its result is the same."""
-
-
 def _true_gradient(job: Job) -> TrueGradient:
+    """No process of several has the weights of all blocks, so only one alone measures; its result is the same."""
+
     def measure(n: int, block: int) -> Sequence[Tensor] | None:
         logged = n % job.log_every == 0 or n == job.plan.batches - 1
-        if not logged or next(job.blocks[block - 1].parameters(), None) is None:
+        if job.topology.ranks > 1 or not logged or next(job.blocks[block - 1].parameters(), None) is None:
             return None
         copies = [copy.deepcopy(module) for module in job.blocks]
         activation = job.batches.inputs(n).to(job.device)

@@ -15,31 +15,33 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from time import perf_counter
 
-import torch
-
-from counterflow.algorithms.rule import LocalRule, RuleSet
-from counterflow.checkpoint import CheckpointWriter
+from counterflow.algorithms.rule import RuleSet
 from counterflow.engine import cost
 from counterflow.engine.channels import ChannelFactory
 from counterflow.engine.cost import Flops
 from counterflow.engine.evaluation import ActivationRecorder
 from counterflow.engine.job import Job
-from counterflow.engine.rank_result import RankResult, count_parameters
-from counterflow.engine.run_context import BlockError, RunContext, WaitTimes, raise_if_preempted, restore_block
+from counterflow.engine.run_context import (
+    BlockError,
+    RankResult,
+    RunContext,
+    WaitTimes,
+    count_parameters,
+    raise_if_preempted,
+    restore_block,
+)
 from counterflow.engine.stage import Stage
 from counterflow.metrics.callback import CallbackError
 from counterflow.metrics.provenance import digest
 from counterflow.schedule import Action, Op, rank_program
-from counterflow.trace.recorder import Recorder
+from counterflow.trace.recorder import span
 from counterflow.transport import ChannelError
 
 _SPANS = {op: op.name.lower() for op in Op} | {Op.BACKWARD: "learn", Op.SAVE: "checkpoint"}
 """Name of the span of every action."""
 
 
-def execute(
-    program: Iterable[Action], stages: Mapping[int, Stage], checkpoints: CheckpointWriter, rank: int
-) -> Iterable[Action]:
+def execute(program: Iterable[Action], stages: Mapping[int, Stage], context: RunContext) -> Iterable[Action]:
     """Run ``program``, and yield every action once it is done.
 
     Raises:
@@ -48,31 +50,32 @@ def execute(
         CallbackError: A callback of rank 0 ended the run.
     """
     for action in program:
-        stage = stages[action.block]
+        stage, n, e = stages[action.block], action.n, action.e
+        part = e if action.op in (Op.EVALUATE, Op.PREDICT) else -1
         try:
-            match action.op:
-                case Op.TARGET:
-                    stage.target(action.n)
-                case Op.FORWARD:
-                    stage.forward(action.n)
-                case Op.LEARN:
-                    stage.learn(action.n)
-                case Op.EVALUATE:
-                    stage.evaluate(action.n, action.e)
-                case Op.BACKWARD:
-                    stage.backward(action.n)
-                case Op.PREDICT:
-                    stage.predict(action.n, action.e)
-                case Op.RESEND:
-                    stage.resend(action.n)
-                case Op.SAVE:
-                    checkpoints.save(action.block, action.n + 1, stage.state(action.n))
+            with span(context.recorder, _SPANS[action.op], action.block, n, part):
+                match action.op:
+                    case Op.TARGET:
+                        stage.target(n)
+                    case Op.FORWARD:
+                        stage.forward(n)
+                    case Op.LEARN:
+                        stage.learn(n)
+                    case Op.EVALUATE:
+                        stage.evaluate(n, e)
+                    case Op.BACKWARD:
+                        stage.backward(n)
+                    case Op.PREDICT:
+                        stage.predict(n, e)
+                    case Op.RESEND:
+                        stage.resend(n)
+                    case Op.SAVE:
+                        context.checkpoints.save(action.block, n + 1, stage.state(n))
         except (ChannelError, CallbackError):
             raise
         except Exception as error:
-            name = action.op.name.lower()
-            text = f"rank {rank}: block {action.block}: {name} of batch {action.n}: {type(error).__name__}: {error}"
-            raise BlockError(text) from error
+            what = f"rank {context.comm.rank}: block {action.block}: {action.op.name.lower()} of batch {n}"
+            raise BlockError(f"{what}: {type(error).__name__}: {error}") from error
         yield action
 
 
@@ -88,7 +91,11 @@ def run(job: Job, rules: RuleSet, context: RunContext) -> RankResult:
     comm.open_edges(job.topology, job.backend, job.device)
     factory = ChannelFactory(job, rules, comm)
     pairs = {block: rules.rule(block) for block in blocks}
-    flops = sum((_flops(job, rules, block, rule) for block, rule in pairs.items()), Flops(0, 0, 0))
+    costs = (
+        cost.end_to_end(job, block) if job.plan.gradients_from else cost.local(rules, block, rule, job)
+        for block, rule in pairs.items()
+    )
+    flops = sum(costs, Flops(0, 0, 0))
     for rule in pairs.values():
         job.runtime.prepare_module(rule, rule.inference_modules)
     recorders = {block: ActivationRecorder(job.activations, job.plan) for block in blocks}
@@ -104,8 +111,7 @@ def run(job: Job, rules: RuleSet, context: RunContext) -> RankResult:
     steady = job.plan.first_steady(job.topology.blocks)
     start, before = perf_counter(), WaitTimes()
     program = rank_program(blocks, job.plan, comm.stop.should_stop_after)
-    actions = execute(program, stages, context.checkpoints, comm.rank)
-    for action in actions if context.recorder is None else _recorded(actions, context.recorder):
+    for action in execute(program, stages, context):
         if action.op in (Op.LEARN, Op.BACKWARD) and action.block == blocks[-1] and action.n == steady - 1:
             start, before = perf_counter(), replace(waits)
     raise_if_preempted(context, job.plan.batches)
@@ -127,22 +133,3 @@ def run(job: Job, rules: RuleSet, context: RunContext) -> RankResult:
     for stage in stages.values():
         stage.close()
     return result
-
-
-def _recorded(actions: Iterable[Action], recorder: Recorder) -> Iterable[Action]:
-    """``actions``, each of which is done when it comes, with a span for each."""
-    start = perf_counter()
-    for action in actions:
-        end, name = perf_counter(), _SPANS[action.op]
-        recorder.add(name, action.block, action.n, start, end, action.e if name in ("evaluate", "predict") else -1)
-        yield action
-        start = perf_counter()
-
-
-def _flops(job: Job, rules: RuleSet, block: int, rule: LocalRule) -> Flops:
-    if not job.plan.gradients_from:
-        return cost.local(rules, block, rule, job)
-    if block == 1:
-        return cost.backprop(rule.inference_modules[0], cost.inputs(job), bottom=True)
-    (shape, _), *_ = rules.activation(block - 1, cost.SAMPLES)
-    return cost.backprop(rule.inference_modules[0], torch.randn(shape), bottom=False)

@@ -3,17 +3,17 @@
 On one process it is the plain loop: forward, backward and update of the whole network, batch after batch.
 """
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from time import perf_counter
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed import pipelining
+from torch.distributed.pipelining.schedules import PipelineScheduleSingle, get_schedule_class
 
 from counterflow.algorithms.optimizer import BlockOptimizer
 from counterflow.checkpoint import BlockState
@@ -22,11 +22,11 @@ from counterflow.engine import cost
 from counterflow.engine.cost import Flops
 from counterflow.engine.evaluation import AccuracyMeter, ActivationRecorder
 from counterflow.engine.job import Job
-from counterflow.engine.rank_result import RankResult, count_parameters
 from counterflow.engine.run_context import (
-    BlockCallback,
     BlockError,
+    RankResult,
     RunContext,
+    count_parameters,
     raise_if_preempted,
     restore_block,
 )
@@ -38,17 +38,13 @@ from counterflow.trace.recorder import Recorder, span
 from counterflow.transport import ChannelError, Communicator
 from counterflow.transport.channel import gloo_reason
 
-Step = Callable[[int, Tensor, Tensor], tuple[Tensor | None, Tensor | None]]
-"""Gradients of batch n from inputs and labels; loss and output on the process of the last stage, None elsewhere."""
+Step = Callable[[int, Tensor, Tensor], dict[str, Tensor]]
+"""Gradients of batch n from inputs and labels; returns metrics on the process of the last stage, none elsewhere."""
 
 
-class _Schedule(Protocol):
-    def step(self, *args: Tensor, target: Tensor | None = None, losses: list[Tensor] | None = None) -> Any: ...
-
-
-def summarize(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
+def summarize(metrics: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """The cross entropy at the top."""
-    return {"loss": figures[-1]["loss"]}
+    return {"loss": metrics[-1]["loss"]}
 
 
 class _Stage(pipelining.PipelineStage):
@@ -145,26 +141,27 @@ class Pipeline:
             CallbackError: A callback of rank 0 ended the run.
             PreemptedError: A signal ended the run after a checkpoint.
         """
-        comm, callback, waits = context.comm, context.callback, context.waits
-        job, plan, recorder = self._job, self._job.plan, context.recorder
+        comm, waits, recorder = context.comm, context.waits, context.recorder
+        job, plan = self._job, self._job.plan
         mine = {
-            stage: _Blocks([self._job.blocks[block - 1] for block in blocks], job.runtime)
+            stage: _Blocks([job.blocks[block - 1] for block in blocks], job.runtime)
             for stage, (blocks, rank) in enumerate(zip(self._stages, self._ranks, strict=True))
             if rank == comm.rank
         }
         owned = [block for stage in mine for block in self._stages[stage]]
-        flops = sum((self._flops(block) for block in owned), Flops(0, 0, 0))
+        flops = sum((cost.end_to_end(job, block) for block in owned), Flops(0, 0, 0))
         recorders = {block: ActivationRecorder(job.activations, plan) for block in owned}
         for module in mine.values():
             job.runtime.prepare_module(module, module)
-        trained = {block: _Trained(self._job.blocks[block - 1], job) for block in owned}
+        trained = {block: _Trained(job.blocks[block - 1], job) for block in owned}
         for block, pair in trained.items():
             restore_block(context, block, pair.restore)
         comm.stop.start(plan.start)
         busy, step = self._pipelined(mine, comm, recorder) if comm.size > 1 else self._alone(mine[0], recorder)
         lanes = {block: self._lane(stage) for stage in mine for block in self._stages[stage]}
         if recorder is not None:
-            recorder.lanes |= {self._lane(stage): _named(self._stages[stage]) for stage in mine}
+            several = (self._stages[stage] for stage in mine if len(self._stages[stage]) > 1)
+            recorder.lanes |= {blocks[-1]: f"blocks {blocks[0]}-{blocks[-1]}" for blocks in several}
         steady = plan.first_steady(len(self._stages))
         begin = start = perf_counter()
         other, waited = 0.0, 0.0  # updates, and evaluations as a whole, are no waiting
@@ -176,24 +173,16 @@ class Pipeline:
         batches = items if job.batches.resident else prefetch(items)
         for n, (inputs, labels) in enumerate(batches, plan.start):
             try:
-                loss, output = step(n, inputs.to(job.device), labels.to(job.device))
+                metrics = step(n, inputs.to(job.device), labels.to(job.device))
                 stepped = perf_counter()
                 if comm.size > 1:
                     waits.receive = max(0.0, stepped - begin - busy() - other)
                 for block, pair in trained.items():
                     with span(recorder, "update", lanes[block], n):
                         pair.optimizer.step(n)
-                metrics = {} if loss is None or output is None else _metrics(loss, output, labels.to(job.device))
-                # On a GPU, to look at a number is to wait for it.
-                if (
-                    metrics
-                    and (job.device.type == "cpu" or callback.should_log(n))
-                    and not math.isfinite(metrics["loss"])
-                ):
-                    raise FloatingPointError(f"the loss is {float(metrics['loss'])}")
                 for block in owned:
-                    callback.on_step(block, n, metrics if block == job.topology.blocks else {})
-                self._evaluate(mine, n, callback, recorders, recorder)
+                    context.report(job.device, block, n, metrics if block == job.topology.blocks else {})
+                self._evaluate(mine, n, context, recorders)
                 halts = n < plan.batches - 1 and comm.stop.should_stop_after(n)
                 if halts or plan.saves_after(n):
                     for block, pair in trained.items():
@@ -203,11 +192,11 @@ class Pipeline:
             except (ChannelError, CallbackError):
                 raise
             except Exception as error:
+                where = f"rank {comm.rank}: schedule {job.schedule}: batch {n}"
                 if "gloo/transport" in str(error):
-                    text = f"rank {comm.rank}: schedule {job.schedule}: batch {n}: lost a rank ({gloo_reason(error)})"
-                    raise comm.watchdog.find_cause(ChannelError(text)) from error
-                reason = f"{type(error).__name__}: {error}".splitlines()[0]
-                raise BlockError(f"rank {comm.rank}: schedule {job.schedule}: batch {n}: {reason}") from error
+                    lost = ChannelError(f"{where}: lost a rank ({gloo_reason(error)})")
+                    raise comm.watchdog.find_cause(lost) from error
+                raise BlockError(f"{where}: {type(error).__name__}: {error}".splitlines()[0]) from error
             if n == steady - 1:
                 start, waited = perf_counter(), waits.receive
             if halts:
@@ -226,11 +215,6 @@ class Pipeline:
             activations={block: kept for block, of in recorders.items() if (kept := of.take()) is not None},
         )
 
-    def _flops(self, block: int) -> Flops:
-        bottom = block == 1
-        source = cost.inputs(self._job) if bottom else torch.randn(cost.SAMPLES, *self._job.shapes[block - 2])
-        return cost.backprop(self._job.blocks[block - 1], source, bottom)
-
     def _lane(self, stage: int) -> int:
         """Lane of a stage among the spans of its rank: its upper block."""
         return self._stages[stage][-1]
@@ -238,7 +222,7 @@ class Pipeline:
     def _alone(self, network: nn.Module, recorder: Recorder | None) -> tuple[Callable[[], float], Step]:
         job, lane = self._job, self._lane(0)
 
-        def step(n: int, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        def step(n: int, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
             job.runtime.seed_forward(job.seed, 0, n)
             with span(recorder, "forward", lane, n):
                 output = network(inputs)
@@ -246,7 +230,7 @@ class Pipeline:
                 loss = _cross_entropy(output, labels)
             with span(recorder, "backward", lane, n):
                 torch.autograd.backward(loss)
-            return loss.detach(), output.detach()
+            return _metrics(loss, output, labels)
 
         return lambda: 0.0, step
 
@@ -272,9 +256,16 @@ class Pipeline:
         ]
         for stage, number in zip(stages, mine, strict=True):
             stage.lane, stage.recorder = self._lane(number), recorder
-        schedule = self._schedule(stages)
+        kind = get_schedule_class("ZBVZeroBubble" if job.schedule == "zbv" else job.schedule)
+        # Losses of micro-batches are means over their samples, and gradients are averaged: the mean of the batch.
+        schedule = kind(
+            stages[0] if issubclass(kind, PipelineScheduleSingle) else stages,
+            n_microbatches=job.microbatches,
+            loss_fn=stages[-1].loss,
+            scale_grads=True,
+        )
 
-        def step(n: int, inputs: Tensor, labels: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        def step(n: int, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
             job.runtime.seed_forward(job.seed, comm.rank, n)
             for stage in stages:
                 stage.batch = n
@@ -282,28 +273,11 @@ class Pipeline:
             arguments = (inputs,) if 0 in mine else ()
             if last not in mine:
                 schedule.step(*arguments)
-                return None, None
+                return {}
             output = schedule.step(*arguments, target=labels, losses=losses)
-            return torch.stack(losses).mean().detach(), output.detach()
+            return _metrics(torch.stack(losses).mean(), output, labels)
 
         return lambda: sum(stage.busy for stage in stages), step
-
-    def _schedule(self, stages: list[_Stage]) -> _Schedule:
-        """Losses of micro-batches are means over their samples, and gradients are averaged: the mean of the batch."""
-        options: dict[str, Any] = {
-            "n_microbatches": self._job.microbatches,
-            "loss_fn": stages[-1].loss,
-            "scale_grads": True,
-        }
-        match self._job.schedule:
-            case "gpipe":
-                return pipelining.ScheduleGPipe(stages[0], **options)
-            case "1f1b":
-                return pipelining.Schedule1F1B(stages[0], **options)
-            case "interleaved1f1b":
-                return pipelining.ScheduleInterleaved1F1B(list(stages), **options)
-            case _:
-                return pipelining.ScheduleZBVZeroBubble(list(stages), **options)
 
     def _example(self, stage: int, size: int) -> Tensor:
         """A micro-batch as it leaves ``stage``; as it enters the network for stage -1."""
@@ -317,12 +291,11 @@ class Pipeline:
         self,
         mine: Mapping[int, "_Blocks"],
         n: int,
-        callback: BlockCallback,
+        context: RunContext,
         recorders: Mapping[int, ActivationRecorder],
-        recorder: Recorder | None,
     ) -> None:
         """Send every evaluation batch after batch ``n`` up through all stages, forward only."""
-        job, last = self._job, len(self._stages) - 1
+        job, last, recorder = self._job, len(self._stages) - 1, context.recorder
         meter = AccuracyMeter()
         for blocks in mine.values():
             blocks.eval()
@@ -348,13 +321,9 @@ class Pipeline:
             split = job.plan.split_ending(e)
             if split is not None:
                 for block in (block for stage in mine for block in self._stages[stage]):
-                    callback.on_eval(block, n, split, meter.take()[0] if block == job.topology.blocks else {})
+                    context.callback.on_eval(block, n, split, meter.take()[0] if block == job.topology.blocks else {})
         for blocks in mine.values():
             blocks.train()
-
-
-def _named(blocks: range) -> str:
-    return f"block {blocks[0]}" if len(blocks) == 1 else f"blocks {blocks[0]}-{blocks[-1]}"
 
 
 def _cross_entropy(output: Tensor, labels: Tensor) -> Tensor:
@@ -363,4 +332,4 @@ def _cross_entropy(output: Tensor, labels: Tensor) -> Tensor:
 
 
 def _metrics(loss: Tensor, output: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    return {"loss": loss, "accuracy": (output.argmax(-1) == labels).float().mean()}
+    return {"loss": loss.detach(), "accuracy": (output.argmax(-1) == labels).float().mean()}

@@ -1,11 +1,16 @@
-"""Services of one rank's part of a run, and the ways in which it ends early."""
+"""One rank's part of a run: the services that it has, its result, and the ways in which it ends early."""
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import torch
+from torch import Tensor, nn
+
 from counterflow.algorithms.rule import Metrics
 from counterflow.checkpoint import BlockState, CheckpointWriter
+from counterflow.engine.cost import Flops
 from counterflow.trace.recorder import Recorder
 from counterflow.transport import Communicator
 
@@ -38,6 +43,43 @@ class RunContext:
     waits: WaitTimes = field(default_factory=WaitTimes)
     recorder: Recorder | None = None
     """Recorder of spans, if they are wanted."""
+
+    def report(self, device: torch.device, block: int, n: int, metrics: Metrics) -> None:
+        """Pass on the metrics of a training batch. Raises ``FloatingPointError`` if the loss is not finite."""
+        # On a GPU, to look at a number is to wait for it: the loss is checked when it is reported anyway.
+        if "loss" in metrics and (device.type == "cpu" or self.callback.should_log(n)):
+            loss = float(metrics["loss"])
+            if not math.isfinite(loss):
+                raise FloatingPointError(f"the loss is {loss}")
+        self.callback.on_step(block, n, metrics)
+
+
+@dataclass(frozen=True)
+class RankResult:
+    digests: dict[int, bytes]
+    """sha256 of the parameters and buffers of each of its blocks."""
+    modules: dict[int, nn.Module]
+    """The trained forward block of each of its blocks."""
+    effective_parameters: int
+    """Parameters of its blocks without which the network does not predict."""
+    affiliated_parameters: int
+    """Parameters that only help to learn."""
+    seconds: float
+    """Wall time of its steady state: without the fill before it and the drain after it."""
+    batches: int
+    """Training batches of its steady state."""
+    receive_wait: float
+    """Seconds of these that it waited for a message."""
+    send_wait: float
+    """Seconds of these that it waited for room to send."""
+    flops: Flops
+    activations: dict[int, Tensor]
+    """Outputs of each of its blocks for some test samples, ``[M, d]``, if wanted."""
+
+
+def count_parameters(modules: Iterable[nn.Module]) -> int:
+    """Trainable parameters of ``modules``."""
+    return sum(p.numel() for module in modules for p in module.parameters() if p.requires_grad)
 
 
 class BlockError(Exception):

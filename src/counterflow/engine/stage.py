@@ -1,6 +1,5 @@
 """A block pair between its channels: the actions of its program."""
 
-import math
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,13 +10,14 @@ import torch
 from torch import Tensor
 
 from counterflow.algorithms.optimizer import BatchPart, BlockOptimizer
-from counterflow.algorithms.rule import LocalRule, Metrics, Prediction, Target
+from counterflow.algorithms.rule import LocalRule, Prediction, Target
 from counterflow.checkpoint import BlockState
 from counterflow.engine.channels import StageChannels
 from counterflow.engine.evaluation import AccuracyMeter, ActivationRecorder
 from counterflow.engine.job import Job
 from counterflow.engine.run_context import RunContext
 from counterflow.message import MessageKind, Tag
+from counterflow.trace.recorder import span
 from counterflow.transport import Payload, Receiver, Sender
 
 
@@ -39,11 +39,9 @@ class Stage:
         self._plan = job.plan
         self._seed = job.seed
         self._runtime = job.runtime
-        self._callback = context.callback
-        self._waits = context.waits
-        self._recorder = context.recorder
+        self._context = context
         self._activations = activations
-        if self._recorder is not None:
+        if context.recorder is not None:
             for module in rule.modules():
                 if isinstance(module, BlockOptimizer):
                     module.observe = self._record
@@ -74,10 +72,9 @@ class Stage:
             self._test_labels[n] = last
         self._targets[n] = self.rule.receive_target(n, message)
         if self.channels.target_out is not None:
-            start = perf_counter()
-            below = self.rule.make_target(n, self._targets[n])
-            self._record("emit", n, start, perf_counter())
-            self._send_down(tag, (*below, *tests))
+            with span(self._context.recorder, "emit", self.block, n):
+                below = self.rule.make_target(n, self._targets[n])
+            self._send(self.channels.target_out, tag, (*below, *tests))
 
     def forward(self, n: int) -> None:
         tag = Tag(MessageKind.ACTIVATION, n)
@@ -87,8 +84,7 @@ class Stage:
         self._runtime.seed_forward(self._seed, self.block, n)
         with self._runtime.autocast():
             activation = _apart(self.rule.forward_message(self._input), self._input)
-        if self.channels.activation_out is not None:
-            self._send(self.channels.activation_out, tag, activation)
+        self._send(self.channels.activation_out, tag, activation)
         if self._plan.gradients_from:
             self.channels.activation_in.release()
 
@@ -103,20 +99,19 @@ class Stage:
             below, metrics = self.rule.backward(BatchPart(n), self._in_flight.pop(n), gradient)
         below = _apart(below, gradient)
         self.channels.target_in.release()
-        if self.channels.target_out is not None:
-            self._send_down(tag, below)
-        self._report(n, metrics)
+        self._send(self.channels.target_out, tag, below)
+        self._context.report(self._runtime.device, self.block, n, metrics)
 
     def learn(self, n: int) -> None:
         self._learnt = self._targets.pop(n, ())
         start = perf_counter()
         with self._runtime.autocast():
             metrics = self.rule.update(BatchPart(n), self._input, self._learnt)
-        if self._recorder is not None:
-            self._recorder.rest("loss", self.block, n, start, perf_counter())
+        if self._context.recorder is not None:
+            self._context.recorder.rest("loss", self.block, n, start, perf_counter())
         self._input = ()
         self.channels.activation_in.release()
-        self._report(n, metrics)
+        self._context.report(self._runtime.device, self.block, n, metrics)
 
     @torch.no_grad()
     def evaluate(self, n: int, e: int) -> None:
@@ -125,26 +120,21 @@ class Stage:
         if self._plan.predicts_down and self.channels.target_out is None:
             *inputs, self._test_labels[e] = message
             message = tuple(inputs)
-        size = len(message[0])
         with self._predicting():
             activation, own = self.rule.predict(message, self._learnt)
         activation = _apart(activation, message)
         self._activations.offer(n, e, activation[0])
-        if self.channels.activation_out is not None:
-            self._send(self.channels.activation_out, tag, activation)
+        self._send(self.channels.activation_out, tag, activation)
         self.channels.activation_in.release()
         if self._plan.predicts_down:
             assert isinstance(own, Tensor), "a rule that predicts at the bottom has a part in it"
             self._own[e] = own
             return
         if isinstance(own, Prediction):
-            labels = self._test_labels[n][self._judged :][:size]
-            self._judged += size
+            labels = self._test_labels[n][self._judged :][: len(own.labels)]
+            self._judged += len(labels)
             self._meter.add(own.labels.unsqueeze(0), labels)
-        split = self._plan.split_ending(e)
-        if split is not None:
-            rows = self._meter.take()
-            self._callback.on_eval(self.block, n, split, rows[0] if rows else {})
+        self._report_split(n, e)
         if e == self._plan.evaluation(n)[-1]:
             self._test_labels.pop(n, None)
             self._judged = 0
@@ -156,14 +146,10 @@ class Stage:
         with self._predicting():
             below = _apart(self.rule.decode_prediction(self._own.pop(e), message), message)
         self.channels.target_in.release()
-        if self.channels.target_out is not None:
-            self._send(self.channels.target_out, tag, below)
-            return
-        self._meter.add(below[0], self._test_labels.pop(e))
-        split = self._plan.split_ending(e)
-        if split is not None:
-            for block, metrics in enumerate(self._meter.take(), self.block):
-                self._callback.on_eval(block, n, split, metrics)
+        self._send(self.channels.target_out, tag, below)
+        if self.channels.target_out is None:
+            self._meter.add(below[0], self._test_labels.pop(e))
+            self._report_split(n, e)
 
     def state(self, n: int) -> BlockState:
         """After batch ``n``. Its tensors are those that the block goes on with: to be copied before it does."""
@@ -202,41 +188,39 @@ class Stage:
             yield
         self.rule.train()
 
-    def _report(self, n: int, metrics: Metrics) -> None:
-        # On a GPU, to look at a number is to wait for it: the loss is checked when it is reported anyway.
-        if "loss" in metrics and (self._runtime.device.type == "cpu" or self._callback.should_log(n)):
-            loss = float(metrics["loss"])
-            if not math.isfinite(loss):
-                raise FloatingPointError(f"the loss is {loss}")
-        self._callback.on_step(self.block, n, metrics)
+    def _report_split(self, n: int, e: int) -> None:
+        """Report the accuracies of a split if ``e`` is its last batch: at the bottom, of all blocks, if predictions
+        come down; else of this block, which may have none."""
+        split = self._plan.split_ending(e)
+        if split is not None:
+            for block, metrics in enumerate(self._meter.take() or [{}], self.block):
+                self._context.callback.on_eval(block, n, split, metrics)
 
     def _receive(self, channel: Receiver, tag: Tag) -> Payload:
-        start = perf_counter()
-        message = channel.receive(tag)
-        end = perf_counter()
-        self._waits.receive += end - start
-        self._record("receive", tag.n, start, end, _part(tag))
+        with span(self._context.recorder, "receive", self.block, tag.n, _part(tag)):
+            start = perf_counter()
+            message = channel.receive(tag)
+            self._context.waits.receive += perf_counter() - start
         return self._runtime.unpack(message)
 
-    def _send(self, channel: Sender, tag: Tag, tensors: Payload) -> None:
-        self._transmit(channel, tag, self._runtime.pack(tensors))
-
-    def _send_down(self, tag: Tag, tensors: Payload) -> None:
-        assert self.channels.target_out is not None
+    def _send(self, channel: Sender | None, tag: Tag, tensors: Payload) -> None:
+        """Send a message, unless there is no ``channel``: above the top, and below the bottom."""
+        if channel is None:
+            return
         message = self._runtime.pack(tensors)
-        self._sent.append((tag.n, message))
-        self._transmit(self.channels.target_out, tag, message)
+        if tag.kind in (MessageKind.TARGET, MessageKind.GRADIENT):
+            self._sent.append((tag.n, message))
+        self._transmit(channel, tag, message)
 
     def _transmit(self, channel: Sender, tag: Tag, message: Payload) -> None:
-        start = perf_counter()
-        channel.send(tag, message)
-        end = perf_counter()
-        self._waits.send += end - start
-        self._record("send", tag.n, start, end, _part(tag))
+        with span(self._context.recorder, "send", self.block, tag.n, _part(tag)):
+            start = perf_counter()
+            channel.send(tag, message)
+            self._context.waits.send += perf_counter() - start
 
-    def _record(self, name: str, n: int, start: float, end: float, part: int = -1) -> None:
-        if self._recorder is not None:
-            self._recorder.add(name, self.block, n, start, end, part)
+    def _record(self, name: str, n: int, start: float, end: float) -> None:
+        assert self._context.recorder is not None
+        self._context.recorder.add(name, self.block, n, start, end)
 
 
 def _apart(tensors: Payload, message: Payload) -> Payload:

@@ -15,7 +15,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from counterflow.cli.exit_status import EXIT_USAGE
+from counterflow.cli.console import EXIT_USAGE
 from counterflow.cli.hydra_app import run_hydra, validate
 from counterflow.engine.runtime import intra_op_threads
 from counterflow.planner.model_profile import profile_model

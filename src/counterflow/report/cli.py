@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from counterflow.cli.argument_parser import ArgumentParser
+from counterflow.cli.console import ArgumentParser
 from counterflow.report.document import write_report
 from counterflow.report.groups import compare
 from counterflow.report.runs import find_runs, read_run

@@ -1,11 +1,11 @@
-"""A whole run as one rank sees it: the engine, its reports, the weights and the summary at the end."""
+"""A whole run as one rank sees it: the engine, its reports, and its result, the weights and the summary."""
 
 import logging
 import platform
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +19,7 @@ from counterflow.config import TrainConfig
 from counterflow.engine.cost import Flops
 from counterflow.engine.factory import build_engine, choose_partition
 from counterflow.engine.job import Job
-from counterflow.engine.rank_result import RankResult
-from counterflow.engine.run_context import PreemptedError, RunContext, WaitTimes
+from counterflow.engine.run_context import PreemptedError, RankResult, RunContext, WaitTimes
 from counterflow.metrics import provenance
 from counterflow.metrics.block_metrics import BlockMetrics, MetricsCallback, StepMetrics
 from counterflow.metrics.callback import Callback
@@ -29,28 +28,60 @@ from counterflow.metrics.run_dir import FinishedError
 from counterflow.metrics.tensorboard import TensorBoardLogger
 from counterflow.rank_info import RankInfo
 from counterflow.signals import Signals
-from counterflow.trainer.rank0 import Rank0Services
-from counterflow.trainer.result import FitResult
-from counterflow.trainer.resume import CHECKPOINTS, ResumePoint, open_run_dir
+from counterflow.trainer.rank0 import CHECKPOINTS, Rank0Services, ResumePoint, open_run_dir
 from counterflow.transport import Communicator, connect, rendezvous
 from counterflow.transport.interfaces import interfaces
 
 if TYPE_CHECKING:
     from counterflow.recovery.supervisor import SupervisedRank
-    from counterflow.trace.session import TraceSession
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class _Start:
-    """Starting point of all ranks, found by rank 0."""
+class FitResult:
+    """Summary on every rank, weights on rank 0."""
 
-    cut: tuple[int, ...]
-    path: Path | None
-    checkpoint: Path | None
-    batches: int
-    seconds: float
+    summary: Mapping[str, Any]
+    """The content of ``summary.json``."""
+    is_main: bool
+    """This is rank 0, which has the weights."""
+    _state: Mapping[str, Tensor] = field(repr=False)
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over all parameters and buffers: equal fingerprints mean equal bits."""
+        return str(self.summary["fingerprint"])
+
+    @property
+    def test_accuracy(self) -> float | None:
+        """Accuracy of the network on the test data; None if there was none."""
+        return self.summary["test_accuracy"]  # type: ignore[no-any-return]
+
+    @property
+    def validation_accuracy(self) -> float | None:
+        """Accuracy of the network on held-out training data; None if there was none."""
+        return self.summary["validation_accuracy"]  # type: ignore[no-any-return]
+
+    @property
+    def block_accuracy(self) -> list[float | None] | None:
+        """Test accuracy of every block by its own prediction, bottom to top."""
+        return self.summary["block_accuracy"]  # type: ignore[no-any-return]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The network's parameters and buffers on the CPU, under their original names. No collective.
+
+        Raises:
+            RuntimeError: This is not rank 0.
+        """
+        if not self.is_main:
+            raise RuntimeError("state_dict: the weights are on rank 0, see is_main")
+        return dict(self._state)
+
+    def save(self, path: str | Path) -> None:
+        """Write `state_dict` to ``path`` with ``torch.save``; ranks other than 0 write nothing."""
+        if self.is_main:
+            torch.save(self.state_dict(), path)
 
 
 @dataclass(frozen=True)
@@ -142,20 +173,21 @@ def fit(
         PreemptedError: A signal ended the run early on all ranks, once its checkpoint is whole.
         ValueError: The ranks were given different networks.
     """
-    mine = _start(job, point) if point is not None else None
+    mine = None if point is None else replace(point, directory=None, cut=point.cut or choose_partition(job))
     start, *others = comm.all_gather((mine, digest(job.network)), "where to begin")
     begin = start[0]
     if begin is None or comm.run_is_over:
         comm.all_gather(None, "the end")
         return None
-    assert isinstance(begin, _Start)
+    assert isinstance(begin, ResumePoint)
     different = [rank for rank, other in enumerate(others, 1) if other[1] != start[1]]
     if different:
         comm.close()  # all ranks are here, and the process may fit another network
         raise ValueError(f"model: rank {different[0]} was given other initial parameters than rank 0")
     if comm.restart_count and point is None:
         begin = _latest(begin, job)
-    job = replace(job, plan=replace(job.plan, start=begin.batches), cut=begin.cut)
+    assert begin.cut is not None, "rank 0 chose one"
+    job = replace(job, plan=replace(job.plan, start=begin.batches), cut=tuple(begin.cut))
     engine = build_engine(job)
     waits = WaitTimes()
 
@@ -171,13 +203,17 @@ def fit(
     )
     directory = CheckpointDirectory(begin.path / CHECKPOINTS) if begin.path is not None else None
     checkpoints = CheckpointWriter(directory, begin.checkpoint, job.device, report, comm.watchdog.timeout)
-    tracing = _trace_session(comm, begin.path) if config.trace and begin.path is not None else None
+    tracing = None
+    if config.trace and begin.path is not None:
+        from counterflow.trace.session import TraceSession  # opt-in
+
+        tracing = TraceSession(comm, begin.path)
+    title = f"{config.algorithm.name}, schedule {job.schedule}, {config.model.name} on {config.data.name}"
     context = RunContext(comm, callback, checkpoints, waits, tracing.recorder if tracing is not None else None)
-    with ExitStack() as stack:
-        stack.enter_context(checkpoints)
+    with checkpoints, ExitStack() as stack:
         if point is not None:
-            loggers = [TensorBoardLogger()] if point.directory is not None else []
-            callbacks = [*callbacks, *loggers]
+            if point.directory is not None:
+                callbacks = [*callbacks, TensorBoardLogger()]
             services = stack.enter_context(Rank0Services(job, config, point, engine, comm, callbacks))
         try:
             result = engine.run(context)
@@ -186,7 +222,7 @@ def fit(
             if services is not None:
                 services.finish(sent)
             if tracing is not None:
-                tracing.finish(_title(job, config))
+                tracing.finish(title)
             comm.all_gather(None, "the end")
             raise
         checkpoints.finish()
@@ -200,18 +236,12 @@ def fit(
                 _save_activations(begin.path, job, [rank_result for rank_result, _ in results])
             services.summarize(summary)
         if tracing is not None:
-            tracing.finish(_title(job, config))
+            tracing.finish(title)
         # Also a barrier: rank 0 may still read from a store that ends with another process.
         summary = comm.all_gather(summary, "the end")[0]
         if services is not None:
             services.end(summary)
     return FitResult(summary, comm.rank == 0, state)
-
-
-def _trace_session(comm: Communicator, folder: Path) -> "TraceSession":
-    from counterflow.trace.session import TraceSession  # opt-in
-
-    return TraceSession(comm, folder)
 
 
 def gather_state(job: Job, result: RankResult, comm: Communicator) -> dict[str, Tensor]:
@@ -227,30 +257,19 @@ def gather_state(job: Job, result: RankResult, comm: Communicator) -> dict[str, 
     return job.algorithm.original_state(state) if isinstance(job.algorithm, EndToEnd) else state
 
 
-def _latest(begin: _Start, job: Job) -> _Start:
+def _latest(begin: ResumePoint, job: Job) -> ResumePoint:
     """The start of a rank that takes the place of one that ``begin`` was meant for."""
     assert begin.path is not None, "recovery needs a run directory"
     found = CheckpointDirectory(begin.path / CHECKPOINTS).latest(job.plan.batches, lambda text: None)
     return begin if found is None else replace(begin, checkpoint=found[0], batches=found[1].batches)
 
 
-def _start(job: Job, point: ResumePoint) -> _Start:
-    directory = point.directory
-    return _Start(
-        tuple(point.cut or choose_partition(job)),
-        directory.path.resolve() if directory is not None else None,
-        point.checkpoint.resolve() if point.checkpoint is not None else None,
-        point.batches,
-        directory.seconds if directory is not None else 0.0,
-    )
-
-
-def _title(job: Job, config: TrainConfig) -> str:
-    return f"{config.algorithm.name}, schedule {job.schedule}, {config.model.name} on {config.data.name}"
-
-
 def _summary(
-    job: Job, config: TrainConfig, begin: _Start, results: Sequence[RankResult], evaluations: Mapping[str, StepMetrics]
+    job: Job,
+    config: TrainConfig,
+    begin: ResumePoint,
+    results: Sequence[RankResult],
+    evaluations: Mapping[str, StepMetrics],
 ) -> dict[str, Any]:
     metrics = {
         (split, name): row.column(name)
@@ -258,6 +277,7 @@ def _summary(
         for name in ("accuracy", *(["sequence_accuracy"] if job.task.label_shape else []))
     }
     digests = {block: value for result in results for block, value in result.digests.items()}
+    flops = sum((result.flops for result in results), Flops(0, 0, 0))
     return {
         "algorithm": config.algorithm.name,
         "model": config.model.name,
@@ -280,10 +300,10 @@ def _summary(
         "fingerprint": fingerprint(digests[block] for block in sorted(digests)),
         "effective_parameters": sum(r.effective_parameters for r in results),
         "affiliated_parameters": sum(r.affiliated_parameters for r in results),
-        "flops": _flops(results),
+        "flops": {"network": flops.forward, "training": flops.backprop, "extra": flops.learning - flops.backprop},
         "schedule": job.schedule,
         "lag": config.engine.lag,
-        "cut": list(begin.cut),
+        "cut": list(job.cut or ()),
         "threads": torch.get_num_threads(),
         "device": job.device.type,
         "precision": job.runtime.precision,
@@ -302,12 +322,6 @@ def _summary(
 
 def _top(blocks: Sequence[float | None] | None) -> float | None:
     return None if blocks is None else blocks[-1]
-
-
-def _flops(results: Sequence[RankResult]) -> dict[str, float]:
-    """Per sample: the network forward, its training by backprop, and learning here beyond that."""
-    flops = sum((result.flops for result in results), Flops(0, 0, 0))
-    return {"network": flops.forward, "training": flops.backprop, "extra": flops.learning - flops.backprop}
 
 
 def _save_activations(folder: Path, job: Job, results: Sequence[RankResult]) -> None:

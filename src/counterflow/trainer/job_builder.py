@@ -5,7 +5,7 @@ from torch import nn
 
 from counterflow import models
 from counterflow.algorithms import LocalAlgorithm, Task
-from counterflow.config import PIPELINES, EngineConfig, TrainConfig
+from counterflow.config import PIPELINES, TrainConfig
 from counterflow.data import load
 from counterflow.data.batch_loader import BatchLoader, EpochSampler
 from counterflow.data.dataset import Dataset
@@ -36,10 +36,9 @@ def build_job(config: TrainConfig, network: nn.Sequential, dataset: Dataset, inf
     order = EpochSampler(len(dataset.train), config.train.batch_size, config.seed)
     batches = BatchLoader(dataset, config.data, order, device)
     total = config.train.epochs * order.steps_per_epoch
-    exact = config.engine.lag == "exact"
     plan = RunPlan(
         batches=min(total, config.train.steps or total),
-        lag=0 if exact else config.engine.lag,
+        lag=0 if config.engine.lag == "exact" else config.engine.lag,
         evaluate_every=config.train.evaluate_every,
         test_batches=len(batches.test) if config.train.test else 0,
         validation_batches=len(batches.validation),
@@ -55,7 +54,8 @@ def build_job(config: TrainConfig, network: nn.Sequential, dataset: Dataset, inf
             f"model={config.model.name}: its output has shape {list(found)}, the labels of data={config.data.name} "
             f"need {list(wanted)}"
         )
-    cut = config.model.cut
+    cut, engine = config.model.cut, config.engine
+    bf16 = engine.precision == "bf16" or (engine.precision == "auto" and has_bf16_units(device))
     job = Job(
         topology=topology,
         plan=plan,
@@ -66,12 +66,12 @@ def build_job(config: TrainConfig, network: nn.Sequential, dataset: Dataset, inf
         algorithm=config.algorithm,
         optimizer=config.optimizer,
         seed=config.seed,
-        runtime=_runtime(config.engine, device),
+        runtime=Runtime(device, bf16, engine.channels_last, engine.compile),
         schedule=schedule,
         cut=None if cut == "profile" else tuple(block_sizes(layers, config.blocks, cut)),
         backend=backend,
-        depth=config.engine.depth,
-        target_depth=config.engine.target_depth,
+        depth=engine.depth,
+        target_depth=engine.target_depth,
         microbatches=config.train.microbatches,
         log_every=config.train.log_every,
         activations=config.run.activations,
@@ -92,11 +92,6 @@ def load_job(config: TrainConfig, info: RankInfo = RankInfo()) -> Job:  # noqa: 
 def task_of(dataset: Dataset) -> Task:
     train = dataset.train
     return Task(tuple(train.inputs.shape[1:]), dataset.classes, tuple(train.labels.shape[1:]))
-
-
-def _runtime(engine: EngineConfig, device: torch.device) -> Runtime:
-    bf16 = engine.precision == "bf16" or (engine.precision == "auto" and has_bf16_units(device))
-    return Runtime(device, bf16, engine.channels_last, engine.compile)
 
 
 def _schedule(config: TrainConfig, ranks: int) -> str:

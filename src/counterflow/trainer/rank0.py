@@ -1,23 +1,147 @@
-"""Services of rank 0: metrics files, callbacks, checkpoint commits."""
+"""Rank 0's part of a run: where it begins, metrics files, callbacks, checkpoint commits."""
 
+import hashlib
+import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from counterflow.checkpoint import BlockWritten, CheckpointCommitter, CheckpointDirectory, ManifestHeader
-from counterflow.config import TrainConfig
+from counterflow.checkpoint import BlockWritten, CheckpointCommitter, CheckpointDirectory, Manifest, ManifestHeader
+from counterflow.checkpoint.directory import NAME, CorruptCheckpointError, load
+from counterflow.config import PIPELINES, TrainConfig
 from counterflow.engine.factory import Engine
 from counterflow.engine.job import Job
 from counterflow.metrics import provenance
 from counterflow.metrics.block_metrics import BlockMetrics, ReportPoller, RowAssembler, StepMetrics
 from counterflow.metrics.callback import Callback, RunInfo, notify
-from counterflow.trainer.resume import CHECKPOINTS, ResumePoint, identity
+from counterflow.metrics.run_dir import FinishedError, Found, InUseError, RunDirectory, config_diff
 from counterflow.transport import Communicator
 
 _log = logging.getLogger(__name__)
+
+CHECKPOINTS = "checkpoints"
+"""In a run directory."""
+
+
+@dataclass(frozen=True)
+class ResumePoint:
+    """Start of a run. Rank 0 finds it, and sends it to the other ranks without the ``directory``."""
+
+    directory: RunDirectory | None = None
+    """None for a run that writes nothing."""
+    path: Path | None = None
+    """The folder of ``directory``, absolute."""
+    seconds: float = 0.0
+    """Seconds of the run before."""
+    checkpoint: Path | None = None
+    """The folder of the checkpoint that the run goes on from; None if it begins anew."""
+    batches: int = 0
+    """Training batches before."""
+    cut: Sequence[int] | None = None
+    """Layers of every block: of the checkpoint, or as rank 0 then chooses for all ranks."""
+
+
+def open_run_dir(job: Job, config: TrainConfig, log: Callable[[str], None], alone: bool = True) -> ResumePoint:
+    """Make or open the run directory ``config.run.dir``, as ``run.resume`` says.
+
+    Args:
+        job: The run.
+        config: Its description.
+        log: Called with a line about each thing that was found.
+        alone: No other process of the run is at work in the directory, or writes checkpoints.
+
+    Raises:
+        FinishedError: The directory holds this run, and it has finished.
+        InUseError: Another process writes it.
+        ValueError: It holds another run, or a checkpoint is of another configuration.
+    """
+    path = Path(config.run.dir or "")
+    directory = RunDirectory(path, config)
+    found, resume = directory.found, config.run.resume
+    checkpoints = CheckpointDirectory(path / CHECKPOINTS)
+    try:
+        if found is Found.RUNNING:
+            raise InUseError(f"run.dir={path}: another process writes it")
+        if found is Found.FINISHED:
+            raise FinishedError(f"run.dir={path}: already holds a finished run, choose another one or remove it")
+        if found is Found.INTERRUPTED and resume == "never":
+            raise ValueError(f"run.dir={path}: already holds a run, which run.resume=auto would go on with")
+        begin = None if resume in ("auto", "never") else _named(resume, path, job, config, log)
+        if resume != "never" and (own := checkpoints.latest(job.plan.batches, log)) is not None:
+            begin = _checked(own, job, config, log)
+        batches = begin[1].batches if begin is not None else 0
+        directory.begin(batches)
+        if alone:
+            checkpoints.forget_after(batches)
+    except BaseException:
+        directory.close()
+        raise
+    if begin is None:
+        if found is Found.INTERRUPTED:
+            log(f"{path}: was interrupted before its first checkpoint, begins anew")
+        return ResumePoint(directory, path.resolve())
+    folder, manifest = begin
+    log(f"{path}: goes on after batch {batches - 1} from {folder}")
+    return ResumePoint(directory, path.resolve(), directory.seconds, folder.resolve(), batches, manifest.cut)
+
+
+def _named(resume: str, path: Path, job: Job, config: TrainConfig, log: Callable[[str], None]) -> tuple[Path, Manifest]:
+    """The checkpoint that ``run.resume=PATH`` names."""
+    folder = Path(resume)
+    if folder.resolve().is_relative_to(path.resolve()):
+        raise ValueError(f"run.resume={resume}: is in run.dir={path}, allowed there are auto, never")
+    found = None
+    if (folder / NAME).exists():
+        try:
+            found = folder, load(folder)
+        except CorruptCheckpointError as error:
+            raise ValueError(f"run.resume={resume}: is no whole checkpoint ({error})") from error
+    elif (folder / CHECKPOINTS).is_dir():
+        found = CheckpointDirectory(folder / CHECKPOINTS).latest(job.plan.batches, log)
+    if found is None:
+        raise ValueError(
+            f"run.resume={resume}: allowed are auto, never, the folder of a checkpoint or of a run that has one"
+        )
+    return _checked(found, job, config, log)
+
+
+def _checked(
+    found: tuple[Path, Manifest], job: Job, config: TrainConfig, log: Callable[[str], None]
+) -> tuple[Path, Manifest]:
+    """``found``. ``ValueError`` where ``job`` would not end with the bits of the run that wrote it."""
+    folder, manifest = found
+    here = json.loads(json.dumps(identity(job, config)))
+    if manifest.identity != here:
+        raise ValueError(f"run.resume: {folder} is of another configuration: {config_diff(manifest.identity, here)}")
+    if manifest.batches >= job.plan.batches:
+        raise ValueError(f"run.resume: {folder} is of the end of a run, nothing is left of {job.plan.batches} batches")
+    for name, now in provenance.versions(job.device).items():
+        before = manifest.versions.get(name)
+        if before != now:
+            log(f"{folder} was computed with {name} {before}, here is {now}: numbers may be rounded otherwise")
+    return found
+
+
+def identity(job: Job, config: TrainConfig) -> Mapping[str, Any]:
+    """Everything that the result of ``job`` depends on, by key: the value in use where a key may be ``auto``."""
+    train = job.batches.dataset.train
+    # The labels in their order are a fast test that two data sets are equal.
+    labels = train.labels.cpu().contiguous().numpy().tobytes()
+    used: dict[str, Any] = {
+        "engine.threads": torch.get_num_threads(),
+        "engine.precision": job.runtime.precision,
+        "device": job.device.type,
+        "schedule": job.schedule,
+        "data.root": hashlib.sha256(f"{list(train.inputs.shape)}".encode() + labels).hexdigest()[:16],
+    }
+    if job.schedule in PIPELINES:  # gradients of micro-batches add up differently on one process and on several
+        used["ranks"] = job.topology.ranks
+    return {**provenance.settings(config), **used}
 
 
 class Rank0Services:
@@ -48,12 +172,18 @@ class Rank0Services:
         self._comm = comm
         self._callbacks = callbacks
         self._info = RunInfo(
-            _description(job, config),
+            [
+                f"{config.algorithm.name}, {config.model.name} of {len(job.network)} layers cut {list(job.cut)} into "
+                f"{config.blocks} blocks",
+                f"processes {job.topology.ranks}, threads of each {torch.get_num_threads()} (engine.threads="
+                f"{config.engine.threads}), lag {config.engine.lag}, {job.device.type} over {job.backend}",
+                f"{config.data.name}, {plan.batches} batches of {job.batch_size}",
+            ],
             plan.batches,
             job.batch_size,
             engine.owners,
             plan.start,
-            directory.seconds if directory is not None else 0.0,
+            point.seconds,
             directory.path if directory is not None else None,
         )
         self._rows = RowAssembler(job.topology.blocks, engine.summarize, self._sink, plan.start)
@@ -67,7 +197,6 @@ class Rank0Services:
                 plan.start,
                 comm.announce_checkpoint,
             )
-        self._stack = ExitStack()
 
     def __enter__(self) -> "Rank0Services":
         with ExitStack() as stack:
@@ -127,14 +256,3 @@ class Rank0Services:
         if row.event != "train":
             self.evaluations[row.event] = row
         notify(self._callbacks, "on_step" if row.event == "train" else "on_eval", row)
-
-
-def _description(job: Job, config: TrainConfig) -> list[str]:
-    assert job.cut is not None
-    return [
-        f"{config.algorithm.name}, {config.model.name} of {len(job.network)} layers cut {list(job.cut)} into "
-        f"{config.blocks} blocks",
-        f"processes {job.topology.ranks}, threads of each {torch.get_num_threads()} (engine.threads="
-        f"{config.engine.threads}), lag {config.engine.lag}, {job.device.type} over {job.backend}",
-        f"{config.data.name}, {job.plan.batches} batches of {job.batch_size}",
-    ]

@@ -14,9 +14,6 @@ from pathlib import Path
 from typing import Any
 
 _CHILD = "from counterflow.trainer.spawn import run_child; run_child()"
-_PR_SET_PDEATHSIG = 1
-_POLL = 0.05
-"""Seconds between two looks at the processes."""
 _GRACE = 10.0
 """Seconds in which the other ranks may end by themselves after one has failed."""
 
@@ -88,7 +85,7 @@ def _wait(processes: list[subprocess.Popen[bytes]], folder: Path) -> Any:
             deadline = min(deadline, time.monotonic() + _GRACE)
         if time.monotonic() > deadline:
             break
-        time.sleep(_POLL)
+        time.sleep(0.05)
     errors = [
         f"rank {rank}: {_error(process, folder / f'result-{rank}')}"
         for rank, process in enumerate(processes)
@@ -97,39 +94,31 @@ def _wait(processes: list[subprocess.Popen[bytes]], folder: Path) -> Any:
     if errors:
         # A rank that lost another one says so too: the reason is the error of the rank that ended first.
         raise SpawnError(min(errors, key=lambda text: "lost rank" in text or "lost a rank" in text))
-    succeeded, value = pickle.loads((folder / "result-0").read_bytes())
-    assert succeeded
-    return value
+    return pickle.loads((folder / "result-0").read_bytes())
 
 
 def _error(process: subprocess.Popen[bytes], path: Path) -> str:
-    if not path.exists():
-        return f"ended with status {process.returncode}"
-    return str(pickle.loads(path.read_bytes())[1])
+    return str(pickle.loads(path.read_bytes())) if path.exists() else f"ended with status {process.returncode}"
 
 
 def run_child() -> None:
     """Run the task of one rank, in a process that `spawn` started."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     task, result = map(Path, sys.argv[1:])
     sys.argv[1:] = []
-    content = pickle.loads(task.read_bytes())
-    function, args, path = content
-    sys.path[:] = path
-    status = 0
-    outcome: tuple[bool, Any] = True, None
+    function, args, sys.path[:] = pickle.loads(task.read_bytes())
+    status, outcome = 0, None
     try:
         value = function(*args)
-        if os.environ["RANK"] == "0":
-            outcome = (True, value)
+        outcome = value if os.environ["RANK"] == "0" else None
     except BaseException as error:
         traceback.print_exc()
-        status, outcome = 1, (False, f"{type(error).__name__}: {' '.join(str(error).split())}")
+        status, outcome = 1, f"{type(error).__name__}: {' '.join(str(error).split())}"
     try:
         content = pickle.dumps(outcome)
     except Exception:  # a value that is bound to its process
-        content = pickle.dumps((True, None))
+        content = pickle.dumps(None)
     result.write_bytes(content)
     sys.stdout.flush()
     sys.stderr.flush()

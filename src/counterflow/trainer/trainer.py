@@ -30,9 +30,8 @@ from counterflow.metrics.callback import Callback
 from counterflow.metrics.provenance import digest
 from counterflow.models.custom import check_network
 from counterflow.rank_info import RankInfo
-from counterflow.trainer.fit import ProcessControl, connect_and_fit
+from counterflow.trainer.fit import FitResult, ProcessControl, connect_and_fit
 from counterflow.trainer.job_builder import build_job, prepare_process, task_of
-from counterflow.trainer.result import FitResult
 
 Network = nn.Sequential | Callable[[], nn.Sequential] | ModelConfig
 
@@ -227,9 +226,7 @@ def _name_of(factory: Callable[[], nn.Sequential]) -> str:
 
 def _check_directory(run_dir: object, checkpoint: CheckpointConfig | None, trace: bool, activations: int) -> None:
     """``ValueError`` where something is to be written, and there is no folder for it."""
-    if run_dir is not None:
-        return
     wanted = {"checkpoint.every": checkpoint.every if checkpoint else 0, "trace": trace, "activations": activations}
     for key, value in wanted.items():
-        if value:
+        if value and run_dir is None:
             raise ValueError(f"{key}={value}: needs run_dir, the folder that takes it")

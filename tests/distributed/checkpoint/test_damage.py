@@ -19,7 +19,7 @@ from counterflow.cli.hydra_app import load_config
 from counterflow.engine.run_context import BlockError
 from counterflow.rank_info import RankInfo
 from counterflow.trainer.job_builder import load_job
-from counterflow.trainer.resume import ResumePoint, open_run_dir
+from counterflow.trainer.rank0 import ResumePoint, open_run_dir
 from tests.helpers.processes import Pool
 from tests.helpers.runs import SMALL, summary_of, train_rank
 

@@ -8,7 +8,7 @@ import pytest
 
 from counterflow.cli.hydra_app import load_config
 from counterflow.trainer.job_builder import load_job
-from counterflow.trainer.resume import open_run_dir
+from counterflow.trainer.rank0 import open_run_dir
 from tests.helpers.processes import Pool
 from tests.helpers.runs import SMALL, summary_of, train_rank
 

@@ -187,7 +187,7 @@ def test_a_stage_begins_no_run_that_would_outlast_it(monkeypatch: pytest.MonkeyP
     sweep = Sweep(run, ends=100.0)
     for name in "abc":
         sweep.job(name, tmp_path / name, lambda: load_config(["checkpoint.every=0"]))
-    assert (sweep.ran, sweep.remaining, sweep.status) == (2, 1, 75)
+    assert (sweep.counts["ran"], sweep.counts["remaining"], sweep.status) == (2, 1, 75)
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ from counterflow.engine.factory import build_engine
 from counterflow.rank_info import RankInfo
 from counterflow.trainer.fit import fit
 from counterflow.trainer.job_builder import load_job
-from counterflow.trainer.resume import ResumePoint
+from counterflow.trainer.rank0 import ResumePoint
 from counterflow.trainer.trainer import Trainer
 from counterflow.transport import connect
 from tests.helpers.processes import Pool

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
+from counterflow.cli.console import install_cli_logging
 from counterflow.cli.hydra_app import load_config
-from counterflow.cli.note_handler import install_cli_logging
 from counterflow.engine.run_context import PreemptedError
 from counterflow.rank_info import RankInfo
 from counterflow.trace import rank_trace
@@ -25,7 +25,7 @@ from counterflow.trace.rank_trace import RankTrace
 from counterflow.trace.recorder import NAMES, SHORT
 from counterflow.trainer.fit import fit
 from counterflow.trainer.job_builder import load_job
-from counterflow.trainer.resume import open_run_dir
+from counterflow.trainer.rank0 import open_run_dir
 from counterflow.transport import Communicator, connect
 from tests.helpers.chrome_trace import read_traces
 from tests.helpers.processes import Pool
