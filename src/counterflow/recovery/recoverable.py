@@ -17,16 +17,11 @@ from counterflow.message import Tag
 from counterflow.recovery.replaying_channels import ReplayEndpoint, ReplayingReceiver, ReplayingSender
 from counterflow.recovery.supervisor import SupervisedRank
 from counterflow.topology import Edge, Topology
-from counterflow.transport.buffers import make_buffers
+from counterflow.transport.buffers import MessageLayout, make_buffers
 from counterflow.transport.channel import ChannelError
 from counterflow.transport.communicator import Communicator
-from counterflow.transport.interfaces import address
-from counterflow.transport.message_layout import MessageLayout
-from counterflow.transport.rendezvous import LauncherStore, join
+from counterflow.transport.rendezvous import LauncherStore, address, join
 from counterflow.transport.watchdog import Watchdog
-
-_POLL_INTERVAL = 0.02
-"""Seconds between looks at the store."""
 
 _PIECE = 4 << 20
 """Bytes of a value of the store: torch's TCPStore refuses 8 MB and more."""
@@ -128,11 +123,9 @@ class RecoverableCommunicator(Communicator):
         values = []
         for rank in range(self.size):
             key = f"gather/{purpose}/{rank}"
-            while not self._store.has(key):
-                if time.monotonic() > deadline:
-                    what = f"rank {self.rank}: {purpose} of rank {rank}: nothing for {self.watchdog.timeout:g} s"
-                    raise ChannelError(f"{what} (engine.timeout){self.watchdog.explain()}")
-                time.sleep(_POLL_INTERVAL)
+            if not self._store.await_key(key, deadline):
+                what = f"rank {self.rank}: {purpose} of rank {rank}: nothing for {self.watchdog.timeout:g} s"
+                raise ChannelError(f"{what} (engine.timeout){self.watchdog.explain()}")
             pieces = (self._store.get(f"{key}/{i}") for i in range(int(self._store.get(key))))
             values.append(pickle.loads(b"".join(pieces)))
         return values

@@ -34,7 +34,7 @@ from counterflow.trainer.rank0 import Rank0Services
 from counterflow.trainer.result import FitResult
 from counterflow.trainer.resume import CHECKPOINTS, ResumePoint, open_run_dir
 from counterflow.transport import Communicator, connect, rendezvous
-from counterflow.transport.interfaces import interfaces
+from counterflow.transport.rendezvous import interfaces
 
 if TYPE_CHECKING:
     from counterflow.recovery.supervisor import SupervisedRank

@@ -14,10 +14,9 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from counterflow.message import Tag
 from counterflow.topology import Edge, Topology
-from counterflow.transport.buffers import CpuGloo, MessageBuffers, make_buffers
+from counterflow.transport.buffers import CpuGloo, MessageBuffers, MessageLayout, make_buffers
 from counterflow.transport.channel import ChannelError, gloo_reason
 from counterflow.transport.control import LOSS_GRACE, ControlThread, StopConsensus
-from counterflow.transport.message_layout import MessageLayout
 from counterflow.transport.remote import P2PEndpoint, RemoteReceiver, RemoteSender
 from counterflow.transport.rendezvous import LauncherStore, join
 from counterflow.transport.watchdog import Watchdog

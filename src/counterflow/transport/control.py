@@ -11,9 +11,6 @@ from counterflow.transport.watchdog import Watchdog
 _INTERVAL = 0.2
 """Seconds between looks at the store."""
 
-_POLL_INTERVAL = 0.02
-"""Seconds between looks at the store while other ranks answer."""
-
 _ANSWERS_WITHIN = 2.0
 """Seconds in which a rank that is alive answers."""
 
@@ -91,7 +88,6 @@ class ControlThread:
             state: Returns the wait of this rank, and the state of its channels.
         """
         self._store = store
-        self._rank = store.rank
         self._size = size
         self._stop = stop
         self._watchdog = watchdog
@@ -100,7 +96,7 @@ class ControlThread:
         """Called between looks at the store."""
         self._caught: int | None = None
         self._wake = threading.Event()
-        self._closing = False
+        self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="control", daemon=True)
         self._thread.start()
 
@@ -110,7 +106,7 @@ class ControlThread:
         self._wake.set()
 
     def close(self) -> None:
-        self._closing = True
+        self._closing.set()
         self._wake.set()
         self._thread.join(_ANSWERS_WITHIN)
 
@@ -125,7 +121,7 @@ class ControlThread:
         asking.start()
         asking.join(2 * _ANSWERS_WITHIN)
         if asking.is_alive() and not answers:
-            answers = [f"rank {self._rank}: {self._state()}", "the launcher's store does not answer"]
+            answers = [f"rank {self._store.rank}: {self._state()}", "the launcher's store does not answer"]
         return "".join(f"\n{answer}" for answer in answers)
 
     def _ask(self, answers: list[str]) -> None:
@@ -140,16 +136,10 @@ class ControlThread:
             answers.append(str(error))
 
     def _state_of(self, rank: int, deadline: float) -> str:
-        if rank == self._rank:
+        if rank == self._store.rank:
             return self._state()
-        there = self._await(f"state/{rank}", deadline)
+        there = self._store.await_key(f"state/{rank}", deadline, self._closing.is_set)
         return self._store.get(f"state/{rank}").decode() if there else "does not answer"
-
-    def _await(self, key: str, deadline: float) -> bool:
-        """Wait for ``key``; False if it is not there at ``deadline``."""
-        while not (there := self._store.has(key)) and time.monotonic() < deadline and not self._closing:
-            time.sleep(_POLL_INTERVAL)
-        return there
 
     def _run(self) -> None:
         try:
@@ -160,7 +150,7 @@ class ControlThread:
 
     def _serve(self) -> None:
         answered = agreed = False
-        while not self._closing:
+        while not self._closing.is_set():
             self._wake.wait(_INTERVAL)
             self._wake.clear()
             if self._caught is not None:
@@ -171,17 +161,17 @@ class ControlThread:
                 agreed = True
             self.on_poll()
             if not answered and self._store.has("inquiry"):
-                self._store.set(f"state/{self._rank}", self._state())
+                self._store.set(f"state/{self._store.rank}", self._state())
                 answered = True
 
     def _agree(self, signal: int) -> None:
-        self._store.set(f"started/{self._rank}", str(self._stop.request(signal)))
+        self._store.set(f"started/{self._store.rank}", str(self._stop.request(signal)))
         started = []
         deadline = time.monotonic() + 2 * _ANSWERS_WITHIN
         for rank in range(self._size):
-            if not self._await(f"started/{rank}", deadline):
-                if not self._closing:
-                    text = f"rank {self._rank}: rank {rank} does not say which batch it is in"
+            if not self._store.await_key(f"started/{rank}", deadline, self._closing.is_set):
+                if not self._closing.is_set():
+                    text = f"rank {self._store.rank}: rank {rank} does not say which batch it is in"
                     self._watchdog.fail(ChannelError(text))
                 return
             started.append(int(self._store.get(f"started/{rank}")))

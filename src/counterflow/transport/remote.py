@@ -16,9 +16,8 @@ from torch import Tensor
 
 from counterflow.message import MessageError, Tag, check_header, pack_header
 from counterflow.topology import Edge
-from counterflow.transport.buffers import Loaded, MessageBuffers, started
+from counterflow.transport.buffers import Loaded, MessageBuffers, MessageLayout, started
 from counterflow.transport.channel import ChannelError, Payload, gloo_reason
-from counterflow.transport.message_layout import MessageLayout
 from counterflow.transport.watchdog import Watchdog
 
 _FOREVER = 1e7

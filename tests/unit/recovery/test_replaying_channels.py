@@ -14,8 +14,7 @@ from counterflow.recovery.replaying_channels import ReplayEndpoint, ReplayingRec
 from counterflow.topology import Edge, Stream
 from counterflow.transport import ChannelError, MessageLayout, TensorSpec
 from counterflow.transport.buffers import CpuGloo
-from counterflow.transport.interfaces import address
-from counterflow.transport.rendezvous import LauncherStore
+from counterflow.transport.rendezvous import LauncherStore, address
 from counterflow.transport.watchdog import Watchdog
 from tests.helpers.links import soon
 
