@@ -114,13 +114,17 @@ def rendezvous(info: RankInfo, timeout: float) -> Store | None:
     if (host, port) not in _stores:
         hosts = info.is_main and not info.agent_hosts_store
         listening = listen(host, port).detach() if hosts else None
-        limit = timedelta(seconds=timeout)
         try:
             if listening is None:
                 _await_listener(host, port, timeout)
             store = AgentStore if info.agent_hosts_store else TCPStore
             _stores[host, port] = store(
-                host, port, info.size, is_master=hosts, timeout=limit, master_listen_fd=listening
+                host,
+                port,
+                info.size,
+                is_master=hosts,
+                timeout=timedelta(seconds=timeout),
+                master_listen_fd=listening,
             )
         except (RuntimeError, OSError) as error:
             reason = str(error).splitlines()[0]
@@ -191,8 +195,9 @@ class LauncherStore:
             return operation(self._prefix + key, *value)
         except RuntimeError as error:
             where = f" at {self._store.host}:{self._store.port}" if isinstance(self._store, TCPStore) else ""
-            text = f"rank {self.rank}: the launcher's store{where} does not answer ({gloo_reason(error)})"
-            raise ChannelError(text) from None
+            raise ChannelError(
+                f"rank {self.rank}: the launcher's store{where} does not answer ({gloo_reason(error)})"
+            ) from None
 
 
 def join(store: LauncherStore, size: int, timeout: float) -> str:
