@@ -1,4 +1,4 @@
-"""Both ends of an edge that outlives the process at its other end (``engine.recovery=rank``).
+"""Both ends of an edge that outlives the process at its other end (``engine.recovery=rank``), and its replay buffer.
 
 They use plain sockets, because a process group does not outlive a member: gloo does not tell a posted receive that the
 sender died, and nothing ends that receive, not even ``abort``. The receiver connects, says which message it needs

@@ -61,8 +61,7 @@ class MessageLayout:
             if i not in self.large:
                 self.head = self.nbytes
         self.offsets = tuple(offsets[i] for i in range(len(self.specs)))
-        alone = (slice(offsets[i], offsets[i] + self.specs[i].nbytes) for i in self.large)
-        self.pieces = (slice(0, self.head), *alone)
+        self.pieces = (slice(0, self.head), *(slice(offsets[i], offsets[i] + self.specs[i].nbytes) for i in self.large))
         """Slices of the buffer that are sent separately: the head, and every large tensor."""
 
     @property

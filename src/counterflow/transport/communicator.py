@@ -87,8 +87,9 @@ class Communicator:
                     # The first operation of a group connects its sockets or builds its communicator.
                     dist.all_reduce(torch.zeros(1, device=device if backend == "nccl" else "cpu"), group=group)
             except RuntimeError as error:
-                failure = ChannelError(f"rank {self.rank}: {edge}: was not opened ({gloo_reason(error)})")
-                raise self.watchdog.find_cause(failure) from error
+                raise self.watchdog.find_cause(
+                    ChannelError(f"rank {self.rank}: {edge}: was not opened ({gloo_reason(error)})")
+                ) from error
 
         self._peer_threads = [
             threading.Thread(target=self._watch_peer, args=(peer,), name=f"rank {peer}", daemon=True)
@@ -157,8 +158,9 @@ class Communicator:
             yield
         except RuntimeError as error:
             explanation = self.watchdog.explain() if "imed out" in str(error) else ""
-            text = f"rank {self.rank}: lost a rank while {what}{explanation}"
-            raise self.watchdog.find_cause(ChannelError(text)) from error
+            raise self.watchdog.find_cause(
+                ChannelError(f"rank {self.rank}: lost a rank while {what}{explanation}")
+            ) from error
 
     def send_report(self, text: str) -> None:
         """Leave a report for rank 0, on any thread; does not wait for rank 0."""
@@ -239,6 +241,7 @@ def connect(
             timeout=timedelta(seconds=timeout),
         )
     except RuntimeError as error:
-        failure = ChannelError(f"rank {rank}: the {size} ranks did not meet within {timeout:g} s: {gloo_reason(error)}")
-        raise launcher.cause(failure) from error
+        raise launcher.cause(
+            ChannelError(f"rank {rank}: the {size} ranks did not meet within {timeout:g} s: {gloo_reason(error)}")
+        ) from error
     return Communicator(launcher.with_prefix(attempt), size, watchdog, on_stop)

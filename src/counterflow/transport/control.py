@@ -284,8 +284,9 @@ class ControlThread:
         for rank in range(self._size):
             if not self._store.await_key(f"started/{rank}", deadline, self._closing.is_set):
                 if not self._closing.is_set():
-                    unanswered = f"rank {self._store.rank}: rank {rank} does not say which batch it is in"
-                    self._watchdog.fail(ChannelError(unanswered))
+                    self._watchdog.fail(
+                        ChannelError(f"rank {self._store.rank}: rank {rank} does not say which batch it is in")
+                    )
                 return
             started.append(int(self._store.get(f"started/{rank}")))
         self._stop.agree(max(started))

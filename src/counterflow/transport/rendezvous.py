@@ -128,8 +128,9 @@ def rendezvous(info: RankInfo, timeout: float) -> Store | None:
             )
         except (RuntimeError, OSError) as error:
             reason = str(error).splitlines()[0]
-            text = f"rank {info.rank}: the {info.size} ranks did not meet at {host}:{port}: {reason}"
-            raise ChannelError(text) from error
+            raise ChannelError(
+                f"rank {info.rank}: the {info.size} ranks did not meet at {host}:{port}: {reason}"
+            ) from error
     return _stores[host, port]
 
 
