@@ -43,23 +43,20 @@ HEADER_BYTES = 64
 """One cache line, so that the tensor behind the header is aligned as a fresh one is."""
 
 _FIELDS = struct.Struct("<8sIqqQ")
-_CHECKSUM = struct.Struct("<I")
 
 
 def pack_header(tag: Tag, nbytes: int) -> bytes:
     """The ``HEADER_BYTES`` bytes before a payload of ``nbytes`` bytes: magic, kind, n, e, nbytes, checksum, zeros."""
     fields = _FIELDS.pack(MAGIC, tag.kind, tag.n, tag.e, nbytes)
-    return (fields + _CHECKSUM.pack(zlib.crc32(fields))).ljust(HEADER_BYTES, b"\0")
+    return (fields + zlib.crc32(fields).to_bytes(4, "little")).ljust(HEADER_BYTES, b"\0")
 
 
 def unpack_header(header: bytes) -> tuple[Tag, int]:
     """Tag and payload bytes that ``header`` announces. Raises `MessageError` if it is corrupt."""
-    fields = header[: _FIELDS.size]
-    (checksum,) = _CHECKSUM.unpack_from(header, _FIELDS.size)
-    magic, kind, n, e, nbytes = _FIELDS.unpack(fields)
-    if magic != MAGIC or checksum != zlib.crc32(fields) or kind not in list(MessageKind):
+    _, kind, n, e, nbytes = _FIELDS.unpack_from(header)
+    if kind not in list(MessageKind) or header != pack_header(tag := Tag(MessageKind(kind), n, e), nbytes):
         raise MessageError("corrupt header")
-    return Tag(MessageKind(kind), n, e), nbytes
+    return tag, nbytes
 
 
 def check_header(header: bytes, tag: Tag, nbytes: int) -> None:

@@ -32,11 +32,6 @@ class RankInfo:
         return self.rank == 0
 
     @property
-    def speaks_for_node(self) -> bool:
-        """True for the one process of each node that reports what all processes of the node find alike."""
-        return self.local_rank == 0
-
-    @property
     def one_node(self) -> bool:
         """True if all ranks are known to run on this node."""
         return self.local_size == self.size

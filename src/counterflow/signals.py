@@ -8,9 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
-CAUGHT = (signal.SIGTERM, signal.SIGINT)
-_SHOW_CURSOR = b"\x1b[?25h"
-
 
 class Signals:
     """Handler of both signals, on a thread of its own. Must be created on the main thread.
@@ -26,7 +23,7 @@ class Signals:
         read_end, write_end = os.pipe()
         os.set_blocking(write_end, False)
         signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
-        for number in CAUGHT:
+        for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: None)
         threading.Thread(target=self._run, args=(read_end,), name="signals", daemon=True).start()
 
@@ -65,5 +62,5 @@ def end(number: int, message: str = "") -> NoReturn:
     if message:
         os.write(2, f"{message}\n".encode())
     if sys.stdout is not None and sys.stdout.isatty():
-        os.write(1, _SHOW_CURSOR)  # a live display may have hidden it
+        os.write(1, b"\x1b[?25h")  # shows the cursor, which a live display may have hidden
     os._exit(128 + number)

@@ -19,14 +19,13 @@ BY_HAND = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_P
 def test_under_torchrun() -> None:
     info = RankInfo.from_env(TORCHRUN)
     assert info == RankInfo(5, 8, 1, 4, socket.gethostname(), 2, "job", ("192.0.2.1", 29500), True)
-    assert (info.is_main, info.speaks_for_node, info.one_node) == (False, False, False)
+    assert (info.is_main, info.one_node) == (False, False)
 
 
 def test_by_hand() -> None:
     info = RankInfo.from_env(BY_HAND)
     assert info == RankInfo(1, 2, 0, 2, master=("127.0.0.1", 29500))
     assert info.one_node
-    assert info.speaks_for_node
     assert not info.is_main
     elsewhere = RankInfo.from_env({**BY_HAND, "MASTER_ADDR": "192.0.2.1"})
     assert elsewhere.local_size == 1
@@ -38,7 +37,6 @@ def test_a_single_process_needs_no_other_variable(environment: dict[str, str]) -
     info = RankInfo.from_env(environment)
     assert info == RankInfo()
     assert info.is_main
-    assert info.speaks_for_node
     assert info.one_node
 
 

@@ -18,7 +18,7 @@ import torch
 from counterflow.doctor.check import Check, Status, with_timeout
 from counterflow.metrics.provenance import torchvision_version
 from counterflow.rank_info import RankInfo
-from counterflow.transport.interfaces import address
+from counterflow.transport.rendezvous import address
 
 RANK_BYTES = 10**9
 """Least memory of a rank: torch itself, data and a small """

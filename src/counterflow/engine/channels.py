@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
@@ -28,7 +29,6 @@ class StageChannels:
 def message_layouts(rules: RuleSet, job: Job, edge: Edge) -> Callable[[Tag], MessageLayout]:
     """The layout of every message of ``edge`` by its tag. Both ends compute the same function."""
     batch, batches = job.batch_size, job.batches
-    layouts: dict[MessageSpec, MessageLayout] = {}
 
     def spec(tag: Tag) -> MessageSpec:
         match tag.kind:
@@ -38,43 +38,37 @@ def message_layouts(rules: RuleSet, job: Job, edge: Edge) -> Callable[[Tag], Mes
                 return rules.test_activation(edge.lower, batches.evaluation_size(tag.e))
             case MessageKind.PREDICTION:
                 return rules.prediction(edge.lower, batches.evaluation_size(tag.e))
-            case MessageKind.GRADIENT:
-                return rules.target(edge.lower, tag.n, batch)
-            case MessageKind.TARGET:
+            case MessageKind.GRADIENT | MessageKind.TARGET:
                 target = rules.target(edge.lower, tag.n, batch)
-                if not job.plan.evaluates_after(tag.n):
+                if tag.kind is MessageKind.GRADIENT or not job.plan.evaluates_after(tag.n):
                     return target
                 labels = batches.labels_of(job.plan.evaluation(tag.n))
                 return (*target, (tuple(labels.shape), labels.dtype))
 
-    def layout(tag: Tag) -> MessageLayout:
-        key = spec(tag)
-        if key not in layouts:
-            layouts[key] = MessageLayout(
-                tuple(TensorSpec(job.runtime.packed_shape(shape), dtype) for shape, dtype in key)
-            )
-        return layouts[key]
+    @cache
+    def layout(tensors: MessageSpec) -> MessageLayout:
+        return MessageLayout(tuple(TensorSpec(job.runtime.packed_shape(shape), dtype) for shape, dtype in tensors))
 
-    return layout
+    return lambda tag: layout(spec(tag))
 
 
+@dataclass(frozen=True)
 class InputChannel:
     """The receiving end of a stream that this process makes itself."""
 
-    def __init__(self, items: Generator[Item], device: torch.device) -> None:
-        self._items = items
-        self._device = device
+    items: Generator[Item]
+    device: torch.device
 
     def receive(self, tag: Tag) -> Payload:
-        found, tensors = next(self._items)
+        found, tensors = next(self.items)
         assert found == tag, f"{found} came where {tag} was expected"
-        return tuple(tensor.to(self._device, non_blocking=True) for tensor in tensors)
+        return tuple(tensor.to(self.device, non_blocking=True) for tensor in tensors)
 
     def release(self) -> None:
         """Nothing to give back: the tensors belong to the block that took them."""
 
     def close(self) -> None:
-        self._items.close()
+        self.items.close()
 
 
 def input_stream(job: Job) -> InputChannel:
@@ -119,8 +113,8 @@ class ChannelFactory:
         self._job = job
         self._rules = rules
         self._comm = comm
-        self._remote = set(job.topology.remote_edges())
-        self._local: dict[Edge, LocalChannel] = {}
+        local = set(job.topology.edges()) - set(job.topology.remote_edges())
+        self._local = {edge: LocalChannel(edge) for edge in local}
 
     def channels(self, block: int) -> StageChannels:
         bottom, top = block == 1, block == self._job.topology.blocks
@@ -132,13 +126,13 @@ class ChannelFactory:
         )
 
     def _sender(self, edge: Edge) -> Sender:
-        if edge not in self._remote:
-            return self._local.setdefault(edge, LocalChannel(edge))
+        if edge in self._local:
+            return self._local[edge]
         return self._comm.sender(edge, message_layouts(self._rules, self._job, edge))
 
     def _receiver(self, edge: Edge) -> Receiver:
-        if edge not in self._remote:
-            return self._local.setdefault(edge, LocalChannel(edge))
+        if edge in self._local:
+            return self._local[edge]
         job = self._job
         depth = job.depth if edge.stream is Stream.ACTIVATION else job.target_depth or job.plan.lag
         return self._comm.receiver(edge, message_layouts(self._rules, job, edge), depth, job.plan.messages(edge))

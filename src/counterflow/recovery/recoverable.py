@@ -11,22 +11,16 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch.distributed.distributed_c10d import Store
+from torch._C._distributed_c10d import Store
 
 from counterflow.message import Tag
 from counterflow.recovery.replaying_channels import ReplayEndpoint, ReplayingReceiver, ReplayingSender
 from counterflow.recovery.supervisor import SupervisedRank
 from counterflow.topology import Edge, Topology
-from counterflow.transport.buffers import make_buffers
-from counterflow.transport.channel import ChannelError
+from counterflow.transport.buffers import MessageLayout, make_buffers
 from counterflow.transport.communicator import Communicator
-from counterflow.transport.interfaces import address
-from counterflow.transport.message_layout import MessageLayout
-from counterflow.transport.rendezvous import LauncherStore, join
-from counterflow.transport.watchdog import Watchdog
-
-_POLL_INTERVAL = 0.02
-"""Seconds between looks at the store."""
+from counterflow.transport.control import Watchdog
+from counterflow.transport.rendezvous import LauncherStore, address, join
 
 _PIECE = 4 << 20
 """Bytes of a value of the store: torch's TCPStore refuses 8 MB and more."""
@@ -34,8 +28,6 @@ _PIECE = 4 << 20
 
 class RecoverableCommunicator(Communicator):
     """Gathers and reports stay in the store, where a process that replaces rank 0 finds them."""
-
-    _store: LauncherStore
 
     def __init__(
         self,
@@ -62,7 +54,7 @@ class RecoverableCommunicator(Communicator):
         self._replay_bytes = replay_bytes
         self._first: Callable[[int, Edge], Tag | None] = lambda batches, edge: None
         self._checkpoint = b""
-        super().__init__(store, store.rank, size, watchdog, on_stop)
+        super().__init__(store, size, watchdog, on_stop)
         self.restart_count = restart_count
         if restart_count:
             self.reports_sent = _count(lambda i: store.has(f"report/{self.rank}/{i}"))
@@ -128,11 +120,8 @@ class RecoverableCommunicator(Communicator):
         values = []
         for rank in range(self.size):
             key = f"gather/{purpose}/{rank}"
-            while not self._store.has(key):
-                if time.monotonic() > deadline:
-                    what = f"rank {self.rank}: {purpose} of rank {rank}: nothing for {self.watchdog.timeout:g} s"
-                    raise ChannelError(f"{what} (engine.timeout){self.watchdog.explain()}")
-                time.sleep(_POLL_INTERVAL)
+            if not self._store.await_key(key, deadline):
+                raise self.watchdog.timed_out(f"rank {self.rank}: {purpose} of rank {rank}")
             pieces = (self._store.get(f"{key}/{i}") for i in range(int(self._store.get(key))))
             values.append(pickle.loads(b"".join(pieces)))
         return values
@@ -180,7 +169,7 @@ def connect_recoverable(
     launcher, attempt = LauncherStore(store, rank), supervised.attempt
     if attempt is None:
         attempt = join(launcher, size, timeout)
-        supervised.remember(attempt)
+        supervised.remember(attempt.encode())
     return RecoverableCommunicator(
         launcher.with_prefix(attempt),
         size,

@@ -1,4 +1,4 @@
-"""Both ends of an edge that outlives the process at its other end (``engine.recovery=rank``).
+"""Both ends of an edge that outlives the process at its other end (``engine.recovery=rank``), and its replay buffer.
 
 They use plain sockets, because a process group does not outlive a member: gloo does not tell a posted receive that the
 sender died, and nothing ends that receive, not even ``abort``. The receiver connects, says which message it needs
@@ -9,15 +9,17 @@ rank computes the same bits again, so the two only have to agree on the position
 import contextlib
 import hmac
 import socket
+import tempfile
 import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import IO
 
+import torch
 from torch import Tensor
 
-from counterflow.message import HEADER_BYTES, MessageError, Tag, check_header, pack_header, unpack_header
-from counterflow.recovery.replay_buffer import ReplayBuffer, order
+from counterflow.message import HEADER_BYTES, MessageError, MessageKind, Tag, check_header, pack_header, unpack_header
 from counterflow.transport.channel import Payload
 from counterflow.transport.remote import Endpoint
 from counterflow.transport.rendezvous import LauncherStore
@@ -27,8 +29,6 @@ _PAUSE = 0.02
 
 _HELLO_WITHIN = 5.0
 """Seconds in which a connection has to prove that it belongs to the run."""
-
-_CREDIT = b"c"
 
 
 @dataclass(frozen=True)
@@ -45,20 +45,103 @@ class ReplayEndpoint(Endpoint):
         return f"edge/{self.edge.stream.value}/{self.edge.lower}"
 
 
-class ReplayingSender:
+def order(tag: Tag) -> tuple[int, bool, int]:
+    """Sort key of the tags of one edge, in the order of its messages: a test batch comes after its training batch."""
+    return tag.n, tag.kind in (MessageKind.TEST, MessageKind.PREDICTION), tag.e
+
+
+class ReplayBuffer:
+    """Queue of the messages of one edge, which can be read at any position. Not for several threads at a time.
+
+    Up to ``max_bytes`` bytes are held in memory; beyond that, the oldest messages are in files without a name.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._messages: deque[tuple[Tag, Tensor | tuple[IO[bytes], int, int]]] = deque()
+        """The oldest messages as file, position and length. A file is deleted with the last message that is in it."""
+        self.first = 0
+        """Messages that were dropped: the position of the oldest one that was not, or of the next one."""
+        self._newest_dropped: Tag | None = None
+        self._in_file = 0
+        self.held = 0
+        """Bytes in memory."""
+        self._file: IO[bytes] | None = None
+
+    def __len__(self) -> int:
+        """Messages so far, including those that were dropped."""
+        return self.first + len(self._messages)
+
+    def append(self, tag: Tag, buffer: Tensor) -> None:
+        """Add a message; ``buffer``, uint8, must not be changed afterwards."""
+        self._messages.append((tag, buffer))
+        self.held += buffer.numel()
+        while self.held > self._max_bytes and self._in_file < len(self._messages) - 1:
+            self._spill()
+
+    def _spill(self) -> None:
+        if self._file is None:
+            self._file = tempfile.TemporaryFile(prefix="counterflow-replay-")  # noqa: SIM115
+        tag, buffer = self._messages[self._in_file]
+        assert isinstance(buffer, Tensor)
+        position = self._file.seek(0, 2)
+        self._file.write(buffer.numpy().data)
+        self._messages[self._in_file] = tag, (self._file, position, buffer.numel())
+        self._in_file += 1
+        self.held -= buffer.numel()
+
+    def message(self, i: int) -> tuple[Tag, Tensor]:
+        """Message ``i`` of all so far, which must not be dropped."""
+        tag, where = self._messages[i - self.first]
+        if isinstance(where, Tensor):
+            return tag, where
+        file, position, nbytes = where
+        file.seek(position)
+        return tag, torch.frombuffer(bytearray(file.read(nbytes)), dtype=torch.uint8)
+
+    def reaches(self, tag: Tag) -> bool:
+        """True if no message from ``tag`` on was dropped."""
+        return self._newest_dropped is None or order(tag) > order(self._newest_dropped)
+
+    def drop(self, tag: Tag, position: int) -> None:
+        """Drop all messages that are both before ``tag`` and before ``position``."""
+        while self._messages and self.first < position and order(self._messages[0][0]) < order(tag):
+            self._newest_dropped, where = self._messages.popleft()
+            self.first += 1
+            if isinstance(where, Tensor):
+                self.held -= where.numel()
+            else:
+                self._in_file -= 1
+        self._file = None  # a new one comes next, or this one would grow forever
+
+
+class _ReplayingEnd:
+    """One end of the edge: it may have a connection, or wait for the next one."""
+
+    def __init__(self, endpoint: ReplayEndpoint) -> None:
+        self.endpoint = endpoint
+        self._connection: socket.socket | None = None
+        self._closed = False
+        self._last: Tag | str = "nothing"
+
+    def end(self) -> None:
+        with self.endpoint.watchdog:
+            self._closed = True
+        if self._connection is not None:
+            _close(self._connection)
+
+
+class ReplayingSender(_ReplayingEnd):
     """Keeps the messages that it has sent until `drop`, and sends them again to a process that replaces its peer."""
 
     def __init__(self, endpoint: ReplayEndpoint, host: str, max_bytes: int) -> None:
         """Listen on ``host``; hold ``max_bytes`` bytes in memory, and the rest in a file."""
-        self.endpoint = endpoint
+        super().__init__(endpoint)
         self._replay = ReplayBuffer(max_bytes)
-        self._connection: socket.socket | None = None
         self._position = 0
         self._wanted: Tag | None = None
         """The first message that the peer needs; it has all before it."""
         self._credits = 0
-        self._closed = False
-        self._last: Tag | str = "nothing"
         self._listener = socket.create_server((host, 0))
         endpoint.store.set(endpoint.key, f"{host} {self._listener.getsockname()[1]}")
         for work in (self._accept, self._send_all):
@@ -72,8 +155,7 @@ class ReplayingSender:
         written = endpoint.buffers.write(buffer, layout, pack_header(tag, layout.payload_nbytes), tensors)
         if written is not None:
             written.synchronize()
-        room = endpoint.sending(f"room for {tag}")
-        endpoint.watchdog.wait(lambda: len(self._replay) - self._position < 2, room)
+        endpoint.watchdog.wait(lambda: len(self._replay) - self._position < 2, endpoint.sending(f"room for {tag}"))
         with endpoint.watchdog:
             self._replay.append(tag, buffer)
             self._last = tag
@@ -92,15 +174,11 @@ class ReplayingSender:
 
     def close(self) -> None:
         """Wait until all messages have left this process; they can be sent again until `end`."""
-        endpoint = self.endpoint
-        endpoint.watchdog.wait(lambda: self._position == len(self._replay), endpoint.sending("last messages"))
+        self.endpoint.watchdog.wait(lambda: self._position == len(self._replay), self.endpoint.sending("last messages"))
 
     def end(self) -> None:
-        with self.endpoint.watchdog:
-            self._closed = True
         _close(self._listener)
-        if self._connection is not None:
-            _close(self._connection)
+        super().end()
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):  # `end` closes the listener
@@ -172,23 +250,20 @@ class ReplayingSender:
                     self._credits -= 1
 
 
-class ReplayingReceiver:
+class ReplayingReceiver(_ReplayingEnd):
     """Receives ``depth`` messages ahead, and one more that a block holds.
 
     ``tags`` is every message that will ever come, in order.
     """
 
     def __init__(self, endpoint: ReplayEndpoint, depth: int, tags: Iterator[Tag]) -> None:
-        self.endpoint = endpoint
+        super().__init__(endpoint)
         self._depth = depth
         self._tags = tags
         self._expected = next(tags, None)
         self._free: deque[Tensor] = deque(endpoint.buffers.buffer(0) for _ in range(depth + 2))
         self._arrived: deque[tuple[Tag, Tensor, Payload]] = deque()
         self._held: deque[Tensor] = deque()
-        self._connection: socket.socket | None = None
-        self._closed = False
-        self._last: Tag | str = "nothing"
         endpoint.start_thread(self._run)
 
     def receive(self, tag: Tag) -> Payload:
@@ -207,22 +282,16 @@ class ReplayingReceiver:
             self._free.append(self._held.popleft())
             connection = self._connection
         if connection is not None:
-            with contextlib.suppress(OSError):  # the next connection starts with the number of free buffers
-                connection.send(_CREDIT)
+            # A lost credit does no harm: the next connection starts with the number of free buffers.
+            with contextlib.suppress(OSError):
+                connection.send(b"c")  # one credit
 
     def state(self) -> str:
         here = len(self._arrived)
         return f"{self.endpoint.edge} from rank {self.endpoint.peer}: {self._last} was taken last, {here} more here"
 
     def close(self) -> None:
-        endpoint = self.endpoint
-        endpoint.watchdog.wait(lambda: self._expected is None, endpoint.receiving("last messages"))
-
-    def end(self) -> None:
-        with self.endpoint.watchdog:
-            self._closed = True
-        if self._connection is not None:
-            _close(self._connection)
+        self.endpoint.watchdog.wait(lambda: self._expected is None, self.endpoint.receiving("last messages"))
 
     def _run(self) -> None:
         while self._expected is not None and not self._closed:

@@ -25,7 +25,7 @@ class SupervisedRank:
     """Processes that were this rank before."""
     attempt: str | None
     """Key prefix of the run, which the first of them had the supervisor `remember`; None for the first one."""
-    remember: Callable[[str], None]
+    remember: Callable[[bytes], object]
     """Send the key prefix of the run to the supervisor; may be called once."""
 
 
@@ -44,7 +44,7 @@ def supervise(signals: Signals, rank: int) -> SupervisedRank:
             os.close(read_end)
             # A kill of the supervisor must end the rank too.
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-            return SupervisedRank(restart_count, attempt or None, partial(_write, write_end))
+            return SupervisedRank(restart_count, attempt or None, partial(os.write, write_end))
         os.close(write_end)
         with signals.handled_by(partial(_pass_on, pid)), os.fdopen(read_end, "rb") as pipe:
             text = pipe.read().decode()  # until the rank has ended
@@ -56,12 +56,10 @@ def supervise(signals: Signals, rank: int) -> SupervisedRank:
         if not attempt or restart_count == _MAX_RESTARTS:
             end(number)
         restart_count += 1
-        name = signal.Signals(number).name
-        print(f"note: rank {rank}: was ended by {name}, and begins anew while the others wait", file=sys.stderr)
-
-
-def _write(pipe: int, text: str) -> None:
-    os.write(pipe, text.encode())
+        print(
+            f"note: rank {rank}: was ended by {signal.Signals(number).name}, and begins anew while the others wait",
+            file=sys.stderr,
+        )
 
 
 def _pass_on(pid: int, number: int) -> bool:

@@ -30,7 +30,7 @@ from counterflow.rank_info import RankInfo
 from counterflow.signals import Signals
 from counterflow.trainer.rank0 import CHECKPOINTS, Rank0Services, ResumePoint, open_run_dir
 from counterflow.transport import Communicator, connect, rendezvous
-from counterflow.transport.interfaces import interfaces
+from counterflow.transport.rendezvous import interfaces
 
 if TYPE_CHECKING:
     from counterflow.recovery.supervisor import SupervisedRank

@@ -43,7 +43,7 @@ def spawn(function: Callable[..., Any], /, *args: Any, ranks: int) -> Any:
     import cloudpickle
     from torch._C._distributed_c10d import TCPStore
 
-    from counterflow.transport.interfaces import listen
+    from counterflow.transport.rendezvous import listen
 
     if ranks < 1:
         raise ValueError(f"ranks={ranks}: must be at least 1")

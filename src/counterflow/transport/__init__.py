@@ -1,8 +1,8 @@
 """Channels between blocks, inside a process and between processes; models and rules are unknown here."""
 
+from counterflow.transport.buffers import MessageLayout, TensorSpec
 from counterflow.transport.channel import ChannelError, LocalChannel, Payload, Receiver, Sender
 from counterflow.transport.communicator import Communicator, connect
-from counterflow.transport.message_layout import MessageLayout, TensorSpec
 from counterflow.transport.remote import RemoteReceiver, RemoteSender
 from counterflow.transport.rendezvous import rendezvous
 

@@ -1,7 +1,12 @@
-"""Buffers of messages, and the copies between them and the device: CPU over gloo, CUDA over gloo, CUDA over NCCL."""
+"""Layout of a message in one buffer, and the copies between buffers and the device.
 
+The kinds of buffers are CPU over gloo, CUDA over gloo, and CUDA over NCCL.
+"""
+
+import math
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 
 import numpy as np
@@ -11,7 +16,77 @@ from torch import Tensor
 
 from counterflow.message import HEADER_BYTES
 from counterflow.transport.channel import Payload
-from counterflow.transport.message_layout import MessageLayout
+
+_ALIGNMENT = 64
+_LARGE = 1 << 21
+"""Bytes from which a tensor is a message of its own: to copy it into the buffer takes as long as sending it."""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Shape and type of one tensor of a message."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype = torch.float32
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> "TensorSpec":
+        return cls(tuple(tensor.shape), tensor.dtype)
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass
+class MessageLayout:
+    """Layout of messages of ``specs`` in a uint8 buffer of at least ``nbytes`` bytes.
+
+    The header comes first, then every tensor on a 64-byte boundary, large ones last. A tensor in a received buffer is
+    aligned as a fresh one is: vectorised kernels may round differently at other addresses, and a run must give the same
+    bits whether a message crosses a process or not.
+    """
+
+    specs: tuple[TensorSpec, ...]
+
+    def __post_init__(self) -> None:
+        self.large = tuple(i for i, spec in enumerate(self.specs) if spec.nbytes >= _LARGE)
+        """Indices of the large tensors, which are sent separately."""
+        self.nbytes = self.head = HEADER_BYTES
+        """Bytes of the whole message, and of the header and all tensors that are not large."""
+        offsets: dict[int, int] = {}
+        for i in sorted(range(len(self.specs)), key=lambda i: i in self.large):
+            offsets[i] = self.nbytes
+            self.nbytes += math.ceil(self.specs[i].nbytes / _ALIGNMENT) * _ALIGNMENT
+            if i not in self.large:
+                self.head = self.nbytes
+        self.offsets = tuple(offsets[i] for i in range(len(self.specs)))
+        self.pieces = (slice(0, self.head), *(slice(offsets[i], offsets[i] + self.specs[i].nbytes) for i in self.large))
+        """Slices of the buffer that are sent separately: the head, and every large tensor."""
+
+    @property
+    def payload_nbytes(self) -> int:
+        return self.nbytes - HEADER_BYTES
+
+    def check(self, tensors: Sequence[Tensor]) -> None:
+        """Raise ``ValueError`` unless ``tensors`` match the layout: the receiver has posted buffers of its sizes."""
+        found = tuple(TensorSpec.of(tensor) for tensor in tensors)
+        if found != self.specs:
+            raise ValueError(f"a message of {_text(found)} where {_text(self.specs)} was agreed")
+
+    def views(self, buffer: Tensor) -> Payload:
+        """Tensors of the message in ``buffer``, without a copy."""
+        return tuple(self.view(buffer, i) for i in range(len(self.specs)))
+
+    def view(self, buffer: Tensor, i: int) -> Tensor:
+        """Tensor ``i`` of the message in ``buffer``, without a copy."""
+        spec, start = self.specs[i], self.offsets[i]
+        return buffer[start : start + spec.nbytes].view(spec.dtype).view(spec.shape)
+
+
+def _text(specs: tuple[TensorSpec, ...]) -> str:
+    return ", ".join(f"{str(spec.dtype).removeprefix('torch.')}{list(spec.shape)}" for spec in specs) or "nothing"
+
 
 Loaded = tuple[Sequence[Tensor], torch.cuda.Event | None]
 """Pieces of a message, and the event after which they are written; None if they are written already."""

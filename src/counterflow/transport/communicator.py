@@ -10,17 +10,15 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch._C._distributed_c10d import HashStore, PrefixStore, Store
 
 from counterflow.message import Tag
 from counterflow.topology import Edge, Topology
-from counterflow.transport.buffers import CpuGloo, MessageBuffers, make_buffers
+from counterflow.transport.buffers import MessageLayout, make_buffers, started
 from counterflow.transport.channel import ChannelError, gloo_reason
-from counterflow.transport.control import LOSS_GRACE, ControlThread, StopConsensus
-from counterflow.transport.message_layout import MessageLayout
+from counterflow.transport.control import LOSS_GRACE, ControlThread, StopConsensus, Watchdog
 from counterflow.transport.remote import P2PEndpoint, RemoteReceiver, RemoteSender
 from counterflow.transport.rendezvous import LauncherStore, join
-from counterflow.transport.watchdog import Watchdog
 
 _GOODBYE = 1
 """Tag of the one message by which a rank says that it ends in good order."""
@@ -34,8 +32,7 @@ class Communicator:
 
     def __init__(
         self,
-        store: LauncherStore | None,
-        rank: int,
+        store: LauncherStore,
         size: int,
         watchdog: Watchdog,
         on_stop: Callable[[int], None] = lambda signal: None,
@@ -43,29 +40,25 @@ class Communicator:
         """Start the control thread, unless this is a single process.
 
         Args:
-            store: Store of this attempt at the run; None for a single process.
-            rank: This process.
+            store: Store of this attempt at the run, as this rank uses it; in memory for a single process.
             size: Number of ranks.
             watchdog: Limit of all waits.
             on_stop: Called once with the signal that stops the run, on any thread.
         """
-        self.rank = rank
+        self.rank = store.rank
         self.size = size
         self.watchdog = watchdog
-        self.stop = StopConsensus(rank, watchdog, on_stop)
+        self.stop = StopConsensus(store.rank, watchdog, on_stop)
         self.reports_sent = 0
         """Reports of this rank so far."""
         self._reporting = threading.Lock()
-        self._reports: dict[str, str] = {}
-        """Reports of a single process."""
         self._groups: dict[Edge, tuple[dist.ProcessGroup, int]] = {}
         """Group and peer of each of this rank's edges to other ranks."""
-        self._buffers: MessageBuffers = CpuGloo()
         self._peer_threads: list[threading.Thread] = []
         self._channels: list[Any] = []
         self._store = store
         self._control: ControlThread | None = None
-        if store is not None:
+        if size > 1:
             self._control = ControlThread(store, size, self.stop, watchdog, self.state)
             watchdog.explain = self._control.diagnose
             watchdog.find_cause = store.cause
@@ -84,24 +77,26 @@ class Communicator:
     def open_edges(self, topology: Topology, backend: str, device: torch.device) -> None:
         """Create the process groups of all edges between ranks, in the same order everywhere, and warm them up."""
         self._buffers = make_buffers(backend, device)
-        timeout = timedelta(seconds=self.watchdog.timeout)
         for edge in topology.remote_edges():
             ends = [topology.rank_of(edge.source), topology.rank_of(edge.destination)]
             try:
-                group = dist.new_group(ends, backend=backend, timeout=timeout)
+                group = dist.new_group(ends, backend=backend, timeout=timedelta(seconds=self.watchdog.timeout))
                 if isinstance(group, dist.ProcessGroup):  # this rank is one of the two ends
                     (peer,) = set(ends) - {self.rank}
                     self._groups[edge] = group, peer
                     # The first operation of a group connects its sockets or builds its communicator.
                     dist.all_reduce(torch.zeros(1, device=device if backend == "nccl" else "cpu"), group=group)
             except RuntimeError as error:
-                failure = ChannelError(f"rank {self.rank}: {edge}: was not opened ({gloo_reason(error)})")
-                raise self.watchdog.find_cause(failure) from error
+                raise self.watchdog.find_cause(
+                    ChannelError(f"rank {self.rank}: {edge}: was not opened ({gloo_reason(error)})")
+                ) from error
 
-        for peer in self._peers:
-            thread = threading.Thread(target=self._watch_peer, args=(peer,), name=f"rank {peer}", daemon=True)
+        self._peer_threads = [
+            threading.Thread(target=self._watch_peer, args=(peer,), name=f"rank {peer}", daemon=True)
+            for peer in self._peers
+        ]
+        for thread in self._peer_threads:
             thread.start()
-            self._peer_threads.append(thread)
 
     @property
     def _peers(self) -> set[int]:
@@ -110,9 +105,7 @@ class Communicator:
     def _watch_peer(self, peer: int) -> None:
         """Notice that ``peer`` dies: gloo does not, on the socket of a message of which it has received a half."""
         try:
-            work = dist.irecv(torch.empty(1), peer, tag=_GOODBYE)
-            assert work is not None
-            work.wait(timedelta(days=365))
+            started(dist.irecv(torch.empty(1), peer, tag=_GOODBYE)).wait(timedelta(days=365))
         except RuntimeError:
             time.sleep(LOSS_GRACE)
             self.watchdog.lose(peer)
@@ -165,26 +158,21 @@ class Communicator:
             yield
         except RuntimeError as error:
             explanation = self.watchdog.explain() if "imed out" in str(error) else ""
-            text = f"rank {self.rank}: lost a rank while {what}{explanation}"
-            raise self.watchdog.find_cause(ChannelError(text)) from error
+            raise self.watchdog.find_cause(
+                ChannelError(f"rank {self.rank}: lost a rank while {what}{explanation}")
+            ) from error
 
     def send_report(self, text: str) -> None:
         """Leave a report for rank 0, on any thread; does not wait for rank 0."""
         with self._reporting:
-            key = f"report/{self.rank}/{self.reports_sent}"
-            if self._store is None:
-                self._reports[key] = text
-            else:
-                # The control thread notices as well, and ends the run: any thread may be the wrong one to raise on.
-                with contextlib.suppress(ChannelError):
-                    self._store.set(key, text)
+            # The control thread notices as well, and ends the run: any thread may be the wrong one to raise on.
+            with contextlib.suppress(ChannelError):
+                self._store.set(f"report/{self.rank}/{self.reports_sent}", text)
             self.reports_sent += 1
 
     def poll_report(self, rank: int, i: int) -> str | None:
         """Take report ``i`` of ``rank`` if it is there; can be taken once."""
         key = f"report/{rank}/{i}"
-        if self._store is None:
-            return self._reports.pop(key, None)
         if not self._store.has(key):
             return None
         text = self._store.get(key).decode()
@@ -241,13 +229,19 @@ def connect(
     """
     watchdog = Watchdog(timeout)
     if store is None or size == 1:
-        return Communicator(None, rank, size, watchdog, on_stop)
+        return Communicator(LauncherStore(HashStore(), rank), size, watchdog, on_stop)
     launcher = LauncherStore(store, rank)
     attempt = join(launcher, size, timeout)
-    gloo, limit = PrefixStore(f"{attempt}/gloo", store), timedelta(seconds=timeout)
     try:
-        dist.init_process_group("gloo", store=gloo, rank=rank, world_size=size, timeout=limit)
+        dist.init_process_group(
+            "gloo",
+            store=PrefixStore(f"{attempt}/gloo", store),
+            rank=rank,
+            world_size=size,
+            timeout=timedelta(seconds=timeout),
+        )
     except RuntimeError as error:
-        failure = ChannelError(f"rank {rank}: the {size} ranks did not meet within {timeout:g} s: {gloo_reason(error)}")
-        raise launcher.cause(failure) from error
-    return Communicator(launcher.with_prefix(attempt), rank, size, watchdog, on_stop)
+        raise launcher.cause(
+            ChannelError(f"rank {rank}: the {size} ranks did not meet within {timeout:g} s: {gloo_reason(error)}")
+        ) from error
+    return Communicator(launcher.with_prefix(attempt), size, watchdog, on_stop)

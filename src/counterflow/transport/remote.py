@@ -16,10 +16,9 @@ from torch import Tensor
 
 from counterflow.message import MessageError, Tag, check_header, pack_header
 from counterflow.topology import Edge
-from counterflow.transport.buffers import Loaded, MessageBuffers, started
+from counterflow.transport.buffers import Loaded, MessageBuffers, MessageLayout, started
 from counterflow.transport.channel import ChannelError, Payload, gloo_reason
-from counterflow.transport.message_layout import MessageLayout
-from counterflow.transport.watchdog import Watchdog
+from counterflow.transport.control import Watchdog
 
 _FOREVER = 1e7
 """Seconds that the thread of a channel waits."""
@@ -140,8 +139,7 @@ class RemoteSender:
     def _run(self) -> None:
         while (message := self._started.get()) is not None:
             tag, buffer, loaded, works = message
-            works = works or self._start(tag, loaded)
-            for work in works:
+            for work in works or self._start(tag, loaded):
                 self.endpoint.complete(work, tag)
             self._free.put(buffer)
             del message, loaded, works, work  # or this thread would hold their tensors until the next message
@@ -151,11 +149,10 @@ class RemoteSender:
         return f"{self.endpoint.edge} to rank {self.endpoint.peer}: {self._last} was sent last, {in_flight} under way"
 
     def close(self) -> None:
-        endpoint = self.endpoint
         for _ in range(_SENDING):
-            endpoint.watchdog.take(self._free, lambda: endpoint.sending("last messages"))
+            self.endpoint.watchdog.take(self._free, lambda: self.endpoint.sending("last messages"))
         self._started.put(None)
-        endpoint.join(self._thread)
+        self.endpoint.join(self._thread)
 
 
 class RemoteReceiver:
@@ -209,9 +206,8 @@ class RemoteReceiver:
 
     def _take(self, tag: Tag | None = None) -> tuple[Tag, Tensor, Payload]:
         """Wait for the next message; ``tag`` is the expected one, or None when the channel closes."""
-        endpoint = self.endpoint
-        message: tuple[Tag, Tensor, Payload] = endpoint.watchdog.take(
-            self._arrived, lambda: endpoint.receiving(f"waiting for {tag}" if tag else "last messages")
+        message: tuple[Tag, Tensor, Payload] = self.endpoint.watchdog.take(
+            self._arrived, lambda: self.endpoint.receiving(f"waiting for {tag}" if tag else "last messages")
         )
         return message
 

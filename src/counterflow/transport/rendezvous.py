@@ -3,13 +3,20 @@
 torchrun's agent keeps its store when it restarts all ranks, and the agents of several nodes may count restarts
 differently. A process may also run several jobs, one after the other, on the same store. So every rank leaves a random
 word in the store, and rank 0 answers it with the prefix of the attempt.
+
+Two things listen in a rank's process; on a single node, on loopback alone. Gloo (and NCCL) open a socket for every
+process group, on the interface that GLOO_SOCKET_IFNAME (NCCL_SOCKET_IFNAME) names. Without it, gloo uses the address of
+the machine's name, and NCCL the first interface that is not loopback. The store lives in rank 0 unless torchrun's agent
+hosts it. Torch binds it to all interfaces, but accepts a socket that is already bound to MASTER_ADDR alone.
 """
 
+import fcntl
 import os
 import socket
+import struct
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -17,7 +24,13 @@ from torch._C._distributed_c10d import Store, TCPStore
 
 from counterflow.rank_info import RankInfo
 from counterflow.transport.channel import ChannelError, gloo_reason
-from counterflow.transport.interfaces import interfaces, listen
+
+_GLOO, _NCCL = "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"
+_LOOPBACK = ("lo", "lo0")
+"""Names of the loopback interface on Linux and on BSD."""
+
+_SIOCGIFADDR = 0x8915
+"""Linux's request for the address of an interface."""
 
 _RECONNECT_INTERVAL = 0.1
 """Seconds between two attempts to connect to the store."""
@@ -27,6 +40,54 @@ _POLL_INTERVAL = 0.01
 
 _stores: dict[tuple[str, int], Store] = {}
 """The stores that this process has joined: a second run uses the first one's, as rank 0 cannot host it twice."""
+
+
+def interfaces(info: RankInfo, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Variables to set so that gloo and NCCL listen on loopback alone if all ranks are on one node.
+
+    Variables that are set already stay as they are.
+
+    Raises:
+        ValueError: GLOO_SOCKET_IFNAME names an interface that this machine does not have.
+    """
+    found = [name for _, name in socket.if_nameindex()]
+    chosen = environment.get(_GLOO, "")
+    for name in filter(None, chosen.split(",")):
+        if name not in found:
+            raise ValueError(f"{_GLOO}={chosen}: {name} is no interface of this machine, it has {', '.join(found)}")
+    loopback = next((name for name in _LOOPBACK if name in found), None)
+    if chosen or loopback is None or not info.one_node:
+        return {}
+    # NCCL reads a name as a prefix, unless it is marked with "=".
+    return {_GLOO: loopback, **({} if environment.get(_NCCL) else {_NCCL: f"={loopback}"})}
+
+
+def address(environment: Mapping[str, str] = os.environ) -> str:
+    """Address on which this process listens: that of GLOO_SOCKET_IFNAME, else that of the machine's name, as gloo."""
+    chosen = environment.get(_GLOO, "").split(",")[0]
+    if not chosen:
+        return socket.gethostbyname(socket.gethostname())
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        request = struct.pack("256s", chosen.encode()[:15])
+        return socket.inet_ntoa(fcntl.ioctl(any_socket.fileno(), _SIOCGIFADDR, request)[20:24])
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Open a socket that listens on the address of ``host`` and on no other.
+
+    Raises:
+        ValueError: This machine cannot listen there.
+    """
+    reason = "has no address"
+    try:
+        for family, _, _, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+            try:
+                return socket.create_server(address[:2], family=family)
+            except OSError as error:
+                reason = os.strerror(error.errno or 0)
+    except socket.gaierror as error:
+        reason = error.strerror or reason
+    raise ValueError(f"MASTER_ADDR={host} MASTER_PORT={port}: rank 0 cannot listen there ({reason})")
 
 
 class AgentStore(TCPStore):
@@ -53,18 +114,23 @@ def rendezvous(info: RankInfo, timeout: float) -> Store | None:
     if (host, port) not in _stores:
         hosts = info.is_main and not info.agent_hosts_store
         listening = listen(host, port).detach() if hosts else None
-        limit = timedelta(seconds=timeout)
         try:
             if listening is None:
                 _await_listener(host, port, timeout)
             store = AgentStore if info.agent_hosts_store else TCPStore
             _stores[host, port] = store(
-                host, port, info.size, is_master=hosts, timeout=limit, master_listen_fd=listening
+                host,
+                port,
+                info.size,
+                is_master=hosts,
+                timeout=timedelta(seconds=timeout),
+                master_listen_fd=listening,
             )
         except (RuntimeError, OSError) as error:
             reason = str(error).splitlines()[0]
-            text = f"rank {info.rank}: the {info.size} ranks did not meet at {host}:{port}: {reason}"
-            raise ChannelError(text) from error
+            raise ChannelError(
+                f"rank {info.rank}: the {info.size} ranks did not meet at {host}:{port}: {reason}"
+            ) from error
     return _stores[host, port]
 
 
@@ -107,11 +173,16 @@ class LauncherStore:
 
     def get(self, key: str) -> bytes:
         """Value of ``key``, which must be there."""
-        value: bytes = self._call(self._store.get, key)
-        return value
+        return bytes(self._call(self._store.get, key))
 
     def has(self, key: str) -> bool:
         return bool(self._call(lambda full_key: self._store.check([full_key]), key))
+
+    def await_key(self, key: str, deadline: float, is_over: Callable[[], bool] = lambda: False) -> bool:
+        """Wait until ``key`` is there; False if it is not at ``deadline`` (`time.monotonic`), or once ``is_over()``."""
+        while not (there := self.has(key)) and time.monotonic() < deadline and not is_over():
+            time.sleep(_POLL_INTERVAL)
+        return there
 
     def delete(self, key: str) -> None:
         self._call(self._store.delete_key, key)
@@ -125,8 +196,9 @@ class LauncherStore:
             return operation(self._prefix + key, *value)
         except RuntimeError as error:
             where = f" at {self._store.host}:{self._store.port}" if isinstance(self._store, TCPStore) else ""
-            text = f"rank {self.rank}: the launcher's store{where} does not answer ({gloo_reason(error)})"
-            raise ChannelError(text) from None
+            raise ChannelError(
+                f"rank {self.rank}: the launcher's store{where} does not answer ({gloo_reason(error)})"
+            ) from None
 
 
 def join(store: LauncherStore, size: int, timeout: float) -> str:
@@ -141,10 +213,8 @@ def join(store: LauncherStore, size: int, timeout: float) -> str:
         _welcome(store, word, size, deadline, timeout)
         return word
     store.set(f"hello/{store.rank}", word)
-    while not store.has(f"welcome/{word}"):
-        if time.monotonic() > deadline:
-            raise ChannelError(f"rank {store.rank}: rank 0 did not come within {timeout:g} s (engine.timeout)")
-        time.sleep(_POLL_INTERVAL)
+    if not store.await_key(f"welcome/{word}", deadline):
+        raise ChannelError(f"rank {store.rank}: rank 0 did not come within {timeout:g} s (engine.timeout)")
     attempt = store.get(f"welcome/{word}").decode()
     store.set(f"joined/{attempt}/{store.rank}", "")
     return attempt

@@ -19,7 +19,7 @@ from torch.distributed import TCPStore
 from counterflow.rank_info import RankInfo
 from counterflow.topology import Topology
 from counterflow.transport import ChannelError, connect, rendezvous
-from counterflow.transport.interfaces import interfaces, listen
+from counterflow.transport.rendezvous import interfaces, listen
 from tests.helpers.links import DOWN, ROWS, UP, batches, filled, rows, same_bits
 from tests.helpers.ports import free_port, listening
 from tests.helpers.processes import Ended, by_hand, run_fresh, run_rank

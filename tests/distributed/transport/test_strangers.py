@@ -13,8 +13,8 @@ from counterflow.message import HEADER_BYTES, MessageError, MessageKind, Tag, ch
 from counterflow.topology import Edge, Stream
 from counterflow.transport import ChannelError, MessageLayout, RemoteReceiver, TensorSpec
 from counterflow.transport.buffers import CpuGloo
+from counterflow.transport.control import Watchdog
 from counterflow.transport.remote import P2PEndpoint
-from counterflow.transport.watchdog import Watchdog
 from tests.helpers.strangers import LARGEST, STRANGERS, HostileJob, undisturbed_fingerprint, visit_training
 
 

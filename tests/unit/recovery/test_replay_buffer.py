@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from counterflow.message import MessageKind, Tag
-from counterflow.recovery.replay_buffer import ReplayBuffer, order
+from counterflow.recovery.replaying_channels import ReplayBuffer, order
 from counterflow.schedule import RunPlan
 from counterflow.topology import Edge, Stream
 

@@ -14,9 +14,8 @@ from counterflow.recovery.replaying_channels import ReplayEndpoint, ReplayingRec
 from counterflow.topology import Edge, Stream
 from counterflow.transport import ChannelError, MessageLayout, TensorSpec
 from counterflow.transport.buffers import CpuGloo
-from counterflow.transport.interfaces import address
-from counterflow.transport.rendezvous import LauncherStore
-from counterflow.transport.watchdog import Watchdog
+from counterflow.transport.control import Watchdog
+from counterflow.transport.rendezvous import LauncherStore, address
 from tests.helpers.links import soon
 
 EDGE = Edge(Stream.ACTIVATION, 1)

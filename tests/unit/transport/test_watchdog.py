@@ -6,7 +6,7 @@ import time
 import pytest
 
 from counterflow.transport import ChannelError
-from counterflow.transport.watchdog import Watchdog
+from counterflow.transport.control import Watchdog
 
 
 class Waiter(threading.Thread):
