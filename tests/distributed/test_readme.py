@@ -46,11 +46,11 @@ def test_the_rule_of_the_readme_gives_the_bits_of_one_process_on_two(
 def _with_path(rank: int, size: int, store_path: str, path: str, overrides: list[str]) -> dict[str, object]:
     import sys
 
-    from tests.helpers.runs import train_rank
+    from tests.helpers.runs import configuration, train_rank
 
     sys.path.insert(0, path)
     try:
-        summary: dict[str, object] = train_rank(rank, size, store_path, overrides, 0.0, 0)
+        summary: dict[str, object] = train_rank(rank, size, store_path, configuration(*overrides), 0.0, 0)
         return summary
     finally:
         sys.path.remove(path)

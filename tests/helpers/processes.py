@@ -22,15 +22,7 @@ CONF = ROOT / "conf"
 PROGRAM = str(ROOT / "launch" / "train.py")
 
 context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(
-    [
-        "counterflow.cli.train",
-        "counterflow.engine.pipelined",
-        "sklearn.datasets",
-        "sklearn.model_selection",
-        "torchvision.models",
-    ]
-)
+context.set_forkserver_preload(["tests.helpers.preloaded"])
 
 
 def _serve(rank: int, inbox: Connection) -> None:

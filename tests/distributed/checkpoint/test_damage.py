@@ -21,7 +21,7 @@ from counterflow.rank_info import RankInfo
 from counterflow.trainer.job_builder import load_job
 from counterflow.trainer.rank0 import ResumePoint, open_run_dir
 from tests.helpers.processes import Pool
-from tests.helpers.runs import SMALL, summary_of, train_rank
+from tests.helpers.runs import SMALL, configuration, summary_of, train_rank
 
 OPTIONS = ("model.width=16", "blocks=4", "train.steps=12", "checkpoint.every=4", "checkpoint.keep=9")
 
@@ -190,7 +190,7 @@ def test_nothing_in_a_checkpoint_is_executed(broken: Path, tmp_path: Path, monke
     blocks[0] = {"nbytes": len(content.getvalue()), "sha256": sha256(block_file(folder, 1))}
     edit("blocks", blocks)(folder)
     with pytest.raises(BlockError, match=r"^rank 0: block 1: .*block-0001.pt: cannot be read \(UnpicklingError: "):
-        train_rank(0, 1, "", [*SMALL, *OPTIONS], 0.0, 0, broken)
+        train_rank(0, 1, "", configuration(*SMALL, *OPTIONS), 0.0, 0, broken)
     assert not (tmp_path / "executed").exists()
     pickle.loads(pickle.dumps(Malice()))
     assert (tmp_path / "executed").exists(), "this would have been malicious"
@@ -203,7 +203,7 @@ def test_the_state_of_another_network_is_refused(broken: Path) -> None:
     blocks[0] = blocks[2]
     edit("blocks", blocks)(folder)
     with pytest.raises(BlockError, match=r"^rank 0: block 1: Error\(s\) in loading state_dict"):
-        train_rank(0, 1, "", [*SMALL, *OPTIONS], 0.0, 0, broken)
+        train_rank(0, 1, "", configuration(*SMALL, *OPTIONS), 0.0, 0, broken)
 
 
 def test_never_refuses_a_directory_that_holds_a_run(broken: Path) -> None:

@@ -10,7 +10,7 @@ from counterflow.cli.hydra_app import load_config
 from counterflow.trainer.job_builder import load_job
 from counterflow.trainer.rank0 import open_run_dir
 from tests.helpers.processes import Pool
-from tests.helpers.runs import SMALL, summary_of, train_rank
+from tests.helpers.runs import SMALL, configuration, summary_of, train_rank
 
 OPTIONS = ("model.width=64", "blocks=4", "train.steps=12", "checkpoint.every=4", "checkpoint.keep=9")
 
@@ -21,7 +21,7 @@ def limited(rank: int, size: int, store_path: str, folder: Path, most: int) -> o
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
     try:
-        return train_rank(rank, size, store_path, [*SMALL, *OPTIONS], 0.0, 0, folder)
+        return train_rank(rank, size, store_path, configuration(*SMALL, *OPTIONS), 0.0, 0, folder)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 

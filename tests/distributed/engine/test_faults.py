@@ -13,10 +13,11 @@ import torch.distributed as dist
 
 from counterflow.algorithms.bll import BLLRule
 from counterflow.cli.errors import exit_with_error
+from counterflow.config import TrainConfig
 from counterflow.engine.run_context import BlockError
 from counterflow.transport import ChannelError
 from tests.helpers.processes import Ended, run_fresh
-from tests.helpers.runs import SMALL, train_rank
+from tests.helpers.runs import SMALL, configuration, train_rank
 
 RANKS = 4
 BATCH = 5
@@ -70,17 +71,19 @@ def _inject(where: str, fault: Callable[..., None]) -> None:
             BLLRule.update = _nan(BLLRule.update, COUNTED + BATCH)  # type: ignore[method-assign]
 
 
-def faulty_rank(rank: int, size: int, store_path: str, culprit: int, where: str, fault: Callable[..., None]) -> None:
+def faulty_rank(
+    rank: int, size: int, store_path: str, config: TrainConfig, culprit: int, where: str, fault: Callable[..., None]
+) -> None:
     if rank == culprit:
         _inject(where, fault)
     try:
-        train_rank(rank, size, store_path, [*SMALL, "train.steps=200"], 0.0, 0)
+        train_rank(rank, size, store_path, config, 0.0, 0)
     except (BlockError, ChannelError) as error:
         exit_with_error(error)
 
 
 def fail(culprit: int, where: str, fault: Callable[..., None]) -> list[Ended]:
-    ended = run_fresh(RANKS, faulty_rank, culprit, where, fault, timeout=45)
+    ended = run_fresh(RANKS, faulty_rank, configuration(*SMALL, "train.steps=200"), culprit, where, fault, timeout=45)
     times = [end.seconds for end in ended]
     assert max(times) - min(times) < GONE_WITHIN
     assert all(end.status != 0 for end in ended)

@@ -27,6 +27,7 @@ from torch import Tensor
 from counterflow.algorithms.end_to_end import FeedbackAlignment
 from counterflow.cli.errors import exit_with_error
 from counterflow.cli.hydra_app import load_config
+from counterflow.config import TrainConfig
 from counterflow.engine import pipelined
 from counterflow.engine.factory import build_engine, choose_partition
 from counterflow.engine.job import Job
@@ -35,7 +36,7 @@ from counterflow.rank_info import RankInfo
 from counterflow.trainer.job_builder import load_job
 from counterflow.transport import ChannelError, connect
 from tests.helpers.processes import Ended, Pool, run_fresh
-from tests.helpers.runs import SMALL, summary_of, train_rank, unrecorded
+from tests.helpers.runs import SMALL, configuration, summary_of, train_rank, unrecorded
 
 STEPS = 20
 WIDTH = ("model.width=32", f"train.steps={STEPS}", "train.evaluate_every=0")
@@ -70,9 +71,8 @@ class Losses:
         pass
 
 
-def rank_weights(rank: int, size: int, store_path: str, overrides: list[str]) -> tuple[Weights, dict[int, float]]:
+def rank_weights(rank: int, size: int, store_path: str, config: TrainConfig) -> tuple[Weights, dict[int, float]]:
     """The layers that this rank has trained, and the losses if it has the top."""
-    config = load_config(overrides)
     job = load_job(config, RankInfo(rank, size))
     comm = connect(dist.FileStore(store_path, size) if size > 1 else None, rank, size, timeout=config.engine.timeout)
     job = replace(job, cut=choose_partition(job))
@@ -124,7 +124,7 @@ def rank_waits(rank: int, size: int, store_path: str) -> list[float]:
 
 def trained(pool: Pool, ranks: int, *overrides: str) -> tuple[Weights, dict[int, float]]:
     """The whole network, put together from what every rank owns, and the losses."""
-    results = pool.run(ranks, rank_weights, [*SMALL, "algorithm=bp", *overrides])
+    results = pool.run(ranks, rank_weights, configuration(*SMALL, "algorithm=bp", *overrides))
     weights: Weights = {}
     for mine, _ in results:
         assert mine
@@ -348,20 +348,20 @@ def _at(method: Callable[..., Any], call: int, fault: Callable[[], None]) -> Cal
 
 
 def faulty_rank(
-    rank: int, size: int, store_path: str, schedule: str, culprit: int, where: str, fault: Callable[[], None]
+    rank: int, size: int, store_path: str, config: TrainConfig, culprit: int, where: str, fault: Callable[[], None]
 ) -> None:
     if rank == culprit:
         owner: Any = pipelined._Stage if where.endswith("chunk") else pipelined.Pipeline
         setattr(owner, where, _at(getattr(owner, where), CALL if where.endswith("chunk") else 1, fault))
-    overrides = [*SMALL, "algorithm=bp", f"schedule={schedule}", "train.steps=200"]
     try:
-        train_rank(rank, size, store_path, overrides, 0.0, 0)
+        train_rank(rank, size, store_path, config, 0.0, 0)
     except (BlockError, ChannelError) as error:
         exit_with_error(error)
 
 
 def fail(ranks: int, schedule: str, culprit: int, where: str, fault: Callable[[], None]) -> list[Ended]:
-    ended = run_fresh(ranks, faulty_rank, schedule, culprit, where, fault, timeout=45)
+    config = configuration(*SMALL, "algorithm=bp", f"schedule={schedule}", "train.steps=200")
+    ended = run_fresh(ranks, faulty_rank, config, culprit, where, fault, timeout=45)
     times = [end.seconds for end in ended]
     assert max(times) - min(times) < GONE_WITHIN
     assert all(end.status != 0 for end in ended)

@@ -29,7 +29,7 @@ from counterflow.trainer.rank0 import open_run_dir
 from counterflow.transport import Communicator, connect
 from tests.helpers.chrome_trace import read_traces
 from tests.helpers.processes import Pool
-from tests.helpers.runs import SMALL, summary_of, train_rank
+from tests.helpers.runs import SMALL, configuration, summary_of, train_rank
 
 STEPS = 12
 EVALUATIONS = (4, 9, 11)
@@ -286,7 +286,7 @@ def test_a_disk_that_takes_no_more_costs_the_trace_alone(
     def run(where: Any, name: str, folder: Path) -> str:
         with monkeypatch.context() as patch:
             patch.setattr(where, name, full)
-            summary = train_rank(0, 1, "", [*SMALL, *TWO], 0.0, 0, folder)
+            summary = train_rank(0, 1, "", configuration(*SMALL, *TWO), 0.0, 0, folder)
         assert summary["fingerprint"] == json.loads((folder / "summary.json").read_text())["fingerprint"]
         assert not [path.name for path in folder.iterdir() if path.name in ("spans", "trace.json", "timeline.png")]
         return capsys.readouterr().err
@@ -305,5 +305,5 @@ def test_without_it_nothing_is_recorded(pool: Pool, tmp_path: Path, monkeypatch:
         raise AssertionError("nobody asked for a trace")
 
     monkeypatch.setattr("counterflow.trace.recorder.Recorder.add", refused)
-    train_rank(0, 1, "", [*SMALL], 0.0, 0, tmp_path / "run")
+    train_rank(0, 1, "", configuration(*SMALL), 0.0, 0, tmp_path / "run")
     assert not list((tmp_path / "run").glob("t*"))

@@ -1,0 +1,14 @@
+"""Imports of the server that the processes of tests are forked from: all that a run needs, with hydra's parser warm."""
+
+# ruff: noqa: F401
+
+import sklearn.datasets
+import sklearn.model_selection
+import tensorboard.summary.writer.event_file_writer
+import torchvision.models
+
+import counterflow.cli.train
+import counterflow.engine.pipelined
+from counterflow.cli.hydra_app import load_config
+
+load_config([])  # the first composition takes three times as long as the others
