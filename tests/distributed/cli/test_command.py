@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.launch import ROOT, forked
+
 QUICK = ("train.steps=3", "run.display=false")
 
 
@@ -34,8 +36,10 @@ def test_a_refused_argument_is_one_line(arguments: tuple[str, ...], line: str, t
 
 
 def test_two_ranks_give_the_bits_of_one(tmp_path: Path) -> None:
-    for ranks in ("1", "2"):
-        done = counterflow("train", "--ranks", ranks, *QUICK, f"run.dir={ranks}", cwd=tmp_path)
+    main = str(ROOT / "src" / "counterflow" / "cli" / "main.py")
+    alone = forked(main, "train", *QUICK, "run.dir=1", cwd=tmp_path)
+    together = counterflow("train", "--ranks", "2", *QUICK, "run.dir=2", cwd=tmp_path)
+    for done in (alone, together):
         assert (done.returncode, done.stderr) == (0, ""), done.stderr
     one, two = (json.loads((tmp_path / ranks / "summary.json").read_text()) for ranks in ("1", "2"))
     assert (one["ranks"], two["ranks"]) == (1, 2)

@@ -1,14 +1,13 @@
 """The program as a user starts it."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-PROGRAM = str(Path(__file__).parents[3] / "launch" / "doctor.py")
+from tests.helpers.launch import ROOT, Done, forked, start
+
+PROGRAM = str(ROOT / "launch" / "doctor.py")
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", "--nproc_per_node=2")
 LINES = {
     "versions", "torchvision", "gloo", "nccl", "cores", "threads", "memory", "host name", "interface", "port",
@@ -16,14 +15,7 @@ LINES = {
 }  # fmt: skip
 
 
-def start(*command: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}  # torchrun would print a banner about it
-    return subprocess.run(
-        [sys.executable, *command], cwd=cwd, env=environment, capture_output=True, text=True, timeout=60
-    )
-
-
-def statuses(done: subprocess.CompletedProcess[str]) -> dict[str, str]:
+def statuses(done: Done) -> dict[str, str]:
     """Status of each line, by name. The table pads names to one width, with two spaces before the result."""
     rows = [re.split(r" {2,}", line) for line in done.stdout.splitlines()[:-1]]
     return {name: status for status, name, *_ in rows}
@@ -31,7 +23,7 @@ def statuses(done: subprocess.CompletedProcess[str]) -> dict[str, str]:
 
 @pytest.mark.parametrize("launcher", [(), TORCHRUN], ids=["alone", "torchrun"])
 def test_two_ranks(launcher: tuple[str, ...], tmp_path: Path) -> None:
-    done = start(*launcher, PROGRAM, "--quick", cwd=tmp_path)
+    done = start(*launcher, PROGRAM, "--quick", cwd=tmp_path) if launcher else forked(PROGRAM, "--quick", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     result = statuses(done)
     assert result.keys() == LINES
@@ -42,7 +34,7 @@ def test_two_ranks(launcher: tuple[str, ...], tmp_path: Path) -> None:
 
 def test_a_failure_is_the_status(tmp_path: Path) -> None:
     """One rank is enough to see that an interface is missing."""
-    done = start(PROGRAM, cwd=tmp_path, WORLD_SIZE="1", GLOO_SOCKET_IFNAME="nosuch0")
+    done = forked(PROGRAM, cwd=tmp_path, environment={"WORLD_SIZE": "1", "GLOO_SOCKET_IFNAME": "nosuch0"})
     assert done.returncode == 1, done.stderr
     assert "fail  interface " in done.stdout
     assert "GLOO_SOCKET_IFNAME=nosuch0: no such interface with an address -> one of lo (127.0.0.1)" in done.stdout
@@ -57,7 +49,7 @@ def test_a_failure_is_the_status(tmp_path: Path) -> None:
     ],
 )
 def test_usage(option: str, reason: str, tmp_path: Path) -> None:
-    done = start(PROGRAM, option, cwd=tmp_path)
+    done = forked(PROGRAM, option, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == f"error: {reason}\n"
 
@@ -73,6 +65,6 @@ def test_usage(option: str, reason: str, tmp_path: Path) -> None:
     ],
 )
 def test_an_environment_that_no_launcher_makes(variables: dict[str, str], reason: str, tmp_path: Path) -> None:
-    done = start(PROGRAM, cwd=tmp_path, **variables)
+    done = forked(PROGRAM, cwd=tmp_path, environment=variables)
     assert done.returncode == 2
     assert done.stderr == f"error: {reason}\n"
