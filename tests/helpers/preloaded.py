@@ -7,6 +7,7 @@ import sklearn.model_selection
 import tensorboard.summary.writer.event_file_writer
 import torchvision.models
 
+import counterflow.bench.case
 import counterflow.cli.train
 import counterflow.engine.pipelined
 from counterflow.cli.hydra_app import load_config

@@ -17,11 +17,15 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
+import counterflow.bench.workers  # noqa: F401
+
 ROOT = Path(__file__).parents[2]
 CONF = ROOT / "conf"
 PROGRAM = str(ROOT / "launch" / "train.py")
 
 context = multiprocessing.get_context("forkserver")
+# A process has one such server. The benchmark's workers name modules for it too, when they are imported, so they come
+# first: with theirs alone, every rank would import and parse what `preloaded` has.
 context.set_forkserver_preload(["tests.helpers.preloaded"])
 
 

@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -53,8 +54,11 @@ def _run_ranks(ranks: int, restarts: int, overrides: Sequence[str]) -> int:
     try:
         elastic_launch(config, sys.executable)("-m", "counterflow.cli.train", *overrides)
     except ChildFailedError as error:
-        failure = error.get_first_failure()[1]
-        return failure.exitcode if failure.exitcode > 0 else EXIT_FAILURE
+        # The agent ends the other ranks, of which some leave with their own status and some with that of a signal.
+        ended = EXIT_SIGNAL + signal.SIGTERM
+        statuses = [failure.exitcode for _, failure in sorted(error.failures.items())]
+        own = [status for status in statuses if status > 0 and status != ended]
+        return own[0] if own else ended if set(statuses) == {ended} else EXIT_FAILURE
     except SignalException as stop:
         return EXIT_SIGNAL + int(stop.sigval)
     return 0

@@ -6,14 +6,15 @@ from counterflow.report.document import table
 from counterflow.report.groups import compare
 from counterflow.report.plot_selection import plots
 from counterflow.report.runs import read_run
-from tests.helpers.runs import SMALL, train_rank
+from tests.helpers.runs import SMALL, configuration, train_rank
 
 TINY = ("model.width=8", "train.steps=10", "data.validation=0.2")
 
 
 def test_a_real_run(tmp_path: Path) -> None:
     summaries = [
-        train_rank(0, 1, "", [*SMALL, *TINY, f"algorithm={name}"], 0.0, 0, tmp_path / name) for name in ("bp", "bll")
+        train_rank(0, 1, "", configuration(*SMALL, *TINY, f"algorithm={name}"), 0.0, 0, tmp_path / name)
+        for name in ("bp", "bll")
     ]
     (comparison,) = compare(read_run(tmp_path / name) for name in ("bp", "bll"))
     result = table(comparison)
