@@ -22,6 +22,7 @@ from counterflow.cli.sweep import Sweep
 from counterflow.config import TrainConfig
 from counterflow.engine.run_context import PreemptedError
 from counterflow.metrics.callback import Callback, ProgressDisplay
+from counterflow.metrics.run_dir import FinishedError
 from counterflow.rank_info import RankInfo
 from counterflow.signals import Signals
 from counterflow.trainer.fit import FitResult, ProcessControl
@@ -115,6 +116,12 @@ def main(seconds: float = math.inf) -> None:
                     file=sys.stderr,
                 )
             exit_now(EXIT_SIGNAL + stop.signal)
+        except FinishedError as error:
+            info = RankInfo.from_env()
+            if not info.restart_count and (control.restarted is None or not control.restarted.restart_count):
+                exit_with_usage_error(error)
+            if info.is_main:  # a rank was lost after the last file had been written
+                print(f"note: {config.run.dir}: has finished", file=sys.stderr)
         except ValueError as error:
             exit_with_usage_error(error)
         except Exception as error:

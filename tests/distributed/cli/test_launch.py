@@ -92,6 +92,13 @@ def test_a_run_is_not_written_over_another(tmp_path: Path) -> None:
     assert done.stderr == "error: run.dir=here: already holds a finished run, choose another one or remove it\n"
 
 
+def test_a_restart_after_the_last_file_has_nothing_to_do(tmp_path: Path) -> None:
+    for restarts, note in (("0", ""), ("1", "note: here: has finished\n")):
+        environment = {"TORCHELASTIC_RESTART_COUNT": restarts}
+        done = forked(PROGRAM, "train.steps=2", "run.dir=here", cwd=tmp_path, environment=environment)
+        assert (done.returncode, done.stderr) == (0, note)
+
+
 def test_a_diverging_run_names_block_and_batch_and_so_does_torchrun(tmp_path: Path) -> None:
     done = torchrun(2, "optimizer=sgd", "optimizer.lr=1e6", "optimizer.weight_decay=1e6", "run.dir=here", cwd=tmp_path)
     assert done.returncode != 0
