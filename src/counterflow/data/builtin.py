@@ -1,5 +1,6 @@
 """Data sets without files: digits, which ships with scikit-learn, and reverse, which is generated."""
 
+from functools import cache
 from math import factorial
 
 import torch
@@ -16,6 +17,11 @@ def digits(config: DataConfig) -> Dataset:
 
     The split is the same for every run.
     """
+    return _digits()
+
+
+@cache  # a benchmark, a sweep or a test reads them for every run of its process
+def _digits() -> Dataset:
     # These imports take seconds, so processes with other data skip them.
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split

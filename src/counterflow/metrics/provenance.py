@@ -6,11 +6,10 @@ import os
 import platform
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from omegaconf import OmegaConf
 
 if TYPE_CHECKING:  # the report reads configurations without torch
     import torch
@@ -39,7 +38,7 @@ def settings(config: Any) -> dict[str, Any]:
 
     ``config`` is a configuration dataclass, or a nested mapping such as one read from a file.
     """
-    content: Any = config if isinstance(config, Mapping) else OmegaConf.to_container(OmegaConf.structured(config))
+    content: Any = config if isinstance(config, Mapping) else asdict(config)
     return {key: value for key, value in _flat("", content) if affects_result(key)}
 
 

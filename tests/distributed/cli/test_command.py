@@ -9,6 +9,7 @@ import pytest
 
 from tests.helpers.launch import ROOT, forked
 
+MAIN = str(ROOT / "src" / "counterflow" / "cli" / "main.py")
 QUICK = ("train.steps=3", "run.display=false")
 
 
@@ -36,8 +37,7 @@ def test_a_refused_argument_is_one_line(arguments: tuple[str, ...], line: str, t
 
 
 def test_two_ranks_give_the_bits_of_one(tmp_path: Path) -> None:
-    main = str(ROOT / "src" / "counterflow" / "cli" / "main.py")
-    alone = forked(main, "train", *QUICK, "run.dir=1", cwd=tmp_path)
+    alone = forked(MAIN, "train", *QUICK, "run.dir=1", cwd=tmp_path)
     together = counterflow("train", "--ranks", "2", *QUICK, "run.dir=2", cwd=tmp_path)
     for done in (alone, together):
         assert (done.returncode, done.stderr) == (0, ""), done.stderr
@@ -57,7 +57,7 @@ def test_a_rank_that_fails_gives_the_status_and_its_own_lines(tmp_path: Path) ->
 
 
 def test_help_names_real_choices_and_survives_a_closed_pipe(tmp_path: Path) -> None:
-    done = counterflow("train", "--ranks", "4", "--help", cwd=tmp_path)
+    done = forked(MAIN, "train", "--ranks", "4", "--help", cwd=tmp_path)
     assert done.returncode == 0
     assert done.stdout.startswith("Train one network on many processes without the backward lock.\n")
     assert "_schema" not in done.stdout
