@@ -18,7 +18,7 @@ from counterflow.doctor.check import Status, summary_line, table
 _LOOPBACK = "127.0.0.1"
 
 _MEASURING = 15.0
-"""Seconds from the start of a process after which it starts no measurement."""
+"""Seconds from the first check of a process after which it starts no measurement."""
 _LONGEST_WAIT = 60.0
 """Seconds."""
 _OVERHEAD = 30.0
@@ -34,7 +34,7 @@ def _seconds(text: str) -> float:
 
 def main(arguments: Sequence[str]) -> NoReturn:
     """Run the diagnostics, and exit with 0 if no check failed, otherwise with 1."""
-    deadline = time.monotonic() + _MEASURING
+    start = time.monotonic()
     parser = ArgumentParser(prog="doctor.py", description="Checks of a machine before a run.")
     parser.add_argument("--run-dir", type=Path, default=Path("runs"), help="where runs go (%(default)s)")
     parser.add_argument("--timeout", type=_seconds, default=5.0, help="seconds of any wait for a rank (%(default)g)")
@@ -47,12 +47,12 @@ def main(arguments: Sequence[str]) -> NoReturn:
     from counterflow.doctor.diagnostics import check_rank
 
     try:
-        checks = check_rank(options.run_dir, options.timeout, options.quick, deadline)
+        checks = check_rank(options.run_dir, options.timeout, options.quick, time.monotonic() + _MEASURING)
     except ValueError as error:
         parser.error(str(error))
     if checks:
         print(table(checks))
-        print(f"{summary_line(checks)}, in {time.monotonic() - deadline + _MEASURING:.1f} s", flush=True)
+        print(f"{summary_line(checks)}, in {time.monotonic() - start:.1f} s", flush=True)
     # Threads may still wait for lost ranks, and only this ends them.
     os._exit(EXIT_FAILURE if any(check.status is Status.FAIL for check in checks) else 0)
 
