@@ -31,8 +31,8 @@ from counterflow.algorithms.rule import (
     Target,
 )
 from counterflow.config import HeadConfig
-from counterflow.config.validators import size
-from counterflow.models.head import Head
+from counterflow.config.validators import rate, size
+from counterflow.models.head import Head, without_output_layer
 
 
 @dataclass(kw_only=True)
@@ -44,12 +44,15 @@ class AL(LocalAlgorithm):
     """Width of the target's side, ``t_1 .. t_N``."""
     head: HeadConfig = field(default_factory=HeadConfig)
     """The bridge is this head, a linear layer and tanh."""
+    target_lr_scale: float = 1.0
+    """Learning rate of the target's side, encoders and decoders, as a multiple of that of the input's side."""
 
     predicts_down = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         size("algorithm.dim", self.dim, 1)
+        rate("algorithm.target_lr_scale", self.target_lr_scale)
 
     def rule_set(self, context: RuleContext) -> RuleSet:
         return ALRules(self, context)
@@ -60,21 +63,32 @@ class ALRule(LocalRule):
 
     ``|| b_i(s_i) - t_i ||^2`` trains ``f_i`` and ``b_i``, ``|| h_i(t_i) - t_{i-1} ||^2`` trains ``g_i`` and ``h_i``; no
     gradient goes into a target of either.
+
+    ``g_i`` and ``h_i`` start with He et al.'s normal weights and biases of 0, as in the authors' code. The linear layer
+    of ``b_i`` starts at zero, as its input is normed: with He's weights it would begin with large random codes. The
+    network's output layer has no part in AL: the top component ends at the features below it.
     """
 
     def __init__(self, context: BlockContext, config: AL) -> None:
         super().__init__()
         dim = config.dim
         below = context.classes if context.is_bottom else dim
-        self.block = context.module
-        head = Head(context.shape, config.head)
-        self.bridge = nn.Sequential(head, nn.Linear(head.dim, dim), nn.Tanh())
-        self.encoder = nn.Sequential(nn.Linear(below, dim), nn.Tanh())
-        self.decoder = nn.Linear(dim, below) if context.is_bottom else nn.Sequential(nn.Linear(dim, below), nn.Tanh())
+        self.block, shape = context.module, context.shape
+        if context.is_top:
+            self.block, shape = without_output_layer(self.block, shape)
+        head = Head(shape, config.head)
+        readout = nn.Linear(head.dim, dim)
+        nn.init.zeros_(readout.weight)
+        self.bridge = nn.Sequential(head, readout, nn.Tanh())
+        self.encoder = nn.Sequential(_linear(below, dim), nn.Tanh())
+        self.decoder = _linear(dim, below) if context.is_bottom else nn.Sequential(_linear(dim, below), nn.Tanh())
         # Labels become t_0 at the bottom.
         self._classes = context.classes if context.is_bottom else None
         self._top = context.is_top
-        self._optimizer = context.optimizer(self.parameters())
+        self._optimizer = context.optimizer([*self.block.parameters(), *self.bridge.parameters()])
+        self._target_optimizer = context.optimizer(
+            [*self.encoder.parameters(), *self.decoder.parameters()], config.target_lr_scale
+        )
         self._up: tuple[Tensor, Tensor] | None = None
 
     def forward_message(self, message: Payload) -> Payload:
@@ -88,7 +102,8 @@ class ALRule(LocalRule):
         self._up = None
         associated = _distance(self.bridge(s), t.detach())
         autoencoder = _distance(self.decoder(t), self._target(message[1]))
-        self._optimizer.backward_and_step(associated + autoencoder, part)
+        self._optimizer.backward_and_step(associated, part)
+        self._target_optimizer.backward_and_step(autoencoder, part)
         associated, autoencoder = associated.detach(), autoencoder.detach()
         return {"loss": associated + autoencoder, "associated": associated, "autoencoder": autoencoder}
 
@@ -107,6 +122,14 @@ class ALRule(LocalRule):
     def _target(self, below: Tensor) -> Tensor:
         """``t_{i-1}``; at the bottom the one-hot labels."""
         return below if self._classes is None else F.one_hot(below, self._classes).float()
+
+
+def _linear(inputs: int, outputs: int) -> nn.Linear:
+    """Linear layer with the init of He et al. (2015), normal of variance ``2 / inputs``."""
+    layer = nn.Linear(inputs, outputs)
+    nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    nn.init.zeros_(layer.bias)
+    return layer
 
 
 def _distance(a: Tensor, b: Tensor) -> Tensor:

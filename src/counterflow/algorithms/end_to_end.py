@@ -68,7 +68,9 @@ class FeedbackAlignment(EndToEnd):
     def convert(self, network: nn.Module, seed: int) -> None:
         """Replace every convolution and linear layer inside ``network`` by a `FeedbackAligned` one.
 
-        The feedback weights have the distribution of the layer's initial weights, and a random stream of their own.
+        The feedback weights are the layer's initial weights in an order that is drawn from a random stream of their
+        own, so that both have the same deviation. Where all weights of a layer are equal, the feedback weights are
+        drawn as torch draws those of a layer.
         Attention keeps its true gradient: its projections are parameters of one fused operation, not layers.
         """
         for name, parent in list(network.named_modules()):
@@ -94,7 +96,11 @@ class FeedbackAlignment(EndToEnd):
 
 
 def _feedback(layer: nn.Conv2d | nn.Linear, seed: int) -> Tensor:
+    """The layer's own weights in random order: they have its distribution, whatever initialised it."""
     generator = torch.Generator().manual_seed(seed)
-    feedback = torch.empty_like(layer.weight, requires_grad=False)
-    bound = layer.weight[0].numel() ** -0.5
-    return nn.init.uniform_(feedback, -bound, bound, generator=generator)
+    weight = layer.weight.detach()
+    if (weight == weight.flatten()[0]).all():  # such as zeros, through which no error would ever pass
+        bound = weight[0].numel() ** -0.5
+        return nn.init.uniform_(torch.empty_like(weight), -bound, bound, generator=generator)
+    order = torch.randperm(weight.numel(), generator=generator)
+    return weight.flatten()[order].view_as(weight)

@@ -97,7 +97,9 @@ class PredSimRule(LocalRule):
             self.classifier = nn.Identity()
         elif self._beta < 1:
             head = Head(context.shape, config.head)
-            self.classifier = nn.Sequential(head, nn.Linear(head.dim, context.classes))
+            output = nn.Linear(head.dim, context.classes)
+            nn.init.zeros_(output.weight)  # as in the authors' code
+            self.classifier = nn.Sequential(head, output)
         self.branch = SimilarityBranch(context.shape) if self._beta > 0 else None
         self._classes = context.classes
         self._optimizer = context.optimizer(self.parameters())

@@ -1,5 +1,7 @@
 """Heads: from a block's output to the vector by which a local rule reads it."""
 
+from collections import OrderedDict
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -45,3 +47,27 @@ class Head(nn.Module):
     def forward(self, activation: Tensor) -> Tensor:
         features = self.pool(self.convolutions(activation))
         return F.layer_norm(features, features.shape[-1:])
+
+
+def without_output_layer(block: nn.Module, shape: tuple[int, ...]) -> tuple[nn.Module, tuple[int, ...]]:
+    """The top ``block`` up to its last features, and their shape.
+
+    The output layer is the linear layer that a block made of ``nn.Sequential`` ends in. All other modules are shared
+    with ``block`` and keep their names. A block that ends in anything else is returned as it is.
+
+    Args:
+        block: The top block of a network.
+        shape: Shape of one sample of its output.
+    """
+    children = OrderedDict(block.named_children()) if isinstance(block, nn.Sequential) else OrderedDict()
+    if not children:
+        return block, shape
+    name, last = children.popitem()
+    if isinstance(last, nn.Linear):
+        shape = (*shape[:-1], last.in_features)
+    else:
+        rest, shape = without_output_layer(last, shape)
+        if rest is last:
+            return block, shape
+        children[name] = rest
+    return nn.Sequential(children), shape

@@ -188,6 +188,56 @@ def test_learning_moves_every_parameter_and_the_components_differ() -> None:
     assert len({seen.accuracies[k, STEPS - 1, "test"] for k in range(1, N + 1)}) > 1
 
 
+def test_encoders_and_decoders_start_with_the_normal_weights_of_he_and_bridges_at_zero() -> None:
+    rules = AL(dim=300, head=head_config("vectors")).rule_set(rule_context("vectors"))
+    for k in range(1, 5):
+        rule = rules.rule(k)
+        assert isinstance(rule, ALRule)
+        assert not rule.bridge[1].weight.any()
+        layers = [m for part in (rule.encoder, rule.decoder) for m in part.modules() if isinstance(m, nn.Linear)]
+        assert len(layers) == 2
+        for layer in layers:
+            assert not layer.bias.any()
+            std = layer.weight.detach().std().item()
+            assert std == pytest.approx((2 / layer.in_features) ** 0.5, rel=0.1)
+
+
+def test_the_top_bridge_reads_the_last_features_and_the_output_layer_is_gone() -> None:
+    context = rule_context("maps")
+    rule = AL(dim=9, head=head_config("maps")).rule_set(context).rule(3)
+    assert isinstance(rule, ALRule)
+    maps = torch.randn(4, 4, 4, 4)
+    assert torch.equal(rule.block(maps), maps.flatten(1))
+    assert rule.bridge[1].in_features == 64
+    assert not list(rule.block.parameters())
+    last = context.block(3).module[-1]  # type: ignore[index]
+    assert not {id(p) for p in last.parameters()} & {id(p) for p in rule.parameters()}
+
+
+def test_the_targets_side_learns_at_a_rate_of_its_own() -> None:
+    """With plain SGD an update is proportional to the rate."""
+    steps: dict[float, list[list[Tensor]]] = {}
+    for scale in (0.0, 1.0, 2.0):
+        context = rule_context("vectors", SGD(lr=0.01, momentum=0.0, schedule="constant"))
+        rule = AL(dim=9, head=head_config("vectors"), target_lr_scale=scale).rule_set(context).rule(2)
+        assert isinstance(rule, ALRule)
+        before = [[p.detach().clone() for p in part.parameters()] for part in parts(rule)]
+        torch.manual_seed(3)
+        message = torch.randn(4, 6), torch.randn(4, 9)
+        rule.forward_message(message)
+        rule.update(BatchPart(0), message, ())
+        steps[scale] = [
+            [p.detach() - old for p, old in zip(part.parameters(), olds, strict=True)]
+            for part, olds in zip(parts(rule), before, strict=True)
+        ]
+    for index in (0, 2):  # f and b
+        torch.testing.assert_close(steps[2.0][index], steps[1.0][index], rtol=0, atol=0)
+    assert all(step.any() for step in steps[0.0][2])
+    for index in (1, 3):  # g and h
+        torch.testing.assert_close(steps[2.0][index], [2 * step for step in steps[1.0][index]], rtol=1e-3, atol=1e-6)
+        assert not any(step.any() for step in steps[0.0][index])
+
+
 # Prediction
 
 
@@ -322,6 +372,7 @@ def test_no_gradient_reaches_the_message_from_below(name: str) -> None:
 def test_no_gradient_goes_into_a_target() -> None:
     """Of the two losses each trains its own half: as if the target of either were a constant."""
     rule = al_rules("vectors", optimizer=SGD(lr=1.0, momentum=0.0, schedule="constant"))[1]
+    nn.init.normal_(rule.bridge[1].weight)  # at zero, it lets no gradient through to f
     f, g, b, h = map(copy.deepcopy, parts(rule))
     s_below, t_below = torch.randn(4, 6), torch.randn(4, 9)
     with torch.no_grad():
@@ -389,6 +440,11 @@ def test_labels_become_one_hot_codes_at_the_bottom_only() -> None:
 def test_wrong_options_are_refused(key: str) -> None:
     with pytest.raises(ValueError, match=rf"^{re.escape(key)}=0: must be at least 1 and at most 1048576$"):
         load_config(["algorithm=al", f"{key}=0"])
+
+
+def test_a_wrong_rate_of_the_targets_side_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^algorithm\.target_lr_scale=-1\.0: must be at least 0 and at most "):
+        AL(target_lr_scale=-1.0)
 
 
 def test_the_width_of_the_target_side_is_checked_without_a_configuration_too() -> None:

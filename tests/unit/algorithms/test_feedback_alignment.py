@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from counterflow.algorithms.end_to_end import FeedbackAligned, FeedbackAlignment
 from counterflow.cli.hydra_app import load_config
-from counterflow.config import CNNConfig, MLPConfig
+from counterflow.config import CNNConfig, MLPConfig, ResNetConfig
 from counterflow.models import build
 from counterflow.trainer.job_builder import load_job
 from tests.helpers.runs import SMALL
@@ -223,14 +223,15 @@ def test_names_of_the_users_own_stay() -> None:
 
 
 def feedbacks(seed: int, global_seed: int = 0) -> list[Tensor]:
-    network = linear()
     with torch.random.fork_rng():
+        torch.manual_seed(5)
+        network = linear()
         torch.manual_seed(global_seed)
         FeedbackAlignment().convert(network, seed)
     return [layer.feedback for layer in aligned_layers(network)]
 
 
-def test_feedback_weights_are_a_function_of_the_seed() -> None:
+def test_feedback_weights_are_a_function_of_the_seed_and_the_network() -> None:
     for ours, same, other in zip(feedbacks(1), feedbacks(1, global_seed=9), feedbacks(2), strict=True):
         assert torch.equal(ours, same)
         assert not torch.equal(ours, other)
@@ -240,16 +241,52 @@ def test_feedback_weights_are_a_function_of_the_seed() -> None:
     assert not torch.equal(one.feedback, two.feedback)
 
 
-def test_feedback_weights_are_drawn_as_a_layers_own_are() -> None:
+def he_normal(weight: Tensor) -> None:
+    nn.init.kaiming_normal_(weight, mode="fan_out", nonlinearity="relu")
+
+
+def shifted(weight: Tensor) -> None:
+    nn.init.normal_(weight, mean=0.5, std=0.2)
+
+
+def kurtosis(x: Tensor) -> Tensor:
+    centred = x - x.mean()
+    return (centred**4).mean() / (centred**2).mean() ** 2
+
+
+@pytest.mark.parametrize("init", [None, he_normal, shifted])
+def test_feedback_weights_are_distributed_as_a_layers_own_are(init: Callable[[Tensor], object] | None) -> None:
+    """Mean, deviation, extremes and kurtosis, whatever initialised the layer; and no correlation with its weights."""
     for layer in (nn.Linear(100, 300), nn.Conv2d(40, 50, 3, bias=False)):
+        if init is not None:
+            init(layer.weight)
         network = nn.Sequential(layer)
         FeedbackAlignment().convert(network, SEED)
         (aligned,) = aligned_layers(network)
         assert aligned.feedback.shape == layer.weight.shape
-        assert aligned.feedback.std().item() == pytest.approx(layer.weight.std().item(), rel=0.03)
-        assert aligned.feedback.abs().max().item() == pytest.approx(layer.weight.abs().max().item(), rel=0.01)
+        for statistic in (torch.mean, torch.std, torch.max, torch.min, kurtosis):
+            assert statistic(aligned.feedback).item() == pytest.approx(statistic(layer.weight).item(), rel=1e-3)
         correlation = torch.corrcoef(torch.stack([aligned.feedback.flatten(), layer.weight.flatten()]))[0, 1]
         assert abs(correlation.item()) < 0.05
+
+
+def test_feedback_weights_of_a_residual_network_have_the_deviation_of_its_layers() -> None:
+    """Its convolutions start with He et al.'s deviation, 2.45 times that of torch's layers."""
+    network = build(ResNetConfig(width=16), (3, 16, 16), 10, SEED)
+    FeedbackAlignment().convert(network, SEED)
+    layers = aligned_layers(network)
+    ratios = [(layer.feedback.std() / layer.layer.weight.std()).item() for layer in layers]
+    assert ratios == pytest.approx([1.0] * len(layers), rel=1e-3)
+    square = next(x.layer for x in layers if isinstance(x.layer, nn.Conv2d) and x.layer.weight.shape[:2] == (64, 64))
+    assert square.weight.std().item() * (3 * 64 * 9) ** 0.5 == pytest.approx(6**0.5, rel=0.02)
+
+
+def test_a_layer_that_starts_at_zero_passes_errors_down() -> None:
+    layer = nn.Linear(100, 300)
+    nn.init.zeros_(layer.weight)
+    network = nn.Sequential(layer)
+    FeedbackAlignment().convert(network, SEED)
+    assert aligned_layers(network)[0].feedback.std().item() == pytest.approx(300**-0.5, rel=0.03)
 
 
 def angle(a: list[Tensor], b: list[Tensor]) -> float:

@@ -173,6 +173,8 @@ def test_maps_of_one_pixel_have_no_deviation_and_are_compared_as_vectors() -> No
 @pytest.mark.parametrize("name", NAMES)
 def test_learning_is_descent_of_the_published_loss(name: str, block: int, beta: float) -> None:
     rule = rule_of(name, block, beta).double()
+    if rule.classifier is not None:
+        nn.init.normal_(rule.classifier[1].weight)  # type: ignore[index, arg-type]  # at zero, it passes no gradient
     expected = copy.deepcopy(rule)
     message, y = below(name, block), labels(name)
     (up,) = rule.forward_message(message)
@@ -351,3 +353,10 @@ def test_it_is_known_by_its_name_and_its_loss_is_the_sum() -> None:
 def test_a_weight_is_between_0_and_1(beta: float) -> None:
     with pytest.raises(ValueError, match=r"^algorithm\.beta=.*: must be between 0 and 1$"):
         PredSim(beta=beta)
+
+
+def test_local_classifiers_start_with_weights_of_zero() -> None:
+    rules = PredSim(head=head_config("maps")).rule_set(rule_context("maps"))
+    for k in (1, 2):
+        classifier = rules.rule(k).classifier
+        assert not classifier[1].weight.any()  # type: ignore[index, union-attr]

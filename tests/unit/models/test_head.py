@@ -7,7 +7,7 @@ from torch import nn
 from counterflow.algorithms.bll import BLL
 from counterflow.algorithms.rule import RuleContext, RuleSet, Task
 from counterflow.config import SGD, HeadConfig, LatentConfig
-from counterflow.models.head import Head
+from counterflow.models.head import Head, without_output_layer
 
 
 def head(shape: tuple[int, ...], **options: int) -> Head:
@@ -119,3 +119,32 @@ def test_gradients_reach_every_parameter_and_the_activation() -> None:
     assert a.grad is not None
     assert all(p.grad is not None and p.grad.any() for p in module.parameters())
     assert a.grad.any()
+
+
+def test_the_last_features_are_the_input_of_the_output_layer() -> None:
+    """The linear layer in which a block ends goes, however deep it is; names and modules of the rest stay."""
+    flat = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+    nested = nn.Sequential(nn.Conv2d(2, 4, 1), nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)))
+    for block, shape, features in ((flat, (6,), (5,)), (nested, (2, 3, 3), (4,))):
+        before = block.state_dict()
+        rest, found = without_output_layer(block, (3,))
+        assert found == features
+        assert rest(torch.randn(2, *shape)).shape == (2, *features)
+        *_, weight, bias = before
+        assert list(rest.state_dict()) == [name for name in before if name not in (weight, bias)]
+        assert all(rest.state_dict()[name].data_ptr() == before[name].data_ptr() for name in rest.state_dict())
+        assert list(block.state_dict()) == list(before), "the block itself does not change"
+
+
+def test_a_block_that_is_the_output_layer_alone_has_its_input_as_features() -> None:
+    rest, found = without_output_layer(nn.Sequential(nn.Linear(6, 3)), (7, 3))
+    x = torch.randn(2, 7, 6)
+    assert found == (7, 6)
+    assert torch.equal(rest(x), x)
+
+
+@pytest.mark.parametrize("block", [nn.Sequential(nn.Linear(6, 3), nn.Sequential(nn.Tanh())), nn.Bilinear(2, 2, 3)])
+def test_a_block_that_ends_in_anything_else_stays(block: nn.Module) -> None:
+    rest, found = without_output_layer(block, (3,))
+    assert rest is block
+    assert found == (3,)
