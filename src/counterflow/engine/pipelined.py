@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributed import pipelining
 from torch.distributed.pipelining.schedules import PipelineScheduleSingle, get_schedule_class
 
+from counterflow.algorithms.muon import hidden_weights
 from counterflow.algorithms.optimizer import BlockOptimizer
 from counterflow.checkpoint import BlockState
 from counterflow.data.prefetch import prefetch
@@ -112,10 +113,11 @@ class _Blocks(nn.Sequential):
 class _Trained(nn.Module):
     """A block and its optimizer, as checkpoints hold them."""
 
-    def __init__(self, block: nn.Module, job: Job) -> None:
+    def __init__(self, block: nn.Module, job: Job, is_top: bool) -> None:
         super().__init__()
         self.block = block
-        self.optimizer = BlockOptimizer(block.parameters(), job.optimizer, job.plan.batches)
+        hidden = hidden_weights(block, is_top)
+        self.optimizer = BlockOptimizer(block.parameters(), job.optimizer, job.plan.batches, hidden=hidden)
 
     def restore(self, state: BlockState) -> None:
         self.load_state_dict(state.rule)
@@ -153,7 +155,7 @@ class Pipeline:
         recorders = {block: ActivationRecorder(job.activations, plan) for block in owned}
         for module in mine.values():
             job.runtime.prepare_module(module, module)
-        trained = {block: _Trained(job.blocks[block - 1], job) for block in owned}
+        trained = {block: _Trained(job.blocks[block - 1], job, block == job.topology.blocks) for block in owned}
         for block, pair in trained.items():
             restore_block(context, block, pair.restore)
         comm.stop.start(plan.start)

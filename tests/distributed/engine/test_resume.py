@@ -54,6 +54,7 @@ RULES = {
     "al": ("algorithm=al",),
     "predsim": ("algorithm=predsim", "engine.lag=1"),
     "naive": ("algorithm=bp", "schedule=naive"),
+    "muon": ("algorithm=bll", "optimizer=muon", "optimizer.bias_lr_scale=4"),
 }
 
 
