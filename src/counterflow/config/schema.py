@@ -132,6 +132,9 @@ class OptimizerConfig(NamedOptions, key="optimizer"):
     """Learning rate of biases, and of the scales and shifts of norms, as a multiple of that of weights."""
     bias_decay: bool = True
     """Weight decay of biases and norms too."""
+    average: float = checked(0.0, fraction)
+    """Decay of an exponential moving average of the weights, by which blocks are evaluated and which a finished run
+    gives away; 0 is none. Messages and learning use the weights themselves."""
 
 
 @dataclass(kw_only=True)

@@ -4,7 +4,7 @@ On one process it is the plain loop: forward, backward and update of the whole n
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from time import perf_counter
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch.distributed.pipelining.schedules import PipelineScheduleSingle, get_s
 
 from counterflow.algorithms.muon import hidden_weights
 from counterflow.algorithms.optimizer import BlockOptimizer
+from counterflow.algorithms.weight_average import WeightAverage
 from counterflow.checkpoint import BlockState
 from counterflow.data.prefetch import prefetch
 from counterflow.engine import cost
@@ -118,6 +119,16 @@ class _Trained(nn.Module):
         self.block = block
         hidden = hidden_weights(block, is_top)
         self.optimizer = BlockOptimizer(block.parameters(), job.optimizer, job.plan.batches, hidden=hidden)
+        decay = job.optimizer.average
+        self.average = WeightAverage(block, block, decay) if decay else None
+
+    def step(self, n: int) -> None:
+        self.optimizer.step(n)
+        if self.average is not None:
+            self.average.update(n)
+
+    def digest(self) -> bytes:
+        return digest(self.block if self.average is None else self)
 
     def restore(self, state: BlockState) -> None:
         self.load_state_dict(state.rule)
@@ -181,10 +192,13 @@ class Pipeline:
                     waits.receive = max(0.0, stepped - begin - busy() - other)
                 for block, pair in trained.items():
                     with span(recorder, "update", lanes[block], n):
-                        pair.optimizer.step(n)
+                        pair.step(n)
                 for block in owned:
                     context.report(job.device, block, n, metrics if block == job.topology.blocks else {})
-                self._evaluate(mine, n, context, recorders)
+                with ExitStack() as averages:
+                    for average in (pair.average for pair in trained.values() if pair.average is not None):
+                        averages.enter_context(average.applied())
+                    self._evaluate(mine, n, context, recorders)
                 halts = n < plan.batches - 1 and comm.stop.should_stop_after(n)
                 if halts or plan.saves_after(n):
                     for block, pair in trained.items():
@@ -204,12 +218,17 @@ class Pipeline:
             if halts:
                 break
         raise_if_preempted(context, plan.batches)
+        seconds = perf_counter() - start
+        digests = {block: pair.digest() for block, pair in trained.items()}
+        for pair in trained.values():
+            if pair.average is not None:
+                pair.average.swap()
         return RankResult(
-            digests={block: digest(job.blocks[block - 1]) for block in owned},
+            digests=digests,
             modules={block: job.blocks[block - 1] for block in owned},
             effective_parameters=count_parameters(mine.values()),
             affiliated_parameters=0,
-            seconds=perf_counter() - start,
+            seconds=seconds,
             batches=plan.batches - steady,
             receive_wait=waits.receive - waited,
             send_wait=0.0,

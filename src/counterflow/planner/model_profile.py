@@ -111,7 +111,8 @@ def profile_model(job: Job, log: Callable[[str], None]) -> ModelProfile:
             profiles.append(replace(costs, block_overhead=_block_overhead(single, rules, i, costs)))
     optimizer = job.optimizer
     momentum = isinstance(optimizer, Muon) or (isinstance(optimizer, SGD) and optimizer.momentum)
-    return ModelProfile(profiles, batch, 4 if isinstance(optimizer, AdamW) else 3 if momentum else 2)
+    copies = 4 if isinstance(optimizer, AdamW) else 3 if momentum else 2
+    return ModelProfile(profiles, batch, copies + bool(optimizer.average))
 
 
 def _block_overhead(job: Job, rules: RuleSet, i: int, layer: LayerProfile) -> BlockOverhead:
