@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributed import pipelining
 from torch.distributed.pipelining.schedules import PipelineScheduleSingle, get_schedule_class
 
+from counterflow.algorithms import EndToEnd
 from counterflow.algorithms.muon import hidden_weights
 from counterflow.algorithms.optimizer import BlockOptimizer
 from counterflow.algorithms.weight_average import WeightAverage
@@ -53,6 +54,7 @@ class _Stage(pipelining.PipelineStage):
     """A stage that measures its time of computation: the rest of the time its rank waited."""
 
     busy = 0.0
+    smoothing = 0.0
     lane = 0
     recorder: Recorder | None = None
     batch = 0
@@ -80,7 +82,7 @@ class _Stage(pipelining.PipelineStage):
     def loss(self, output: Tensor, labels: Tensor) -> Tensor:
         """Loss of the last micro-batch, at the top."""
         with self._timed("loss", self._microbatch):
-            return _cross_entropy(output, labels)
+            return _cross_entropy(output, labels, self.smoothing)
 
     @contextmanager
     def _timed(self, name: str, microbatch: int) -> Iterator[None]:
@@ -139,6 +141,8 @@ class Pipeline:
 
     def __init__(self, job: Job) -> None:
         self._job = job
+        assert isinstance(job.algorithm, EndToEnd), "local rules have no pipeline schedule"
+        self._smoothing = job.algorithm.smoothing
         self._group: dist.ProcessGroup | None = None
         self._stages = blocks_of_stages(job.schedule, job.topology)
         self._ranks = owners(job.schedule, job.topology.ranks, len(self._stages))
@@ -241,24 +245,24 @@ class Pipeline:
         return self._stages[stage][-1]
 
     def _alone(self, network: nn.Module, recorder: Recorder | None) -> tuple[Callable[[], float], Step]:
-        job, lane = self._job, self._lane(0)
+        job, lane, smoothing = self._job, self._lane(0), self._smoothing
 
         def step(n: int, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
             job.runtime.seed_forward(job.seed, 0, n)
             with span(recorder, "forward", lane, n):
                 output = network(inputs)
             with span(recorder, "loss", lane, n):
-                loss = _cross_entropy(output, labels)
+                loss = _cross_entropy(output, labels, smoothing)
             with span(recorder, "backward", lane, n):
                 torch.autograd.backward(loss)
-            return _metrics(loss, output, labels)
+            return _metrics(_cross_entropy(output, labels) if smoothing else loss, output, labels)
 
         return lambda: 0.0, step
 
     def _pipelined(
         self, mine: Mapping[int, nn.Module], comm: Communicator, recorder: Recorder | None
     ) -> tuple[Callable[[], float], Step]:
-        job, last = self._job, len(self._stages) - 1
+        job, last, smoothing = self._job, len(self._stages) - 1, self._smoothing
         group = dist.new_group(backend=job.backend) if job.backend == "nccl" else dist.group.WORLD
         assert isinstance(group, dist.ProcessGroup)
         self._group = group
@@ -276,7 +280,7 @@ class Pipeline:
             for stage, module in mine.items()
         ]
         for stage, number in zip(stages, mine, strict=True):
-            stage.lane, stage.recorder = self._lane(number), recorder
+            stage.lane, stage.recorder, stage.smoothing = self._lane(number), recorder, smoothing
         kind = get_schedule_class("ZBVZeroBubble" if job.schedule == "zbv" else job.schedule)
         # Losses of micro-batches are means over their samples, and gradients are averaged: the mean of the batch.
         schedule = kind(
@@ -296,7 +300,8 @@ class Pipeline:
                 schedule.step(*arguments)
                 return {}
             output = schedule.step(*arguments, target=labels, losses=losses)
-            return _metrics(torch.stack(losses).mean(), output, labels)
+            loss = _cross_entropy(output, labels) if smoothing else torch.stack(losses).mean()
+            return _metrics(loss, output, labels)
 
         return lambda: sum(stage.busy for stage in stages), step
 
@@ -347,9 +352,9 @@ class Pipeline:
             blocks.train()
 
 
-def _cross_entropy(output: Tensor, labels: Tensor) -> Tensor:
+def _cross_entropy(output: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
     """The mean over samples, and over positions of sequences."""
-    return F.cross_entropy(output.flatten(0, -2), labels.flatten())
+    return F.cross_entropy(output.flatten(0, -2), labels.flatten(), label_smoothing=smoothing)
 
 
 def _metrics(loss: Tensor, output: Tensor, labels: Tensor) -> dict[str, Tensor]:

@@ -80,6 +80,7 @@ def test_figures_are_those_of_one_process_too(pool: Pool, rule: str) -> None:
 OPTIONS = {
     "muon": ("optimizer=muon", "optimizer.bias_lr_scale=4", "optimizer.bias_decay=false", "optimizer.weight_decay=0.1"),
     "average": ("optimizer.average=0.9",),
+    "smoothing": ("algorithm.smoothing=0.2",),
 }
 
 
