@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from counterflow.config import FeedbackConfig as FeedbackConfig
     from counterflow.config import HeadConfig as HeadConfig
     from counterflow.config import LatentConfig as LatentConfig
+    from counterflow.config import Muon as Muon
     from counterflow.engine.run_context import BlockError as BlockError
     from counterflow.engine.run_context import PreemptedError as PreemptedError
     from counterflow.metrics.block_metrics import StepMetrics as StepMetrics
@@ -58,7 +59,7 @@ _MODULES = {
     ],
     "counterflow.config": [
         "SGD", "AdamW", "CheckpointConfig", "DataConfig", "EngineConfig", "FeedbackConfig", "HeadConfig",
-        "LatentConfig",
+        "LatentConfig", "Muon",
     ],
     "counterflow.engine.run_context": ["BlockError", "PreemptedError"],
     "counterflow.metrics.block_metrics": ["StepMetrics"],

@@ -21,6 +21,7 @@ from counterflow.algorithms.rule import (
     Target,
 )
 from counterflow.config import FeedbackConfig, HeadConfig, LatentConfig
+from counterflow.config.validators import checked, fraction
 from counterflow.models.head import Head
 
 
@@ -29,6 +30,8 @@ class BLL(LocalAlgorithm):
     """Block-local learning: code books come down, and every block learns from the posterior over its latent."""
 
     name: str = "bll"
+    smoothing: float = checked(0.0, fraction)
+    """Label smoothing of the posterior and of the feedback's loss; the reported ``nll`` is without it."""
     head: HeadConfig = field(default_factory=HeadConfig)
     latent: LatentConfig = field(default_factory=LatentConfig)
     feedback: FeedbackConfig = field(default_factory=FeedbackConfig)
@@ -37,13 +40,17 @@ class BLL(LocalAlgorithm):
         return BLLRules(self, context)
 
 
-def posterior(u: Tensor, codes: Tensor, labels: Tensor) -> Tensor:
+def posterior(u: Tensor, codes: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
     """Natural parameters of ``rho ~ alpha beta``: ``r = u + b(y) - E_{c ~ q(c|u)} b(c)``.
 
     ``u`` is ``[B, d]``, ``codes`` ``[C, d]``, ``labels`` ``[B]``. The conjugate-computation step: the natural parameter
     of the forward message plus the gradient of the log likelihood ``log q(y | u)``.
+    With ``smoothing``, of its mean under smoothed labels: ``b(y)`` moves by this share to the mean code.
     """
-    return u + codes[labels] - (u @ codes.T).softmax(-1) @ codes
+    own = codes[labels]
+    if smoothing:
+        own = torch.lerp(own, codes.mean(0), smoothing)
+    return u + own - (u @ codes.T).softmax(-1) @ codes
 
 
 def latent_kl(family: str, categories: int, r: Tensor, u: Tensor) -> Tensor:
@@ -128,6 +135,7 @@ class BLLRule(LocalRule):
         self.register_buffer("codes", torch.eye(context.classes) if context.is_top else None)
         self._family = "gaussian" if context.is_top else config.latent.family
         self._categories = config.latent.categories
+        self._smoothing = config.smoothing
         self._refresh = config.feedback.refresh
         self._theta = context.optimizer([*self.block.parameters(), *head.parameters()])
         self._phi = context.optimizer(feedback.parameters(), config.feedback.lr_scale) if feedback is not None else None
@@ -157,7 +165,7 @@ class BLLRule(LocalRule):
         u = self._u.flatten(0, -2)
         self._u = None
         with torch.no_grad():
-            rho = posterior(u, codes, labels)
+            rho = posterior(u, codes, labels, self._smoothing)
             logits = u @ codes.T
         loss = latent_kl(self._family, self._categories, rho, u).mean()
         self._theta.backward_and_step(loss, part)
@@ -168,7 +176,7 @@ class BLLRule(LocalRule):
         }
         if self.feedback is not None and self._phi is not None:
             below = message[1].flatten(0, -2)
-            feedback_loss = F.cross_entropy(below @ self.feedback(codes).T, labels)
+            feedback_loss = F.cross_entropy(below @ self.feedback(codes).T, labels, label_smoothing=self._smoothing)
             self._phi.backward_and_step(feedback_loss, part)
             metrics["feedback_loss"] = feedback_loss.detach()
         return metrics

@@ -9,11 +9,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from counterflow.config import AlgorithmConfig
+from counterflow.config.validators import checked, fraction
 from counterflow.seeding import derive_seed
 
 
+@dataclass(kw_only=True)
 class EndToEnd(AlgorithmConfig, ABC):
     """A reference that ``algorithm=`` or a Trainer can name, by what it changes in a network before it is trained."""
+
+    smoothing: float = checked(0.0, fraction)
+    """Label smoothing of the cross entropy that is learnt; reported ones are without it."""
 
     @abstractmethod
     def convert(self, network: nn.Sequential, seed: int) -> None:

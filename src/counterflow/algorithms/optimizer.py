@@ -1,15 +1,17 @@
 """Optimizers of one block, with learning rates that are functions of the batch index alone."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from counterflow.config import SGD, AdamW, OptimizerConfig
+from counterflow.algorithms.muon import OrthogonalMomentum
+from counterflow.config import SGD, AdamW, Muon, OptimizerConfig
 
 
 @dataclass(frozen=True)
@@ -39,22 +41,26 @@ def lr_factor(config: OptimizerConfig, n: int, batches: int) -> float:
 
 
 class BlockOptimizer(nn.Module):
-    """Updates one set of parameters, which may be empty. All it keeps is the state of torch's optimizer.
+    """Updates one set of parameters, which may be empty. All it keeps is the state of torch's optimizers.
 
     A module without parameters of its own, so that the ``state_dict`` of a rule holds its optimizers too.
     """
 
     def __init__(
-        self, parameters: Iterable[nn.Parameter], config: OptimizerConfig, batches: int, scale: float = 1.0
+        self,
+        parameters: Iterable[nn.Parameter],
+        config: OptimizerConfig,
+        batches: int,
+        scale: float = 1.0,
+        hidden: Iterable[Tensor] = (),
     ) -> None:
+        """``hidden``: those of a forward block that `Muon` takes; it takes 4-dimensional weights anyhow."""
         super().__init__()
         self.observe: Callable[[str, int, float, float], object] | None = None
         """Called after every ``backward`` and ``update`` with the batch, and start and end in ``perf_counter``."""
         self._config = config
         self._batches = batches
-        self._lr = config.lr * scale
-        parameters = list(parameters)
-        self.torch = _build(parameters, config) if parameters else None
+        self._torch = _build(list(parameters), config, scale, {id(parameter) for parameter in hidden})
 
     def backward_and_step(self, loss: Tensor, part: BatchPart) -> None:
         """Add the gradients of ``loss``, the mean over this part of the batch, and update after the last part."""
@@ -73,39 +79,69 @@ class BlockOptimizer(nn.Module):
 
     def step(self, n: int) -> None:
         """One update with the gradients so far, which are dropped afterwards."""
-        if self.torch is None:
+        if not self._torch:
             return
         start = perf_counter()
-        for group in self.torch.param_groups:
-            group["lr"] = self._lr * lr_factor(self._config, n, self._batches)
-        self.torch.step()
-        self.torch.zero_grad(set_to_none=True)
+        factor = lr_factor(self._config, n, self._batches)
+        for optimizer in self._torch:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak_lr"] * factor
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         if self.observe is not None:
             self.observe("update", n, start, perf_counter())
 
-    def get_extra_state(self) -> dict[str, Any]:
-        return {} if self.torch is None else self.torch.state_dict()
+    def get_extra_state(self) -> list[dict[str, Any]]:
+        return [optimizer.state_dict() for optimizer in self._torch]
 
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        if self.torch is not None:
-            self.torch.load_state_dict(state)
+    def set_extra_state(self, state: list[dict[str, Any]]) -> None:
+        for optimizer, own in zip(self._torch, state, strict=True):
+            optimizer.load_state_dict(own)
 
 
-def _build(parameters: list[nn.Parameter], config: OptimizerConfig) -> torch.optim.Optimizer:
+def _build(
+    parameters: list[nn.Parameter], config: OptimizerConfig, scale: float, hidden: Collection[int]
+) -> list[torch.optim.Optimizer]:
+    """Torch's optimizers of ``parameters``, one for each kind of update; ``hidden`` are ids."""
     match config:
         case SGD():
-            return torch.optim.SGD(
-                parameters,
-                config.lr,
-                config.momentum,
-                weight_decay=config.weight_decay,
-                nesterov=config.nesterov,
-                fused=True,
-            )
+            groups = _groups(parameters, config.lr * scale, config)
+            make = partial(torch.optim.SGD, momentum=config.momentum, nesterov=config.nesterov, fused=True)
+            return [make(groups, config.lr)] if groups else []
         case AdamW():
-            first, second = config.betas
-            return torch.optim.AdamW(
-                parameters, config.lr, (first, second), weight_decay=config.weight_decay, fused=True
+            return _adamw(parameters, config.lr * scale, config, config.betas)
+        case Muon():
+            matrices = [p for p in parameters if id(p) in hidden or p.ndim == 4]
+            taken = {id(p) for p in matrices}
+            others = _adamw(
+                [p for p in parameters if id(p) not in taken], config.adamw_lr * scale, config, config.betas
             )
+            if not matrices:
+                return others
+            groups = _groups(matrices, config.lr * scale, config)
+            return [
+                OrthogonalMomentum(groups, config.lr, config.momentum, config.nesterov, config.iterations),
+                *others,
+            ]
         case _:
-            raise ValueError(f"optimizer={config.name}: allowed are sgd, adamw")
+            raise ValueError(f"optimizer={config.name}: allowed are sgd, adamw, muon")
+
+
+def _adamw(
+    parameters: list[nn.Parameter], lr: float, config: OptimizerConfig, betas: list[float]
+) -> list[torch.optim.Optimizer]:
+    groups = _groups(parameters, lr, config)
+    return [torch.optim.AdamW(groups, lr, (betas[0], betas[1]), fused=True)] if groups else []
+
+
+def _groups(parameters: list[nn.Parameter], lr: float, config: OptimizerConfig) -> list[dict[str, Any]]:
+    """Parameter groups of torch, none of them empty: weights, then biases and norms, which are vectors."""
+    apart = config.bias_lr_scale != 1 or not config.bias_decay
+    weights = [p for p in parameters if p.ndim > 1 or not apart]
+    vectors = [p for p in parameters if p.ndim <= 1 and apart]
+    decay = config.weight_decay
+    groups: list[dict[str, Any]] = [
+        {"params": weights, "peak_lr": lr, "weight_decay": decay},
+        {"params": vectors, "peak_lr": lr * config.bias_lr_scale, "weight_decay": decay if config.bias_decay else 0.0},
+    ]
+    return [group for group in groups if group["params"]]

@@ -24,6 +24,7 @@ from counterflow.algorithms.rule import (
     Target,
 )
 from counterflow.config import HeadConfig
+from counterflow.config.validators import checked, fraction
 from counterflow.models.head import Head
 
 
@@ -34,6 +35,8 @@ class PredSim(LocalAlgorithm):
     name: str = "predsim"
     beta: float = 0.99
     """Weight of the similarity loss; 0 is the local classifier alone, 1 the similarity loss alone."""
+    smoothing: float = checked(0.0, fraction)
+    """Label smoothing of the cross entropy that is learnt; the reported ``nll`` is without it."""
     head: HeadConfig = field(default_factory=HeadConfig)
     """The local classifier is this head and a linear layer."""
 
@@ -102,6 +105,7 @@ class PredSimRule(LocalRule):
             self.classifier = nn.Sequential(head, output)
         self.branch = SimilarityBranch(context.shape) if self._beta > 0 else None
         self._classes = context.classes
+        self._smoothing = config.smoothing
         self._optimizer = context.optimizer(self.parameters())
         self._a: Tensor | None = None
 
@@ -119,9 +123,10 @@ class PredSimRule(LocalRule):
         metrics: dict[str, Tensor] = {}
         if self.classifier is not None:
             logits = self.classifier(a)
-            nll = F.cross_entropy(logits, labels)
-            loss = loss + (1 - self._beta) * nll
-            metrics |= {"nll": nll.detach(), "accuracy": (logits.argmax(-1) == labels).float().mean()}
+            learnt = F.cross_entropy(logits, labels, label_smoothing=self._smoothing)
+            loss = loss + (1 - self._beta) * learnt
+            nll = F.cross_entropy(logits.detach(), labels) if self._smoothing else learnt.detach()
+            metrics |= {"nll": nll, "accuracy": (logits.argmax(-1) == labels).float().mean()}
         if self.branch is not None:
             wanted = similarity(F.one_hot(labels, self._classes).to(a.dtype))
             sim = F.mse_loss(similarity(self.branch(a)), wanted)

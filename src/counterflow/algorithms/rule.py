@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from counterflow.algorithms.muon import hidden_weights
 from counterflow.algorithms.optimizer import BatchPart, BlockOptimizer
 from counterflow.config import AlgorithmConfig, OptimizerConfig
 from counterflow.config.validators import named_call
@@ -80,7 +81,8 @@ class BlockContext:
 
     def optimizer(self, parameters: Iterable[nn.Parameter], scale: float = 1.0) -> BlockOptimizer:
         """The run's optimizer over ``parameters``, with ``scale`` times its learning rate."""
-        return BlockOptimizer(parameters, self.optimizer_config, self.batches, scale)
+        hidden = hidden_weights(self.module, self.is_top)
+        return BlockOptimizer(parameters, self.optimizer_config, self.batches, scale, hidden)
 
 
 @dataclass(frozen=True)

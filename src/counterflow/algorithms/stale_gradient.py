@@ -31,11 +31,12 @@ class StaleGradientRule(LocalRule):
     batches are in flight, and no weights are kept for them. Statistics of batch norm see every batch twice.
     """
 
-    def __init__(self, context: BlockContext, true_gradient: TrueGradient) -> None:
+    def __init__(self, context: BlockContext, true_gradient: TrueGradient, smoothing: float) -> None:
         super().__init__()
         self.block = context.module
         self._number = context.number
         self._top = context.is_top
+        self._smoothing = smoothing
         self._optimizer = context.optimizer(self.block.parameters())
         self._true_gradient = true_gradient
 
@@ -48,8 +49,10 @@ class StaleGradientRule(LocalRule):
         a = self.block(x)
         metrics: dict[str, Tensor] = {}
         if self._top:
-            loss = F.cross_entropy(a.flatten(0, -2), gradient[0].flatten())
-            metrics = {"loss": loss.detach(), "accuracy": (a.argmax(-1) == gradient[0]).float().mean()}
+            logits, labels = a.flatten(0, -2), gradient[0].flatten()
+            loss = F.cross_entropy(logits, labels, label_smoothing=self._smoothing)
+            nll = F.cross_entropy(logits.detach(), labels) if self._smoothing else loss.detach()
+            metrics = {"loss": nll, "accuracy": (a.argmax(-1) == gradient[0]).float().mean()}
             self._optimizer.backward(loss, part.n)
         else:
             self._optimizer.backward(a, part.n, gradient[0])
@@ -74,12 +77,13 @@ def _relative_error(ours: Sequence[Tensor | None], true: Sequence[Tensor]) -> Te
 class StaleGradient(RuleSet):
     """Backprop under ``schedule=naive``."""
 
-    def __init__(self, context: RuleContext, true_gradient: TrueGradient) -> None:
+    def __init__(self, context: RuleContext, true_gradient: TrueGradient, smoothing: float) -> None:
         super().__init__(context)
         self._true_gradient = true_gradient
+        self._smoothing = smoothing
 
     def rule(self, block: int) -> LocalRule:
-        return StaleGradientRule(self.context.block(block), self._true_gradient)
+        return StaleGradientRule(self.context.block(block), self._true_gradient, self._smoothing)
 
     def target(self, block: int, n: int, batch: int) -> MessageSpec:
         return self.activation(block, batch)

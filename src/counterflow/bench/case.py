@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
+from counterflow.algorithms.muon import hidden_weights
 from counterflow.algorithms.optimizer import BatchPart, BlockOptimizer
 from counterflow.algorithms.rule import Metrics
 from counterflow.bench.sleeping import Sleep, sleep_in_updates
@@ -120,7 +121,8 @@ def train_ddp(comm: Communicator, case: BenchmarkCase) -> RankMeasurement:
     """Train ``case`` with DistributedDataParallel: every rank has the whole network and its share of each batch."""
     job, timer, _ = _prepare(comm, case, ranks=1, rank=0)
     network = DistributedDataParallel(job.network.train())
-    optimizer = BlockOptimizer(network.parameters(), job.optimizer, job.plan.batches)
+    hidden = hidden_weights(job.network, is_top=True)
+    optimizer = BlockOptimizer(network.parameters(), job.optimizer, job.plan.batches, hidden=hidden)
     share = job.batch_size // comm.size
     own = slice(comm.rank * share, (comm.rank + 1) * share)
     items = ((job.batches.inputs(n)[own], job.batches.labels(n)[own]) for n in range(job.plan.batches))

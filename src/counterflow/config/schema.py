@@ -128,6 +128,13 @@ class OptimizerConfig(NamedOptions, key="optimizer"):
     """Learning rate as a function of the batch index: ``constant``, ``cosine`` or ``linear`` (both fall to 0)."""
     warmup: int = checked(0, at_least, 0)
     """Batches of linear warm-up."""
+    bias_lr_scale: float = checked(1.0, rate)
+    """Learning rate of biases, and of the scales and shifts of norms, as a multiple of that of weights."""
+    bias_decay: bool = True
+    """Weight decay of biases and norms too."""
+    average: float = checked(0.0, fraction)
+    """Decay of an exponential moving average of the weights, by which blocks are evaluated and which a finished run
+    gives away; 0 is none. Messages and learning use the weights themselves."""
 
 
 @dataclass(kw_only=True)
@@ -156,7 +163,24 @@ class AdamW(OptimizerConfig):
     betas: list[float] = checked([0.9, 0.999], _betas)
 
 
-OPTIMIZERS = (AdamW, SGD)
+@dataclass(kw_only=True)
+class Muon(OptimizerConfig):
+    """Muon for the weights of convolutions, and of linear layers in forward blocks; AdamW for all else: the network's
+    last layer, embeddings, norms, biases, feedback blocks, linear layers that only a rule brings."""
+
+    name: str = "muon"
+    lr: float = checked(0.02, rate)
+    momentum: float = checked(0.95, fraction)
+    nesterov: bool = True
+    iterations: int = checked(5, size, 1)
+    """Steps of Newton-Schulz's iteration."""
+    adamw_lr: float = checked(1e-3, rate)
+    """Learning rate of AdamW's part."""
+    betas: list[float] = checked([0.9, 0.999], _betas)
+    """AdamW's."""
+
+
+OPTIMIZERS = (AdamW, Muon, SGD)
 
 
 @dataclass(kw_only=True)

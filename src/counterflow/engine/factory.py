@@ -44,7 +44,7 @@ def build_engine(job: Job) -> Engine:
     assert isinstance(job.algorithm, EndToEnd)
     job.algorithm.convert(job.network, job.seed)
     if job.schedule == "naive":
-        stale = StaleGradient(job.rule_context, _true_gradient(job))
+        stale = StaleGradient(job.rule_context, _true_gradient(job, job.algorithm.smoothing), job.algorithm.smoothing)
         return Engine(partial(local.run, job, stale), stale.summarize, owners)
     from counterflow.engine import pipelined  # a second of import, for every process that waits for nobody
 
@@ -52,7 +52,7 @@ def build_engine(job: Job) -> Engine:
     return Engine(pipeline.run, pipelined.summarize, pipeline.owners)
 
 
-def _true_gradient(job: Job) -> TrueGradient:
+def _true_gradient(job: Job, smoothing: float) -> TrueGradient:
     """No process of several has the weights of all blocks, so only one alone measures; its result is the same."""
 
     def measure(n: int, block: int) -> Sequence[Tensor] | None:
@@ -64,7 +64,8 @@ def _true_gradient(job: Job) -> TrueGradient:
         for number, module in enumerate(copies, 1):
             job.runtime.seed_forward(job.seed, number, n)
             activation = module(activation)
-        loss = F.cross_entropy(activation.flatten(0, -2), job.batches.labels(n).to(job.device).flatten())
+        labels = job.batches.labels(n).to(job.device).flatten()
+        loss = F.cross_entropy(activation.flatten(0, -2), labels, label_smoothing=smoothing)
         return torch.autograd.grad(loss, list(copies[block - 1].parameters()))
 
     return measure

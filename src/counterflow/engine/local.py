@@ -118,8 +118,12 @@ def run(job: Job, rules: RuleSet, context: RunContext) -> RankResult:
     seconds = perf_counter() - start
 
     effective = sum(count_parameters(rule.inference_modules) for rule in pairs.values())
+    digests = {block: digest(rule) for block, rule in pairs.items()}
+    for stage in stages.values():
+        if stage.average is not None:
+            stage.average.swap()
     result = RankResult(
-        digests={block: digest(rule) for block, rule in pairs.items()},
+        digests=digests,
         modules={block: rule.inference_modules[0] for block, rule in pairs.items()},
         effective_parameters=effective,
         affiliated_parameters=count_parameters(pairs.values()) - effective,

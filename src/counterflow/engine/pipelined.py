@@ -4,7 +4,7 @@ On one process it is the plain loop: forward, backward and update of the whole n
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from time import perf_counter
 from typing import Any
 
@@ -15,7 +15,10 @@ from torch import Tensor, nn
 from torch.distributed import pipelining
 from torch.distributed.pipelining.schedules import PipelineScheduleSingle, get_schedule_class
 
+from counterflow.algorithms import EndToEnd
+from counterflow.algorithms.muon import hidden_weights
 from counterflow.algorithms.optimizer import BlockOptimizer
+from counterflow.algorithms.weight_average import WeightAverage
 from counterflow.checkpoint import BlockState
 from counterflow.data.prefetch import prefetch
 from counterflow.engine import cost
@@ -51,6 +54,7 @@ class _Stage(pipelining.PipelineStage):
     """A stage that measures its time of computation: the rest of the time its rank waited."""
 
     busy = 0.0
+    smoothing = 0.0
     lane = 0
     recorder: Recorder | None = None
     batch = 0
@@ -78,7 +82,7 @@ class _Stage(pipelining.PipelineStage):
     def loss(self, output: Tensor, labels: Tensor) -> Tensor:
         """Loss of the last micro-batch, at the top."""
         with self._timed("loss", self._microbatch):
-            return _cross_entropy(output, labels)
+            return _cross_entropy(output, labels, self.smoothing)
 
     @contextmanager
     def _timed(self, name: str, microbatch: int) -> Iterator[None]:
@@ -112,10 +116,21 @@ class _Blocks(nn.Sequential):
 class _Trained(nn.Module):
     """A block and its optimizer, as checkpoints hold them."""
 
-    def __init__(self, block: nn.Module, job: Job) -> None:
+    def __init__(self, block: nn.Module, job: Job, is_top: bool) -> None:
         super().__init__()
         self.block = block
-        self.optimizer = BlockOptimizer(block.parameters(), job.optimizer, job.plan.batches)
+        hidden = hidden_weights(block, is_top)
+        self.optimizer = BlockOptimizer(block.parameters(), job.optimizer, job.plan.batches, hidden=hidden)
+        decay = job.optimizer.average
+        self.average = WeightAverage(block, block, decay) if decay else None
+
+    def step(self, n: int) -> None:
+        self.optimizer.step(n)
+        if self.average is not None:
+            self.average.update(n)
+
+    def digest(self) -> bytes:
+        return digest(self.block if self.average is None else self)
 
     def restore(self, state: BlockState) -> None:
         self.load_state_dict(state.rule)
@@ -126,6 +141,8 @@ class Pipeline:
 
     def __init__(self, job: Job) -> None:
         self._job = job
+        assert isinstance(job.algorithm, EndToEnd), "local rules have no pipeline schedule"
+        self._smoothing = job.algorithm.smoothing
         self._group: dist.ProcessGroup | None = None
         self._stages = blocks_of_stages(job.schedule, job.topology)
         self._ranks = owners(job.schedule, job.topology.ranks, len(self._stages))
@@ -153,7 +170,7 @@ class Pipeline:
         recorders = {block: ActivationRecorder(job.activations, plan) for block in owned}
         for module in mine.values():
             job.runtime.prepare_module(module, module)
-        trained = {block: _Trained(job.blocks[block - 1], job) for block in owned}
+        trained = {block: _Trained(job.blocks[block - 1], job, block == job.topology.blocks) for block in owned}
         for block, pair in trained.items():
             restore_block(context, block, pair.restore)
         comm.stop.start(plan.start)
@@ -179,10 +196,13 @@ class Pipeline:
                     waits.receive = max(0.0, stepped - begin - busy() - other)
                 for block, pair in trained.items():
                     with span(recorder, "update", lanes[block], n):
-                        pair.optimizer.step(n)
+                        pair.step(n)
                 for block in owned:
                     context.report(job.device, block, n, metrics if block == job.topology.blocks else {})
-                self._evaluate(mine, n, context, recorders)
+                with ExitStack() as averages:
+                    for average in (pair.average for pair in trained.values() if pair.average is not None):
+                        averages.enter_context(average.applied())
+                    self._evaluate(mine, n, context, recorders)
                 halts = n < plan.batches - 1 and comm.stop.should_stop_after(n)
                 if halts or plan.saves_after(n):
                     for block, pair in trained.items():
@@ -202,12 +222,17 @@ class Pipeline:
             if halts:
                 break
         raise_if_preempted(context, plan.batches)
+        seconds = perf_counter() - start
+        digests = {block: pair.digest() for block, pair in trained.items()}
+        for pair in trained.values():
+            if pair.average is not None:
+                pair.average.swap()
         return RankResult(
-            digests={block: digest(job.blocks[block - 1]) for block in owned},
+            digests=digests,
             modules={block: job.blocks[block - 1] for block in owned},
             effective_parameters=count_parameters(mine.values()),
             affiliated_parameters=0,
-            seconds=perf_counter() - start,
+            seconds=seconds,
             batches=plan.batches - steady,
             receive_wait=waits.receive - waited,
             send_wait=0.0,
@@ -220,24 +245,24 @@ class Pipeline:
         return self._stages[stage][-1]
 
     def _alone(self, network: nn.Module, recorder: Recorder | None) -> tuple[Callable[[], float], Step]:
-        job, lane = self._job, self._lane(0)
+        job, lane, smoothing = self._job, self._lane(0), self._smoothing
 
         def step(n: int, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
             job.runtime.seed_forward(job.seed, 0, n)
             with span(recorder, "forward", lane, n):
                 output = network(inputs)
             with span(recorder, "loss", lane, n):
-                loss = _cross_entropy(output, labels)
+                loss = _cross_entropy(output, labels, smoothing)
             with span(recorder, "backward", lane, n):
                 torch.autograd.backward(loss)
-            return _metrics(loss, output, labels)
+            return _metrics(_cross_entropy(output, labels) if smoothing else loss, output, labels)
 
         return lambda: 0.0, step
 
     def _pipelined(
         self, mine: Mapping[int, nn.Module], comm: Communicator, recorder: Recorder | None
     ) -> tuple[Callable[[], float], Step]:
-        job, last = self._job, len(self._stages) - 1
+        job, last, smoothing = self._job, len(self._stages) - 1, self._smoothing
         group = dist.new_group(backend=job.backend) if job.backend == "nccl" else dist.group.WORLD
         assert isinstance(group, dist.ProcessGroup)
         self._group = group
@@ -255,7 +280,7 @@ class Pipeline:
             for stage, module in mine.items()
         ]
         for stage, number in zip(stages, mine, strict=True):
-            stage.lane, stage.recorder = self._lane(number), recorder
+            stage.lane, stage.recorder, stage.smoothing = self._lane(number), recorder, smoothing
         kind = get_schedule_class("ZBVZeroBubble" if job.schedule == "zbv" else job.schedule)
         # Losses of micro-batches are means over their samples, and gradients are averaged: the mean of the batch.
         schedule = kind(
@@ -275,7 +300,8 @@ class Pipeline:
                 schedule.step(*arguments)
                 return {}
             output = schedule.step(*arguments, target=labels, losses=losses)
-            return _metrics(torch.stack(losses).mean(), output, labels)
+            loss = _cross_entropy(output, labels) if smoothing else torch.stack(losses).mean()
+            return _metrics(loss, output, labels)
 
         return lambda: sum(stage.busy for stage in stages), step
 
@@ -326,9 +352,9 @@ class Pipeline:
             blocks.train()
 
 
-def _cross_entropy(output: Tensor, labels: Tensor) -> Tensor:
+def _cross_entropy(output: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
     """The mean over samples, and over positions of sequences."""
-    return F.cross_entropy(output.flatten(0, -2), labels.flatten())
+    return F.cross_entropy(output.flatten(0, -2), labels.flatten(), label_smoothing=smoothing)
 
 
 def _metrics(loss: Tensor, output: Tensor, labels: Tensor) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from time import perf_counter
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from counterflow.algorithms.optimizer import BatchPart, BlockOptimizer
 from counterflow.algorithms.rule import LocalRule, Prediction, Target
+from counterflow.algorithms.weight_average import WeightAverage
 from counterflow.checkpoint import BlockState
 from counterflow.engine.channels import StageChannels
 from counterflow.engine.evaluation import AccuracyMeter, ActivationRecorder
@@ -41,6 +42,10 @@ class Stage:
         self._runtime = job.runtime
         self._context = context
         self._activations = activations
+        self.average: WeightAverage | None = None
+        if job.optimizer.average:  # part of the rule's state
+            self.average = WeightAverage(rule, rule.inference_modules[0], job.optimizer.average)
+            rule.add_module("weight_average", self.average)
         if context.recorder is not None:
             for module in rule.modules():
                 if isinstance(module, BlockOptimizer):
@@ -97,6 +102,8 @@ class Stage:
         self._runtime.seed_forward(self._seed, self.block, n)
         with self._runtime.autocast():
             below, metrics = self.rule.backward(BatchPart(n), self._in_flight.pop(n), gradient)
+        if self.average is not None:
+            self.average.update(n)
         below = _apart(below, gradient)
         self.channels.target_in.release()
         self._send(self.channels.target_out, tag, below)
@@ -107,6 +114,8 @@ class Stage:
         start = perf_counter()
         with self._runtime.autocast():
             metrics = self.rule.update(BatchPart(n), self._input, self._learnt)
+        if self.average is not None:
+            self.average.update(n)
         if self._context.recorder is not None:
             self._context.recorder.rest("loss", self.block, n, start, perf_counter())
         self._input = ()
@@ -184,7 +193,8 @@ class Stage:
     @contextmanager
     def _predicting(self) -> Iterator[None]:
         self.rule.eval()
-        with self._runtime.autocast():
+        averages = nullcontext() if self.average is None else self.average.applied()
+        with averages, self._runtime.autocast():
             yield
         self.rule.train()
 

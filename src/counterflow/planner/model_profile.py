@@ -8,9 +8,10 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor, nn
 
+from counterflow.algorithms.muon import hidden_weights
 from counterflow.algorithms.optimizer import BlockOptimizer
 from counterflow.algorithms.rule import MessageSpec, RuleSet
-from counterflow.config import SGD, AdamW
+from counterflow.config import SGD, AdamW, Muon
 from counterflow.engine.job import Job
 from counterflow.engine.profile import message_from_below, pair_time, plain_times, rules_of
 from counterflow.models.partition import best_of, synchronized_ns
@@ -109,8 +110,9 @@ def profile_model(job: Job, log: Callable[[str], None]) -> ModelProfile:
             )
             profiles.append(replace(costs, block_overhead=_block_overhead(single, rules, i, costs)))
     optimizer = job.optimizer
-    momentum = isinstance(optimizer, SGD) and optimizer.momentum
-    return ModelProfile(profiles, batch, 4 if isinstance(optimizer, AdamW) else 3 if momentum else 2)
+    momentum = isinstance(optimizer, Muon) or (isinstance(optimizer, SGD) and optimizer.momentum)
+    copies = 4 if isinstance(optimizer, AdamW) else 3 if momentum else 2
+    return ModelProfile(profiles, batch, copies + bool(optimizer.average))
 
 
 def _block_overhead(job: Job, rules: RuleSet, i: int, layer: LayerProfile) -> BlockOverhead:
@@ -137,7 +139,8 @@ def _update_time(job: Job, layer: nn.Module) -> int:
     parameters = list(layer.parameters())
     if not parameters:
         return 0
-    optimizer = BlockOptimizer(parameters, job.optimizer, job.plan.batches)
+    hidden = hidden_weights(layer, is_top=False)
+    optimizer = BlockOptimizer(parameters, job.optimizer, job.plan.batches, hidden=hidden)
 
     def timed() -> tuple[int]:
         for parameter in parameters:

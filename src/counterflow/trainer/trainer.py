@@ -64,7 +64,7 @@ class Trainer:
                 of the sequence are the points between which it may be cut.
             rule: `BLL` (the default), `AL`, `PredSim`, `PerBlock` with a rule of your own, `Backprop` or
                 `FeedbackAlignment`.
-            optimizer: `AdamW` (the default) or `SGD`, one for every block.
+            optimizer: `AdamW` (the default), `Muon` or `SGD`, one for every block.
             blocks: Number of block pairs, up to the number of layers.
             cut: ``flops``, ``parameters``, ``profile``, or the number of layers of every block.
             lag: How many batches earlier a target leaves, per hop; ``exact`` is the locked algorithm on one process.

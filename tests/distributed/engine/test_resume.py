@@ -54,6 +54,8 @@ RULES = {
     "al": ("algorithm=al",),
     "predsim": ("algorithm=predsim", "engine.lag=1"),
     "naive": ("algorithm=bp", "schedule=naive"),
+    "muon": ("algorithm=bll", "optimizer=muon", "optimizer.bias_lr_scale=4"),
+    "average": ("algorithm=bll", "optimizer.average=0.9"),
 }
 
 
@@ -80,9 +82,14 @@ def test_the_locked_algorithm_too(pool: Pool, tmp_path: Path) -> None:
     check(pool, tmp_path, 1, 1, 8, "engine.lag=exact")
 
 
-@pytest.mark.parametrize(("algorithm", "schedule"), [("bp", "1f1b"), ("fa", "gpipe")])
-def test_schedules_with_a_backward_lock_too(pool: Pool, tmp_path: Path, algorithm: str, schedule: str) -> None:
-    check(pool, tmp_path, 4, 4, 8, f"algorithm={algorithm}", f"schedule={schedule}", "model.norm=layer")
+@pytest.mark.parametrize(
+    ("algorithm", "schedule", "average"), [("bp", "1f1b", 0.0), ("bp", "gpipe", 0.9), ("fa", "gpipe", 0.0)]
+)
+def test_schedules_with_a_backward_lock_too(
+    pool: Pool, tmp_path: Path, algorithm: str, schedule: str, average: float
+) -> None:
+    options = (f"algorithm={algorithm}", f"schedule={schedule}", f"optimizer.average={average}")
+    check(pool, tmp_path, 4, 4, 8, *options, "model.norm=layer")
 
 
 def test_a_profiled_cut_is_not_measured_again(pool: Pool, tmp_path: Path) -> None:

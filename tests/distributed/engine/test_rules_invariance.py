@@ -75,3 +75,19 @@ def test_figures_are_those_of_one_process_too(pool: Pool, rule: str) -> None:
     one, several = (summary_of(pool, ranks, *RULES[rule], *MLP) for ranks in (1, 4))
     for key in ("test_accuracy", "block_accuracy", "effective_parameters", "affiliated_parameters"):
         assert one[key] == several[key]
+
+
+OPTIONS = {
+    "muon": ("optimizer=muon", "optimizer.bias_lr_scale=4", "optimizer.bias_decay=false", "optimizer.weight_decay=0.1"),
+    "average": ("optimizer.average=0.9",),
+    "smoothing": ("algorithm.smoothing=0.2",),
+}
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("options", OPTIONS)
+def test_options_of_the_optimizer_do_not_see_the_placement(
+    pool: Pool, reference: EndToEnd, options: str, ranks: int
+) -> None:
+    overrides = (*OPTIONS[options], *CNN, "engine.channels_last=true")
+    assert summary_of(pool, ranks, *overrides)["fingerprint"] == reference(*overrides)

@@ -117,6 +117,17 @@ def test_end_to_end_weights_leave_under_their_original_names(pool: Pool, rule: A
     assert accuracy(two["state"]) == two["summary"]["test_accuracy"]
 
 
+@pytest.mark.parametrize("rule", [cf.BLL(), cf.Backprop()], ids=["bll", "bp"])
+def test_the_averages_of_the_weights_are_evaluated_and_leave(rule: Any) -> None:
+    optimizer = cf.AdamW(lr=1e-2, average=0.9)
+    trainer = cf.Trainer(network, rule=rule, optimizer=optimizer, blocks=4, engine=engine())
+    result = trainer.fit(data(), data(48), epochs=4, batch_size=16)
+    assert accuracy(result.state_dict()) == result.summary["test_accuracy"]
+    plain = cf.Trainer(network, rule=rule, optimizer=cf.AdamW(lr=1e-2), blocks=4, engine=engine())
+    other = plain.fit(data(), data(48), epochs=4, batch_size=16).state_dict()
+    assert not all(torch.equal(other[name], tensor) for name, tensor in result.state_dict().items())
+
+
 def fit_built(seeds: list[int]) -> str:
     """A module that every rank built by itself, under the seed of its rank."""
     torch.manual_seed(seeds[cf_rank()])

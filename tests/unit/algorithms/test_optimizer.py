@@ -1,4 +1,5 @@
 import math
+from copy import deepcopy
 from dataclasses import dataclass
 from itertools import permutations
 
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from counterflow.algorithms.optimizer import BatchPart, BlockOptimizer, lr_factor
-from counterflow.config import SGD, AdamW, OptimizerConfig
+from counterflow.config import SGD, AdamW, Muon, OptimizerConfig
 
 QUARTER = (1 + math.sqrt(0.5)) / 2  # of a cosine from 1 to 0, after a quarter of the way
 
@@ -115,7 +116,7 @@ class RpropConfig(OptimizerConfig):
 
 
 def test_an_unknown_optimizer_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"^optimizer=rprop: allowed are sgd, adamw$"):
+    with pytest.raises(ValueError, match=r"^optimizer=rprop: allowed are sgd, adamw, muon$"):
         BlockOptimizer([start()], RpropConfig(), 10)
 
 
@@ -147,3 +148,42 @@ def test_an_observer_gets_the_times_of_backward_and_update() -> None:
     times = [time for span in observed for time in span[2:]]
     assert times == sorted(times)
     assert "observe" not in str(optimizer.state_dict())
+
+
+@pytest.mark.parametrize("config", [SGD, AdamW])
+def test_biases_and_norms_have_a_rate_and_a_decay_of_their_own(config: type[SGD] | type[AdamW]) -> None:
+    options = config(lr=0.1, weight_decay=0.3, schedule="constant", bias_lr_scale=4.0, bias_decay=False)
+    alone = config(lr=0.1, weight_decay=0.3, schedule="constant")
+    free = config(lr=0.4, weight_decay=0.0, schedule="constant")
+    layer, expected = nn.Linear(3, 2), nn.Linear(3, 2)
+    expected.load_state_dict(layer.state_dict())
+    apart = BlockOptimizer(layer.parameters(), options, 10)
+    pair = BlockOptimizer([expected.weight], alone, 10), BlockOptimizer([expected.bias], free, 10)
+    for n in range(3):
+        x = torch.randn(5, 3)
+        for module in (layer, expected):
+            module(x).square().sum().backward()
+        for optimizer in (apart, *pair):
+            optimizer.step(n)
+        assert torch.equal(layer.weight, expected.weight)
+        assert torch.equal(layer.bias, expected.bias)
+
+
+def test_parts_of_muon_take_up_their_states_again() -> None:
+    def made() -> tuple[nn.Linear, BlockOptimizer]:
+        layer = nn.Linear(3, 4)
+        return layer, BlockOptimizer(layer.parameters(), Muon(bias_lr_scale=2.0), 10, hidden=[layer.weight])
+
+    def train(layer: nn.Linear, optimizer: BlockOptimizer, n: int) -> None:
+        optimizer.backward_and_step(layer(torch.ones(2, 3) * (n + 1)).square().sum(), BatchPart(n))
+
+    (first, before), (second, after) = made(), made()
+    for n in range(3):
+        train(first, before, n)
+    second.load_state_dict(first.state_dict())
+    after.load_state_dict(deepcopy(before.state_dict()))
+    for n in range(3, 6):
+        train(first, before, n)
+        train(second, after, n)
+    assert torch.equal(first.weight, second.weight)
+    assert torch.equal(first.bias, second.bias)

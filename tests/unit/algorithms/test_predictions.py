@@ -28,7 +28,7 @@ def rules(algorithm: str, name: str) -> RuleSet:
         case "al":
             return AL(dim=9, head=head_config(name)).rule_set(rule_context(name))
         case "naive":
-            return StaleGradient(rule_context(name), lambda n, block: None)
+            return StaleGradient(rule_context(name), lambda n, block: None, 0.0)
         case _:
             return PredSim(beta=0.5 if algorithm == "predsim" else 1.0, head=head_config(name)).rule_set(
                 rule_context(name)

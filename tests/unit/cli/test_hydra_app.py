@@ -24,7 +24,7 @@ SCHEMAS = {
     "algorithm": ["al", "bll", "bp", "custom", "fa", "predsim"],
     "model": ["cnn", "custom", "mlp", "resnet18", "resnet20", "resnet32", "resnet50", "transformer", "vgg"],
     "data": ["cifar10", "cifar100", "digits", "fashion_mnist", "image_folder", "mnist", "reverse"],
-    "optimizer": ["adamw", "sgd"],
+    "optimizer": ["adamw", "muon", "sgd"],
 }
 """Choices that need no file, as all their values are those of the schema."""
 FILES = [(path.parent.name, path.stem) for path in sorted(CONF.glob("*/*.yaml"))]

@@ -31,7 +31,10 @@ def test_bytes_by_hand() -> None:
     assert (profile.batch, profile.copies) == (32, 4)
 
 
-@pytest.mark.parametrize(("optimizer", "copies"), [("adamw", 4), ("sgd", 3), ("sgd optimizer.momentum=0.0", 2)])
+@pytest.mark.parametrize(
+    ("optimizer", "copies"),
+    [("adamw", 4), ("sgd", 3), ("muon", 3), ("muon optimizer.average=0.9", 4), ("sgd optimizer.momentum=0.0", 2)],
+)
 def test_optimizers_keep_what_they_keep(optimizer: str, copies: int) -> None:
     overrides = f"optimizer={optimizer}".split()
     assert profile_model(job_of("model.hidden=1", *overrides), lambda text: None).copies == copies
