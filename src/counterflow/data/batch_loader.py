@@ -94,6 +94,11 @@ class BatchLoader:
             )
         return self.dataset.normalised(inputs)
 
+    def first_inputs(self, most: int) -> Tensor:
+        """The first samples of training, up to ``most``, as those of `inputs`, on the CPU: neither shuffled nor
+        augmented, the same ones for every seed."""
+        return self.dataset.normalised(self.dataset.train.inputs[:most].cpu())
+
     def labels(self, n: int) -> Tensor:
         """Labels of training batch ``n``, int64 ``[B]``, or ``[B, T]`` of sequences."""
         labels = self._place(self.dataset.train.labels)
