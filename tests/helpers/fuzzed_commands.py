@@ -197,6 +197,7 @@ SMALL = (
 )
 SMALL_MODELS = {
     "mlp": ("model.width=8",),
+    "fastcnn": ("model.widths=[4,4]",),
     "cnn": ("model.channels=[4,4]", "model.strides=[2,2]"),
     "vgg": ("model.width=0.03", "model.hidden=[8]"),
     "resnet": ("model.width=2", "model.stages=[1,1]"),

@@ -80,6 +80,15 @@ class VGGConfig(ModelConfig):
 
 
 @dataclass(kw_only=True)
+class FastCNNConfig(ModelConfig):
+    name: str = "fastcnn"
+    widths: list[int] = checked([64, 256, 256], sizes)
+    """Channels of every group of two convolutions; there are two layers a group to cut, and the output layer."""
+    scale: float = checked(1 / 9, positive)
+    """Factor of the logits."""
+
+
+@dataclass(kw_only=True)
 class ResNetConfig(ModelConfig):
     name: str = "resnet18"
     stages: list[int] = checked([2, 2, 2, 2], sizes)
@@ -143,6 +152,7 @@ MODELS = (
     MLPConfig,
     CNNConfig,
     VGGConfig,
+    FastCNNConfig,
     ResNetConfig,
     ResNet50Config,
     ResNet20Config,

@@ -45,9 +45,13 @@ class DataConfig(Options, key="data"):
     augment: bool = False
     """Random crops of a padded image, and horizontal flips, deterministic in (seed, epoch, index)."""
     padding: int = checked(2, size, 0)
-    """Pixels of zero padding before a crop (``augment=true`` only)."""
+    """Pixels of padding before a crop (``augment=true`` only)."""
+    pad: str = checked("zeros", one_of, ("zeros", "reflect"))
+    """Padding of ``zeros``, or of the image's own pixels that its edges ``reflect`` (``augment=true`` only)."""
     flip: bool = True
     """Horizontal flips (``augment=true`` only)."""
+    alternate: bool = False
+    """An image that one epoch flips the next one does not; the first is at random (``flip=true`` only)."""
 
 
 DATA = {

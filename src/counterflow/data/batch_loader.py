@@ -66,6 +66,11 @@ class BatchLoader:
         assert self.order.size == len(self.dataset.train)
         if self.config.augment and not self.dataset.train.images:
             raise ValueError(f"data.augment=true: is for images, allowed for data={self.config.name} is false")
+        side = min(self.dataset.train.inputs.shape[2:], default=0)
+        if self.config.augment and self.config.pad == "reflect" and self.config.padding >= side:
+            raise ValueError(
+                f"data.padding={self.config.padding}: must be less than {side}, the image's side, for data.pad=reflect"
+            )
 
     @cached_property
     def resident(self) -> bool:
@@ -91,8 +96,15 @@ class BatchLoader:
                 size=self.order.size,
                 padding=self.config.padding,
                 flip=self.config.flip,
+                pad=self.config.pad,
+                alternate=self.config.alternate,
             )
         return self.dataset.normalised(inputs)
+
+    def first_inputs(self, most: int) -> Tensor:
+        """The first samples of training, up to ``most``, as those of `inputs`, on the CPU: neither shuffled nor
+        augmented, the same ones for every seed."""
+        return self.dataset.normalised(self.dataset.train.inputs[:most].cpu())
 
     def labels(self, n: int) -> Tensor:
         """Labels of training batch ``n``, int64 ``[B]``, or ``[B, T]`` of sequences."""
@@ -149,8 +161,19 @@ class BatchLoader:
         return split, slice(start, start + self.order.batch_size)
 
 
-def augment(images: Tensor, indices: Tensor, *, seed: int, epoch: int, size: int, padding: int, flip: bool) -> Tensor:
-    """Crop images at random after zero padding, and flip half of them horizontally.
+def augment(
+    images: Tensor,
+    indices: Tensor,
+    *,
+    seed: int,
+    epoch: int,
+    size: int,
+    padding: int,
+    flip: bool,
+    pad: str = "zeros",
+    alternate: bool = False,
+) -> Tensor:
+    """Crop images at random after padding, and flip half of them horizontally.
 
     The crop and the flip of an image depend on (seed, epoch, index) only, never on its batch.
 
@@ -160,8 +183,11 @@ def augment(images: Tensor, indices: Tensor, *, seed: int, epoch: int, size: int
         seed: Seed of the run.
         epoch: Every epoch has other crops and flips.
         size: Number of training images.
-        padding: Pixels of zeros on every side before the crop.
+        padding: Pixels on every side before the crop; with ``reflect`` fewer than the image has.
         flip: Flips are made.
+        pad: ``zeros``, or ``reflect``: the image's own pixels, mirrored at its edge.
+        alternate: An image is flipped in every second epoch, beginning with the first or the second: the alternating
+            flips of Jordan (arXiv 2404.00498, section 3.6).
     """
     device = images.device
     top, left, mirrored = (table[indices, None] for table in _tables(seed, epoch, size, padding, device))
@@ -169,13 +195,31 @@ def augment(images: Tensor, indices: Tensor, *, seed: int, epoch: int, size: int
     rows = top + torch.arange(height, device=device)
     columns = left + torch.arange(width, device=device)
     if flip:
+        if alternate:
+            mirrored = _first_flips(seed, size, device)[indices, None] ^ (epoch % 2 == 1)
         columns = columns.flip(1).where(mirrored, columns)
-    return F.pad(images, (padding,) * 4)[
+    if pad == "reflect":
+        rows, columns = _reflected(rows - padding, height), _reflected(columns - padding, width)
+    else:
+        images = F.pad(images, (padding,) * 4)
+    return images[
         torch.arange(len(images), device=device)[:, None, None, None],
         torch.arange(channels, device=device)[:, None, None],
         rows[:, None, :, None],
         columns[:, None, None, :],
     ]
+
+
+def _reflected(positions: Tensor, side: int) -> Tensor:
+    """Positions in ``0 .. side - 1`` for those up to ``side - 1`` beyond either edge, which is not repeated."""
+    return side - 1 - (side - 1 - positions.abs()).abs()
+
+
+@lru_cache(maxsize=1)
+def _first_flips(seed: int, size: int, device: torch.device) -> Tensor:
+    """Images that the first epoch flips if flips alternate, bool ``[size]``."""
+    generator = torch.Generator().manual_seed(derive_seed(seed, "flips"))
+    return torch.randint(2, (size,), generator=generator).bool().to(device)
 
 
 @lru_cache(maxsize=1)

@@ -12,8 +12,12 @@ from counterflow.config import AlgorithmConfig, OptimizerConfig
 from counterflow.data.batch_loader import BatchLoader
 from counterflow.engine.runtime import Runtime
 from counterflow.models.partition import LayerStats, block_shapes, split_network
+from counterflow.models.whitening import initialize
 from counterflow.schedule import RunPlan
 from counterflow.topology import Topology
+
+_FIRST_SAMPLES = 5000
+"""Training samples that modules are initialised from, as in airbench."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,14 @@ class Job:
     def example(self) -> Tensor:
         """The first batch of inputs, on the CPU."""
         return self.batches.inputs(0).cpu()
+
+    def initialize_inputs(self) -> None:
+        """Initialise the parts of block 1 that take their state from training samples; its process alone has to.
+
+        Does nothing in a run that goes on from a checkpoint, which holds that state.
+        """
+        if self.plan.start == 0:
+            initialize(self.blocks[0], self.batches.first_inputs(_FIRST_SAMPLES))
 
     @property
     def device(self) -> torch.device:

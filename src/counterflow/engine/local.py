@@ -90,6 +90,8 @@ def run(job: Job, rules: RuleSet, context: RunContext) -> RankResult:
     blocks = job.topology.blocks_of(comm.rank)
     comm.open_edges(job.topology, job.backend, job.device)
     factory = ChannelFactory(job, rules, comm)
+    if 1 in blocks:
+        job.initialize_inputs()
     pairs = {block: rules.rule(block) for block in blocks}
     costs = (
         cost.end_to_end(job, block) if job.plan.gradients_from else cost.local(rules, block, rule, job)

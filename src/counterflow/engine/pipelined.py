@@ -168,6 +168,8 @@ class Pipeline:
         owned = [block for stage in mine for block in self._stages[stage]]
         flops = sum((cost.end_to_end(job, block) for block in owned), Flops(0, 0, 0))
         recorders = {block: ActivationRecorder(job.activations, plan) for block in owned}
+        if 1 in owned:
+            job.initialize_inputs()
         for module in mine.values():
             job.runtime.prepare_module(module, module)
         trained = {block: _Trained(job.blocks[block - 1], job, block == job.topology.blocks) for block in owned}

@@ -8,6 +8,7 @@ from torch import nn
 
 from counterflow.config import ModelConfig
 from counterflow.models.custom import custom
+from counterflow.models.fastcnn import fastcnn
 from counterflow.models.networks import cnn, mlp, resnet, transformer, vgg
 from counterflow.seeding import derive_seed
 
@@ -17,6 +18,7 @@ _IMAGES: dict[str, _Builder] = {
     "mlp": mlp,
     "cnn": cnn,
     "vgg": vgg,
+    "fastcnn": fastcnn,
     "resnet18": resnet,
     "resnet50": resnet,
     "resnet20": resnet,

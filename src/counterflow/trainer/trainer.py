@@ -103,6 +103,8 @@ class Trainer:
         augment: bool = False,
         padding: int = 2,
         flip: bool = True,
+        pad: str = "zeros",
+        alternate: bool = False,
         evaluate_every: int = 0,
         evaluate_test: bool = True,
         log_every: int = 10,
@@ -132,9 +134,11 @@ class Trainer:
             microbatches: Parts of a batch under a pipeline schedule of torch.
             validation: Share of the training data that is held out.
             limit: Train on so many of the remaining samples.
-            augment: Random crops after ``padding`` pixels of zeros and, with ``flip``, horizontal flips, of images.
+            augment: Random crops after ``padding`` pixels of ``pad`` and, with ``flip``, horizontal flips, of images.
             padding: See ``augment``.
             flip: See ``augment``.
+            pad: ``zeros``, or ``reflect`` for the image's own pixels.
+            alternate: Flip every image in every second epoch.
             evaluate_every: Evaluate held-out data after every so many batches; 0 is only at the end.
             evaluate_test: Evaluate the test data after the last batch.
             log_every: Report metrics after every so many batches.
@@ -162,7 +166,15 @@ class Trainer:
         data = (
             train
             if isinstance(train, DataConfig)
-            else OwnDataConfig(validation=validation, limit=limit, augment=augment, padding=padding, flip=flip)
+            else OwnDataConfig(
+                validation=validation,
+                limit=limit,
+                augment=augment,
+                padding=padding,
+                pad=pad,
+                flip=flip,
+                alternate=alternate,
+            )
         )
         _check_directory(run_dir, checkpoint, trace, activations)
         config = TrainConfig(

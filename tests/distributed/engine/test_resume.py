@@ -11,6 +11,7 @@ from tests.helpers.processes import Pool
 from tests.helpers.runs import summary_of
 
 MODEL = ("model.width=16", "model.hidden=6", "model.norm=batch", "model.dropout=0.1", "blocks=4")
+FAST = ("model=fastcnn", "model.widths=[6,8,8]", "algorithm.head.width=4", "blocks=4")
 STEPS = 14
 OFTEN = ("train.steps=14", "train.evaluate_every=3", "train.log_every=2", "checkpoint.every=4", "checkpoint.keep=9")
 
@@ -30,7 +31,7 @@ def figures(run: Path) -> list[dict[str, Any]]:
 
 
 def check(pool: Pool, folder: Path, before: int, after: int, batches: int, *overrides: str) -> None:
-    options = (*MODEL, *OFTEN, *overrides)
+    options = (*OFTEN, *(overrides if overrides == FAST else (*MODEL, *overrides)))
     unbroken = summary_of(pool, before, *options, directory=folder / "unbroken")
     assert unbroken["resumed_after"] is None
     assert unbroken["fingerprint"] == summary_of(pool, before, *options, "checkpoint.every=0")["fingerprint"]
@@ -76,6 +77,10 @@ def test_resumed_with_any_number_of_processes_the_bits_are_the_same(
 @pytest.mark.parametrize("batches", [4, 12])
 def test_while_the_blocks_fill_and_while_they_drain(pool: Pool, tmp_path: Path, batches: int) -> None:
     check(pool, tmp_path, 4, 2, batches, "engine.lag=3")
+
+
+def test_what_came_from_training_samples_comes_back(pool: Pool, tmp_path: Path) -> None:
+    check(pool, tmp_path, 3, 2, 8, *FAST)
 
 
 def test_the_locked_algorithm_too(pool: Pool, tmp_path: Path) -> None:

@@ -22,7 +22,18 @@ from tests.helpers.processes import CONF
 
 SCHEMAS = {
     "algorithm": ["al", "bll", "bp", "custom", "fa", "predsim"],
-    "model": ["cnn", "custom", "mlp", "resnet18", "resnet20", "resnet32", "resnet50", "transformer", "vgg"],
+    "model": [
+        "cnn",
+        "custom",
+        "fastcnn",
+        "mlp",
+        "resnet18",
+        "resnet20",
+        "resnet32",
+        "resnet50",
+        "transformer",
+        "vgg",
+    ],
     "data": ["cifar10", "cifar100", "digits", "fashion_mnist", "image_folder", "mnist", "reverse"],
     "optimizer": ["adamw", "muon", "sgd"],
 }

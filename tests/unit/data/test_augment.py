@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -62,6 +63,33 @@ def test_without_padding_an_image_is_mirrored_or_not():
     mirrored = (result == IMAGES.flip(3)).flatten(1).all(1)
     assert bool((same ^ mirrored).all())
     assert 16 < int(mirrored.sum()) < 48
+
+
+@pytest.mark.parametrize("padding", [0, 2, 4])
+def test_reflection_is_that_of_numpy(padding):
+    indices = torch.arange(SIZE)
+    result = augment(IMAGES, indices, seed=1, epoch=0, size=SIZE, padding=padding, flip=True, pad="reflect")
+    sides = ((0, 0), (0, 0), (padding, padding), (padding, padding))
+    padded = torch.from_numpy(np.pad(IMAGES.numpy(), sides, mode="reflect"))
+    for index, image in enumerate(padded):
+        top, left, mirrored = (int(table[index]) for table in _tables(1, 0, SIZE, padding, torch.device("cpu")))
+        crop = image[:, top : top + 7, left : left + 5]
+        assert torch.equal(result[index], crop.flip(2) if mirrored else crop)
+
+
+def test_alternating_flips_flip_every_image_in_every_second_epoch():
+    def flipped(epoch, seed=1):
+        indices = torch.arange(SIZE)
+        result = augment(IMAGES, indices, seed=seed, epoch=epoch, size=SIZE, padding=0, flip=True, alternate=True)
+        same = (result == IMAGES).flatten(1).all(1)
+        assert torch.equal(~same, (result == IMAGES.flip(3)).flatten(1).all(1))
+        return ~same
+
+    first = flipped(0)
+    assert 16 < int(first.sum()) < 48
+    assert torch.equal(flipped(1), ~first)
+    assert torch.equal(flipped(2), first)
+    assert not torch.equal(flipped(0, seed=2), first)
 
 
 def test_every_offset_occurs_about_equally_often_and_independently():

@@ -7,6 +7,7 @@ from torch import nn
 from counterflow.config import (
     CNNConfig,
     CustomConfig,
+    FastCNNConfig,
     MLPConfig,
     ModelConfig,
     ResNet20Config,
@@ -25,6 +26,7 @@ NETWORKS = {
     "cnn, dropout": (CNNConfig(norm="none", dropout=0.5, channels=[4, 8], strides=[2, 2]), (3, 9, 9)),
     "vgg": (VGGConfig(width=0.05, hidden=[16], dropout=0.2), (1, 8, 8)),
     "vgg, no hidden layer": (VGGConfig(channels=[4, 8], pools=[3, 2], hidden=[]), (3, 9, 4)),
+    "fastcnn": (FastCNNConfig(widths=[8, 8]), (3, 8, 6)),
     "resnet18": (ResNetConfig(), (3, 16, 16)),
     "resnet20": (ResNet20Config(), (3, 9, 7)),
     "custom": (CustomConfig(target="tests.helpers.networks.images", args={"width": 4}), (2, 3, 5)),
