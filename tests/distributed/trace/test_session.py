@@ -166,7 +166,7 @@ def test_the_file_is_valid(pool: Pool, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("rule", "updates"),
-    [(("algorithm=al",), (1, 1)), (("algorithm=predsim",), (1, 1)), (("algorithm=bp", "schedule=naive"), (1, 1))],
+    [(("algorithm=al",), (2, 2)), (("algorithm=predsim",), (1, 1)), (("algorithm=bp", "schedule=naive"), (1, 1))],
     ids=["al", "predsim", "naive"],
 )
 def test_other_rules_too(pool: Pool, tmp_path: Path, rule: tuple[str, ...], updates: tuple[int, int]) -> None:
