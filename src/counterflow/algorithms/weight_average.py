@@ -19,7 +19,7 @@ class WeightAverage(nn.Module):
         super().__init__()
         self._decay = decay
         self._places: list[tuple[nn.Module, str, str]] = []
-        """Of every average: the module and the attribute of the fast tensor, and its own name."""
+        """Module and attribute of every fast tensor, and the name of its average."""
         inside = set(block.modules())
         seen: set[int] = set()  # layers may share a parameter
         for path, module in list(owner.named_modules()):

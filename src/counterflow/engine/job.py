@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
@@ -66,7 +66,7 @@ class Job:
         Does nothing in a run that goes on from a checkpoint, which holds that state.
         """
         if self.plan.start == 0:
-            initialize(self.blocks[0], self.batches.first_inputs(_FIRST_SAMPLES))
+            initialize(self.blocks[0], partial(self.batches.first_inputs, _FIRST_SAMPLES))
 
     @property
     def device(self) -> torch.device:

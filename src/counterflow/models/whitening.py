@@ -1,6 +1,7 @@
 """Modules whose state comes from training samples, and one of them: whitening of patches."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -23,11 +24,13 @@ class DataInitialized(nn.Module, ABC):
         not augmented, the same ones for every seed. A pure function of them."""
 
 
-def initialize(module: nn.Module, inputs: Tensor) -> None:
-    """Initialise all parts of ``module`` that are `DataInitialized`."""
-    for part in module.modules():
-        if isinstance(part, DataInitialized):
-            part.initialize(inputs)
+def initialize(module: nn.Module, inputs: Callable[[], Tensor]) -> None:
+    """Initialise all parts of ``module`` that are `DataInitialized`; ``inputs`` is called once, if there are any."""
+    parts = [part for part in module.modules() if isinstance(part, DataInitialized)]
+    if parts:
+        samples = inputs()
+        for part in parts:
+            part.initialize(samples)
 
 
 class Whitening(DataInitialized):

@@ -1,7 +1,7 @@
 """Whitening against what it is for: patches without correlations."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from counterflow.models.whitening import Whitening, initialize
 
@@ -49,6 +49,13 @@ def test_filters_are_state_and_no_parameters() -> None:
 
 def test_parts_deep_in_a_module_are_initialised() -> None:
     inner, expected = Whitening(3), Whitening(3)
-    initialize(nn.Sequential(nn.Sequential(inner, nn.GELU()), nn.Flatten()), images())
+    initialize(nn.Sequential(nn.Sequential(inner, nn.GELU()), nn.Flatten()), images)
     expected.initialize(images())
     assert torch.equal(inner.weight, expected.weight)
+
+
+def test_samples_are_not_read_where_nothing_takes_them() -> None:
+    def refused() -> Tensor:
+        raise AssertionError("nothing is initialised from samples")
+
+    initialize(nn.Sequential(nn.Conv2d(3, 4, 2), nn.Flatten()), refused)
