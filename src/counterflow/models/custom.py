@@ -51,6 +51,8 @@ def check_network(network: object, what: str) -> nn.Sequential:
     """
     if not isinstance(network, nn.Sequential):
         raise ValueError(f"{what}: the network must be an nn.Sequential, is {type(network).__name__}")
+    if not network:
+        raise ValueError(f"{what}: the network must have layers, has none")
     owners: dict[nn.Parameter, int] = {}
     for index, layer in enumerate(network):
         first = next(module for module in layer.modules() if not list(module.children()))

@@ -90,6 +90,11 @@ def test_other_types_of_a_network_are_refused(made: object) -> None:
         check_network(made, "network=mine")
 
 
+def test_a_network_without_layers_is_refused() -> None:
+    with pytest.raises(ValueError, match="^network=mine: the network must have layers, has none$"):
+        check_network(nn.Sequential(), "network=mine")
+
+
 def test_layers_that_share_parameters_are_refused() -> None:
     shared, tied = nn.Linear(4, 4), nn.Linear(4, 4)
     tied.weight = shared.weight
