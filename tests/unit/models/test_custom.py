@@ -91,7 +91,7 @@ def test_other_types_of_a_network_are_refused(made: object) -> None:
 
 
 def test_a_network_without_layers_is_refused() -> None:
-    with pytest.raises(ValueError, match="^network=mine: the network must have layers, has none$"):
+    with pytest.raises(ValueError, match=r"^network=mine: the network must have layers, has none$"):
         check_network(nn.Sequential(), "network=mine")
 
 
