@@ -52,6 +52,14 @@ class DataConfig(Options, key="data"):
     """Horizontal flips (``augment=true`` only)."""
     alternate: bool = False
     """An image that one epoch flips the next one does not; the first is at random (``flip=true`` only)."""
+    test_views: int = checked(1, one_of, (1, 2, 6))
+    """Views of an image over which the evaluation after the last batch averages scores for ``tta_accuracy``: 2 adds its
+    mirror image, 6 also both of these shifted by a pixel, up and to the left, and down and to the right."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.test_views > 1 and not self.flip:
+            raise ValueError(f"data.test_views={self.test_views}: flips images, allowed with data.flip=false is 1")
 
 
 DATA = {

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,6 +13,40 @@ from counterflow.data.dataset import Dataset, Split
 from counterflow.seeding import derive_seed
 
 CPU = torch.device("cpu")
+
+
+class View(NamedTuple):
+    """A view of the images of an evaluation batch, for test-time augmentation."""
+
+    flip: bool
+    shift: int
+    """Pixels down and to the right; the edge is padded with the image's own pixels, mirrored."""
+    weight: int
+    """Weight of its scores in the average over all views."""
+
+    @property
+    def plain(self) -> bool:
+        return not (self.flip or self.shift)
+
+    def of(self, images: Tensor) -> Tensor:
+        """``images``, ``[B, C, H, W]``, as this view shows them."""
+        if self.shift:
+            padded = F.pad(images.float(), (1,) * 4, mode="reflect").to(images.dtype)
+            start, (height, width) = 1 - self.shift, images.shape[2:]
+            images = padded[:, :, start : start + height, start : start + width]
+        return images.flip(3) if self.flip else images
+
+
+# The test-time augmentation of Jordan (arXiv 2404.00498, section 3.5): flips, and both diagonal shifts by a pixel at
+# half of the weight. The plain view comes last, so that an evaluation may end with it, or be of it alone.
+_VIEWS = (
+    View(False, 1, 1),
+    View(True, 1, 1),
+    View(False, -1, 1),
+    View(True, -1, 1),
+    View(True, 0, 2),
+    View(False, 0, 2),
+)
 
 
 @dataclass(frozen=True)
@@ -51,6 +86,8 @@ class EpochSampler:
 class BatchLoader:
     """Training batches ``n = 0, 1, ..``, and evaluation batches ``e``: those of ``validation``, then of ``test``.
 
+    The same samples have ``data.test_views`` consecutive evaluation batches, a `View` each, the plain one last.
+
     The methods are pure functions: no bit depends on the order of calls. Raises ``ValueError`` if augmentation is
     configured and the inputs are not images.
     """
@@ -70,6 +107,11 @@ class BatchLoader:
         if self.config.augment and self.config.pad == "reflect" and self.config.padding >= side:
             raise ValueError(
                 f"data.padding={self.config.padding}: must be less than {side}, the image's side, for data.pad=reflect"
+            )
+        if self.config.test_views > 1 and not (self.dataset.train.images and side > 1):
+            raise ValueError(
+                f"data.test_views={self.config.test_views}: is for images of at least two pixels a side, allowed for "
+                f"data={self.config.name} is 1"
             )
 
     @cached_property
@@ -123,9 +165,15 @@ class BatchLoader:
         return range(first, first + self._count(self.dataset.test))
 
     def evaluation_inputs(self, e: int) -> Tensor:
-        """Inputs of evaluation batch ``e``, as those of `inputs`, never augmented."""
+        """Inputs of evaluation batch ``e``, as those of `inputs`, in the view of this batch."""
         split, part = self._part(e)
-        return self.dataset.normalised(self._place(split.inputs)[part])
+        inputs, view = self._place(split.inputs)[part], self.view(e)
+        return self.dataset.normalised(inputs if view.plain else view.of(inputs))
+
+    def view(self, e: int) -> View:
+        """The view of the images in evaluation batch ``e``."""
+        views = self.config.test_views
+        return _VIEWS[len(_VIEWS) - views + e % views]
 
     def evaluation_labels(self, e: int) -> Tensor:
         """Labels of evaluation batch ``e``, int64 ``[M]``, or ``[M, T]``."""
@@ -137,9 +185,9 @@ class BatchLoader:
         return len(self.evaluation_labels(e))
 
     def labels_of(self, batches: range) -> Tensor:
-        """Labels of consecutive evaluation batches, concatenated: int64 ``[M]``, or ``[M, T]``."""
+        """Labels of evaluation batches in order, once for all views of a sample: int64 ``[M]``, or ``[M, T]``."""
         none = self.dataset.train.labels[:0]  # there may be no batches
-        return torch.cat([none, *(self.evaluation_labels(e) for e in batches)])
+        return torch.cat([none, *(self.evaluation_labels(e) for e in batches if self.view(e).plain)])
 
     def _place(self, tensor: Tensor) -> Tensor:
         """Return ``tensor`` on the device if the data is resident; it is moved once, at its first use."""
@@ -150,14 +198,15 @@ class BatchLoader:
         return self._placed[id(tensor)]
 
     def _count(self, split: Split | None) -> int:
-        return 0 if split is None else -(-len(split) // self.order.batch_size)
+        return 0 if split is None else -(-len(split) // self.order.batch_size) * self.config.test_views
 
     def _part(self, e: int) -> tuple[Split, slice]:
         assert 0 <= e < self.test.stop
         held_out = e in self.validation
         split = self.dataset.validation if held_out else self.dataset.test
         assert split is not None
-        start = (e if held_out else e - self.test.start) * self.order.batch_size
+        batch = (e if held_out else e - self.test.start) // self.config.test_views
+        start = batch * self.order.batch_size
         return split, slice(start, start + self.order.batch_size)
 
 

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from counterflow.data.batch_loader import View
 from counterflow.models.head import pooling
 from counterflow.schedule import RunPlan
 
@@ -15,16 +16,31 @@ class AccuracyMeter:
 
     def __init__(self) -> None:
         self._right: list[Tensor] = []
+        self._right_of_views: list[Tensor] = []
+        self._scores: Tensor | None = None
+        """Weighted sum over the views of a batch before the plain one."""
 
-    def add(self, predictions: Tensor, labels: Tensor) -> None:
-        """``predictions`` are ``[K, *labels.shape]``, a row a block."""
-        self._right.append(predictions == labels)
+    def add(self, predictions: Tensor, scores: Tensor, labels: Tensor, view: View) -> None:
+        """Add ``predictions``, ``[K, *labels.shape]``, a row a block, with ``scores``, ``[K, *labels.shape, C]``.
+
+        Those of the plain view are counted; where other views of the same samples came before it, the greatest of the
+        average scores is counted too.
+        """
+        if view.plain and self._scores is None:
+            self._right.append(predictions == labels)
+            return
+        weighted = view.weight * scores.float()
+        self._scores = weighted if self._scores is None else self._scores + weighted
+        if view.plain:
+            self._right.append(predictions == labels)
+            self._right_of_views.append(self._scores.argmax(-1) == labels)
+            self._scores = None
 
     def take(self) -> list[dict[str, float]]:
         """Metrics of each row since the last call; an empty list if nothing was added.
 
         ``accuracy`` is the share of labels; of sequences there is also ``sequence_accuracy``, the share of sequences
-        that are right at every position.
+        that are right at every position; with several views, ``tta_accuracy``, the accuracy of their average.
         """
         if not self._right:
             return []
@@ -33,6 +49,9 @@ class AccuracyMeter:
         hits = {"accuracy": right.flatten(1)}
         if right.ndim > 2:
             hits["sequence_accuracy"] = right.flatten(2).all(2)
+        if self._right_of_views:
+            hits["tta_accuracy"] = torch.cat(self._right_of_views, 1).flatten(1)
+            self._right_of_views.clear()
         shares = {name: (hit.sum(1).double() / hit.shape[1]).tolist() for name, hit in hits.items()}
         return [{name: share[row] for name, share in shares.items()} for row in range(len(right))]
 
@@ -48,7 +67,9 @@ class ActivationRecorder:
     def offer(self, n: int, e: int, output: Tensor) -> None:
         """Keep what is still missing from ``output``, of evaluation batch ``e`` after batch ``n``."""
         room = self._most - sum(map(len, self._kept))
-        if n < self._plan.batches - 1 or e < self._plan.validation_batches or room <= 0:
+        views = self._plan.views
+        of_test = n == self._plan.batches - 1 and e >= self._plan.validation_batches
+        if not of_test or e % views < views - 1 or room <= 0:
             return
         output = output[:room].float()
         if output.ndim == 4:

@@ -345,7 +345,9 @@ class Pipeline:
                         with span(recorder, "send", lane, n, e):
                             dist.send(activation, self._ranks[stage + 1], group=self._group)
                     elif stage == last:
-                        meter.add(activation.argmax(-1).unsqueeze(0), job.batches.evaluation_labels(e).to(job.device))
+                        labels = job.batches.evaluation_labels(e).to(job.device)
+                        scores = activation.unsqueeze(0)
+                        meter.add(scores.argmax(-1), scores, labels, job.batches.view(e))
             split = job.plan.split_ending(e)
             if split is not None:
                 for block in (block for stage in mine for block in self._stages[stage]):

@@ -39,6 +39,7 @@ class Stage:
         self.channels = channels
         self._plan = job.plan
         self._seed = job.seed
+        self._batches = job.batches
         self._runtime = job.runtime
         self._context = context
         self._activations = activations
@@ -140,9 +141,9 @@ class Stage:
             self._own[e] = own
             return
         if isinstance(own, Prediction):
-            labels = self._test_labels[n][self._judged :][: len(own.labels)]
-            self._judged += len(labels)
-            self._meter.add(own.labels.unsqueeze(0), labels)
+            labels, view = self._test_labels[n][self._judged :][: len(own.labels)], self._batches.view(e)
+            self._judged += len(labels) if view.plain else 0  # all views of a sample have one label
+            self._meter.add(own.labels.unsqueeze(0), own.scores.unsqueeze(0), labels, view)
         self._report_split(n, e)
         if e == self._plan.evaluation(n)[-1]:
             self._test_labels.pop(n, None)
@@ -157,7 +158,7 @@ class Stage:
         self.channels.target_in.release()
         self._send(self.channels.target_out, tag, below)
         if self.channels.target_out is None:
-            self._meter.add(below[0], self._test_labels.pop(e))
+            self._meter.add(*below, self._test_labels.pop(e), self._batches.view(e))
             self._report_split(n, e)
 
     def state(self, n: int) -> BlockState:

@@ -46,6 +46,9 @@ _FIELDS: Mapping[str, Any] = {
     "test_accuracy": float | None,  # between 0 and 1, like all accuracies here
     "block_accuracy": Sequence[float | None],  # on test data, bottom to top
     "test_sequence_accuracy": float | None,  # share of test sequences that are right at every position
+    "test_tta_accuracy": float | None,  # of the average over views of each test image
+    "block_tta_accuracy": Sequence[float | None],
+    "validation_tta_accuracy": float | None,
     "validation_accuracy": float | None,
     "validation_block_accuracy": Sequence[float | None],
     "cut": Sequence[int],  # layers of every block

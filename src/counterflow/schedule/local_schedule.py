@@ -23,7 +23,9 @@ class RunPlan:
 
     ``lag`` is per hop; 0 is the locked, sequential algorithm (`engine.lag=exact`). After the last batch come
     ``validation_batches`` batches of held out training data and then ``test_batches`` of test data; after every
-    ``evaluate_every`` batches before it (0: never) the former alone, or the latter if nothing is held out.
+    ``evaluate_every`` batches before it (0: never) the former alone, or the latter if nothing is held out. Of
+    ``views`` consecutive evaluation batches, the same samples in several views, an evaluation before the end has only
+    the last.
 
     What comes down depends on the rule: targets while training, which a lag lets leave early; or, with
     ``predicts_down``, nothing while training, so that there is nothing to lag, and predictions of every test batch;
@@ -43,6 +45,7 @@ class RunPlan:
     validation_batches: int = 0
     checkpoint_every: int = 0
     start: int = 0
+    views: int = 1
 
     def __post_init__(self) -> None:
         assert not (self.predicts_down and self.gradients_from)
@@ -83,7 +86,7 @@ class RunPlan:
         if n == self.batches - 1:
             return range(self.validation_batches + self.test_batches)
         if self.evaluate_every > 0 and (n + 1) % self.evaluate_every == 0:
-            return range(self.validation_batches or self.test_batches)
+            return range(self.views - 1, self.validation_batches or self.test_batches, self.views)
         return range(0)
 
     def evaluates_after(self, n: int) -> bool:

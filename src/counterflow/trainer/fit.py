@@ -274,7 +274,11 @@ def _summary(
     metrics = {
         (split, name): row.column(name)
         for split, row in evaluations.items()
-        for name in ("accuracy", *(["sequence_accuracy"] if job.task.label_shape else []))
+        for name in (
+            "accuracy",
+            *(["sequence_accuracy"] if job.task.label_shape else []),
+            *(["tta_accuracy"] if job.plan.views > 1 else []),
+        )
     }
     digests = {block: value for result in results for block, value in result.digests.items()}
     flops = sum((result.flops for result in results), Flops(0, 0, 0))
@@ -290,6 +294,9 @@ def _summary(
         "block_accuracy": metrics.get(("test", "accuracy")),
         "validation_accuracy": _top(metrics.get(("validation", "accuracy"))),
         "validation_block_accuracy": metrics.get(("validation", "accuracy")),
+        "test_tta_accuracy": _top(metrics.get(("test", "tta_accuracy"))),
+        "block_tta_accuracy": metrics.get(("test", "tta_accuracy")),
+        "validation_tta_accuracy": _top(metrics.get(("validation", "tta_accuracy"))),
         "test_sequence_accuracy": _top(metrics.get(("test", "sequence_accuracy"))),
         "block_sequence_accuracy": metrics.get(("test", "sequence_accuracy")),
         "samples_per_second": min(r.batches * job.batch_size / r.seconds for r in results),

@@ -44,6 +44,7 @@ def build_job(config: TrainConfig, network: nn.Sequential, dataset: Dataset, inf
         validation_batches=len(batches.validation),
         gradients_from=config.blocks if schedule == "naive" else 0,
         checkpoint_every=config.checkpoint.every,
+        views=config.data.test_views,
         predicts_down=schedule == "free" and config.algorithm.predicts_down,
     )
     task = task_of(dataset)

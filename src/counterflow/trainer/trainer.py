@@ -105,6 +105,7 @@ class Trainer:
         flip: bool = True,
         pad: str = "zeros",
         alternate: bool = False,
+        test_views: int = 1,
         evaluate_every: int = 0,
         evaluate_test: bool = True,
         log_every: int = 10,
@@ -139,6 +140,7 @@ class Trainer:
             flip: See ``augment``.
             pad: ``zeros``, or ``reflect`` for the image's own pixels.
             alternate: Flip every image in every second epoch.
+            test_views: Views of an image that the last evaluation averages for ``tta_accuracy``: 1, 2 or 6.
             evaluate_every: Evaluate held-out data after every so many batches; 0 is only at the end.
             evaluate_test: Evaluate the test data after the last batch.
             log_every: Report metrics after every so many batches.
@@ -174,6 +176,7 @@ class Trainer:
                 pad=pad,
                 flip=flip,
                 alternate=alternate,
+                test_views=test_views,
             )
         )
         _check_directory(run_dir, checkpoint, trace, activations)

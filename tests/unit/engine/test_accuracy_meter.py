@@ -1,12 +1,20 @@
 import torch
+from torch import Tensor
 
+from counterflow.data.batch_loader import View
 from counterflow.engine.evaluation import AccuracyMeter
+
+PLAIN = View(False, 0, 2)
+
+
+def add(meter: AccuracyMeter, predictions: Tensor, labels: Tensor) -> None:
+    meter.add(predictions, torch.nn.functional.one_hot(predictions, 6), labels, PLAIN)
 
 
 def test_accuracy_over_batches_of_different_size() -> None:
     meter = AccuracyMeter()
-    meter.add(torch.tensor([[1, 2, 3], [1, 0, 0]]), torch.tensor([1, 2, 0]))
-    meter.add(torch.tensor([[5], [4]]), torch.tensor([5]))
+    add(meter, torch.tensor([[1, 2, 3], [1, 0, 0]]), torch.tensor([1, 2, 0]))
+    add(meter, torch.tensor([[5], [4]]), torch.tensor([5]))
     assert meter.take() == [{"accuracy": 0.75}, {"accuracy": 0.5}]
     assert meter.take() == []
 
@@ -15,8 +23,22 @@ def test_a_sequence_is_right_where_every_position_is() -> None:
     meter = AccuracyMeter()
     labels = torch.tensor([[1, 2, 3, 4], [4, 3, 2, 1]])
     one_wrong = torch.tensor([[1, 2, 3, 4], [4, 3, 2, 0]])
-    meter.add(torch.stack([labels, one_wrong]), labels)
+    add(meter, torch.stack([labels, one_wrong]), labels)
     assert meter.take() == [
         {"accuracy": 1.0, "sequence_accuracy": 1.0},
         {"accuracy": 0.875, "sequence_accuracy": 0.5},
     ]
+
+
+def test_views_are_averaged_by_weight_and_plain_ones_counted_apart() -> None:
+    meter = AccuracyMeter()
+    labels = torch.tensor([0, 1])
+    plain = torch.tensor([[[3.0, 0.0], [2.0, 0.0]]])  # block 1 takes both samples for class 0
+    light = torch.tensor([[[0.0, 3.0], [0.0, 3.0]]])
+    for view, scores in ((View(True, 0, 2), light), (PLAIN, plain)):
+        meter.add(scores.argmax(-1), scores, labels, view)  # sums 6, 6 (a tie, class 0) and 4, 6
+    for view, scores in ((View(False, 1, 1), light), (PLAIN, plain)):
+        meter.add(scores.argmax(-1), scores, labels, view)  # sums 6, 3 and 4, 3
+    assert meter.take() == [{"accuracy": 0.5, "tta_accuracy": 0.75}]
+    add(meter, torch.tensor([[0, 1]]), labels)
+    assert meter.take() == [{"accuracy": 1.0}], "nothing is left of the views before"
