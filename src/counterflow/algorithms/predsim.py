@@ -4,6 +4,7 @@ The equations are in docs/architecture.md, Mathematics.
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +25,7 @@ from counterflow.algorithms.rule import (
     Target,
 )
 from counterflow.config import HeadConfig
-from counterflow.config.validators import checked, fraction
+from counterflow.config.validators import checked, fraction, one_of
 from counterflow.models.head import Head
 
 
@@ -35,6 +36,9 @@ class PredSim(LocalAlgorithm):
     name: str = "predsim"
     beta: float = 0.99
     """Weight of the similarity loss; 0 is the local classifier alone, 1 the similarity loss alone."""
+    similarity: str = checked("block", one_of, ("block", "layer"))
+    """Outputs that have a similarity loss: those of every ``block``, or of every ``layer`` with parameters, as in the
+    paper, where a layer is a block; their sum is learnt."""
     smoothing: float = checked(0.0, fraction)
     """Label smoothing of the cross entropy that is learnt; the reported ``nll`` is without it."""
     head: HeadConfig = field(default_factory=HeadConfig)
@@ -88,7 +92,7 @@ class PredSimRule(LocalRule):
     """A block with a local classifier and a similarity branch. Up goes ``a_k``, down come the labels, unchanged.
 
     The top block has the ordinary output layer and cross entropy, whatever ``beta`` is. A branch is None where its loss
-    has no weight.
+    has no weight. ``branches`` are those of layers below the block's last one, by their index in the block.
     """
 
     def __init__(self, context: BlockContext, config: PredSim) -> None:
@@ -104,10 +108,23 @@ class PredSimRule(LocalRule):
             nn.init.zeros_(output.weight)  # as in the authors' code
             self.classifier = nn.Sequential(head, output)
         self.branch = SimilarityBranch(context.shape) if self._beta > 0 else None
+        self.branches = nn.ModuleDict()
+        self._outputs: dict[str, Tensor] = {}
+        self._inner_beta = config.beta
+        if config.similarity == "layer" and config.beta > 0:
+            below = list(self.block.named_children())[:-1]
+            for (name, layer), shape in zip(below, context.layer_shapes, strict=False):
+                if next(layer.parameters(), None) is not None:
+                    self.branches[name] = SimilarityBranch(shape)
+                    layer.register_forward_hook(partial(self._keep, name))
         self._classes = context.classes
         self._smoothing = config.smoothing
         self._optimizer = context.optimizer(self.parameters())
         self._a: Tensor | None = None
+
+    def _keep(self, name: str, layer: nn.Module, inputs: object, output: Tensor) -> None:
+        if self.training:
+            self._outputs[name] = output
 
     def forward_message(self, message: Payload) -> Payload:
         self._a = self.block(message[0])
@@ -117,8 +134,14 @@ class PredSimRule(LocalRule):
         assert self._a is not None, "an update follows a forward pass"
         a, (labels,) = self._a, target
         self._a = None
+        compared: list[tuple[float, nn.Module, Tensor]] = (
+            [(self._beta, self.branch, a)] if self.branch is not None else []
+        )
+        compared += [(self._inner_beta, branch, self._outputs[name]) for name, branch in self.branches.items()]
+        self._outputs.clear()
         if labels.ndim > 1:  # every position of a sequence is a sample
             a, labels = a.flatten(0, 1), labels.flatten()
+            compared = [(beta, branch, output.flatten(0, 1)) for beta, branch, output in compared]
         loss = torch.zeros((), device=a.device)
         metrics: dict[str, Tensor] = {}
         if self.classifier is not None:
@@ -127,11 +150,12 @@ class PredSimRule(LocalRule):
             loss = loss + (1 - self._beta) * learnt
             nll = F.cross_entropy(logits.detach(), labels) if self._smoothing else learnt.detach()
             metrics |= {"nll": nll, "accuracy": (logits.argmax(-1) == labels).float().mean()}
-        if self.branch is not None:
+        if compared:
             wanted = similarity(F.one_hot(labels, self._classes).to(a.dtype))
-            sim = F.mse_loss(similarity(self.branch(a)), wanted)
-            loss = loss + self._beta * sim
-            metrics["sim"] = sim.detach()
+            losses = [(beta, F.mse_loss(similarity(branch(output)), wanted)) for beta, branch, output in compared]
+            for beta, sim in losses:
+                loss = loss + beta * sim
+            metrics["sim"] = torch.stack([sim for _, sim in losses]).detach().sum()
         self._optimizer.backward_and_step(loss, part)
         return {"loss": loss.detach(), **metrics}
 

@@ -66,6 +66,8 @@ class BlockContext:
     optimizer_config: OptimizerConfig
     batches: int
     """Training batches of the run: learning-rate schedules end there."""
+    layer_shapes: Sequence[Shape] = ()
+    """Shape of one sample of the output of every layer of ``module``."""
 
     @property
     def is_top(self) -> bool:
@@ -96,6 +98,8 @@ class RuleContext:
     optimizer: OptimizerConfig
     batches: int
     seed: int
+    layer_shapes: Sequence[Sequence[Shape]] = ()
+    """The same of the layers of each block."""
 
     def block(self, number: int) -> BlockContext:
         return BlockContext(
@@ -107,6 +111,7 @@ class RuleContext:
             self.task,
             self.optimizer,
             self.batches,
+            self.layer_shapes[number - 1] if self.layer_shapes else (),
         )
 
 

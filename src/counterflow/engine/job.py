@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -86,4 +87,8 @@ class Job:
 
     @property
     def rule_context(self) -> RuleContext:
-        return RuleContext(self.blocks, self.shapes, self.task, self.optimizer, self.plan.batches, self.seed)
+        layers = iter(self.layers)
+        layer_shapes = [[layer.shape for layer in islice(layers, len(block))] for block in self.blocks]
+        return RuleContext(
+            self.blocks, self.shapes, self.task, self.optimizer, self.plan.batches, self.seed, layer_shapes
+        )

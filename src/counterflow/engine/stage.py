@@ -158,7 +158,8 @@ class Stage:
         self.channels.target_in.release()
         self._send(self.channels.target_out, tag, below)
         if self.channels.target_out is None:
-            self._meter.add(*below, self._test_labels.pop(e), self._batches.view(e))
+            labels, scores = below
+            self._meter.add(labels, scores, self._test_labels.pop(e), self._batches.view(e))
             self._report_split(n, e)
 
     def state(self, n: int) -> BlockState:

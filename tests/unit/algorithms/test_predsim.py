@@ -165,6 +165,43 @@ def test_maps_of_one_pixel_have_no_deviation_and_are_compared_as_vectors() -> No
     assert all(parameter.isfinite().all() for parameter in rule.parameters())
 
 
+@pytest.mark.parametrize("top", [False, True])
+def test_every_layer_with_parameters_may_have_a_similarity_loss(top: bool) -> None:
+    case = CASES["vectors"]
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        block = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, CLASSES))
+        other = nn.Linear(CLASSES, CLASSES)
+    blocks, shapes = ([other, block] if top else [block, other]), [(CLASSES,)] * 2
+    layers = [(5,), (5,), (CLASSES,)]
+    context = RuleContext(
+        blocks, shapes, case.task, SGD(lr=LR, momentum=0.0), 10, 1, [[(CLASSES,)], layers] if top else [layers, []]
+    )
+    rule = PredSim(beta=0.25, similarity="layer", head=head_config("vectors")).rule_set(context).rule(1 + top).double()
+    assert isinstance(rule, PredSimRule)
+    assert list(rule.branches) == ["0"], (
+        "the activation function has no weights of its own, the last layer is the block's"
+    )
+    rule = copy.deepcopy(rule)  # as the count of its FLOPs does; the copy keeps its own outputs
+    x, y = torch.randn(4, 3, dtype=torch.float64), torch.randint(CLASSES, (4,))
+    hidden = block.double()[0](x)
+    output = block[2](hidden.tanh())
+    codes = matrix(torch.eye(CLASSES, dtype=torch.float64)[y])
+    inner = rule.branches["0"]
+    assert isinstance(inner, nn.Module)
+    sim = ((matrix(inner(hidden)) - codes) ** 2).mean()
+    expected = 0.25 * sim
+    if top:
+        expected = expected + F.cross_entropy(output, y)
+    else:
+        expected = expected + 0.25 * sim_loss(rule, output, y) + 0.75 * pred_loss(rule, output, y)
+        sim = sim + sim_loss(rule, output, y)
+    rule.forward_message((x,))
+    metrics = rule.update(BatchPart(0), (x,), (y,))
+    close(metrics["loss"], expected.detach())
+    close(metrics["sim"], sim.detach())
+
+
 # Losses and gradients of a rule
 
 
