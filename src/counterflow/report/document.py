@@ -17,6 +17,7 @@ from counterflow.report.plot_selection import Plot, plots
 from counterflow.report.runs import Run
 
 _TESTED_AGAIN = "†"
+_VIEWS = Accuracy("test, with test-time augmentation", "test_tta_accuracy")
 _SEQUENCES = Accuracy("test sequence", "test_sequence_accuracy")
 _VERSIONS = {
     "torch": "torch_version",
@@ -188,6 +189,7 @@ def table(comparison: Comparison) -> pd.DataFrame:
         ],
         "processes": ["" if all(count == [1] for count in ranks) else ", ".join(map(str, count)) for count in ranks],
         "test accuracy [%]": [_spread(group, TEST) for group in groups],
+        "with test-time augmentation [%]": [_spread(group, _VIEWS) for group in groups],
         "sequences right [%]": [_spread(group, _SEQUENCES) for group in groups],
         "validation accuracy [%]": [_spread(group, VALIDATION) for group in groups],
         "seeds": [str(len(group.runs)) for group in groups],

@@ -183,3 +183,9 @@ def test_complete_sequences_have_a_column_where_there_are_some(make_run: MakeRun
     paths = [make_run(str(seed), seed=seed, summary={"test_sequence_accuracy": 0.5 + seed / 10}) for seed in (1, 2)]
     assert cells(only(*paths))[0]["sequences right [%]"] == "65.00 ± 7.07"
     assert "sequences right [%]" not in cells(only(make_run("other")))[0]
+
+
+def test_averaged_views_have_a_column_of_their_own(make_run: MakeRun) -> None:
+    paths = [make_run(str(seed), seed=seed, summary={"test_tta_accuracy": 0.5 + seed / 10}) for seed in (1, 2)]
+    assert cells(only(*paths))[0]["with test-time augmentation [%]"] == "65.00 ± 7.07"
+    assert "with test-time augmentation [%]" not in cells(only(make_run("other")))[0]
