@@ -38,7 +38,8 @@ def test_processes_change_nothing(run: Run, algorithm: str, options: tuple[str, 
 @pytest.mark.parametrize("options", [("engine.precision=bf16",), ("engine.channels_last=true",)], ids=["bf16", "nhwc"])
 @pytest.mark.parametrize("schedule", ["gpipe", "naive"])
 def test_end_to_end_references_learn_with_them(run: Run, schedule: str, options: tuple[str, ...]) -> None:
-    overrides = ("algorithm=bp", f"schedule={schedule}", "blocks=2", "train.steps=120", "optimizer.lr=1e-2")
+    length = ("train.steps=120", "optimizer.lr=1e-2", "train.microbatches=2")
+    overrides = ("algorithm=bp", f"schedule={schedule}", "blocks=2", *length)
     plain = run(2, *CNN, *overrides)["test_accuracy"]
     assert run(2, *CNN, *overrides, *options)["test_accuracy"] == pytest.approx(plain, abs=0.1)
     assert plain > 0.6
