@@ -12,7 +12,7 @@ from tests.helpers.elastic import Elastic, children
 
 JOB = (
     "blocks=4", "model.width=16", "model.hidden=6", "model.norm=batch", "model.dropout=0.1", "train.batch_size=32",
-    "train.steps=240", "train.evaluate_every=60", "checkpoint.every=10", "engine.threads=1", "engine.timeout=60",
+    "train.steps=160", "train.evaluate_every=40", "checkpoint.every=10", "engine.threads=1", "engine.timeout=60",
     "run.display=false",
 )  # fmt: skip
 RANKS = 4

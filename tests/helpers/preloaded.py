@@ -2,6 +2,7 @@
 
 # ruff: noqa: F401
 
+import pytest
 import sklearn.datasets
 import sklearn.model_selection
 import tensorboard.summary.writer.event_file_writer
@@ -10,6 +11,8 @@ import torchvision.models
 import counterflow.bench.case
 import counterflow.cli.train
 import counterflow.engine.pipelined
+import counterflow.trace.timeline
+import tests.helpers.elastic
 from counterflow.cli.hydra_app import load_config
 
 load_config([])  # the first composition takes three times as long as the others

@@ -6,18 +6,19 @@ from tests.unit.algorithms.test_al import MODELS, N, accuracy, components, prepa
 
 
 def test_the_reported_accuracy_is_the_one_through_the_top_bridge(pool: Pool) -> None:
-    job, rule_set = prepared(*MODELS["mlp"])
+    options = (*MODELS["mlp"], "train.evaluate_every=0")
+    job, rule_set = prepared(*options)
     rules, _ = trained(job, rule_set)
     c = components(rules)
     for ranks in (1, 3):
-        summary = summary_of(pool, ranks, "algorithm=al", *MODELS["mlp"])
+        summary = summary_of(pool, ranks, "algorithm=al", *options)
         assert summary["test_accuracy"] == accuracy(job, c, N, "test")
         assert summary["block_accuracy"] == [accuracy(job, c, i, "test") for i in range(1, N + 1)]
 
 
 def test_it_learns_digits(pool: Pool) -> None:
     """All components after three epochs; what they reach in the end is for the launch test."""
-    assert min(summary_of(pool, 2, "algorithm=al", "train.steps=132")["block_accuracy"]) > 0.8
+    assert min(summary_of(pool, 2, "algorithm=al", "train.steps=132", "train.evaluate_every=0")["block_accuracy"]) > 0.8
 
 
 def test_effective_and_affiliated_parameters_by_hand(pool: Pool) -> None:

@@ -24,13 +24,13 @@ def fitted(rule: str) -> list[float | None]:
     """Test accuracy of every block after three epochs."""
     trainer = cf.Trainer(
         network,
-        rule=RULES[rule](),
+        rule=RULES[rule](head=cf.HeadConfig(convolutions=1, width=16, dim=64)),
         optimizer=cf.AdamW(lr=1e-2),
         blocks=3,
         cut=[1, 1, 2],
         engine=cf.EngineConfig(threads=1, timeout=30),
     )
-    accuracies = trainer.fit(stripes(2000, seed=0), stripes(500, seed=1), epochs=3).block_accuracy
+    accuracies = trainer.fit(stripes(1500, seed=0), stripes(500, seed=1), epochs=3).block_accuracy
     assert accuracies is not None
     return accuracies
 

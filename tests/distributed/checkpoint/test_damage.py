@@ -7,6 +7,7 @@ import pickle
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ import torch
 
 from counterflow.checkpoint.atomic_write import sha256
 from counterflow.checkpoint.directory import block_file
-from counterflow.cli.hydra_app import load_config
 from counterflow.engine.run_context import BlockError
 from counterflow.rank_info import RankInfo
 from counterflow.trainer.job_builder import load_job
@@ -84,7 +84,8 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
 
 def opened(run: Path, *overrides: str, ranks: int = 1, log: Callable[[str], None] = lambda text: None) -> ResumePoint:
     """The start of a run in the directory ``run``, which is closed again."""
-    config = load_config([*SMALL, *OPTIONS, f"run.dir={run}", *overrides])
+    config = configuration(*SMALL, *OPTIONS, *overrides)
+    config = replace(config, run=replace(config.run, dir=str(run)))
     point = open_run_dir(load_job(config, RankInfo(size=ranks)), config, log)
     assert point.directory is not None
     point.directory.close()

@@ -2,17 +2,24 @@
 
 import resource
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from counterflow.cli.hydra_app import load_config
 from counterflow.trainer.job_builder import load_job
 from counterflow.trainer.rank0 import open_run_dir
 from tests.helpers.processes import Pool
 from tests.helpers.runs import SMALL, configuration, summary_of, train_rank
 
-OPTIONS = ("model.width=64", "blocks=4", "train.steps=12", "checkpoint.every=4", "checkpoint.keep=9")
+OPTIONS = (
+    "model.width=64",
+    "blocks=4",
+    "train.evaluate_every=0",
+    "train.steps=12",
+    "checkpoint.every=4",
+    "checkpoint.keep=9",
+)
 
 
 def limited(rank: int, size: int, store_path: str, folder: Path, most: int) -> object:
@@ -39,7 +46,8 @@ def test_a_run_outlives_a_disk_without_room(pool: Pool, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", ["/sys/counterflow", "/proc/counterflow", "/dev/null/run"])
 def test_a_folder_that_cannot_be_written(path: str) -> None:
-    config = load_config([*SMALL, *OPTIONS, f"run.dir={path}"])
+    config = configuration(*SMALL, *OPTIONS)
+    config = replace(config, run=replace(config.run, dir=path))
     with pytest.raises(ValueError, match=f"^run.dir={path}: must be a folder that can be written [^\n]+$"):
         open_run_dir(load_job(config), config, lambda text: None)
 

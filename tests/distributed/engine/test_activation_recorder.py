@@ -16,7 +16,14 @@ from tests.helpers.runs import SMALL, summary_of
 
 @pytest.mark.parametrize(("algorithm", "ranks"), [("bll", 2), ("bp", 2), ("al", 1)])
 def test_the_first_test_samples_at_every_block(pool: Pool, tmp_path: Path, algorithm: str, ranks: int) -> None:
-    overrides = (f"algorithm={algorithm}", "run.activations=50", "model.width=24", "train.steps=200")
+    overrides = (
+        f"algorithm={algorithm}",
+        "run.activations=50",
+        "model.width=24",
+        "train.steps=100",
+        "optimizer.lr=0.01",
+        "train.evaluate_every=0",
+    )
     summary = summary_of(pool, ranks, *overrides, directory=tmp_path / "run")
     file = np.load(tmp_path / "run" / "activations.npz")
     assert {name: file[name].shape for name in file.files} == {

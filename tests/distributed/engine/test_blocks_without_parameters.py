@@ -6,7 +6,7 @@ from torch import nn
 from tests.helpers.processes import Pool
 from tests.helpers.runs import summary_of
 
-RUN = ("model=custom", "train.steps=66", "train.evaluate_every=0", "optimizer.lr=0.01")
+RUN = ("model=custom", "train.evaluate_every=0", "optimizer.lr=0.01")
 LOCAL = {"bll": ("algorithm=bll",), "al": ("algorithm=al",), "predsim": ("algorithm=predsim",)}
 NAIVE = ("algorithm=bp", "schedule=naive")
 
@@ -34,12 +34,12 @@ def test_two_processes_give_the_bits_of_one(pool: Pool, rule: str, factory: str)
     alone, together = (summary_of(pool, ranks, *overrides) for ranks in (1, 2))
     assert together["fingerprint"] == alone["fingerprint"]
     assert together["block_accuracy"] == alone["block_accuracy"]
-    assert alone["fingerprint"] != summary_of(pool, 1, *overrides, "train.steps=65")["fingerprint"]
+    assert alone["fingerprint"] != summary_of(pool, 1, *overrides, "train.steps=11")["fingerprint"]
 
 
 @pytest.mark.parametrize("factory", ["middle", "ends"])
 def test_backprop_learns_on_one_process_and_on_a_pipeline(pool: Pool, factory: str) -> None:
-    overrides = options(factory, "algorithm=bp", "train.steps=132")
+    overrides = options(factory, "algorithm=bp", "train.steps=44", "optimizer.lr=0.02")
     alone = summary_of(pool, 1, *overrides)
     gpipe, one_f_one_b = (summary_of(pool, 2, *overrides, f"schedule={name}") for name in ("gpipe", "1f1b"))
     assert gpipe["fingerprint"] == one_f_one_b["fingerprint"]
@@ -48,7 +48,7 @@ def test_backprop_learns_on_one_process_and_on_a_pipeline(pool: Pool, factory: s
 
 
 def test_a_stage_without_parameters_at_the_bottom_of_a_pipeline(pool: Pool) -> None:
-    overrides = (*RUN, f"model.target={__name__}.ends", "blocks=2", "model.cut=[1,3]", "algorithm=bp")
+    overrides = (*RUN, "train.steps=44", f"model.target={__name__}.ends", "blocks=2", "model.cut=[1,3]", "algorithm=bp")
     alone = summary_of(pool, 1, *overrides)
     assert summary_of(pool, 2, *overrides, "schedule=gpipe")["test_accuracy"] == pytest.approx(
         alone["test_accuracy"], abs=0.05

@@ -19,7 +19,8 @@ from counterflow.transport import ChannelError
 from tests.helpers.processes import Ended, run_fresh
 from tests.helpers.runs import SMALL, configuration, train_rank
 
-RANKS = 4
+RANKS = 3
+"""One at each end, and one that has two neighbours."""
 BATCH = 5
 COUNTED = 2
 """Times that a rule learns before the first batch, on copies, for its FLOPs to be counted."""
@@ -83,7 +84,15 @@ def faulty_rank(
 
 
 def fail(culprit: int, where: str, fault: Callable[..., None]) -> list[Ended]:
-    ended = run_fresh(RANKS, faulty_rank, configuration(*SMALL, "train.steps=200"), culprit, where, fault, timeout=45)
+    ended = run_fresh(
+        RANKS,
+        faulty_rank,
+        configuration(*SMALL, f"blocks={RANKS}", "train.steps=200"),
+        culprit,
+        where,
+        fault,
+        timeout=45,
+    )
     times = [end.seconds for end in ended]
     assert max(times) - min(times) < GONE_WITHIN
     assert all(end.status != 0 for end in ended)
@@ -108,9 +117,10 @@ def assert_neighbours_name(ended: list[Ended], culprit: int) -> None:
         ), line
 
 
-@pytest.mark.parametrize("culprit", range(RANKS))
-@pytest.mark.parametrize("where", ["forward", "loss"])
-def test_an_exception_in_a_block(culprit: int, where: str) -> None:
+@pytest.mark.parametrize(
+    ("where", "culprit"), [("forward", 0), ("forward", 1), ("forward", 2), ("loss", 0), ("loss", 2)]
+)
+def test_an_exception_in_a_block(where: str, culprit: int) -> None:
     ended = fail(culprit, where, _raise)
     action = {"forward": "forward", "loss": "learn"}[where]
     assert last_line(ended[culprit]) == (

@@ -48,10 +48,10 @@ def test_an_odd_network_learns_odd_images(pool: Pool, images: Path, algorithm: t
     )
     length = (
         "train.epochs=30",
-        "train.steps=300",
+        "train.steps=66",
         "train.batch_size=30",
         "train.evaluate_every=0",
-        "optimizer.lr=0.003",
+        "optimizer.lr=0.01",
     )
     summary = summary_of(pool, 3, *options, *length, "train.microbatches=3", *algorithm)
     assert summary["test_accuracy"] > 0.8

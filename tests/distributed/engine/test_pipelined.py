@@ -38,14 +38,13 @@ from counterflow.transport import ChannelError, connect
 from tests.helpers.processes import Ended, Pool, run_fresh
 from tests.helpers.runs import SMALL, configuration, summary_of, train_rank, unrecorded
 
-STEPS = 20
+STEPS = 12
 WIDTH = ("model.width=32", f"train.steps={STEPS}", "train.evaluate_every=0")
 SGD = ("optimizer=sgd", *WIDTH)
 CNN = ("model=cnn", "model.channels=[4,4,6,6]", "model.strides=[1,2,1,1]", f"train.steps={STEPS}", "optimizer=sgd")
 PIPELINES = {
     "gpipe on 2": (2, ("schedule=gpipe",)),
-    "gpipe on 4": (4, ("schedule=gpipe",)),
-    "1f1b on 2": (2, ("schedule=1f1b",)),
+    "gpipe on 3": (3, ("schedule=gpipe",)),
     "1f1b on 4": (4, ("schedule=1f1b",)),
     "interleaved1f1b on 2": (2, ("schedule=interleaved1f1b",)),
     "zbv on 2": (2, ("schedule=zbv",)),
@@ -216,11 +215,11 @@ def test_bp_on_a_pipeline_is_the_plain_loop(pool: Pool, name: str) -> None:
 
 
 def test_the_comparison_sees_a_single_update() -> None:
-    other = loop(1, *SGD, "train.steps=19")
+    other = loop(1, *SGD, f"train.steps={STEPS - 1}")
     assert distance(other[0], loop(1, *SGD)[0]) > 1e-4
 
 
-@pytest.mark.parametrize("name", ["gpipe on 4", "1f1b on 2", "zbv on 2"])
+@pytest.mark.parametrize("name", ["gpipe on 2", "1f1b on 4", "zbv on 2"])
 def test_batch_norm_sees_micro_batches(pool: Pool, name: str) -> None:
     """Its own comparison: statistics are of micro-batches, which a loop over whole batches does not compute."""
     ranks, schedule = PIPELINES[name]
@@ -250,7 +249,7 @@ def test_feedback_alignment_on_a_pipeline_is_the_plain_loop(pool: Pool) -> None:
     for job in (expected, in_parts):
         FeedbackAlignment().convert(job.network, job.seed)
     assert_equal(alone, plain(expected)[0])
-    several, _ = trained(pool, 4, *overrides, "schedule=1f1b")
+    several, _ = trained(pool, 2, *overrides, "schedule=1f1b")
     assert_equal(several, plain(in_parts, 4)[0])
     assert distance(several, alone) < 1e-6
     true = loop(1, *SGD)[0]
@@ -261,10 +260,12 @@ def test_feedback_alignment_on_a_pipeline_is_the_plain_loop(pool: Pool) -> None:
 # Reports
 
 
-@pytest.mark.parametrize(("ranks", "schedule"), [(1, "1f1b"), (2, "gpipe"), (4, "1f1b")])
+@pytest.mark.parametrize(("ranks", "schedule"), [(1, "1f1b"), (2, "gpipe")])
 def test_summary(pool: Pool, ranks: int, schedule: str) -> None:
     """Three epochs of digits; what is reached in the end is for the launch test."""
-    summary = summary_of(pool, ranks, "algorithm=bp", f"schedule={schedule}", "train.steps=132")
+    summary = summary_of(
+        pool, ranks, "algorithm=bp", f"schedule={schedule}", "train.steps=132", "train.evaluate_every=0"
+    )
     assert {key: summary[key] for key in ("algorithm", "schedule", "ranks", "blocks", "steps")} == {
         "algorithm": "bp",
         "schedule": schedule,
@@ -304,19 +305,18 @@ def test_the_accuracy_is_that_of_the_weights_in_the_end(pool: Pool) -> None:
             int((job.network(job.batches.evaluation_inputs(e)).argmax(1) == job.batches.evaluation_labels(e)).sum())
             for e in job.batches.test
         )
-    for ranks, schedule in ((4, "1f1b"), (2, "zbv")):
+    for ranks, schedule in ((3, "1f1b"), (2, "zbv")):
         summary = summary_of(pool, ranks, "algorithm=bp", *SGD, f"schedule={schedule}")
         assert summary["test_accuracy"] == hits / len(job.batches.labels_of(job.batches.test))
 
 
-@pytest.mark.parametrize("schedule", ["gpipe", "zbv"])
-def test_evaluation_and_placement_change_no_bit(pool: Pool, schedule: str) -> None:
+def test_evaluation_and_placement_change_no_bit(pool: Pool) -> None:
     """Batch norm's statistics, too, are those of training batches alone."""
     prints = {
         summary_of(pool, ranks, "algorithm=bp", *CNN, f"schedule={name}", f"train.evaluate_every={every}")[
             "fingerprint"
         ]
-        for ranks, name, every in ((2, schedule, 0), (2, schedule, 3), (4, "1f1b", 7))
+        for ranks, name, every in ((2, "gpipe", 0), (2, "gpipe", 3), (2, "zbv", 3), (3, "1f1b", 7))
     }
     assert len(prints) == 1
 
@@ -372,9 +372,9 @@ def fail(ranks: int, schedule: str, culprit: int, where: str, fault: Callable[[]
     return ended
 
 
-@pytest.mark.parametrize("culprit", [0, 3])
+@pytest.mark.parametrize("culprit", [0, 2])
 def test_an_exception_in_a_stage_ends_every_process(culprit: int) -> None:
-    ended = fail(4, "1f1b", culprit, "forward_one_chunk", _raise)
+    ended = fail(3, "1f1b", culprit, "forward_one_chunk", _raise)
     line = ended[culprit].stderr.strip().splitlines()[-1]
     assert line == f"error: rank {culprit}: schedule 1f1b: batch 5: RuntimeError: injected"
     assert "Traceback" in ended[culprit].stderr
@@ -390,7 +390,7 @@ def test_a_killed_rank_ends_every_process(schedule: str, culprit: int, where: st
 
 
 def test_a_killed_rank_in_the_middle_ends_every_process() -> None:
-    assert fail(4, "gpipe", 2, "forward_one_chunk", _kill)[2].status == -signal.SIGKILL
+    assert fail(3, "gpipe", 1, "forward_one_chunk", _kill)[1].status == -signal.SIGKILL
 
 
 # Refusals

@@ -12,8 +12,8 @@ from tests.helpers.runs import summary_of
 
 MODEL = ("model.width=16", "model.hidden=6", "model.norm=batch", "model.dropout=0.1", "blocks=4")
 FAST = ("model=fastcnn", "model.widths=[6,8,8]", "algorithm.head.width=4", "blocks=4")
-STEPS = 14
-OFTEN = ("train.steps=14", "train.evaluate_every=3", "train.log_every=2", "checkpoint.every=4", "checkpoint.keep=9")
+PIPELINED = {"schedule=1f1b", "schedule=gpipe"}
+OFTEN = ("train.steps=14", "train.evaluate_every=5", "train.log_every=2", "checkpoint.every=4", "checkpoint.keep=9")
 
 
 def interrupt(run: Path, batches: int) -> None:
@@ -34,7 +34,8 @@ def check(pool: Pool, folder: Path, before: int, after: int, batches: int, *over
     options = (*OFTEN, *(overrides if overrides == FAST else (*MODEL, *overrides)))
     unbroken = summary_of(pool, before, *options, directory=folder / "unbroken")
     assert unbroken["resumed_after"] is None
-    assert unbroken["fingerprint"] == summary_of(pool, before, *options, "checkpoint.every=0")["fingerprint"]
+    several = before if PIPELINED.intersection(overrides) else 1  # all others have the bits of one process
+    assert unbroken["fingerprint"] == summary_of(pool, several, *options, "checkpoint.every=0")["fingerprint"]
     shutil.copytree(folder / "unbroken", folder / "broken")
     interrupt(folder / "broken", batches)
     resumed = summary_of(pool, after, *options, directory=folder / "broken")
@@ -62,12 +63,12 @@ RULES = {
 
 @pytest.mark.parametrize("rule", RULES)
 def test_resumed_with_another_number_of_processes_the_bits_are_the_same(pool: Pool, tmp_path: Path, rule: str) -> None:
-    check(pool, tmp_path, 4, 3, 8, *RULES[rule])
+    check(pool, tmp_path, 3, 2, 8, *RULES[rule])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize(("before", "after"), [(1, 1), (4, 4), (4, 1), (1, 4), (2, 3)])
+@pytest.mark.parametrize(("before", "after"), [(1, 1), (4, 4), (4, 1), (4, 3), (1, 4), (2, 3)])
 def test_resumed_with_any_number_of_processes_the_bits_are_the_same(
     pool: Pool, tmp_path: Path, rule: str, before: int, after: int
 ) -> None:
@@ -76,7 +77,7 @@ def test_resumed_with_any_number_of_processes_the_bits_are_the_same(
 
 @pytest.mark.parametrize("batches", [4, 12])
 def test_while_the_blocks_fill_and_while_they_drain(pool: Pool, tmp_path: Path, batches: int) -> None:
-    check(pool, tmp_path, 4, 2, batches, "engine.lag=3")
+    check(pool, tmp_path, 3, 2, batches, "engine.lag=3")
 
 
 def test_what_came_from_training_samples_comes_back(pool: Pool, tmp_path: Path) -> None:
@@ -94,7 +95,7 @@ def test_schedules_with_a_backward_lock_too(
     pool: Pool, tmp_path: Path, algorithm: str, schedule: str, average: float
 ) -> None:
     options = (f"algorithm={algorithm}", f"schedule={schedule}", f"optimizer.average={average}")
-    check(pool, tmp_path, 4, 4, 8, *options, "model.norm=layer")
+    check(pool, tmp_path, 2, 2, 8, *options, "model.norm=layer")
 
 
 def test_a_profiled_cut_is_not_measured_again(pool: Pool, tmp_path: Path) -> None:

@@ -2,79 +2,90 @@
 
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import pytest
 
 from tests.helpers.processes import Pool
 from tests.helpers.runs import summary_of
 
-EndToEnd = Callable[..., str]
+Alone = Callable[..., dict[str, Any]]
 
 # Dropout draws random numbers and batch norm keeps buffers: both must not depend on the placement either.
 MLP = ("model.width=32", "model.dropout=0.2", "model.norm=batch")
-CNN = ("model=cnn", "model.channels=[4,4,6,6]", "model.strides=[1,2,1,1]", "model.dropout=0.1", "data.augment=true")
+CNN = (
+    "model=cnn",
+    "model.channels=[4,4,6,6]",
+    "model.strides=[1,2,1,1]",
+    "model.dropout=0.1",
+    "algorithm.head.convolutions=1",
+    "algorithm.head.width=6",
+    "data.augment=true",
+)
 RULES = {
     "al": ("algorithm=al", "algorithm.dim=20"),
     "predsim": ("algorithm=predsim", "algorithm.beta=0.99"),
     "sim alone": ("algorithm=predsim", "algorithm.beta=1.0"),
 }
+BOTH = ("al", "predsim")
 
 
 @pytest.fixture(scope="module")
-def reference(pool: Pool) -> EndToEnd:
-    """The fingerprint of one process."""
-    return cache(lambda *overrides: summary_of(pool, 1, *overrides)["fingerprint"])
+def alone(pool: Pool) -> Alone:
+    """The summary of one process."""
+    return cache(lambda *overrides: summary_of(pool, 1, *overrides))
 
 
-@pytest.mark.parametrize("ranks", [2, 3, 4])
+def assert_equal(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    for key in ("fingerprint", "test_accuracy", "block_accuracy", "effective_parameters", "affiliated_parameters"):
+        assert found[key] == expected[key]
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
 @pytest.mark.parametrize("rule", RULES)
-def test_processes_change_nothing(pool: Pool, reference: EndToEnd, rule: str, ranks: int) -> None:
+def test_processes_change_nothing(pool: Pool, alone: Alone, rule: str, ranks: int) -> None:
     overrides = (*RULES[rule], *MLP)
-    assert summary_of(pool, ranks, *overrides)["fingerprint"] == reference(*overrides)
+    assert_equal(summary_of(pool, ranks, *overrides), alone(*overrides))
 
 
-@pytest.mark.parametrize("rule", ["al", "predsim"])
-def test_processes_change_nothing_in_feature_maps(pool: Pool, reference: EndToEnd, rule: str) -> None:
+@pytest.mark.parametrize("rule", BOTH)
+def test_processes_change_nothing_in_feature_maps(pool: Pool, alone: Alone, rule: str) -> None:
     overrides = (*RULES[rule], *CNN)
-    assert summary_of(pool, 4, *overrides)["fingerprint"] == reference(*overrides)
+    assert_equal(summary_of(pool, 3, *overrides), alone(*overrides))
 
 
 @pytest.mark.parametrize("depth", [1, 4])
-@pytest.mark.parametrize("rule", RULES)
-def test_delays_and_queue_depth_change_nothing(pool: Pool, reference: EndToEnd, rule: str, depth: int) -> None:
+@pytest.mark.parametrize("rule", BOTH)
+def test_delays_and_queue_depth_change_nothing(pool: Pool, alone: Alone, rule: str, depth: int) -> None:
     overrides = (*RULES[rule], *MLP)
-    delayed = summary_of(pool, 4, *overrides, f"engine.depth={depth}", delays=0.02, seed=depth)
-    assert delayed["fingerprint"] == reference(*overrides)
+    assert_equal(summary_of(pool, 3, *overrides, f"engine.depth={depth}", delays=0.02, seed=depth), alone(*overrides))
 
 
-@pytest.mark.parametrize(("blocks", "ranks"), [(1, 1), (3, 2), (5, 3)])
-@pytest.mark.parametrize("rule", ["al", "predsim"])
-def test_uneven_runs_of_blocks(pool: Pool, reference: EndToEnd, rule: str, blocks: int, ranks: int) -> None:
+@pytest.mark.parametrize(("blocks", "ranks"), [(1, 1), (5, 3)])
+@pytest.mark.parametrize("rule", BOTH)
+def test_uneven_runs_of_blocks(pool: Pool, alone: Alone, rule: str, blocks: int, ranks: int) -> None:
     overrides = (*RULES[rule], *MLP, f"blocks={blocks}")
-    assert summary_of(pool, ranks, *overrides)["fingerprint"] == reference(*overrides)
+    assert_equal(summary_of(pool, ranks, *overrides), alone(*overrides))
 
 
-@pytest.mark.parametrize("rule", RULES)
-def test_neither_evaluation_nor_lag_is_part_of_the_result(reference: EndToEnd, rule: str) -> None:
+@pytest.mark.parametrize("rule", BOTH)
+def test_neither_evaluation_nor_lag_is_part_of_the_result(alone: Alone, rule: str) -> None:
     """Labels do not age, and associated learning sends nothing down that could."""
     overrides = (*RULES[rule], *MLP)
-    others = ("train.evaluate_every=0", "train.evaluate_every=1", "engine.lag=1", "engine.lag=3", "engine.lag=exact")
-    assert {reference(*overrides, other) for other in others} == {reference(*overrides)}
+    others = (
+        ("train.evaluate_every=0", "engine.lag=1"),
+        ("train.evaluate_every=1", "engine.lag=3"),
+        ("engine.lag=exact",),
+    )
+    prints = {alone(*overrides, *other)["fingerprint"] for other in others}
+    assert prints == {alone(*overrides)["fingerprint"]}
 
 
-@pytest.mark.parametrize("rule", RULES)
-def test_options_of_the_result_change_it(reference: EndToEnd, rule: str) -> None:
-    overrides = (*RULES[rule], *MLP)
-    own = "algorithm.dim=21" if rule == "al" else "algorithm.beta=0.5"
-    others = ("seed=2", "seed=3", "train.steps=11", own)
-    assert len({reference(*overrides, *other) for other in [(), *((o,) for o in others)]}) == 1 + len(others)
-
-
-@pytest.mark.parametrize("rule", RULES)
-def test_figures_are_those_of_one_process_too(pool: Pool, rule: str) -> None:
-    one, several = (summary_of(pool, ranks, *RULES[rule], *MLP) for ranks in (1, 4))
-    for key in ("test_accuracy", "block_accuracy", "effective_parameters", "affiliated_parameters"):
-        assert one[key] == several[key]
+@pytest.mark.parametrize("rule", BOTH)
+def test_options_of_the_result_change_it(alone: Alone, rule: str) -> None:
+    own = (*RULES["al"][:1], "algorithm.dim=21") if rule == "al" else RULES["sim alone"]
+    runs = [(*RULES[rule], *MLP, *other) for other in ((), ("seed=2",), ("train.steps=11",))]
+    assert len({alone(*run)["fingerprint"] for run in (*runs, (*own, *MLP))}) == 1 + len(runs)
 
 
 OPTIONS = {
@@ -84,10 +95,7 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
 @pytest.mark.parametrize("options", OPTIONS)
-def test_options_of_the_optimizer_do_not_see_the_placement(
-    pool: Pool, reference: EndToEnd, options: str, ranks: int
-) -> None:
+def test_options_of_the_optimizer_do_not_see_the_placement(pool: Pool, alone: Alone, options: str) -> None:
     overrides = (*OPTIONS[options], *CNN, "engine.channels_last=true")
-    assert summary_of(pool, ranks, *overrides)["fingerprint"] == reference(*overrides)
+    assert_equal(summary_of(pool, 3, *overrides), alone(*overrides))

@@ -1,5 +1,9 @@
 """Number formats and memory layouts: they change the result, and placement does not."""
 
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -12,29 +16,32 @@ from tests.helpers.runs import SMALL, summary_of
 
 CPU = torch.device("cpu")
 CNN = ("model=cnn", "model.channels=[4,6,6,8,8]", "model.strides=[1,2,1,1,1]")
+HEADS = ("algorithm.head.convolutions=1", "algorithm.head.width=6", "train.steps=6")
+Run = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def run(pool: Pool) -> Run:
+    """The summary of a run, which several tests may look at."""
+    return cache(lambda ranks, *overrides: summary_of(pool, ranks, *overrides, "train.evaluate_every=0"))
 
 
 @pytest.mark.parametrize("options", [("engine.precision=bf16",), ("engine.channels_last=true",)], ids=["bf16", "nhwc"])
 @pytest.mark.parametrize("algorithm", ["bll", "al", "predsim"])
-def test_processes_change_nothing(pool: Pool, algorithm: str, options: tuple[str, ...]) -> None:
-    overrides = (*CNN, f"algorithm={algorithm}", *options)
-    alone = summary_of(pool, 1, *overrides)
-    assert summary_of(pool, 3, *overrides)["fingerprint"] == alone["fingerprint"]
-    assert alone["fingerprint"] != summary_of(pool, 1, *CNN, f"algorithm={algorithm}")["fingerprint"]
+def test_processes_change_nothing(run: Run, algorithm: str, options: tuple[str, ...]) -> None:
+    overrides = (*CNN, *HEADS, f"algorithm={algorithm}")
+    alone = run(1, *overrides, *options)
+    assert run(3, *overrides, *options)["fingerprint"] == alone["fingerprint"]
+    assert alone["fingerprint"] != run(1, *overrides)["fingerprint"]
 
 
 @pytest.mark.parametrize("options", [("engine.precision=bf16",), ("engine.channels_last=true",)], ids=["bf16", "nhwc"])
 @pytest.mark.parametrize("schedule", ["gpipe", "naive"])
-def test_end_to_end_references_learn_with_them(pool: Pool, schedule: str, options: tuple[str, ...]) -> None:
-    overrides = (
-        "algorithm=bp",
-        f"schedule={schedule}",
-        "train.steps=120",
-        "train.evaluate_every=0",
-        "optimizer.lr=1e-2",
-    )
-    plain = summary_of(pool, 2, *CNN, *overrides)["test_accuracy"]
-    assert summary_of(pool, 2, *CNN, *overrides, *options)["test_accuracy"] == pytest.approx(plain, abs=0.1)
+def test_end_to_end_references_learn_with_them(run: Run, schedule: str, options: tuple[str, ...]) -> None:
+    length = ("train.steps=120", "optimizer.lr=1e-2", "train.microbatches=2")
+    overrides = ("algorithm=bp", f"schedule={schedule}", "blocks=2", *length)
+    plain = run(2, *CNN, *overrides)["test_accuracy"]
+    assert run(2, *CNN, *overrides, *options)["test_accuracy"] == pytest.approx(plain, abs=0.1)
     assert plain > 0.6
 
 

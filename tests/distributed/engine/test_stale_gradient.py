@@ -98,7 +98,7 @@ def test_updates_are_wrong_below_the_top_and_right_without_a_pipeline() -> None:
     assert max(alone.values()) == 0
 
 
-@pytest.mark.parametrize(("ranks", "depth"), [(2, 1), (3, 4), (4, 1), (4, 4)])
+@pytest.mark.parametrize(("ranks", "depth"), [(2, 1), (3, 4), (4, 1)])
 def test_processes_and_delays_change_nothing(pool: Pool, ranks: int, depth: int) -> None:
     options = (*NAIVE, "model.dropout=0.2", "train.log_every=1")
     alone = summary_of(pool, 1, *options)["fingerprint"]

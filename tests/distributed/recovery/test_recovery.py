@@ -12,37 +12,30 @@ from tests.helpers.kills import (
     RANKS,
     RECOVER,
     fingerprint,
-    kill_and_wait,
     kill_one,
-    unbroken_run,
     until_checkpoint,
 )
-
-
-def test_recovery_changes_no_bit_of_a_run_that_loses_nothing(tmp_path: Path, unbroken: tuple[str, float]) -> None:
-    assert unbroken_run(tmp_path, "recover", *RECOVER, ranks=2)[0] == unbroken[0]
 
 
 def test_killed_and_restarted_the_bits_are_the_same(unbroken: tuple[str, float], tmp_path: Path) -> None:
     kill_one(tmp_path, random.Random(0), unbroken)
 
 
-def test_a_replaced_rank_ends_with_the_same_bits(tmp_path: Path, unbroken: tuple[str, float]) -> None:
-    _, output = kill_and_wait(tmp_path, RECOVER, random.Random(1), unbroken[0])
-    assert "was ended by SIGKILL, and begins anew while the others wait" in output
-    assert "lost rank" not in output, "another rank was restarted"
-    assert output.count("note: ") == 1, output
-
-
-def test_rank_0_is_replaced_with_its_files_and_its_reports(tmp_path: Path, unbroken: tuple[str, float]) -> None:
+def test_replaced_ranks_end_with_the_same_bits(tmp_path: Path, unbroken: tuple[str, float]) -> None:
+    """A rank in the middle, and then rank 0 with its files and its reports."""
     run = tmp_path / "run"
-    job = Elastic.start(RANKS, tmp_path / "log", *RECOVER, f"run.dir={run}")
-    until_checkpoint(job, run, 50)
-    os.kill(children(job.workers()[0])[0], signal.SIGKILL)
+    job = Elastic.start(RANKS, tmp_path / "log", *RECOVER, f"run.dir={run}", restarts=1)
+    for rank, batches in ((2, None), (0, 80)):
+        until_checkpoint(job, run, batches)
+        os.kill(children(job.workers()[rank])[0], signal.SIGKILL)
     assert job.wait(LIMIT) == 0, job.output()
     assert fingerprint(run) == unbroken[0]
+    output = job.output()
+    assert output.count("was ended by SIGKILL, and begins anew while the others wait") == 2, output
+    assert "lost rank" not in output, "another rank was restarted"
+    assert output.count("note: ") == 2, output
     lines = (run / "metrics.jsonl").read_text().splitlines()
-    assert len(lines) == len(set(lines)) == 24 + 1 + 4 + 1  # trained batches 0, 10, .., 239; validations; the test
+    assert len(lines) == len(set(lines)) == 16 + 1 + 4 + 1  # trained batches 0, 10, .., 159; validations; the test
 
 
 def test_a_signal_ends_all_ranks_after_a_checkpoint_here_too(tmp_path: Path, unbroken: tuple[str, float]) -> None:
