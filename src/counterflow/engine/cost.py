@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from counterflow.algorithms.optimizer import BatchPart
 from counterflow.algorithms.rule import LocalRule, Payload, RuleSet, Shape, Target, Task
 from counterflow.engine.job import Job
-from counterflow.models.partition import FlopCounter
+from counterflow.models.partition import flop_counter
 
 SAMPLES = 2
 """Samples of a counted batch: batch norm cannot train on one value a channel."""
@@ -38,12 +38,12 @@ def backprop(block: nn.Module, example: Tensor, bottom: bool) -> Flops:
     """
     block = copy.deepcopy(block).train()
     source = example.detach().requires_grad_(not bottom and example.is_floating_point())
-    with torch.random.fork_rng(devices=[]), FlopCounter() as counter:
+    with torch.random.fork_rng(devices=[]), flop_counter() as counter:
         output = block(source)
-        forward = counter.total
+        forward = counter.get_total_flops()
         if output.requires_grad:
             torch.autograd.backward(output.sum())
-    total = counter.total
+    total = counter.get_total_flops()
     return Flops(forward / SAMPLES, total / SAMPLES, total / SAMPLES)
 
 
@@ -66,14 +66,14 @@ def _learning(rules: RuleSet, block: int, rule: LocalRule, job: Job, samples: in
     """FLOPs of `LocalRule.forward_message` and `LocalRule.update` on a batch of ``samples``."""
     rule = copy.deepcopy(rule).train()
     message = _message(rules, block, job, samples)
-    with torch.random.fork_rng(devices=[]), FlopCounter() as counter:
+    with torch.random.fork_rng(devices=[]), flop_counter() as counter:
         target: Target = ()
         if job.plan.targets_down:
             *above, _ = rules.target(block, 0, samples)
             target = rule.receive_target(0, (*made_up(above), _labels(job.task, samples)))
         rule.forward_message(message)
         rule.update(BatchPart(0), message, target)
-    return float(counter.total)
+    return float(counter.get_total_flops())
 
 
 def _message(rules: RuleSet, block: int, job: Job, samples: int) -> Payload:

@@ -9,9 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch._ops import HigherOrderOperator
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count, shape_wrapper
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 _MAX_PASSES = 5
 """Timed passes of a layer, at most. The fastest is its cost, since other load on the machine only adds time."""
@@ -39,29 +37,9 @@ _ATTENTION = {
 """Attention on the CPU, which torch counts only since 2.15: ``cut: flops`` would depend on the version."""
 
 
-class FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counter of matrix products and convolutions, the same for every version of torch.
-
-    torch's own also finds out of which module an operation is a part, and takes twice as long.
-    """
-
-    supports_higher_order_operators = True
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.total = 0
-        attention = {operation: shape_wrapper(count) for operation, count in _ATTENTION.items()}  # type: ignore[no-untyped-call]
-        self._counts = {**flop_registry, **attention}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if isinstance(func, HigherOrderOperator):
-            return NotImplemented
-        kwargs = kwargs or {}
-        output = func(*args, **kwargs)
-        count = self._counts.get(func.overloadpacket)
-        if count is not None:
-            self.total += count(*args, **kwargs, out_val=output)
-        return output
+def flop_counter() -> FlopCounterMode:
+    """Counter of matrix products and convolutions, the same for every version of torch."""
+    return FlopCounterMode(display=False, custom_mapping=_ATTENTION)
 
 
 class LayerStats(NamedTuple):
@@ -84,10 +62,10 @@ def profile_layers(network: Iterable[nn.Module], example: Tensor) -> list[LayerS
     activation = example[:1]
     for layer in network:
         # With gradients: without, torch evaluates attention by a fused operation that it does not count.
-        with torch.enable_grad(), FlopCounter() as counter:
+        with torch.enable_grad(), flop_counter() as counter:
             activation = deepcopy(layer).eval()(activation).detach()
         parameters = sum(p.numel() for p in layer.parameters())
-        layers.append(LayerStats(tuple(activation.shape[1:]), counter.total, parameters))
+        layers.append(LayerStats(tuple(activation.shape[1:]), counter.get_total_flops(), parameters))
     return layers
 
 
