@@ -20,8 +20,8 @@ MAIN = str(ROOT / "src" / "counterflow" / "cli" / "main.py")
 Done = subprocess.CompletedProcess[str]
 
 __all__ = [
-    "MAIN", "PROGRAM", "ROOT", "STAGES", "Done", "errors", "forked", "forked_ranks", "forked_torchrun", "running", "start",
-    "torchrun",
+    "MAIN", "PROGRAM", "ROOT", "STAGES", "Done", "errors", "forked", "forked_ranks", "forked_torchrun", "running",
+    "start", "torchrun",
 ]  # fmt: skip
 
 
