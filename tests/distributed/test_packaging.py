@@ -9,19 +9,19 @@ from importlib.metadata import version
 from pathlib import Path
 
 import counterflow
+from counterflow.cli.hydra_app import load_config
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+OVERRIDES = ["experiment=table1", "scale=cpu", "algorithm=al"]
 COMPOSE = (
-    "from counterflow.cli.hydra_app import conf_dir, load_config;"
-    "print(load_config(['experiment=table1', 'scale=cpu', 'algorithm=al']).model, conf_dir())"
+    f"from counterflow.cli.hydra_app import conf_dir, load_config;print(load_config({OVERRIDES}).model, conf_dir())"
 )
 
 
-def composed(path: Path | None, cwd: Path) -> tuple[str, str]:
+def composed(path: Path, cwd: Path) -> tuple[str, str]:
     """The model of a composed preset, and the folder it came from; ``path`` comes before the installed package."""
-    arguments = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(path)!r}); {COMPOSE}"] if path else []
-    arguments = arguments or [sys.executable, "-c", COMPOSE]
+    arguments = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(path)!r}); {COMPOSE}"]
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=100, cwd=cwd, check=True)
     model, _, folder = done.stdout.strip().rpartition(" ")
     return model, folder
@@ -57,5 +57,5 @@ def test_checkout_editable_install_and_wheel_compose_alike(tmp_path: Path) -> No
     assert folder == str(unpacked / "counterflow" / "conf")
     from_checkout, folder = composed(ROOT / "src", tmp_path)
     assert folder == str(ROOT / "conf")
-    installed, _ = composed(None, tmp_path)
+    installed = str(load_config(OVERRIDES).model)  # this process has the editable install
     assert from_wheel == from_checkout == installed

@@ -96,6 +96,11 @@ class Elastic:
         """Standard output and error of all ranks."""
         return self.log.read_text() if self.log.exists() else ""
 
+    def summary(self) -> str:
+        """What the agent says of the ranks that failed, with the exit status of each."""
+        path = Path(f"{self.log}.agent")
+        return path.read_text() if path.exists() else ""
+
 
 def children(pid: int) -> list[int]:
     found = []

@@ -1,11 +1,16 @@
-"""Imports of the server that the processes of tests are forked from: all that a run needs, with hydra's parser warm."""
+"""Imports of the server that the processes of tests are forked from.
+
+All that a run needs, with hydra's parser warm, and what the modules import in which tests define tasks.
+"""
 
 # ruff: noqa: F401
 
+import hypothesis
 import pytest
 import sklearn.datasets
 import sklearn.model_selection
 import tensorboard.summary.writer.event_file_writer
+import torch.distributed.launcher.api
 import torchvision.models
 
 import counterflow.bench.case

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.launch import ROOT, forked
+from tests.helpers.launch import MAIN, forked, forked_ranks
 
-MAIN = str(ROOT / "src" / "counterflow" / "cli" / "main.py")
 QUICK = ("train.steps=3", "run.display=false")
 
 
@@ -24,10 +23,6 @@ def counterflow(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         (("nope",), "error: nope: no such command, allowed are train, plan, bench, doctor, report"),
         (("train", "--ranks", "0"), "error: --ranks=0: must be a whole number of at least 1"),
         (("train", "--max-restarts=x"), "error: --max-restarts=x: must be a whole number of at least 0"),
-        (
-            ("train", "--ranks", "2", "algorithm=nope"),
-            "error: algorithm=nope: allowed are al, bll, bp, custom, fa, predsim",
-        ),
     ],
 )
 def test_a_refused_argument_is_one_line(arguments: tuple[str, ...], line: str, tmp_path: Path) -> None:
@@ -36,9 +31,16 @@ def test_a_refused_argument_is_one_line(arguments: tuple[str, ...], line: str, t
     assert not list(tmp_path.iterdir())
 
 
+def test_a_choice_that_two_ranks_refuse_is_one_line(tmp_path: Path) -> None:
+    done = forked_ranks("train", "--ranks", "2", "algorithm=nope", cwd=tmp_path)
+    line = "error: algorithm=nope: allowed are al, bll, bp, custom, fa, predsim\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", line)
+    assert not list(tmp_path.iterdir())
+
+
 def test_two_ranks_give_the_bits_of_one(tmp_path: Path) -> None:
     alone = forked(MAIN, "train", *QUICK, "run.dir=1", cwd=tmp_path)
-    together = counterflow("train", "--ranks", "2", *QUICK, "run.dir=2", cwd=tmp_path)
+    together = forked(MAIN, "train", "--ranks", "2", *QUICK, "run.dir=2", cwd=tmp_path)  # starts new interpreters
     for done in (alone, together):
         assert (done.returncode, done.stderr) == (0, ""), done.stderr
     one, two = (json.loads((tmp_path / ranks / "summary.json").read_text()) for ranks in ("1", "2"))
@@ -48,7 +50,7 @@ def test_two_ranks_give_the_bits_of_one(tmp_path: Path) -> None:
 
 def test_a_rank_that_fails_gives_the_status_and_its_own_lines(tmp_path: Path) -> None:
     diverge = ("optimizer=sgd", "optimizer.lr=1e6", "model.norm=none", "train.steps=20", "run.display=false")
-    done = counterflow("train", "--ranks", "2", *diverge, cwd=tmp_path)
+    done = forked_ranks("train", "--ranks", "2", *diverge, cwd=tmp_path)
     assert done.returncode == 1
     lines = done.stderr.splitlines()
     assert lines
@@ -56,7 +58,7 @@ def test_a_rank_that_fails_gives_the_status_and_its_own_lines(tmp_path: Path) ->
     assert any("FloatingPointError: the loss is" in line for line in lines)
 
 
-def test_help_names_real_choices_and_survives_a_closed_pipe(tmp_path: Path) -> None:
+def test_help_names_real_choices(tmp_path: Path) -> None:
     done = forked(MAIN, "train", "--ranks", "4", "--help", cwd=tmp_path)
     assert done.returncode == 0
     assert done.stdout.startswith("Train one network on many processes without the backward lock.\n")
@@ -64,6 +66,9 @@ def test_help_names_real_choices_and_survives_a_closed_pipe(tmp_path: Path) -> N
     assert "Hydra" not in done.stdout
     assert "algorithm: al, bll, bp, custom, fa, predsim\n" in done.stdout
     assert done.stdout.count("launch/train.py") == 2, "two examples"
+
+
+def test_help_survives_a_closed_pipe() -> None:
     command = f"{sys.executable} -m counterflow train --help | head -c 1; echo ${{PIPESTATUS[0]}}"
     closed = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=True)
     assert (closed.stdout, closed.stderr) == ("T0\n", "")

@@ -1,20 +1,20 @@
-"""Every preset runs at its smallest scale, and two batches of the large ones."""
+"""Every preset runs at its smallest scale, and two batches of the large ones. A sweep of one is in `test_sweep`."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from counterflow.cli.hydra_app import job_name
 from counterflow.cli.train import run_job
 from counterflow.config import TrainConfig
 from counterflow.metrics.provenance import config_hash
 from tests.helpers.presets import CHOICES, PRESETS, TABLES, jobs, of
 from tests.helpers.processes import Pool
 
-_done: set[str] = set()
-"""Hashes of what has run: the smokes of two presets that differ in their data set alone are the same runs."""
+_done: set[tuple[str, str, int] | str] = set()
+"""Kinds of runs, and hashes of whole smokes, that this process has seen: two presets may have the same."""
 
 
 def run_smokes(rank: int, size: int, store_path: str, configs: list[TrainConfig]) -> None:
@@ -23,21 +23,44 @@ def run_smokes(rank: int, size: int, store_path: str, configs: list[TrainConfig]
         run_job(config)
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-def test_every_smoke_runs(preset: str, tmp_path: Path, pool: Pool) -> None:
-    runs: dict[Path, TrainConfig] = {}
-    for job in jobs(preset, "smoke"):
-        config = of(preset, "smoke", *job)
-        if config_hash(config) not in _done:
-            path = tmp_path / job_name(job)
-            runs[path] = replace(config, run=replace(config.run, dir=str(path), display=False))
-    pool.run(2, run_smokes, list(runs.values()))
-    for path, config in runs.items():
+def run_and_check(preset: str, configs: Sequence[TrainConfig], steps: int, folder: Path, pool: Pool) -> None:
+    paths = [folder / str(number) for number in range(len(configs))]
+    runs = [
+        replace(
+            config,
+            run=replace(config.run, dir=str(path), display=False),
+            train=replace(config.train, steps=steps),
+        )
+        for path, config in zip(paths, configs, strict=True)
+    ]
+    pool.run(2, run_smokes, runs)
+    for path in paths:
         summary = json.loads((path / "summary.json").read_text())
-        assert (summary["experiment"], summary["scale"], summary["steps"]) == (preset, "smoke", 10)
+        assert (summary["experiment"], summary["scale"], summary["steps"]) == (preset, "smoke", steps)
         assert (summary["test_accuracy"] is None) == (preset in CHOICES)
         assert 0 <= summary["validation_accuracy"] <= 1
-        _done.add(config_hash(config))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_network_of_every_preset_runs_under_its_rules(preset: str, tmp_path: Path, pool: Pool) -> None:
+    """Three batches of every network, rule and number of blocks that no preset before had; one at least."""
+    chosen = []
+    for job in jobs(preset, "smoke"):
+        config = of(preset, "smoke", *job)
+        kind = (config.model.name, config.algorithm.name, config.blocks)
+        if not chosen or kind not in _done:
+            chosen.append(config)
+            _done.add(kind)
+    run_and_check(preset, chosen, 3, tmp_path, pool)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_smoke_runs(preset: str, tmp_path: Path, pool: Pool) -> None:
+    configs = [of(preset, "smoke", *job) for job in jobs(preset, "smoke")]
+    configs = [config for config in configs if config_hash(config) not in _done]
+    run_and_check(preset, configs, 10, tmp_path, pool)
+    _done.update(map(config_hash, configs))
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from counterflow.cli.hydra_app import job_name
+from counterflow.cli.hydra_app import job_name, load_config
 from counterflow.config import SCALES
 from tests.helpers.presets import CHOICES, PRESETS, TABLES, jobs, of, sweep
 
@@ -12,6 +12,12 @@ from tests.helpers.presets import CHOICES, PRESETS, TABLES, jobs, of, sweep
 def test_there_is_a_preset_for_every_figure() -> None:
     figures = {"fig3a", "fig3b", "fig3c", "al_mnist", "al_cifar10", "al_cifar100", "al_layers", "al_distances"}
     assert TABLES | figures <= set(PRESETS)
+
+
+@pytest.mark.parametrize(("preset", "scale"), [("al_layers", "full"), ("heads", "cpu"), ("table1", "smoke")])
+def test_configurations_put_together_by_hand_are_those_of_the_command(preset: str, scale: str) -> None:
+    *_, job = jobs(preset, scale)
+    assert of(preset, scale, *job) == load_config([f"experiment={preset}", f"scale={scale}", *job])
 
 
 @pytest.mark.parametrize("scale", SCALES)

@@ -7,7 +7,7 @@ from tests.helpers.fuzzed_commands import OPTIONS, Command, check, commands, sma
 
 
 @pytest.mark.timeout(300)
-@settings(OPTIONS, max_examples=10)
+@settings(OPTIONS, max_examples=6)
 @given(command=commands())
 @example(command=small("scale=[1,2]"))  # a TypeError of hydra
 @example(command=small(f"model.width={2**31}"))  # torch: can't allocate memory

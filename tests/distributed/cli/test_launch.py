@@ -100,7 +100,8 @@ def test_a_restart_after_the_last_file_has_nothing_to_do(tmp_path: Path) -> None
 
 
 def test_a_diverging_run_names_block_and_batch_and_so_does_torchrun(tmp_path: Path) -> None:
-    done = torchrun(2, "optimizer=sgd", "optimizer.lr=1e6", "optimizer.weight_decay=1e6", "run.dir=here", cwd=tmp_path)
+    diverge = ("optimizer=sgd", "optimizer.lr=1e6", "optimizer.weight_decay=1e6")
+    done = forked_torchrun(2, *diverge, "run.dir=here", cwd=tmp_path)
     assert done.returncode != 0
     failed = [line for line in errors(done) if "FloatingPointError: the loss is nan" in line and ": block " in line]
     assert failed

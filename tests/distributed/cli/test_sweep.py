@@ -164,7 +164,7 @@ def test_runs_leave_each_other_alone(fingerprint) -> None:  # type: ignore[no-un
     alone = fingerprint("alone", "seed=2")
     gc.collect()
     threads, handles = threading.enumerate(), len(os.listdir("/proc/self/fd"))
-    for algorithm in ("bp", "al", "predsim", "fa"):
+    for algorithm in ("bp", "al"):
         fingerprint(algorithm, f"algorithm={algorithm}", "seed=1", "blocks=2")
     for algorithm in ("bp", "bll"):
         with pytest.raises(BlockError):

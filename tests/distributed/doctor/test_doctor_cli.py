@@ -1,11 +1,15 @@
 """The program as a user starts it."""
 
+import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.helpers.launch import ROOT, Done, forked, start
+from tests.helpers.ports import free_port
+from tests.helpers.processes import by_hand, run_fresh, run_script
 
 PROGRAM = str(ROOT / "launch" / "doctor.py")
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", "--nproc_per_node=2")
@@ -21,9 +25,30 @@ def statuses(done: Done) -> dict[str, str]:
     return {name: status for status, name, *_ in rows}
 
 
-@pytest.mark.parametrize("launcher", [(), TORCHRUN], ids=["alone", "torchrun"])
-def test_two_ranks(launcher: tuple[str, ...], tmp_path: Path) -> None:
-    done = start(*launcher, PROGRAM, "--quick", cwd=tmp_path) if launcher else forked(PROGRAM, "--quick", cwd=tmp_path)
+def as_rank(rank: int, ranks: int, store_path: str, port: int, cwd: str) -> None:
+    os.chdir(cwd)
+    local = {"LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(ranks)}
+    os.environ.update(by_hand(rank, ranks, port, **local))
+    run_script(PROGRAM, ["--quick"])
+
+
+def forked_ranks(cwd: Path) -> Done:
+    """Two ranks with the environment that a launcher gives."""
+    ended = run_fresh(2, as_rank, free_port(), str(cwd), timeout=100)
+    texts = ("".join(end.stdout for end in ended), "".join(end.stderr for end in ended))
+    return Done([PROGRAM], max(end.status for end in ended), *texts)
+
+
+@pytest.mark.parametrize(
+    "launch",
+    [
+        pytest.param(lambda cwd: forked(PROGRAM, "--quick", cwd=cwd), id="alone"),
+        pytest.param(forked_ranks, id="ranks"),
+        pytest.param(lambda cwd: start(*TORCHRUN, PROGRAM, "--quick", cwd=cwd), id="torchrun", marks=pytest.mark.slow),
+    ],
+)
+def test_two_ranks(launch: Callable[[Path], Done], tmp_path: Path) -> None:
+    done = launch(tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     result = statuses(done)
     assert result.keys() == LINES
