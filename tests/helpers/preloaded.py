@@ -2,6 +2,8 @@
 
 # ruff: noqa: F401
 
+import gc
+
 import sklearn.datasets
 import sklearn.model_selection
 import tensorboard.summary.writer.event_file_writer
@@ -13,3 +15,5 @@ import counterflow.engine.pipelined
 from counterflow.cli.hydra_app import load_config
 
 load_config([])  # the first composition takes three times as long as the others
+gc.collect()
+gc.freeze()  # no process walks, and so copies, what all of them share
