@@ -1,5 +1,5 @@
 import gc
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
 import torch
@@ -7,11 +7,17 @@ import torch
 from tests.helpers.processes import Pool
 
 
-def pytest_collection_finish() -> None:
-    """The garbage collector walks half a million objects of modules time and again otherwise, a fifth of the time of
-    tests that make many small objects."""
-    gc.collect()
-    gc.freeze()
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Spare the garbage collector the modules, while they are imported and later: it would walk half a million objects
+    time and again, a fifth of the time of tests that make many small ones."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.collect()
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.fixture(scope="session")

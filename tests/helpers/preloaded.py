@@ -1,8 +1,10 @@
 """Imports of the server that the processes of tests are forked from: all that a run needs, with hydra's parser warm."""
 
-# ruff: noqa: F401
+# ruff: noqa: E402, F401
 
 import gc
+
+gc.disable()  # it would walk all that is imported time and again
 
 import sklearn.datasets
 import sklearn.model_selection
@@ -17,3 +19,4 @@ from counterflow.cli.hydra_app import load_config
 load_config([])  # the first composition takes three times as long as the others
 gc.collect()
 gc.freeze()  # no process walks, and so copies, what all of them share
+gc.enable()
