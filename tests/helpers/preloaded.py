@@ -3,7 +3,11 @@
 All that a run needs, with hydra's parser warm, and what the modules import in which tests define tasks.
 """
 
-# ruff: noqa: F401
+# ruff: noqa: E402, F401
+
+import gc
+
+gc.disable()  # it would walk all that is imported time and again
 
 import hypothesis
 import pytest
@@ -21,3 +25,6 @@ import tests.helpers.elastic
 from counterflow.cli.hydra_app import load_config
 
 load_config([])  # the first composition takes three times as long as the others
+gc.collect()
+gc.freeze()  # no process walks, and so copies, what all of them share
+gc.enable()

@@ -9,6 +9,8 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from tests.helpers.sources import tree
+
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 RUNTIME = [Requirement(text) for text in PROJECT["dependencies"]]
@@ -39,14 +41,14 @@ def test_everything_imported_is_declared() -> None:
         ("tests", needed | helpers | {w.name for w in TESTS}),
     ):
         for path in (ROOT / folder).rglob("*.py"):
-            imported = {name.partition(".")[0] for name in _imports(ast.parse(path.read_text()))}
+            imported = {name.partition(".")[0] for name in _imports(path)}
             others = {DISTRIBUTIONS.get(name, name) for name in imported - sys.stdlib_module_names - {"counterflow"}}
             assert others <= declared, path
 
 
-def _imports(tree: ast.AST) -> set[str]:
+def _imports(path: Path) -> set[str]:
     found = set()
-    for node in ast.walk(tree):
+    for node in ast.walk(tree(path)):
         match node:
             case ast.Import():
                 found |= {alias.name for alias in node.names}

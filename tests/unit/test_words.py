@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.sources import tree
+
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("src", "launch", "tests")
 OLD_WORDS = {
@@ -25,12 +27,12 @@ IS_A_NAME = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 def trees() -> dict[str, ast.Module]:
     """Syntax trees of all files, by path."""
     paths = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
-    return {str(path.relative_to(ROOT)): ast.parse(path.read_text()) for path in paths}
+    return {str(path.relative_to(ROOT)): tree(path) for path in paths}
 
 
-def names(tree: ast.Module) -> Iterator[tuple[int, str]]:
+def names(module: ast.Module) -> Iterator[tuple[int, str]]:
     """Names that a file gives to classes, functions, parameters and variables, each with its line."""
-    for node in ast.walk(tree):
+    for node in ast.walk(module):
         if isinstance(node, IS_A_NAME):
             yield node.lineno, node.name
         elif isinstance(node, ast.arg):
@@ -39,6 +41,7 @@ def names(tree: ast.Module) -> Iterator[tuple[int, str]]:
             yield node.lineno, node.id
 
 
+@cache
 def parts(name: str) -> set[str]:
     """Words of a name in snake_case or CamelCase, in lower case."""
     return {word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name)}
@@ -57,9 +60,9 @@ def test_files_have_no_old_words() -> None:
 def test_names_have_no_old_words(folder: str) -> None:
     found = [
         f"{path}:{line}: {name}"
-        for path, tree in trees().items()
+        for path, module in trees().items()
         if path.startswith(f"{folder}/") and path != "tests/unit/test_words.py"
-        for line, name in names(tree)
+        for line, name in names(module)
         if not name.startswith("test_") and (parts(name) & OLD_WORDS or name in OLD_CLASSES)
     ]
     assert not found, "\n".join(found)
@@ -69,9 +72,9 @@ def test_names_have_no_old_words(folder: str) -> None:
 def test_docstrings_begin_with_a_thing_or_an_action(folder: str) -> None:
     found = [
         f"{path}:{getattr(node, 'lineno', 1)}: {text.splitlines()[0]}"
-        for path, tree in trees().items()
+        for path, module in trees().items()
         if path.startswith(f"{folder}/")
-        for node in ast.walk(tree)
+        for node in ast.walk(module)
         if isinstance(node, IS_A_NAME | ast.Module)
         if not (isinstance(node, ast.FunctionDef) and node.name.startswith("test_"))
         if (text := ast.get_docstring(node)) and NO_BEGINNING.match(text)

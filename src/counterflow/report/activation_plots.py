@@ -8,7 +8,6 @@ import pandas as pd
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 
 from counterflow.report.groups import STATISTICS, ConfigGroup, labels
@@ -71,6 +70,8 @@ def _distances_by_block(group: ConfigGroup) -> pd.DataFrame:
 
 def embed(activations: NDArray[np.float64]) -> NDArray[np.float64]:
     """``[M, d]`` to ``[M, 2]``; a function of its argument alone."""
+    from sklearn.manifold import TSNE  # takes seconds, so reports without embeddings skip it
+
     method = TSNE(
         perplexity=min(30.0, (len(activations) - 1) / 3),
         init="pca" if activations.shape[1] > 1 else "random",

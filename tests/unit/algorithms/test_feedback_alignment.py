@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from counterflow.algorithms.end_to_end import FeedbackAligned, FeedbackAlignment
-from counterflow.cli.hydra_app import load_config
 from counterflow.config import CNNConfig, MLPConfig, ResNetConfig
 from counterflow.models import build
 from counterflow.trainer.job_builder import load_job
+from tests.helpers.configs import configured
 from tests.helpers.runs import SMALL
 
 SEED = 3
@@ -300,7 +300,7 @@ def test_the_angle_to_the_true_gradient_falls_while_a_network_trains() -> None:
 
     Of the gradients of both hidden layers, at the weights of the moment; the output layer's are the true ones.
     """
-    job = load_job(load_config([*SMALL, "algorithm=fa"]))
+    job = load_job(configured(*SMALL, "algorithm=fa"))
     torch.manual_seed(1)
     sizes = (64, 64, 64)
     hidden = [nn.Sequential(nn.Linear(a, b), nn.Tanh()) for a, b in pairwise(sizes)]

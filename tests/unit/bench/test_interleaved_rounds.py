@@ -8,8 +8,8 @@ from counterflow.bench import results
 from counterflow.bench.case import BenchmarkCase, RankMeasurement, SteadyTimer, train
 from counterflow.bench.results import RoundMeasurement, case_results, run_rounds, speedup
 from counterflow.bench.workers import WorkerSettings
-from counterflow.cli.hydra_app import load_config
 from counterflow.engine.run_context import WaitTimes
+from tests.helpers.configs import configured
 
 
 def measurement(seconds: float, batches: int = 10, wait: float = 0.0) -> RankMeasurement:
@@ -21,7 +21,7 @@ def measured(*seconds: float) -> RoundMeasurement:
 
 
 def benchmark_case(name: str, batch: int = 8) -> BenchmarkCase:
-    config = load_config([f"train.batch_size={batch}"])
+    config = configured(f"train.batch_size={batch}")
     return BenchmarkCase(name, 2, config, batches=10, warmup=2, task=train)
 
 

@@ -1,5 +1,6 @@
 """Predictions beside measurements, and the engine's overhead estimated from calibrating results."""
 
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from counterflow.bench.sleeping import Sleep
 SLEEP = Sleep(0.1, 0.2, 0.0, batch=96, width=32)
 
 
+@cache
 def sleeping(schedule: str, microbatches: int = 1, ranks: int = 4) -> BenchmarkCase:
     return CaseFactory(Path()).sleeping(schedule, SLEEP, ranks, batches=8, microbatches=microbatches)
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from counterflow.cli.hydra_app import load_config
+from tests.helpers.configs import configured
 
 CNN = "model=cnn"
 SGD = "optimizer=sgd"
@@ -127,7 +128,7 @@ REFUSED = [
 @pytest.mark.parametrize(("overrides", "message"), REFUSED, ids=[" ".join(overrides) for overrides, _ in REFUSED])
 def test_refused(overrides: list[str], message: str) -> None:
     with pytest.raises(ValueError) as error:  # noqa: PT011  # the whole message is compared
-        load_config(overrides)
+        configured(*overrides)
     assert str(error.value) == message
 
 

@@ -3,12 +3,12 @@
 import pytest
 from torch import Tensor
 
-from counterflow.cli.hydra_app import load_config
 from counterflow.engine.factory import build_engine
 from counterflow.engine.run_context import BlockError
 from counterflow.metrics.callback import CallbackError
 from counterflow.trainer.job_builder import load_job
 from counterflow.transport import connect
+from tests.helpers.configs import configured
 from tests.helpers.runs import SMALL, unrecorded
 
 RUNS = {
@@ -36,7 +36,7 @@ class Failing:
 
 
 def run(overrides: tuple[str, ...], error: Exception) -> None:
-    job = load_job(load_config([*SMALL, *overrides]))
+    job = load_job(configured(*SMALL, *overrides))
     build_engine(job).run(unrecorded(connect(None, 0, 1, timeout=30), Failing(error)))
 
 

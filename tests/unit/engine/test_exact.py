@@ -2,6 +2,7 @@
 
 import copy
 import math
+from functools import cache
 
 import pytest
 import torch
@@ -9,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from counterflow.algorithms.bll import BLL, BLLRule, BLLRules
-from counterflow.cli.hydra_app import load_config
 from counterflow.engine.job import Job
 from counterflow.engine.local import run
 from counterflow.trainer.job_builder import load_job
 from counterflow.transport import connect
+from tests.helpers.configs import configured
 from tests.helpers.runs import SMALL, unrecorded
 
 MODELS = {
@@ -47,7 +48,7 @@ class Losses:
 
 
 def prepared(*overrides: str) -> tuple[Job, BLLRules]:
-    job = load_job(load_config([*SMALL, "engine.lag=exact", *overrides]))
+    job = load_job(configured(*SMALL, "engine.lag=exact", *overrides))
     assert isinstance(job.algorithm, BLL)
     rules = job.algorithm.rule_set(job.rule_context)
     assert isinstance(rules, BLLRules)
@@ -114,51 +115,45 @@ def weights(feedback: nn.Module) -> list[Tensor]:
     return [state.get_buffer("skip"), first.weight, first.bias, last.weight]
 
 
+@cache
+def trained(model: str) -> tuple[Job, list[nn.Module], dict[int, nn.Module], Losses]:
+    """The rules of the blocks before and after a run on one process, which several tests look at."""
+    job, rule_set = prepared(*MODELS[model])
+    before = [copy.deepcopy(rule_set.rule(k)) for k in range(1, 5)]
+    after: dict[int, nn.Module] = {}
+    make, losses = rule_set.rule, Losses()
+
+    def keep(block: int) -> BLLRule:
+        rule = make(block)
+        assert isinstance(rule, BLLRule)
+        after[block] = rule
+        return rule
+
+    rule_set.rule = keep  # type: ignore[method-assign]
+    run(job, rule_set, unrecorded(connect(None, 0, 1, timeout=30), losses))
+    return job, before, after, losses
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_equals_the_loop_of_the_paper_to_the_bit(model: str) -> None:
-    job, rule_set = prepared(*MODELS[model])
-    rules = [rule_set.rule(k) for k in range(1, 5)]
-    assert all(isinstance(rule, BLLRule) for rule in rules)
+    job, rules, after, callback = trained(model)
     blocks = [copy.deepcopy(rule.get_submodule("block")) for rule in rules]
     feedback = [weights(rule.get_submodule("feedback")) for rule in rules[1:]]
-    callback, trained = Losses(), {}
-
-    make = rule_set.rule
-
-    def keep(block: int) -> nn.Module:
-        trained[block] = make(block)
-        return trained[block]
-
-    rule_set.rule = keep  # type: ignore[assignment, method-assign]
-
-    run(job, rule_set, unrecorded(connect(None, 0, 1, timeout=30), callback))
     expected = figure_2(job, blocks, feedback)
 
     assert [[callback.losses[k, n] for k in range(1, 5)] for n in range(STEPS)] == expected
     for k, block in enumerate(blocks, 1):
-        ours = trained[k].get_submodule("block").state_dict()
+        ours = after[k].get_submodule("block").state_dict()
         assert ours.keys() == block.state_dict().keys()
         for name, value in block.state_dict().items():
             assert torch.equal(ours[name], value), f"{name} of block {k}"
     for k, g in enumerate(feedback, 2):
-        for ours, value in zip(weights(trained[k].get_submodule("feedback")), g, strict=True):
+        for ours, value in zip(weights(after[k].get_submodule("feedback")), g, strict=True):
             assert torch.equal(ours, value), f"feedback of block {k}"
 
 
 def test_learning_moves_every_parameter() -> None:
-    job, rule_set = prepared()
-    before = {k: copy.deepcopy(rule_set.rule(k)) for k in range(1, 5)}
-    trained = {}
-
-    make = rule_set.rule
-
-    def keep(block: int) -> nn.Module:
-        trained[block] = make(block)
-        return trained[block]
-
-    rule_set.rule = keep  # type: ignore[assignment, method-assign]
-
-    run(job, rule_set, unrecorded(connect(None, 0, 1, timeout=30), Losses()))
-    for k, rule in trained.items():
-        old = dict(before[k].named_parameters())
+    _, before, after, _ = trained("mlp")
+    for k, rule in after.items():
+        old = dict(before[k - 1].named_parameters())
         assert all(not torch.equal(value, old[name]) for name, value in rule.named_parameters())

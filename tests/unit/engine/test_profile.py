@@ -9,16 +9,16 @@ import torch
 
 from counterflow.algorithms.optimizer import BatchPart
 from counterflow.algorithms.rule import BlockContext, LocalRule, Metrics, Payload, PerBlock, Prediction, Target
-from counterflow.cli.hydra_app import load_config
 from counterflow.engine.job import Job
 from counterflow.engine.profile import pair_time, profiled_cut, rules_of
 from counterflow.metrics.provenance import digest
 from counterflow.trainer.job_builder import load_job
+from tests.helpers.configs import configured
 from tests.helpers.runs import SMALL
 
 
 def job_of(*overrides: str) -> Job:
-    return load_job(load_config([*SMALL, *overrides]))
+    return load_job(configured(*SMALL, *overrides))
 
 
 class Sleepy(LocalRule):

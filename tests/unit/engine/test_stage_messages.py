@@ -5,7 +5,6 @@ from typing import Any
 import torch
 
 from counterflow.checkpoint import CheckpointWriter
-from counterflow.cli.hydra_app import load_config
 from counterflow.engine.channels import StageChannels
 from counterflow.engine.evaluation import ActivationRecorder
 from counterflow.engine.run_context import RunContext
@@ -13,6 +12,7 @@ from counterflow.engine.stage import Stage
 from counterflow.message import Tag
 from counterflow.trainer.job_builder import load_job
 from counterflow.transport import Payload
+from tests.helpers.configs import configured
 from tests.helpers.runs import SMALL
 
 
@@ -46,7 +46,7 @@ class Holding:
 def test_a_sent_message_outlives_the_receivers_buffer() -> None:
     below: Any = Buffer()
     up: Any = Holding()
-    job = load_job(load_config([*SMALL, "train.steps=3"]))
+    job = load_job(configured(*SMALL, "train.steps=3"))
     channels = StageChannels(below, up, below, None)
     rule: Any = Through()
     nothing: Any = None

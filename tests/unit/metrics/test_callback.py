@@ -3,10 +3,10 @@ from typing import Any
 
 import pytest
 
-from counterflow.cli.hydra_app import load_config
 from counterflow.cli.train import run_job
 from counterflow.engine.run_context import BlockError
 from counterflow.metrics.callback import Callback, CallbackError, ProgressDisplay, RunInfo, notify
+from tests.helpers.configs import configured
 from tests.helpers.runs import SMALL
 
 CALLS: tuple[tuple[Any, ...], ...] = (
@@ -62,4 +62,4 @@ def test_an_exception_ends_the_run_with_its_name(tmp_path: Path, monkeypatch: py
     steps = "train.steps=100000" if method in ("on_step", "on_eval") else "train.steps=12"
     named = rf"callback ProgressDisplay\.{method}: ZeroDivisionError: by zero$"
     with pytest.raises((CallbackError, BlockError), match=named):
-        run_job(load_config([*SMALL, "train.epochs=9999", steps, "run.display=true", f"run.dir={tmp_path / 'run'}"]))
+        run_job(configured(*SMALL, "train.epochs=9999", steps, "run.display=true", f"run.dir={tmp_path / 'run'}"))

@@ -6,7 +6,6 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from counterflow.cli.hydra_app import load_config
 from counterflow.metrics.provenance import (
     affects_result,
     config_hash,
@@ -17,12 +16,13 @@ from counterflow.metrics.provenance import (
     torchvision_version,
     versions,
 )
+from tests.helpers.configs import configured
 
 PRESET = "experiment=fashion_mnist"
 
 
 def hashes(*overrides: str) -> tuple[str, str]:
-    config = load_config([PRESET, *overrides])
+    config = configured(PRESET, *overrides)
     return config_hash(config), group_hash(config)
 
 
@@ -67,7 +67,7 @@ def test_seeds_are_one_group() -> None:
 
 
 def test_the_file_of_a_configuration_counts_as_itself() -> None:
-    config = load_config([PRESET, "model.cut=[1,2,3,1]", "optimizer.lr=1e-5"])
+    config = configured(PRESET, "model.cut=[1,2,3,1]", "optimizer.lr=1e-5")
     there: Any = OmegaConf.to_container(OmegaConf.create(OmegaConf.to_yaml(OmegaConf.structured(config))))
     assert settings(there) == settings(config)
     assert config_hash(there) == config_hash(config)

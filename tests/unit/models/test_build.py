@@ -27,7 +27,7 @@ NETWORKS = {
     "vgg": (VGGConfig(width=0.05, hidden=[16], dropout=0.2), (1, 8, 8)),
     "vgg, no hidden layer": (VGGConfig(channels=[4, 8], pools=[3, 2], hidden=[]), (3, 9, 4)),
     "fastcnn": (FastCNNConfig(widths=[8, 8]), (3, 8, 6)),
-    "resnet18": (ResNetConfig(), (3, 16, 16)),
+    "resnet18": (ResNetConfig(), (3, 8, 8)),
     "resnet20": (ResNet20Config(), (3, 9, 7)),
     "custom": (CustomConfig(target="tests.helpers.networks.images", args={"width": 4}), (2, 3, 5)),
     "custom, sequences": (CustomConfig(target="tests.helpers.networks.sequences"), (6,)),
@@ -36,9 +36,16 @@ NETWORKS = {
 }
 
 
-@pytest.fixture(params=NETWORKS)
+@pytest.fixture(params=NETWORKS, scope="module")
 def case(request: pytest.FixtureRequest) -> tuple[ModelConfig, tuple[int, ...]]:
     return NETWORKS[request.param]
+
+
+@pytest.fixture(scope="module")
+def network(case: tuple[ModelConfig, tuple[int, ...]]) -> nn.Sequential:
+    """Shared by the tests that only run it, in either mode."""
+    config, shape = case
+    return build(config, shape, 10, seed=1)
 
 
 def samples(count: int, shape: tuple[int, ...]) -> torch.Tensor:
@@ -77,18 +84,20 @@ def test_weights_are_float32_on_the_cpu_and_trainable(case: tuple[ModelConfig, t
     assert network.training
 
 
-def test_output_is_one_logit_per_class_and_position(case: tuple[ModelConfig, tuple[int, ...]]) -> None:
-    config, shape = case
+def test_output_is_one_logit_per_class_and_position(
+    case: tuple[ModelConfig, tuple[int, ...]], network: nn.Sequential
+) -> None:
+    _, shape = case
     expected = (2, *shape, 10) if len(shape) == 1 else (2, 10)
-    assert build(config, shape, 10, seed=1)(samples(2, shape)).shape == expected
+    assert network(samples(2, shape)).shape == expected
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_blocks_in_order_are_the_network_for_every_number_of_blocks(
-    case: tuple[ModelConfig, tuple[int, ...]], training: bool
+    case: tuple[ModelConfig, tuple[int, ...]], network: nn.Sequential, training: bool
 ) -> None:
-    config, shape = case
-    network = build(config, shape, 10, seed=1).train(training)
+    _, shape = case
+    network.train(training)
     x = samples(2, shape)
     layers = profile_layers(network, x)
     with torch.no_grad():
@@ -105,10 +114,12 @@ def test_blocks_in_order_are_the_network_for_every_number_of_blocks(
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_no_layer_changes_its_input(case: tuple[ModelConfig, tuple[int, ...]], training: bool) -> None:
-    config, shape = case
+def test_no_layer_changes_its_input(
+    case: tuple[ModelConfig, tuple[int, ...]], network: nn.Sequential, training: bool
+) -> None:
+    _, shape = case
     activation = samples(2, shape)
-    for layer in build(config, shape, 10, seed=1).train(training):
+    for layer in network.train(training):
         before, version = activation.clone(), activation._version
         output = layer(activation)
         # The version also counts writes that happen to leave the values as they are.

@@ -7,6 +7,7 @@ import pytest
 from counterflow.cli.hydra_app import load_config
 from counterflow.config import CustomConfig, ModelConfig
 from counterflow.models import build
+from tests.helpers.configs import configured
 
 
 def model(*overrides: str) -> ModelConfig:
@@ -33,7 +34,7 @@ REFUSED = [
     ("transformer", "hidden=0", "hidden=0: must be at least 1 and at most 1048576"),
     ("transformer", "dropout=1", "dropout=1.0: must be at least 0 and below 1"),
     ("custom", "name=mlp", "name=mlp: allowed are custom"),
-    ("custom", "target=", "target=: must be the name of a factory, package.module.factory"),
+    ("custom", "target=''", "target=: must be the name of a factory, package.module.factory"),
     ("custom", "target=factory", "target=factory: must be the name of a factory, package.module.factory"),
     ("custom", "target=..a.b", "target=..a.b: must be the name of a factory, package.module.factory"),
     ("custom", "target=os.sys-tem", "target=os.sys-tem: must be the name of a factory, package.module.factory"),
@@ -49,7 +50,7 @@ REFUSED = [
 @pytest.mark.parametrize(("choice", "override", "message"), REFUSED)
 def test_refused(choice: str, override: str, message: str) -> None:
     with pytest.raises(ValueError) as error:  # noqa: PT011  # the whole message is compared
-        model(f"model={choice}", f"model.{override}")
+        configured(f"model={choice}", f"model.{override}")
     assert str(error.value) == f"model.{message}"
 
 
@@ -88,8 +89,8 @@ def test_arguments_without_names_are_refused(args: str) -> None:
     ],
 )
 def test_a_preset_is_a_configuration_of_its_model(preset: str, name: str, layers: int, options: dict[str, Any]) -> None:
-    config = model(f"model={preset}")
+    config = configured(f"model={preset}").model
     assert config.name == name
-    assert type(config) is type(model(f"model={name}"))
+    assert type(config) is type(configured(f"model={name}").model)
     assert options.items() <= vars(config).items()
     assert len(build(config, (1, 8, 8), 10, seed=1)) == layers

@@ -3,16 +3,16 @@
 import pytest
 import torch
 
-from counterflow.cli.hydra_app import load_config
 from counterflow.engine.job import Job
 from counterflow.metrics.provenance import digest
 from counterflow.planner.model_profile import profile_model
 from counterflow.trainer.job_builder import load_job
+from tests.helpers.configs import configured
 from tests.helpers.runs import SMALL
 
 
 def job_of(*overrides: str) -> Job:
-    return load_job(load_config([*SMALL, "blocks=1", *overrides]))
+    return load_job(configured(*SMALL, "blocks=1", *overrides))
 
 
 def test_bytes_by_hand() -> None:

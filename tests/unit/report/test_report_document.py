@@ -1,24 +1,40 @@
 """The complete report, by its command line."""
 
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from counterflow.report.cli import main
+from tests.helpers.finished_runs import run_maker
 
 MakeRun = Callable[..., Path]
 
 
-@pytest.fixture
-def runs(tmp_path: Path, make_run: MakeRun) -> Path:
+def finished_runs(folder: Path) -> Path:
+    make_run = run_maker(folder)
     for seed, accuracy in ((1, 0.9), (2, 0.92)):
         for blocks in (2, 4):
             make_run(f"bll-{blocks}-{seed}", "bll", seed, accuracy, blocks=blocks)
         make_run(f"bp-{seed}", "bp", seed, 0.95, blocks=1, summary={"git_commit": "f00d-dirty"})
     (make_run("stopped") / "summary.json").unlink()
-    return tmp_path / "runs"
+    return folder / "runs"
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    return finished_runs(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Folders of runs and of their report, which several tests look at, and must not change."""
+    folder = tmp_path_factory.mktemp("report")
+    runs, out = finished_runs(folder), folder / "out"
+    main([str(runs), "--out", str(out)])
+    return runs, out
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -44,9 +60,9 @@ def test_the_report(tmp_path: Path, runs: Path, capsys: pytest.CaptureFixture[st
         assert (out / link).is_file()
 
 
-def test_where_numbers_come_from(tmp_path: Path, runs: Path) -> None:
-    main([str(runs), "--out", str(tmp_path / "out")])
-    text = (tmp_path / "out" / "report.md").read_text()
+def test_where_numbers_come_from(report: tuple[Path, Path]) -> None:
+    runs, out = report
+    text = (out / "report.md").read_text()
     for fact in (
         "preset: `experiment=table1 scale=cpu`",
         "commit: c0ffee, f00d-dirty",
@@ -101,17 +117,17 @@ def test_sources_of_published_numbers_are_printed(tmp_path: Path, make_run: Make
     assert "Published numbers: Kappel et al., arXiv 2305.14974" in text
 
 
-def test_equal_runs_give_equal_bytes(tmp_path: Path, runs: Path) -> None:
-    arguments = [str(runs), "--out", str(tmp_path / "out")]
-    main(arguments)
-    first = contents(tmp_path / "out")
-    main(arguments)
-    assert contents(tmp_path / "out") == first
-
-
-def test_plots_of_an_earlier_report_go_away_and_other_files_stay(tmp_path: Path, runs: Path) -> None:
-    out = tmp_path / "out"
+def test_equal_runs_give_equal_bytes(report: tuple[Path, Path]) -> None:
+    runs, out = report
+    first = contents(out)
     main([str(runs), "--out", str(out)])
+    assert contents(out) == first
+
+
+def test_plots_of_an_earlier_report_go_away_and_other_files_stay(tmp_path: Path, report: tuple[Path, Path]) -> None:
+    runs, earlier = report
+    out = tmp_path / "out"
+    shutil.copytree(earlier, out)
     (out / "log.md").write_text("mine")
     (out / "figures" / "sketch.png").write_bytes(b"mine")
     main([str(runs / "bp-1"), "--out", str(out)])
