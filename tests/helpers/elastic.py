@@ -97,7 +97,7 @@ class Elastic:
         return self.log.read_text() if self.log.exists() else ""
 
     def summary(self) -> str:
-        """What the agent says of the ranks that failed, with the exit status of each."""
+        """The agent's account of the ranks that failed, with the exit status of each."""
         path = Path(f"{self.log}.agent")
         return path.read_text() if path.exists() else ""
 
