@@ -23,7 +23,7 @@ CHOICES = {"heads"}
 
 @cache
 def _composed(preset: str, *choices: str) -> DictConfig:
-    """What hydra composes, and its own part under ``hydra``; not checked, nothing resolved."""
+    """Configuration as hydra composes it, with its own part under ``hydra``; not checked, nothing resolved."""
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         return hydra.compose("train", [f"experiment={preset}", *choices], return_hydra_config=True)
