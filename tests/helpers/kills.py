@@ -13,7 +13,7 @@ from tests.helpers.elastic import Elastic, children
 JOB = (
     "blocks=4", "model.width=16", "model.hidden=6", "model.norm=batch", "model.dropout=0.1", "train.batch_size=32",
     "train.steps=160", "train.evaluate_every=40", "checkpoint.every=10", "engine.threads=1", "engine.timeout=60",
-    "run.display=false",
+    "optimizer.average=0.9", "run.display=false",
 )  # fmt: skip
 RANKS = 4
 RECOVER = (*JOB, "engine.recovery=rank")

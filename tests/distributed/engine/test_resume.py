@@ -53,9 +53,9 @@ def check(pool: Pool, folder: Path, before: int, after: int, batches: int, *over
 RULES = {
     "bll": ("algorithm=bll", "algorithm.feedback.refresh=3"),
     "bll, long lag": ("algorithm=bll", "engine.lag=5", "optimizer=sgd"),
-    "al": ("algorithm=al",),
-    "predsim": ("algorithm=predsim", "engine.lag=1"),
-    "naive": ("algorithm=bp", "schedule=naive"),
+    "al": ("algorithm=al", "optimizer=muon", "optimizer.average=0.9"),
+    "predsim": ("algorithm=predsim", "algorithm.similarity=layer", "algorithm.smoothing=0.1", "engine.lag=1"),
+    "naive": ("algorithm=bp", "schedule=naive", "optimizer.average=0.9"),
     "muon": ("algorithm=bll", "optimizer=muon", "optimizer.bias_lr_scale=4"),
     "average": ("algorithm=bll", "optimizer.average=0.9"),
 }
