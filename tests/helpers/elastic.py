@@ -24,6 +24,12 @@ def _work(overrides: list[str], log: str, cwd: str | None) -> None:
     if cwd is not None:
         os.chdir(cwd)
     run_script(PROGRAM, overrides)
+    _marker(log, os.getpid()).touch()
+
+
+def _marker(log: str | Path, pid: int) -> Path:
+    """File that says that a worker has nothing left to do but to wait for the others."""
+    return Path(f"{log}.ended-{pid}")
 
 
 def _agent(ranks: int, restarts: int, overrides: list[str], log: str, cwd: str | None) -> None:
@@ -70,6 +76,24 @@ class Elastic:
         """Process ids of the ranks that live now."""
         return children(self.process.pid)
 
+    def kill(self, pid: int) -> bool:
+        """Kill a worker, or a child of one, with SIGKILL; False if it has ended.
+
+        One that only waits for the others counts as ended. Torch's agent for functions, unlike torchrun's for
+        programs, wakes waiting workers by a ``multiprocessing.Event``, whose ``set`` blocks for ever if one is killed.
+        """
+        try:
+            os.kill(pid, signal.SIGSTOP)
+            end = time.monotonic() + 30
+            while _state(pid) not in "TZ":
+                assert time.monotonic() < end, "a worker does not stop"
+                time.sleep(0.001)
+            ended = _marker(self.log, pid).exists()
+            os.kill(pid, signal.SIGCONT if ended else signal.SIGKILL)
+        except ProcessLookupError:
+            return False
+        return not ended
+
     def kill_all(self) -> None:
         """Kill the agent first, as it could restart a rank."""
         workers = self.workers()
@@ -115,7 +139,12 @@ def children(pid: int) -> list[int]:
 
 
 def alive(pid: int) -> bool:
+    return _state(pid) != "Z"
+
+
+def _state(pid: int) -> str:
+    """State of a process as proc(5) has it; that of a zombie where it is gone."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
-        return False
+        return "Z"

@@ -1,9 +1,7 @@
 """Kills of real jobs at random moments, and the bits of an unbroken run."""
 
 import json
-import os
 import random
-import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -65,9 +63,8 @@ def kill_one(folder: Path, draw: random.Random, unbroken: tuple[str, float]) -> 
     until(lambda: len(job.workers()) >= RANKS, job)
     time.sleep(draw.random() * 0.9 * seconds)
     workers = job.workers()
-    if workers:
-        os.kill(draw.choice(workers), signal.SIGKILL)
-    when = phase(run) if workers else "after the end"
+    killed = bool(workers) and job.kill(draw.choice(workers))
+    when = phase(run) if killed else "after the end"
     assert job.wait(LIMIT) == 0, job.output()
     assert fingerprint(run) == expected, job.output()
     return when
@@ -119,7 +116,7 @@ def kill_and_wait(
         time.sleep(draw.random() * 0.5)
         victims = ranks(job) if supervised else job.workers()
         if victims:
-            os.kill(draw.choice(victims), signal.SIGKILL)
+            job.kill(draw.choice(victims))
     assert job.wait(LIMIT) == 0, job.output()
     assert fingerprint(run) == expected, job.output()
     return time.monotonic() - start, job.output()

@@ -4,7 +4,6 @@ import itertools
 import os
 import random
 import shutil
-import signal
 import statistics
 import time
 from collections import Counter
@@ -62,7 +61,7 @@ def test_a_rank_killed_before_the_rendezvous_costs_a_restart_of_all(
     run = tmp_path / "run"
     job = Elastic.start(RANKS, tmp_path / "log", *RECOVER, f"run.dir={run}", restarts=1)
     until(lambda: ranks(job), job)
-    os.kill(ranks(job)[0], signal.SIGKILL)
+    assert job.kill(ranks(job)[0])
     assert job.wait(LIMIT) == 0, job.output()
     assert fingerprint(run) == unbroken[0]
 
