@@ -7,6 +7,8 @@ All that a run needs, with hydra's parser warm, and what the modules import in w
 
 import gc
 
+import counterflow.cli  # before torch, which reads the level of its log that this sets
+
 gc.disable()  # it would walk all that is imported time and again
 
 import hypothesis

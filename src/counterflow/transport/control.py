@@ -43,7 +43,6 @@ class Watchdog:
 
     def fail(self, error: ChannelError) -> None:
         """End all waits, now and later, with ``error``; only the first failure counts, as others follow from it."""
-        error = self._failure or self.find_cause(error)
         with self:
             self._failure = self._failure or error
         self._wake()

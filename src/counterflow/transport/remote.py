@@ -95,7 +95,8 @@ class P2PEndpoint(Endpoint):
             raise self.lost(tag, error) from error
 
     def lost(self, tag: Tag, error: RuntimeError) -> ChannelError:
-        return self.error(f"{tag}: lost rank {self.peer} ({gloo_reason(error)})")
+        """The error for the lost peer, or for what ended it."""
+        return self.watchdog.find_cause(self.error(f"{tag}: lost rank {self.peer} ({gloo_reason(error)})"))
 
     def join(self, thread: threading.Thread) -> None:
         thread.join(self.watchdog.timeout)

@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from counterflow.message import HEADER_BYTES, MessageKind, Tag, pack_header
 from counterflow.topology import Edge, Stream
-from counterflow.transport import Communicator, MessageLayout, TensorSpec
+from counterflow.transport import ChannelError, Communicator, MessageLayout, TensorSpec
 from tests.helpers.links import DOWN, ROWS, UP, batches, filled, join, log, rows, until
 from tests.helpers.processes import Ended, run_fresh
 
@@ -253,6 +253,24 @@ def test_killed_before_we_send() -> None:
     later = logged(survivor, "receiver")
     assert re.fullmatch(r"rank 0: (activation edge 1->2|target edge 2->1) with rank 1: .*: lost rank 1", lost(later))
     assert later.seconds < PROMPT
+
+
+def killed_for_a_cause(rank: int, size: int, store_path: str) -> None:
+    comm = join(rank, size, store_path, 60)
+    if rank == 1:
+        die()
+    time.sleep(0.5)  # nothing is under way, so that this thread notices itself, when it starts a message
+    comm.watchdog.find_cause = lambda error: ChannelError(f"the cause of: {error}")
+    log("post", lambda: comm.receiver(DOWN, rows, 2, batches(3)))
+    log("send", lambda: comm.sender(UP, rows).send(FIRST, filled(ROWS, 0)))
+    bye()
+
+
+def test_a_thread_that_finds_the_peer_lost_as_it_starts_a_message_asks_for_the_cause() -> None:
+    survivor, killed = run_fresh(2, killed_for_a_cause, timeout=60)
+    assert killed.status == -signal.SIGKILL
+    for what in ("post", "send"):
+        assert logged(survivor, what).text.startswith("ChannelError: the cause of: rank 0: ")
 
 
 HUGE = MessageLayout((TensorSpec((40_000_000,), torch.uint8),))
