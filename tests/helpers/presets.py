@@ -17,7 +17,7 @@ from tests.helpers.processes import CONF
 PRESETS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 TABLES = {"table1", "table1_resnet50", "table1_cifar10"}
 GROUPS = {"algorithm", "model", "data", "optimizer"}
-CHOICES = {"heads"}
+CHOICES = {"cifar10_tuning", "heads"}
 """Presets that choose between settings, on held out data."""
 
 
