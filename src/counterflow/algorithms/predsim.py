@@ -34,8 +34,9 @@ class PredSim(LocalAlgorithm):
     """Local classifiers and similarity matching."""
 
     name: str = "predsim"
-    beta: float = 0.99
-    """Weight of the similarity loss; 0 is the local classifier alone, 1 the similarity loss alone."""
+    beta: float = 0.5
+    """Weight of the similarity loss; 0 is the local classifier alone, 1 the similarity loss alone. The paper's 0.99 is
+    for hundreds of epochs and wide layers."""
     similarity: str = checked("block", one_of, ("block", "layer"))
     """Outputs that have a similarity loss: those of every ``block``, or of every ``layer`` with parameters, as in the
     paper, where a layer is a block; their sum is learnt."""
