@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from counterflow.config import Muon as Muon
     from counterflow.engine.run_context import BlockError as BlockError
     from counterflow.engine.run_context import PreemptedError as PreemptedError
+    from counterflow.inference.load import load as load
+    from counterflow.inference.predictor import Predictor as Predictor
     from counterflow.metrics.block_metrics import StepMetrics as StepMetrics
     from counterflow.metrics.callback import Callback as Callback
     from counterflow.metrics.callback import CallbackError as CallbackError
@@ -62,6 +64,8 @@ _MODULES = {
         "LatentConfig", "Muon",
     ],
     "counterflow.engine.run_context": ["BlockError", "PreemptedError"],
+    "counterflow.inference.load": ["load"],
+    "counterflow.inference.predictor": ["Predictor"],
     "counterflow.metrics.block_metrics": ["StepMetrics"],
     "counterflow.metrics.callback": ["Callback", "CallbackError", "ProgressDisplay", "RunInfo"],
     "counterflow.metrics.run_dir": ["FinishedError"],

@@ -35,13 +35,14 @@ MAY_IMPORT = {
     "data": {"config", "seeding"},
     "models": {"config", "seeding"},
     "algorithms": {"config", "seeding", "data", "models"},
+    "inference": {"config", "models", "algorithms", "checkpoint"},
     "metrics": {"checkpoint"},
     "trace": {"checkpoint", "transport"},
     "engine": VALUES | {"schedule", "transport", "data", "models", "algorithms", "metrics", "checkpoint", "trace"},
     "recovery": {"message", "topology", "signals", "transport"},
     "trainer": VALUES
     | {"schedule", "transport", "data", "models", "algorithms", "metrics", "checkpoint", "trace", "engine"}
-    | {"signals", "recovery"},
+    | {"signals", "recovery", "inference"},
     "cli": VALUES | {"transport", "algorithms", "metrics", "engine", "signals", "recovery", "trainer"},
     "report": {"metrics", "cli"},  # reads files alone
     "doctor": {"message", "topology", "rank_info", "transport", "metrics", "cli"},

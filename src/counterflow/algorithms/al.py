@@ -119,6 +119,12 @@ class ALRule(LocalRule):
     def inference_modules(self) -> Sequence[nn.Module]:
         return (self.block, self.decoder, *([self.bridge] if self._top else []))
 
+    def readout_module(self) -> nn.Module:
+        return self.bridge
+
+    def decoder_module(self) -> nn.Module:
+        return self.decoder
+
     def _target(self, below: Tensor) -> Tensor:
         """``t_{i-1}``; at the bottom the one-hot labels."""
         return below if self._classes is None else F.one_hot(below, self._classes).float()

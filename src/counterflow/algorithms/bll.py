@@ -117,6 +117,19 @@ class Feedback(nn.Module):
         return centre(below, self.norm)
 
 
+class CodeBook(nn.Module):
+    """Scores ``[B, C]`` of natural parameters ``[B, d]`` by a code book ``[C, d]``."""
+
+    codes: Tensor
+
+    def __init__(self, codes: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("codes", codes)
+
+    def forward(self, u: Tensor) -> Tensor:
+        return u @ self.codes.T
+
+
 class BLLRule(LocalRule):
     """Block pair of BLL. Up goes ``(a_k, u_k)``, down comes ``(b_k, labels)``.
 
@@ -133,6 +146,7 @@ class BLLRule(LocalRule):
         self.codes: Tensor | None
         # The book that stands until a message brings another one: the top's, and no other block's.
         self.register_buffer("codes", torch.eye(context.classes) if context.is_top else None)
+        self._classes = context.classes
         self._family = "gaussian" if context.is_top else config.latent.family
         self._categories = config.latent.categories
         self._smoothing = config.smoothing
@@ -184,6 +198,12 @@ class BLLRule(LocalRule):
     def predict(self, message: Payload, target: Target) -> tuple[Payload, Prediction]:
         a = self.block(message[0])
         return (a,), Prediction.of(self.head(a) @ target[0].T)
+
+    def readout_module(self) -> nn.Module | None:
+        if not isinstance(self.head, Head):
+            return None  # the top's code is one-hot
+        codes = torch.zeros(self._classes, self.head.dim) if self.codes is None else self.codes
+        return nn.Sequential(self.head, CodeBook(codes))
 
 
 class BLLRules(RuleSet):

@@ -163,3 +163,6 @@ class PredSimRule(LocalRule):
     def predict(self, message: Payload, target: Target) -> tuple[Payload, Prediction | None]:
         a = self.block(message[0])
         return (a,), Prediction.of(self.classifier(a)) if self.classifier is not None else None
+
+    def readout_module(self) -> nn.Module | None:
+        return None if isinstance(self.classifier, nn.Identity) else self.classifier

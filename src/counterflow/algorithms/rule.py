@@ -194,6 +194,18 @@ class LocalRule(nn.Module, ABC):
         """The modules without which the network does not predict, the forward block first."""
         return (self.block,)
 
+    def readout_module(self) -> nn.Module | None:
+        """Module from the block's output to the scores that `predict` gives, outside of a run.
+
+        None where the block has no prediction of its own; at the top, where its output is the scores. Where predictions
+        come down, it ends before the `decoder_module` of this block.
+        """
+        return None
+
+    def decoder_module(self) -> nn.Module | None:
+        """Module by which `decode_prediction` takes a prediction one block down; None where none come down."""
+        return None
+
 
 class RuleSet(ABC):
     """The rules of all blocks of a network, and what crosses the wire between block k and k+1.

@@ -1,5 +1,6 @@
 """Labelled inputs in memory: images, sequences of tokens, or numbers; read from tensors and Datasets of torch."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import sqrt
@@ -70,8 +71,14 @@ class Dataset:
     classes: int
     validation: Split | None = None
     """Part of the training data, held out. Choices are made on it, so that test data is evaluated once."""
+    class_names: Sequence[str] = ()
+    """A name for each class; by default its number."""
 
     def __post_init__(self) -> None:
+        names = tuple(map(str, self.class_names)) or tuple(map(str, range(self.classes)))
+        if len(names) != self.classes:
+            raise ValueError(f"class names={len(names)}: must be {self.classes}, one a class")
+        object.__setattr__(self, "class_names", names)
         test = self.test or self.train  # a Split is never empty
         for name, split in (("train", self.train), ("test", test)):
             tokens = [("token", split.inputs)] if split.sequences else []
@@ -157,7 +164,10 @@ def as_dataset(
     splits = [as_split(source, name) for source, name in ((train, "train"), (test, "test")) if source is not None]
     values = [tensor for split in splits for tensor in (split.labels, split.inputs) if tensor.dtype == torch.int64]
     classes = classes or 1 + max(int(tensor.max()) for tensor in values)
-    return Dataset(splits[0], splits[-1] if test is not None else None, classes).split_validation(validation, limit)
+    names = getattr(train, "classes", None)  # as torchvision's data sets have them
+    names = names if isinstance(names, list | tuple) and len(names) == classes else ()
+    dataset = Dataset(splits[0], splits[-1] if test is not None else None, classes, class_names=names)
+    return dataset.split_validation(validation, limit)
 
 
 def as_split(source: Any, name: str) -> Split:

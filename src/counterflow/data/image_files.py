@@ -27,7 +27,14 @@ from counterflow.data.dataset import Dataset, Split, pixels
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 TORCHVISION = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}
 """Name of the data set in torchvision, and of its folder below the root."""
-CLASSES = {"mnist": 10, "fashion_mnist": 10, "cifar10": 10, "cifar100": 100}
+CLASS_NAMES = {
+    "mnist": [str(digit) for digit in range(10)],
+    "fashion_mnist": [
+        *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+    ],
+    "cifar10": ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"],
+}
+"""Names of the labels, in their order. CIFAR-100's are in its files."""
 MANIFEST = "manifest.json"
 SIDE = 32
 """Pixels along each side of a tile."""
@@ -65,8 +72,9 @@ def load(config: DataConfig) -> Dataset:
         elif config.name == "cifar10" and (root / MANIFEST).is_file():
             train, test = _read_grids(root, "train"), _read_grids(root, "test")
         else:
-            train, test = _read_pickles(root, config.name, config.download)
-        return Dataset(train, test, CLASSES[config.name])
+            return _read_pickles(root, config.name, config.download)
+        names = CLASS_NAMES[config.name]
+        return Dataset(train, test, len(names), class_names=names)
     except (OSError, ValueError) as error:
         message = f"data.root={config.root}: {error}"
         if config.name != "image_folder":
@@ -133,7 +141,7 @@ def _read_idx(path: Path, ndim: int) -> Tensor:
     return torch.frombuffer(bytearray(data), dtype=torch.uint8, offset=header).view(shape)
 
 
-def _read_pickles(root: Path, name: str, fetch: bool) -> tuple[Split, Split]:
+def _read_pickles(root: Path, name: str, fetch: bool) -> Dataset:
     """Read torchvision's files, downloaded if they are missing or damaged and ``fetch`` allows it."""
     from torchvision import datasets
     from torchvision.datasets.utils import check_integrity
@@ -148,7 +156,8 @@ def _read_pickles(root: Path, name: str, fetch: bool) -> tuple[Split, Split]:
         fault = "is damaged: its md5 is not that of the original" if (folder / wrong[0]).exists() else "is missing"
         raise ValueError(f"{cifar.base_folder}/{wrong[0]} {fault}")
     train, test = (cifar(root, train=train) for train in (True, False))
-    return _split(train.data, train.targets), _split(test.data, test.targets)
+    splits = _split(train.data, train.targets), _split(test.data, test.targets)
+    return Dataset(*splits, len(train.classes), class_names=train.classes)
 
 
 def _read_grids(folder: Path, split: str) -> Split:
@@ -232,6 +241,7 @@ def _read_folders(root: Path) -> Dataset:
         _read_images(root, train.samples, first),
         _read_images(root, [(path, classes[label]) for path, label in test.samples], first),
         classes=len(train.classes),
+        class_names=train.classes,
     )
 
 

@@ -31,6 +31,16 @@ class Flops:
         return Flops(self.forward + other.forward, self.backprop + other.backprop, self.learning + other.learning)
 
 
+@dataclass(frozen=True)
+class ExitFlops:
+    """FLOPs per sample by which a block adds to a prediction."""
+
+    block: float
+    readout: float | None = None
+    """None where the block has no prediction of its own."""
+    decoder: float = 0.0
+
+
 def backprop(block: nn.Module, example: Tensor, bottom: bool) -> Flops:
     """FLOPs of a block in an end-to-end network.
 
@@ -60,6 +70,19 @@ def local(rules: RuleSet, block: int, rule: LocalRule, job: Job) -> Flops:
     once = few - SAMPLES * each  # costs of a batch of any size: code books
     plain = backprop(rule.inference_modules[0], _message(rules, block, job, SAMPLES)[0], bottom=block == 1)
     return Flops(plain.forward, plain.backprop, each + once / job.batch_size)
+
+
+def prediction(rules: RuleSet, block: int, rule: LocalRule, job: Job) -> ExitFlops:
+    """FLOPs of predicting by ``rule``, the block pair ``block`` of ``rules``."""
+    modules = [rule.inference_modules[0], rule.readout_module(), rule.decoder_module()]
+    values, counts = _message(rules, block, job, SAMPLES)[0], []
+    for module in modules:
+        with flop_counter() as counter:
+            if module is not None:
+                values = copy.deepcopy(module).eval()(values)
+        counts.append(counter.get_total_flops() / SAMPLES)
+    has_exit = modules[1] is not None or block == job.topology.blocks
+    return ExitFlops(counts[0], counts[1] if has_exit else None, counts[2])
 
 
 def _learning(rules: RuleSet, block: int, rule: LocalRule, job: Job, samples: int) -> float:

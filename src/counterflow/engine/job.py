@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from itertools import islice
+from itertools import accumulate, islice
 
 import torch
 from torch import Tensor, nn
@@ -84,6 +84,12 @@ class Job:
         """Shape of one sample of every block's output."""
         assert self.cut is not None
         return block_shapes(self.layers, self.cut)
+
+    def forward_flops(self, block: int) -> int:
+        """FLOPs of the forward pass of ``block`` for one sample."""
+        assert self.cut is not None
+        ends = list(accumulate(self.cut))
+        return sum(layer.flops for layer in self.layers[ends[block - 1] - self.cut[block - 1] : ends[block - 1]])
 
     @property
     def rule_context(self) -> RuleContext:

@@ -15,7 +15,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from time import perf_counter
 
-from counterflow.algorithms.rule import RuleSet
+from torch import nn
+
+from counterflow.algorithms.rule import LocalRule, RuleSet
 from counterflow.engine import cost
 from counterflow.engine.channels import ChannelFactory
 from counterflow.engine.cost import Flops
@@ -98,6 +100,7 @@ def run(job: Job, rules: RuleSet, context: RunContext) -> RankResult:
         for block, rule in pairs.items()
     )
     flops = sum(costs, Flops(0, 0, 0))
+    exits = {block: cost.prediction(rules, block, rule, job) for block, rule in pairs.items()}
     for rule in pairs.values():
         job.runtime.prepare_module(rule, rule.inference_modules)
     recorders = {block: ActivationRecorder(job.activations, job.plan) for block in blocks}
@@ -127,6 +130,7 @@ def run(job: Job, rules: RuleSet, context: RunContext) -> RankResult:
     result = RankResult(
         digests=digests,
         modules={block: rule.inference_modules[0] for block, rule in pairs.items()},
+        readouts={block: _readouts(rule) for block, rule in pairs.items()},
         effective_parameters=effective,
         affiliated_parameters=count_parameters(pairs.values()) - effective,
         seconds=seconds,
@@ -134,8 +138,14 @@ def run(job: Job, rules: RuleSet, context: RunContext) -> RankResult:
         receive_wait=waits.receive - before.receive,
         send_wait=waits.send - before.send,
         flops=flops,
+        exits=exits,
         activations={block: kept for block, of in recorders.items() if (kept := of.take()) is not None},
     )
     for stage in stages.values():
         stage.close()
     return result
+
+
+def _readouts(rule: LocalRule) -> nn.ModuleDict:
+    modules = {"readout": rule.readout_module(), "decoder": rule.decoder_module()}
+    return nn.ModuleDict({name: module for name, module in modules.items() if module is not None})

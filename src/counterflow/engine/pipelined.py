@@ -22,7 +22,7 @@ from counterflow.algorithms.weight_average import WeightAverage
 from counterflow.checkpoint import BlockState
 from counterflow.data.prefetch import prefetch
 from counterflow.engine import cost
-from counterflow.engine.cost import Flops
+from counterflow.engine.cost import ExitFlops, Flops
 from counterflow.engine.evaluation import AccuracyMeter, ActivationRecorder
 from counterflow.engine.job import Job
 from counterflow.engine.run_context import (
@@ -232,6 +232,7 @@ class Pipeline:
         return RankResult(
             digests=digests,
             modules={block: job.blocks[block - 1] for block in owned},
+            readouts={},
             effective_parameters=count_parameters(mine.values()),
             affiliated_parameters=0,
             seconds=seconds,
@@ -239,6 +240,10 @@ class Pipeline:
             receive_wait=waits.receive - waited,
             send_wait=0.0,
             flops=flops,
+            exits={
+                block: ExitFlops(job.forward_flops(block), 0.0 if block == job.topology.blocks else None)
+                for block in owned
+            },
             activations={block: kept for block, of in recorders.items() if (kept := of.take()) is not None},
         )
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from counterflow.algorithms.rule import Metrics
 from counterflow.checkpoint import BlockState, CheckpointWriter
-from counterflow.engine.cost import Flops
+from counterflow.engine.cost import ExitFlops, Flops
 from counterflow.trace.recorder import Recorder
 from counterflow.transport import Communicator
 
@@ -60,6 +60,8 @@ class RankResult:
     """sha256 of the parameters and buffers of each of its blocks."""
     modules: dict[int, nn.Module]
     """The trained forward block of each of its blocks."""
+    readouts: dict[int, nn.ModuleDict]
+    """``readout`` and ``decoder`` of each of its blocks, where it has them."""
     effective_parameters: int
     """Parameters of its blocks without which the network does not predict."""
     affiliated_parameters: int
@@ -73,6 +75,8 @@ class RankResult:
     send_wait: float
     """Seconds of these that it waited for room to send."""
     flops: Flops
+    exits: dict[int, ExitFlops]
+    """FLOPs of a prediction in each of its blocks."""
     activations: dict[int, Tensor]
     """Outputs of each of its blocks for some test samples, ``[M, d]``, if wanted."""
 

@@ -1,7 +1,6 @@
 """A whole run as one rank sees it: the engine, its reports, and its result, the weights and the summary."""
 
 import logging
-import platform
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
@@ -11,24 +10,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from counterflow.algorithms import EndToEnd
 from counterflow.checkpoint import BlockWritten, CheckpointDirectory, CheckpointWriter
 from counterflow.config import TrainConfig
-from counterflow.engine.cost import Flops
 from counterflow.engine.factory import build_engine, choose_partition
 from counterflow.engine.job import Job
 from counterflow.engine.run_context import PreemptedError, RankResult, RunContext, WaitTimes
-from counterflow.metrics import provenance
-from counterflow.metrics.block_metrics import BlockMetrics, MetricsCallback, StepMetrics
+from counterflow.inference.model_files import ModelFiles
+from counterflow.metrics.block_metrics import BlockMetrics, MetricsCallback
 from counterflow.metrics.callback import Callback
-from counterflow.metrics.provenance import digest, fingerprint
+from counterflow.metrics.provenance import digest
 from counterflow.metrics.run_dir import FinishedError
 from counterflow.metrics.tensorboard import TensorBoardLogger
 from counterflow.rank_info import RankInfo
 from counterflow.signals import Signals
 from counterflow.trainer.rank0 import CHECKPOINTS, Rank0Services, ResumePoint, open_run_dir
+from counterflow.trainer.summary import describe, summarize
 from counterflow.transport import Communicator, connect, rendezvous
 from counterflow.transport.rendezvous import interfaces
 
@@ -227,13 +226,17 @@ def fit(
             raise
         checkpoints.finish()
         state = gather_state(job, result, comm)
-        results = comm.all_gather((replace(result, modules={}), comm.reports_sent), "results")
+        readouts = {} if begin.path is None else gather_readouts(job, result, comm)
+        results = comm.all_gather((replace(result, modules={}, readouts={}), comm.reports_sent), "results")
         summary = None
         if services is not None:
             services.finish([sent for _, sent in results])
-            summary = _summary(job, config, begin, [rank_result for rank_result, _ in results], services.evaluations)
+            summary = summarize(job, config, begin, [rank_result for rank_result, _ in results], services.evaluations)
             if job.activations and begin.path is not None:
                 _save_activations(begin.path, job, [rank_result for rank_result, _ in results])
+            if begin.path is not None:
+                files = ModelFiles(describe(job, config, summary, state), state, readouts)
+                files.write(begin.path)
             services.summarize(summary)
         if tracing is not None:
             tracing.finish(title)
@@ -246,15 +249,29 @@ def fit(
 
 def gather_state(job: Job, result: RankResult, comm: Communicator) -> dict[str, Tensor]:
     """Parameters and buffers of all forward blocks under their names in the network, on rank 0, block by block."""
+    state = _gathered(job, result.modules, comm, "the weights")
+    return job.algorithm.original_state(state) if isinstance(job.algorithm, EndToEnd) else state
+
+
+def gather_readouts(job: Job, result: RankResult, comm: Communicator) -> dict[str, Tensor]:
+    """Parameters and buffers of all readouts and decoders, on rank 0: ``block.K.readout.NAME``."""
+    modules = {block: nn.ModuleDict({"block": nn.ModuleDict({str(block): m})}) for block, m in result.readouts.items()}
+    return _gathered(job, modules, comm, "the readouts")
+
+
+def _gathered(job: Job, modules: Mapping[int, nn.Module], comm: Communicator, what: str) -> dict[str, Tensor]:
+    """The ``state_dict`` of all blocks' modules on the CPU, on rank 0; each process has those of its blocks."""
     state: dict[str, Tensor] = {}
     for block in range(1, job.topology.blocks + 1):
-        module = result.modules.get(block)
-        mine = None if module is None else {name: t.detach().cpu().clone() for name, t in module.state_dict().items()}
+        mine = None
+        if block in modules:
+            content = modules[block].state_dict()
+            mine = {n: t.detach().cpu().clone(memory_format=torch.contiguous_format) for n, t in content.items()}
         if comm.size > 1:
-            parts = comm.gather(mine, f"the weights of block {block}") or []
+            parts = comm.gather(mine, f"{what} of block {block}") or []
             mine = next((part for part in parts if part is not None), None)
         state |= mine or {}
-    return job.algorithm.original_state(state) if isinstance(job.algorithm, EndToEnd) else state
+    return state
 
 
 def _latest(begin: ResumePoint, job: Job) -> ResumePoint:
@@ -262,73 +279,6 @@ def _latest(begin: ResumePoint, job: Job) -> ResumePoint:
     assert begin.path is not None, "recovery needs a run directory"
     found = CheckpointDirectory(begin.path / CHECKPOINTS).latest(job.plan.batches, lambda text: None)
     return begin if found is None else replace(begin, checkpoint=found[0], batches=found[1].batches)
-
-
-def _summary(
-    job: Job,
-    config: TrainConfig,
-    begin: ResumePoint,
-    results: Sequence[RankResult],
-    evaluations: Mapping[str, StepMetrics],
-) -> dict[str, Any]:
-    metrics = {
-        (split, name): row.column(name)
-        for split, row in evaluations.items()
-        for name in (
-            "accuracy",
-            *(["sequence_accuracy"] if job.task.label_shape else []),
-            *(["tta_accuracy"] if job.plan.views > 1 else []),
-        )
-    }
-    digests = {block: value for result in results for block, value in result.digests.items()}
-    flops = sum((result.flops for result in results), Flops(0, 0, 0))
-    return {
-        "algorithm": config.algorithm.name,
-        "model": config.model.name,
-        "data": config.data.name,
-        "blocks": config.blocks,
-        "ranks": job.topology.ranks,
-        "seed": config.seed,
-        "steps": job.plan.batches,
-        "test_accuracy": _top(metrics.get(("test", "accuracy"))),
-        "block_accuracy": metrics.get(("test", "accuracy")),
-        "validation_accuracy": _top(metrics.get(("validation", "accuracy"))),
-        "validation_block_accuracy": metrics.get(("validation", "accuracy")),
-        "test_tta_accuracy": _top(metrics.get(("test", "tta_accuracy"))),
-        "block_tta_accuracy": metrics.get(("test", "tta_accuracy")),
-        "validation_tta_accuracy": _top(metrics.get(("validation", "tta_accuracy"))),
-        "test_sequence_accuracy": _top(metrics.get(("test", "sequence_accuracy"))),
-        "block_sequence_accuracy": metrics.get(("test", "sequence_accuracy")),
-        "samples_per_second": min(r.batches * job.batch_size / r.seconds for r in results),
-        "wait_fraction": [r.receive_wait / r.seconds for r in results],
-        "send_wait_fraction": [r.send_wait / r.seconds for r in results],
-        "resumed_after": begin.batches or None,
-        "seconds": max((row.seconds for row in evaluations.values()), default=None),
-        "fingerprint": fingerprint(digests[block] for block in sorted(digests)),
-        "effective_parameters": sum(r.effective_parameters for r in results),
-        "affiliated_parameters": sum(r.affiliated_parameters for r in results),
-        "flops": {"network": flops.forward, "training": flops.backprop, "extra": flops.learning - flops.backprop},
-        "schedule": job.schedule,
-        "lag": config.engine.lag,
-        "cut": list(job.cut or ()),
-        "threads": torch.get_num_threads(),
-        "device": job.device.type,
-        "precision": job.runtime.precision,
-        "backend": job.backend,
-        "experiment": config.run.experiment,
-        "scale": config.scale,
-        "config_hash": provenance.config_hash(config),
-        "group_hash": provenance.group_hash(config),
-        "hardware": provenance.hardware(job.device),
-        "python_version": platform.python_version(),
-        "torch_version": str(torch.__version__),
-        "torchvision_version": provenance.torchvision_version(),
-        "git_commit": provenance.git_commit(),
-    }
-
-
-def _top(blocks: Sequence[float | None] | None) -> float | None:
-    return None if blocks is None else blocks[-1]
 
 
 def _save_activations(folder: Path, job: Job, results: Sequence[RankResult]) -> None:

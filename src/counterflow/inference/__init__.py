@@ -1,0 +1,1 @@
+"""Trained networks outside of a run: their files, loading, export, prediction."""

@@ -1,0 +1,125 @@
+"""Files of a trained network in a run directory: ``model.safetensors``, ``readouts.safetensors``, ``model.json``.
+
+Weights are in safetensors and the architecture is names and numbers: nothing is pickled, and reading runs no code.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from counterflow.checkpoint.atomic_write import atomic_write
+
+DESCRIPTION = "model.json"
+NETWORK = "model.safetensors"
+"""Parameters and buffers of the network, under their own names."""
+READOUTS = "readouts.safetensors"
+"""What only a rule brings to predictions: ``block.K.readout.NAME`` and ``block.K.decoder.NAME``."""
+FORMAT = 1
+_MAX_BYTES = 16 << 20
+"""Longer descriptions are no ones, and not read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelDescription:
+    """Architecture of a trained network, and what its inputs and outputs mean."""
+
+    model: Mapping[str, Any]
+    """Options of the network, or the import path of its factory (``target``) and arguments (``args``)."""
+    algorithm: Mapping[str, Any]
+    """Options of the learning rule."""
+    cut: Sequence[int]
+    """Layers of every block, bottom to top."""
+    input_shape: Sequence[int]
+    """Shape of one sample."""
+    input_type: str
+    """Type of the inputs in the data set: ``uint8`` images, ``int64`` tokens, ``float32`` numbers."""
+    mean: Sequence[float] | None
+    """Mean of each channel of images in training, in units of the uint8 values."""
+    std: Sequence[float] | None
+    """Deviation of each channel of images in training."""
+    label_shape: Sequence[int]
+    class_names: Sequence[str]
+    parameters: Sequence[str]
+    """Names in `NETWORK`, in the order of the network."""
+    unused: Sequence[str]
+    """Names of the network that predictions do not need, and which are left out."""
+    exits: Sequence[int]
+    """Blocks that have a prediction of their own."""
+    predicts_down: bool
+    """Predictions go up, across the readout, and down through the decoders of all blocks below it."""
+    fingerprint: str
+    """Fingerprint of the run."""
+    sha256: Mapping[str, str] = field(default_factory=dict)
+    """Checksums of the files of weights."""
+    format: int = FORMAT
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """A description with its weights, on the CPU."""
+
+    description: ModelDescription
+    network: Mapping[str, Tensor]
+    readouts: Mapping[str, Tensor]
+
+    def write(self, folder: Path) -> None:
+        """Write the three files into ``folder``, the description last. Raises ``OSError``."""
+        contents = {NETWORK: save(dict(self.network)), READOUTS: save(dict(self.readouts))}
+        for name, content in contents.items():
+            atomic_write(folder / name, content)
+        sums = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+        text = json.dumps({**asdict(self.description), "sha256": sums}, indent=2)
+        atomic_write(folder / DESCRIPTION, text.encode() + b"\n")
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """Read the files in ``folder``. ``ValueError`` of one line where one is missing, or not as it was written."""
+        description = _read_description(folder)
+        network, readouts = (_read_tensors(folder, name, description) for name in (NETWORK, READOUTS))
+        if set(network) != set(description.parameters):
+            raise ValueError(f"{folder / NETWORK}: does not hold the parameters that {DESCRIPTION} lists")
+        return cls(description, network, readouts)
+
+
+def _read_description(folder: Path) -> ModelDescription:
+    path = folder / DESCRIPTION
+    try:
+        with path.open("rb") as file:
+            content = json.loads(file.read(_MAX_BYTES))
+    except FileNotFoundError:
+        kind = "is a run that has not finished" if (folder / "config.yaml").exists() else "holds no finished run"
+        raise ValueError(f"run={folder}: {kind}: it has no {DESCRIPTION}") from None
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: is damaged, or no description of a network") from error
+    if not isinstance(content, dict) or "format" not in content:
+        raise ValueError(f"{path}: is damaged, or no description of a network")
+    if content["format"] != FORMAT:
+        raise ValueError(f"{path}: is of format {content['format']}, this version of counterflow reads {FORMAT}")
+    try:
+        return ModelDescription(**content)
+    except TypeError as error:
+        raise ValueError(f"{path}: is damaged, or no description of a network") from error
+
+
+def _read_tensors(folder: Path, name: str, description: ModelDescription) -> dict[str, Tensor]:
+    path = folder / name
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
+    if hashlib.sha256(content).hexdigest() != description.sha256.get(name):
+        raise ValueError(f"{path}: is not the file that the run wrote (damaged, or of another run)")
+    try:
+        return load(content)
+    except (SafetensorError, ValueError, torch.OutOfMemoryError) as error:
+        raise ValueError(f"{path}: is no safetensors file: {str(error).splitlines()[0]}") from error

@@ -1,0 +1,135 @@
+"""Results of a finished run: its summary, and the description of its network."""
+
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from counterflow.algorithms import EndToEnd
+from counterflow.config import TrainConfig
+from counterflow.engine.cost import Flops
+from counterflow.engine.job import Job
+from counterflow.engine.run_context import RankResult
+from counterflow.inference.model_files import ModelDescription
+from counterflow.metrics import provenance
+from counterflow.metrics.block_metrics import StepMetrics
+from counterflow.metrics.provenance import fingerprint
+from counterflow.trainer.rank0 import ResumePoint
+
+
+def summarize(
+    job: Job,
+    config: TrainConfig,
+    begin: ResumePoint,
+    results: Sequence[RankResult],
+    evaluations: Mapping[str, StepMetrics],
+) -> dict[str, Any]:
+    metrics = {
+        (split, name): row.column(name)
+        for split, row in evaluations.items()
+        for name in (
+            "accuracy",
+            *(["sequence_accuracy"] if job.task.label_shape else []),
+            *(["tta_accuracy"] if job.plan.views > 1 else []),
+        )
+    }
+    digests = {block: value for result in results for block, value in result.digests.items()}
+    flops = sum((result.flops for result in results), Flops(0, 0, 0))
+    return {
+        "algorithm": config.algorithm.name,
+        "model": config.model.name,
+        "data": config.data.name,
+        "blocks": config.blocks,
+        "ranks": job.topology.ranks,
+        "seed": config.seed,
+        "steps": job.plan.batches,
+        "test_accuracy": _top(metrics.get(("test", "accuracy"))),
+        "block_accuracy": metrics.get(("test", "accuracy")),
+        "validation_accuracy": _top(metrics.get(("validation", "accuracy"))),
+        "validation_block_accuracy": metrics.get(("validation", "accuracy")),
+        "test_tta_accuracy": _top(metrics.get(("test", "tta_accuracy"))),
+        "block_tta_accuracy": metrics.get(("test", "tta_accuracy")),
+        "validation_tta_accuracy": _top(metrics.get(("validation", "tta_accuracy"))),
+        "test_sequence_accuracy": _top(metrics.get(("test", "sequence_accuracy"))),
+        "block_sequence_accuracy": metrics.get(("test", "sequence_accuracy")),
+        "samples_per_second": min(r.batches * job.batch_size / r.seconds for r in results),
+        "wait_fraction": [r.receive_wait / r.seconds for r in results],
+        "send_wait_fraction": [r.send_wait / r.seconds for r in results],
+        "resumed_after": begin.batches or None,
+        "seconds": max((row.seconds for row in evaluations.values()), default=None),
+        "fingerprint": fingerprint(digests[block] for block in sorted(digests)),
+        "effective_parameters": sum(r.effective_parameters for r in results),
+        "affiliated_parameters": sum(r.affiliated_parameters for r in results),
+        "exits": _exits(job, results, metrics),
+        "flops": {"network": flops.forward, "training": flops.backprop, "extra": flops.learning - flops.backprop},
+        "schedule": job.schedule,
+        "lag": config.engine.lag,
+        "cut": list(job.cut or ()),
+        "threads": torch.get_num_threads(),
+        "device": job.device.type,
+        "precision": job.runtime.precision,
+        "backend": job.backend,
+        "experiment": config.run.experiment,
+        "scale": config.scale,
+        "config_hash": provenance.config_hash(config),
+        "group_hash": provenance.group_hash(config),
+        "hardware": provenance.hardware(job.device),
+        "python_version": platform.python_version(),
+        "torch_version": str(torch.__version__),
+        "torchvision_version": provenance.torchvision_version(),
+        "git_commit": provenance.git_commit(),
+    }
+
+
+def _exits(
+    job: Job, results: Sequence[RankResult], metrics: Mapping[tuple[str, str], list[float | None]]
+) -> list[dict[str, Any]]:
+    """Accuracy and FLOPs per sample of a prediction that ends at each block that has one, bottom to top."""
+    flops = {block: exit_flops for result in results for block, exit_flops in result.exits.items()}
+    exits: list[dict[str, Any]] = []
+    below = 0.0
+    for block in range(1, job.topology.blocks + 1):
+        below += flops[block].block + flops[block].decoder
+        readout = flops[block].readout
+        if readout is None:
+            continue
+        accuracies = {
+            f"{split}_accuracy": values[block - 1]
+            for split in ("test", "validation")
+            if (values := metrics.get((split, "accuracy"))) is not None
+        }
+        exits.append({"block": block, "flops": below + readout, **accuracies})
+    return exits
+
+
+def describe(
+    job: Job, config: TrainConfig, summary: Mapping[str, Any], state: Mapping[str, Tensor]
+) -> ModelDescription:
+    dataset = job.batches.dataset
+    moments = [moment.tolist() for moment in dataset.moments] if dataset.train.images else [None, None]
+    names: Mapping[str, Tensor] = job.network.state_dict()
+    if isinstance(job.algorithm, EndToEnd):
+        names = job.algorithm.original_state(names)
+    return ModelDescription(
+        model=asdict(config.model),
+        algorithm=asdict(config.algorithm),
+        cut=list(job.cut or ()),
+        input_shape=job.task.input_shape,
+        input_type=str(dataset.train.inputs.dtype).removeprefix("torch."),
+        mean=moments[0],
+        std=moments[1],
+        label_shape=job.task.label_shape,
+        class_names=dataset.class_names,
+        parameters=list(state),
+        unused=[name for name in names if name not in state],
+        exits=[one["block"] for one in summary["exits"]],
+        predicts_down=job.plan.predicts_down,
+        fingerprint=summary["fingerprint"],
+    )
+
+
+def _top(blocks: Sequence[float | None] | None) -> float | None:
+    return None if blocks is None else blocks[-1]
