@@ -35,7 +35,7 @@ MAY_IMPORT = {
     "data": {"config", "seeding"},
     "models": {"config", "seeding"},
     "algorithms": {"config", "seeding", "data", "models"},
-    "inference": {"config", "models", "algorithms", "checkpoint"},
+    "inference": {"config", "data", "models", "algorithms", "checkpoint"},
     "metrics": {"checkpoint"},
     "trace": {"checkpoint", "transport"},
     "engine": VALUES | {"schedule", "transport", "data", "models", "algorithms", "metrics", "checkpoint", "trace"},
@@ -43,7 +43,7 @@ MAY_IMPORT = {
     "trainer": VALUES
     | {"schedule", "transport", "data", "models", "algorithms", "metrics", "checkpoint", "trace", "engine"}
     | {"signals", "recovery", "inference"},
-    "cli": VALUES | {"transport", "algorithms", "metrics", "engine", "signals", "recovery", "trainer"},
+    "cli": VALUES | {"transport", "algorithms", "metrics", "engine", "signals", "recovery", "trainer"} | {"inference"},
     "report": {"metrics", "cli"},  # reads files alone
     "doctor": {"message", "topology", "rank_info", "transport", "metrics", "cli"},
     "planner": VALUES | {"schedule", "models", "algorithms", "engine", "trainer", "cli"},

@@ -5,9 +5,11 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Any, NoReturn, TypeVar
+
+_Item = TypeVar("_Item")
 
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
@@ -19,6 +21,10 @@ EXIT_SIGNAL = 128
 
 class ArgumentParser(argparse.ArgumentParser):
     """Parser for the command lines that hydra does not read. Its errors are one line, like all errors here."""
+
+    def __init__(self, **options: Any) -> None:
+        """``options`` are those of argparse; ``epilog`` keeps its lines."""
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
 
     def error(self, message: str) -> NoReturn:
         """Print one line from the first process of each node, and exit."""
@@ -41,6 +47,20 @@ def install_cli_logging() -> None:
     logger = logging.getLogger("counterflow")
     if not any(isinstance(handler, NoteHandler) for handler in logger.handlers):
         logger.addHandler(NoteHandler(logging.WARNING))
+
+
+def progress(items: Iterable[_Item], unit: str) -> Iterator[_Item]:
+    """``items``, whose number so far is shown on a terminal's standard error."""
+    from rich.console import Console
+    from rich.progress import Progress, TextColumn, TimeElapsedColumn
+
+    columns = TextColumn(f"{{task.completed:,}} {unit}"), TimeElapsedColumn()
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as shown:
+        task = shown.add_task(unit, total=None)
+        for item in items:
+            yield item
+            shown.advance(task)
 
 
 @contextmanager

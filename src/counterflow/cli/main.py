@@ -7,11 +7,17 @@ from counterflow.cli.console import closed_pipe_allowed
 
 _COMMANDS = {
     "train": ("counterflow.cli.launch", "train a network, on one process or with --ranks N on several"),
+    "sweep": ("counterflow.cli.stages", "train every combination of options, one after the other"),
     "plan": ("counterflow.planner.cli", "choose blocks, cut, lag and depth for a set of machines"),
     "bench": ("counterflow.bench.cli", "measure cases side by side"),
     "doctor": ("counterflow.doctor.cli", "check a machine before a run"),
     "report": ("counterflow.report.cli", "write tables and figures of finished runs"),
+    "export": ("counterflow.cli.export", "write the network of a run for use elsewhere"),
+    "predict": ("counterflow.cli.predict", "predict classes of files by the network of a run"),
+    "evaluate": ("counterflow.cli.evaluate", "measure the network of a run on test data"),
 }
+_HYDRA = ("plan", "bench")
+"""Programs whose arguments hydra reads."""
 _USAGE = """\
 usage: counterflow COMMAND [OPTIONS]
 
@@ -29,7 +35,7 @@ def main() -> None:
         module, _ = _COMMANDS[command]
         sys.argv = [f"counterflow {command}", *sys.argv[2:]]
         program = import_module(module).main
-        sys.exit(program(sys.argv[1:]) if command in ("doctor", "report", "train") else program())
+        sys.exit(program() if command in _HYDRA else program(sys.argv[1:]))
     usage = _USAGE.format(commands="\n".join(f"  {name:8} {text}" for name, (_, text) in _COMMANDS.items()))
     if command in ("--help", "-h"):
         with closed_pipe_allowed():

@@ -49,6 +49,11 @@ _VIEWS = (
 )
 
 
+def evaluation_views(count: int) -> tuple[View, ...]:
+    """The views of an image for ``data.test_views=COUNT``, the plain one last."""
+    return _VIEWS[len(_VIEWS) - count :]
+
+
 @dataclass(frozen=True)
 class EpochSampler:
     """Sampler whose every epoch is a new permutation of ``size`` indices, cut into full batches.
@@ -172,8 +177,7 @@ class BatchLoader:
 
     def view(self, e: int) -> View:
         """The view of the images in evaluation batch ``e``."""
-        views = self.config.test_views
-        return _VIEWS[len(_VIEWS) - views + e % views]
+        return evaluation_views(self.config.test_views)[e % self.config.test_views]
 
     def evaluation_labels(self, e: int) -> Tensor:
         """Labels of evaluation batch ``e``, int64 ``[M]``, or ``[M, T]``."""

@@ -16,6 +16,10 @@ from counterflow.cli.console import EXIT_FAILURE, EXIT_SIGNAL, ArgumentParser
 from counterflow.doctor.check import Status, summary_line, table
 
 _LOOPBACK = "127.0.0.1"
+_EXAMPLES = """\
+examples:
+  counterflow doctor --quick
+  torchrun --standalone --nproc_per_node=4 launch/doctor.py --run-dir /shared/runs"""
 
 _MEASURING = 15.0
 """Seconds from the first check of a process after which it starts no measurement."""
@@ -35,7 +39,9 @@ def _seconds(text: str) -> float:
 def main(arguments: Sequence[str]) -> NoReturn:
     """Run the diagnostics, and exit with 0 if no check failed, otherwise with 1."""
     start = time.monotonic()
-    parser = ArgumentParser(prog="doctor.py", description="Checks of a machine before a run.")
+    parser = ArgumentParser(
+        prog="counterflow doctor", description="Checks of a machine before a run.", epilog=_EXAMPLES
+    )
     parser.add_argument("--run-dir", type=Path, default=Path("runs"), help="where runs go (%(default)s)")
     parser.add_argument("--timeout", type=_seconds, default=5.0, help="seconds of any wait for a rank (%(default)g)")
     parser.add_argument("--quick", action="store_true", help="a fifth of the messages")

@@ -62,5 +62,13 @@ class Predictor(nn.Module):
         return scores
 
     def example(self, samples: int) -> Tensor:
-        """Inputs of zeros, for tracing: ``[samples, *input_shape]``."""
+        """Inputs of zeros: ``[samples, *input_shape]``."""
         return torch.zeros(samples, *self.input_shape, dtype=self.dtype)
+
+    def random_inputs(self, samples: int) -> Tensor:
+        """Inputs with any values that the data set could have, the same ones in every call."""
+        shape, generator = (samples, *self.input_shape), torch.Generator().manual_seed(0)
+        if self.dtype.is_floating_point:
+            return torch.randn(shape, generator=generator)
+        values = 256 if self.dtype == torch.uint8 else len(self.class_names)
+        return torch.randint(values, shape, generator=generator).to(self.dtype)

@@ -9,13 +9,20 @@ from counterflow.report.document import write_report
 from counterflow.report.groups import compare
 from counterflow.report.runs import find_runs, read_run
 
+_EXAMPLES = """\
+examples:
+  counterflow report runs/mine runs/yours
+  counterflow report runs/table1-cpu --out results --title 'Table 1'"""
+
 
 def main(arguments: Sequence[str]) -> int:
     """Write the report and return the exit status.
 
     A wrong argument or a damaged run gives one line on stderr, and exit status 2.
     """
-    parser = ArgumentParser(prog="report.py", description="Tables and plots of finished runs.")
+    parser = ArgumentParser(
+        prog="counterflow report", description="Tables and plots of finished runs.", epilog=_EXAMPLES
+    )
     parser.add_argument("runs", nargs="+", type=Path, help="run directories, or folders that hold them at any depth")
     parser.add_argument(
         "--out", type=Path, default=Path("results"), help="where report.md and figures/ go (%(default)s)"

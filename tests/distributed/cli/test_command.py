@@ -20,7 +20,11 @@ def counterflow(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (("nope",), "error: nope: no such command, allowed are train, plan, bench, doctor, report"),
+        (
+            ("nope",),
+            "error: nope: no such command, allowed are train, sweep, plan, bench, doctor, report, export, predict, "
+            "evaluate",
+        ),
         (("train", "--ranks", "0"), "error: --ranks=0: must be a whole number of at least 1"),
         (("train", "--max-restarts=x"), "error: --max-restarts=x: must be a whole number of at least 0"),
     ],
@@ -65,7 +69,18 @@ def test_help_names_real_choices(tmp_path: Path) -> None:
     assert "_schema" not in done.stdout
     assert "Hydra" not in done.stdout
     assert "algorithm: al, bll, bp, custom, fa, predsim\n" in done.stdout
-    assert done.stdout.count("launch/train.py") == 2, "two examples"
+
+
+@pytest.mark.parametrize(
+    "command", ["train", "sweep", "plan", "bench", "doctor", "report", "export", "predict", "evaluate"]
+)
+def test_help_fits_a_screen_and_shows_two_examples(command: str, tmp_path: Path) -> None:
+    done = forked(MAIN, command, "--help", cwd=tmp_path)
+    assert done.returncode == 0
+    lines = done.stdout.splitlines()
+    assert len(lines) <= 32
+    examples = [line for line in lines if line.startswith(("  counterflow ", "  torchrun "))]
+    assert len(examples) == 2
 
 
 def test_help_survives_a_closed_pipe() -> None:

@@ -1,0 +1,68 @@
+"""Command line of ``counterflow evaluate``."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from counterflow.cli.console import EXIT_FAILURE, ArgumentParser, closed_pipe_allowed, progress
+from counterflow.cli.predict import Refused, positive
+
+if TYPE_CHECKING:
+    from counterflow.config import DataConfig
+
+_EXAMPLES = """\
+examples:
+  counterflow evaluate runs/mine
+  counterflow evaluate runs/mine data=image_folder data.root=photos data.test_views=6"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Evaluate the network of a run on the test data of a data set; the exit status."""
+    parser = ArgumentParser(
+        prog="counterflow evaluate",
+        description="Accuracy of a trained network on test data: of its run's, or of data=NAME data.root=DIR.",
+        epilog=_EXAMPLES,
+    )
+    parser.add_argument("run", type=Path, help="directory of a finished run")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="data..=VALUE", help="another data set; data.test_views=2|6 averages views"
+    )
+    parser.add_argument("--blocks", type=int, metavar="K", help="an early exit: blocks 1 to K with the readout of K")
+    parser.add_argument("--batch-size", type=positive, default=256, metavar="B", help="samples at a time (%(default)s)")
+    parser.add_argument("--json", action="store_true", help="print one object in place of lines")
+    options = parser.parse_args(arguments)
+    from counterflow.inference.accuracy import evaluate  # a parser needs no torch
+    from counterflow.inference.load import load
+
+    refused = Refused()
+    try:
+        predictor = load(options.run, blocks=options.blocks)
+        data = _data(options.run, options.overrides)
+        result = evaluate(predictor, data, refused, options.batch_size, lambda items: progress(items, "samples"))
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    with closed_pipe_allowed():
+        if options.json:
+            print(json.dumps(result))
+        else:
+            print("\n".join(f"{name} {value}" for name, value in result.items()))
+    return EXIT_FAILURE if refused.count else 0
+
+
+def _data(run: Path, overrides: Sequence[str]) -> "DataConfig":
+    """The data set of ``run`` with ``overrides``, or another one that these name."""
+    from omegaconf import OmegaConf
+
+    from counterflow.cli.hydra_app import load_config
+    from counterflow.config import DATA
+
+    for override in overrides:
+        if not override.startswith(("data=", "data.")):
+            raise ValueError(f"{override}: allowed are data=NAME and data.KEY=VALUE")
+    if not any(override.startswith("data=") for override in overrides):
+        own = OmegaConf.load(run / "config.yaml").data
+        if own.name not in DATA:
+            raise ValueError(f"run={run}: was trained on data of a script; name a data set by data=NAME data.root=DIR")
+        overrides = [f"data={own.name}", f"data.root={own.root}", *overrides]
+    return load_config(overrides).data

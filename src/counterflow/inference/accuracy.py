@@ -1,0 +1,91 @@
+"""Accuracy of a trained network on a data set."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from counterflow.config import DataConfig
+from counterflow.data import load
+from counterflow.data.batch_loader import evaluation_views
+from counterflow.inference.inputs import read_samples
+from counterflow.inference.predictions import scores_of
+from counterflow.inference.predictor import Predictor
+
+_Pairs = Iterable[tuple[Tensor, Tensor]]
+
+
+def evaluate(
+    predictor: Predictor,
+    config: DataConfig,
+    refuse: Callable[[str], object],
+    batch_size: int,
+    shown: Callable[[_Pairs], _Pairs] = iter,
+) -> dict[str, Any]:
+    """Evaluate on the test data of ``config``; images in folders are read one by one.
+
+    Args:
+        predictor: The network.
+        config: The data set. With ``test_views`` above 1, ``tta_accuracy`` is that of the average over these views.
+        refuse: Called with one line for each image file that cannot be read.
+        batch_size: Samples at a time.
+        shown: Wraps the samples as they are read, to show progress.
+
+    Returns:
+        ``samples`` and ``accuracy``; of sequences also ``sequence_accuracy``; and ``tta_accuracy``.
+
+    Raises:
+        ValueError: The data is missing, or is not of the kind and the classes that the network was trained on.
+    """
+    views = evaluation_views(config.test_views) if config.test_views > 1 else ()
+    samples = iter(shown(_samples(predictor, config, refuse)))
+    count, right, right_sequences, right_of_views, positions = 0, 0, 0, 0, 0
+    while batch := list(islice(samples, batch_size)):
+        inputs, labels = (torch.stack(tensors) for tensors in zip(*batch, strict=True))
+        hits = scores_of(predictor, inputs).argmax(-1) == labels
+        count, positions = count + len(hits), positions + hits.numel()
+        right += int(hits.sum())
+        right_sequences += int(hits.flatten(1).all(1).sum()) if hits.ndim > 1 else 0
+        if views:
+            right_of_views += int((scores_of(predictor, inputs, views).argmax(-1) == labels).sum())
+    if not count:
+        raise ValueError(f"data.root={config.root}: holds no sample that the network can take")
+    result: dict[str, Any] = {"samples": count, "accuracy": right / positions}
+    if positions > count:
+        result["sequence_accuracy"] = right_sequences / count
+    if views:
+        result["tta_accuracy"] = right_of_views / positions
+    return result
+
+
+def _samples(
+    predictor: Predictor, config: DataConfig, refuse: Callable[[str], object]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Inputs and label of every test sample."""
+    folder = Path(os.path.expanduser(config.root)) / "test"
+    if config.name == "image_folder" and folder.is_dir():
+        labels = {name: torch.tensor(label) for label, name in enumerate(predictor.class_names)}
+        for path in sorted(path for path in folder.iterdir() if path.is_dir()):
+            if path.name not in labels:
+                refuse(f"{path}: is a class that the network does not have ({', '.join(predictor.class_names)})")
+                continue
+            for sample in read_samples([path], predictor, refuse):
+                yield sample.inputs, labels[path.name]
+        return
+    dataset = load(config)
+    if tuple(dataset.class_names) != predictor.class_names:
+        raise ValueError(f"data={config.name}: its classes are not those of the network: {_few(predictor.class_names)}")
+    assert dataset.test is not None, "data sets by name have test data"
+    split = dataset.test
+    found, wanted = (str(split.inputs.dtype), *split.inputs.shape[1:]), (str(predictor.dtype), *predictor.input_shape)
+    if found != wanted:
+        raise ValueError(f"data={config.name}: samples are {found}: must be {wanted}, as in training")
+    yield from zip(split.inputs, split.labels, strict=True)
+
+
+def _few(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:5]) + (", .." if len(names) > 5 else "")
