@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any
 
 import counterflow.bench.workers  # noqa: F401
@@ -46,12 +46,17 @@ class Pool:
 
     def run(self, ranks: int, task: Callable[..., Any], *args: Any, timeout: float = 60) -> list[Any]:
         """``task(rank, ranks, store_path, *args)`` in every process; what each returned, in rank order."""
+        with TemporaryDirectory(prefix="counterflow-store-") as folder:
+            return self._run(ranks, task, str(Path(folder) / "store"), args, timeout)
+
+    def _run(
+        self, ranks: int, task: Callable[..., Any], store_path: str, args: tuple[Any, ...], timeout: float
+    ) -> list[Any]:
         while len(self._workers) < ranks:
             ours, theirs = context.Pipe()
             process = context.Process(target=_serve, args=(len(self._workers), theirs), daemon=True)
             process.start()
             self._workers.append((process, ours))
-        store_path = str(Path(mkdtemp(prefix="counterflow-store-")) / "store")
         pipes = [pipe for _, pipe in self._workers[:ranks]]
         for pipe in pipes:
             pipe.send((task, ranks, store_path, args))

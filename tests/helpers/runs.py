@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch.distributed as dist
@@ -84,7 +84,12 @@ def train_rank(
     rank: int, size: int, store_path: str, config: TrainConfig, most: float, seed: int, folder: Path | None = None
 ) -> Any:
     """Train as ``launch/train.py`` does, but meet in a file; the summary on every rank."""
-    config = replace(config, run=replace(config.run, dir=str(folder or mkdtemp(prefix="counterflow-run-"))))
+    with nullcontext(folder) if folder else TemporaryDirectory(prefix="counterflow-run-") as path:
+        return _train_in(str(path), rank, size, store_path, config, most, seed)
+
+
+def _train_in(folder: str, rank: int, size: int, store_path: str, config: TrainConfig, most: float, seed: int) -> Any:
+    config = replace(config, run=replace(config.run, dir=folder))
     job = load_job(config, RankInfo(rank, size))
     store = dist.FileStore(store_path, size) if size > 1 else None
     comm = connect(store, rank, size, timeout=config.engine.timeout)
