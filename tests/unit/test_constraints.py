@@ -14,10 +14,16 @@ from tests.helpers.sources import tree
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 RUNTIME = [Requirement(text) for text in PROJECT["dependencies"]]
-TESTS = [Requirement(text) for text in PROJECT["optional-dependencies"]["test"]]
+TESTS, DOCS = ([Requirement(text) for text in PROJECT["optional-dependencies"][extra]] for extra in ("test", "docs"))
 LINES = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
 PINNED = {canonicalize_name(name): version for name, version in (line.split("==") for line in LINES)}
-DISTRIBUTIONS = {"hydra": "hydra-core", "PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
+DISTRIBUTIONS = {
+    "hydra": "hydra-core",
+    "kubernetes_validate": "kubernetes-validate",
+    "PIL": "pillow",
+    "sklearn": "scikit-learn",
+    "yaml": "pyyaml",
+}
 """Where a package is not imported by its name."""
 
 
@@ -27,9 +33,8 @@ def test_constraints_are_names_and_versions_only() -> None:
 
 
 def test_every_declared_dependency_is_pinned_in_its_range() -> None:
-    assert [
-        str(wanted) for wanted in RUNTIME + TESTS if PINNED[canonicalize_name(wanted.name)] not in wanted.specifier
-    ] == []
+    declared = RUNTIME + TESTS + DOCS
+    assert [str(wanted) for wanted in declared if PINNED[canonicalize_name(wanted.name)] not in wanted.specifier] == []
 
 
 def test_everything_imported_is_declared() -> None:
@@ -38,7 +43,9 @@ def test_everything_imported_is_declared() -> None:
     for folder, declared in (
         ("src", needed),
         ("launch", needed),
-        ("tests", needed | helpers | {w.name for w in TESTS}),
+        ("examples", needed),
+        ("docs", {wanted.name for wanted in DOCS}),
+        ("tests", needed | helpers | {wanted.name for wanted in TESTS}),
     ):
         for path in (ROOT / folder).rglob("*.py"):
             imported = {name.partition(".")[0] for name in _imports(path)}
