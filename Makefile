@@ -12,7 +12,7 @@ CONSTRAINTS := $(if $(TORCH),$(VENV)/)constraints.txt
 SWAPPED     := ^(torch|torchvision|triton|setuptools|nvidia-.*|cuda-.*)==
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test lint types tests test-slow stress gpu clean
+.PHONY: help install train test lint types tests test-slow stress gpu docs clean
 
 help:
 	@echo 'make train       train on $(NPROC) processes (NPROC=); ARGS="model=cnn seed=1" passes hydra overrides'
@@ -20,6 +20,7 @@ help:
 	@echo 'make test-slow   the tests that take minutes'
 	@echo 'make stress      the campaigns of tests/stress, which take hours: kills, fuzzing, hostile ports, costs'
 	@echo 'make gpu         the checks that need a GPU, into gpu.json; skipped where there is none'
+	@echo 'make docs        the documentation, into site/; every warning and every broken link is an error'
 	@echo 'make install     only make .venv, with PYTHON=$(PYTHON)'
 	@echo 'TORCH=2.11       with any of these: another torch, in .venv-2.11; pyproject.toml says which are supported'
 	@echo 'make clean       remove .venv* and the caches; runs/ stays'
@@ -32,7 +33,7 @@ $(STAMP): pyproject.toml constraints.txt
 	  { echo "counterflow needs Python 3.11 or newer; '$(PYTHON)' is not. Try: make PYTHON=python3.12 ..." >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(if $(TORCH),{ grep -vE '$(SWAPPED)' constraints.txt; echo 'torch==$(TORCH).*'; } > $(CONSTRAINTS))
-	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[test]'
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[test,docs]'
 	@touch $@
 
 # --standalone takes a free port, so several jobs can share a machine; the loopback address, because torchrun waits
@@ -64,6 +65,15 @@ stress: $(STAMP)
 gpu: $(STAMP)
 	$(BIN)/python -m tests.gpu.checks --out gpu.json $(ARGS)
 
+# The site has the tree of the repository, so that one link leads to the same page in both.
+docs: $(STAMP)
+	rm -rf .site
+	mkdir .site
+	ln -s $(addprefix ../,README.md CHANGELOG.md CONTRIBUTING.md LICENSE docs examples launch results) .site
+	mkdir .site/tests
+	ln -s ../../tests/README.md .site/tests
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 clean:
-	rm -rf .venv .venv-* .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
+	rm -rf site .site .venv .venv-* .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
 	find src launch tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -26,7 +26,7 @@ def main() -> None:
     x, y = tensor(digits.data / 16).float(), tensor(digits.target)
     x, x_test, y, y_test = train_test_split(x, y, test_size=360, random_state=0)
     trainer = cf.Trainer(network, rule=cf.BLL(), optimizer=cf.AdamW(lr=1e-2, warmup=20), blocks=4, lag=2, seed=1)
-    result = trainer.fit((x, y), (x_test, y_test), epochs=10, validation=0.1, callbacks=[cf.ProgressDisplay()])
+    result = trainer.fit((x, y), (x_test, y_test), epochs=5, validation=0.1, callbacks=[cf.ProgressDisplay()])
     if result.is_main:
         print("test accuracy", result.test_accuracy, "by block", result.block_accuracy)
         model = network()

@@ -15,10 +15,16 @@ ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 RUNTIME = [Requirement(text) for text in PROJECT["dependencies"]]
 EXTRAS = {name: [Requirement(text) for text in texts] for name, texts in PROJECT["optional-dependencies"].items()}
-TESTS = EXTRAS["test"]
+TESTS, DOCS = EXTRAS["test"], EXTRAS["docs"]
 LINES = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
 PINNED = {canonicalize_name(name): version for name, version in (line.split("==") for line in LINES)}
-DISTRIBUTIONS = {"hydra": "hydra-core", "PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
+DISTRIBUTIONS = {
+    "hydra": "hydra-core",
+    "kubernetes_validate": "kubernetes-validate",
+    "PIL": "pillow",
+    "sklearn": "scikit-learn",
+    "yaml": "pyyaml",
+}
 """Where a package is not imported by its name."""
 
 
@@ -28,21 +34,20 @@ def test_constraints_are_names_and_versions_only() -> None:
 
 
 def test_every_declared_dependency_is_pinned_in_its_range() -> None:
-    assert [
-        str(wanted)
-        for wanted in RUNTIME + [wanted for extra in EXTRAS.values() for wanted in extra]
-        if PINNED[canonicalize_name(wanted.name)] not in wanted.specifier
-    ] == []
+    declared = [*RUNTIME, *(wanted for extra in EXTRAS.values() for wanted in extra)]
+    assert [str(wanted) for wanted in declared if PINNED[canonicalize_name(wanted.name)] not in wanted.specifier] == []
 
 
 def test_everything_imported_is_declared() -> None:
     needed = {canonicalize_name(wanted.name) for wanted in RUNTIME}
-    optional = {wanted.name for name, extra in EXTRAS.items() if name != "test" for wanted in extra} | {"onnxruntime"}
+    optional = {wanted.name for name, extra in EXTRAS.items() if name not in ("docs", "test") for wanted in extra}
     helpers = {path.stem for path in (ROOT / "tests").rglob("*")} | {"tests"}
     for folder, declared in (
-        ("src", needed | optional),
+        ("src", needed | optional | {"onnxruntime"}),
         ("launch", needed),
-        ("tests", needed | helpers | {w.name for w in TESTS}),
+        ("examples", needed),
+        ("docs", {wanted.name for wanted in DOCS}),
+        ("tests", needed | helpers | {wanted.name for wanted in TESTS}),
     ):
         for path in (ROOT / folder).rglob("*.py"):
             imported = {name.partition(".")[0] for name in _imports(path)}

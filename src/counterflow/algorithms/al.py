@@ -1,4 +1,4 @@
-"""Associated learning (Kao and Chen, arXiv 1906.05560; docs/architecture.md, Mathematics).
+"""Associated learning (Kao and Chen, arXiv 1906.05560; docs/rules/al.md).
 
 Component i has ``f_i`` (the forward block), ``b_i`` (bridge), and on the target's side ``g_i`` (encoder) and ``h_i``
 (decoder)::

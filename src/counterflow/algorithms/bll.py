@@ -1,4 +1,4 @@
-"""Block-local learning (Kappel et al., arXiv 2305.14974; docs/architecture.md, Mathematics)."""
+"""Block-local learning (Kappel et al., arXiv 2305.14974; docs/rules/bll.md)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,6 +1,6 @@
 """Local classifiers and similarity matching (Noekland and Eidnes, arXiv 1901.06656).
 
-The equations are in docs/architecture.md, Mathematics.
+The equations are in docs/rules/predsim.md.
 """
 
 from dataclasses import dataclass, field

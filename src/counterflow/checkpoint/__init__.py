@@ -1,6 +1,6 @@
 """Checkpoints: one file per block, all after the same training batch, and a manifest that completes them.
 
-A checkpoint is a consistent cut through all blocks (docs/architecture.md, In-band events).
+A checkpoint is a consistent cut through all blocks (docs/concepts.md, In-band events).
 This package knows nothing of models or ranks.
 """
 

@@ -1,4 +1,4 @@
-"""docs/architecture.md, Semantics: no timing and no placement changes a single bit of the result."""
+"""docs/concepts.md, Semantics: no timing and no placement changes a single bit of the result."""
 
 from collections.abc import Callable
 from functools import cache

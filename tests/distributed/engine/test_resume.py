@@ -1,4 +1,4 @@
-"""Restart-invariance (docs/architecture.md, Semantics): killed anywhere and resumed, the same bits."""
+"""Restart-invariance (docs/concepts.md, Semantics): killed anywhere and resumed, the same bits."""
 
 import json
 import shutil

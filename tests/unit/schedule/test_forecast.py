@@ -135,7 +135,7 @@ def test_fill_of_the_free_engine() -> None:
     assert found.fill == pytest.approx(0.5 + 5 * hop + 5 * (F + hop))
 
 
-TABLE = {  # docs/architecture.md, Semantics: 8 blocks, forward one third of a batch time, latency in batch times
+TABLE = {  # docs/concepts.md, Semantics: 8 blocks, forward one third of a batch time, latency in batch times
     0.0: {1: 1.0, 2: 1.0, 3: 1.0, 4: 1.0, 6: 1.0},
     0.25: {1: 1.0, 2: 1.0, 3: 1.0, 4: 1.0, 6: 1.0},
     0.5: {1: 1.28, 2: 1.0, 3: 1.0, 4: 1.0, 6: 1.0},

@@ -1,4 +1,4 @@
-"""The programs of blocks: timetables of small columns, and docs/architecture.md, Semantics, for others.
+"""The programs of blocks: timetables of small columns, and docs/concepts.md, Semantics, for others.
 
 An action is (block, operation, batch): ``2T3`` is block 2 that takes the target of batch 3 and sends the one below,
 ``2F3`` forward, ``2L3`` learn, ``2E3.0`` test batch 0 after batch 3, ``2P3.0`` its predictions on their way down,
@@ -143,7 +143,7 @@ plans = st.builds(
 
 @given(plans, st.integers(1, 8))
 def test_contract_of_a_block(plan: RunPlan, block: int) -> None:
-    """docs/architecture.md, Semantics, read off the actions of one block."""
+    """docs/concepts.md, Semantics, read off the actions of one block."""
     distance = plan.lag * (block - 1)
     updates = 0
     targets: list[int] = []

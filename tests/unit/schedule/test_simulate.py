@@ -177,7 +177,7 @@ def test_simulation_is_the_longest_path(case: tuple[Topology, RunPlan, dict[Stre
 
 
 LAGS = (1, 2, 3, 4, 6)
-TABLE = {  # docs/architecture.md, Semantics: 8 blocks, forward one third of a batch time, latency in batch times
+TABLE = {  # docs/concepts.md, Semantics: 8 blocks, forward one third of a batch time, latency in batch times
     0.0: (1.0, 1.0, 1.0, 1.0, 1.0),
     0.25: (1.0, 1.0, 1.0, 1.0, 1.0),
     0.5: (1.28, 1.0, 1.0, 1.0, 1.0),
