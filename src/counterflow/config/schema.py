@@ -35,7 +35,7 @@ _DATA_NAMES = ("digits", "fashion_mnist", "mnist", "cifar10", "cifar100", "rever
 class DataConfig(Options, key="data"):
     name: str = checked(MISSING, one_of, _DATA_NAMES)
     root: str = "data"
-    """Folder that holds the data set."""
+    """Folder that holds the data set; for own images also an ``.npz`` file."""
     download: bool = False
     validation: float = checked(0.0, fraction)
     """Share of the training data that is held out of training, the same samples in every run: evaluations before the
