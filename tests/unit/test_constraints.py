@@ -14,7 +14,9 @@ from tests.helpers.sources import tree
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 RUNTIME = [Requirement(text) for text in PROJECT["dependencies"]]
-TESTS = [Requirement(text) for text in PROJECT["optional-dependencies"]["test"]]
+EXTRAS = {name: [Requirement(text) for text in texts] for name, texts in PROJECT["optional-dependencies"].items()}
+OPTIONAL = [wanted for name, extra in EXTRAS.items() if name != "test" for wanted in extra]
+"""What only some users need."""
 LINES = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
 PINNED = {canonicalize_name(name): version for name, version in (line.split("==") for line in LINES)}
 DISTRIBUTIONS = {"hydra": "hydra-core", "PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
@@ -28,7 +30,9 @@ def test_constraints_are_names_and_versions_only() -> None:
 
 def test_every_declared_dependency_is_pinned_in_its_range() -> None:
     assert [
-        str(wanted) for wanted in RUNTIME + TESTS if PINNED[canonicalize_name(wanted.name)] not in wanted.specifier
+        str(wanted)
+        for wanted in RUNTIME + OPTIONAL + EXTRAS["test"]
+        if PINNED[canonicalize_name(wanted.name)] not in wanted.specifier
     ] == []
 
 
@@ -36,9 +40,9 @@ def test_everything_imported_is_declared() -> None:
     needed = {canonicalize_name(wanted.name) for wanted in RUNTIME}
     helpers = {path.stem for path in (ROOT / "tests").rglob("*")} | {"tests"}
     for folder, declared in (
-        ("src", needed),
+        ("src", needed | {wanted.name for wanted in OPTIONAL}),
         ("launch", needed),
-        ("tests", needed | helpers | {w.name for w in TESTS}),
+        ("tests", needed | helpers | {w.name for w in EXTRAS["test"]}),
     ):
         for path in (ROOT / folder).rglob("*.py"):
             imported = {name.partition(".")[0] for name in _imports(path)}

@@ -23,9 +23,9 @@ from counterflow.engine.run_context import PreemptedError, RankResult, RunContex
 from counterflow.metrics import provenance
 from counterflow.metrics.block_metrics import BlockMetrics, MetricsCallback, StepMetrics
 from counterflow.metrics.callback import Callback
+from counterflow.metrics.loggers import make_logger
 from counterflow.metrics.provenance import digest, fingerprint
 from counterflow.metrics.run_dir import FinishedError
-from counterflow.metrics.tensorboard import TensorBoardLogger
 from counterflow.rank_info import RankInfo
 from counterflow.signals import Signals
 from counterflow.trainer.rank0 import CHECKPOINTS, Rank0Services, ResumePoint, open_run_dir
@@ -218,7 +218,7 @@ def fit(
     with checkpoints, ExitStack() as stack:
         if point is not None:
             if point.directory is not None:
-                callbacks = [*callbacks, TensorBoardLogger()]
+                callbacks = [*callbacks, *map(make_logger, config.run.loggers)]
             services = stack.enter_context(Rank0Services(job, config, point, engine, comm, callbacks))
         try:
             result = engine.run(context)

@@ -27,6 +27,7 @@ from counterflow.config import (
 from counterflow.data import Source, as_dataset, load
 from counterflow.data.dataset import Dataset
 from counterflow.metrics.callback import Callback
+from counterflow.metrics.loggers import check_installed
 from counterflow.metrics.provenance import digest
 from counterflow.models.custom import check_network
 from counterflow.rank_info import RankInfo
@@ -124,6 +125,7 @@ class Trainer:
         activations: int = 0,
         experiment: str | None = None,
         scale: str = "full",
+        loggers: Sequence[str] = ("tensorboard",),
         callbacks: Sequence[Callback] = (),
         control: ProcessControl | None = None,
     ) -> FitResult:
@@ -159,6 +161,7 @@ class Trainer:
             activations: Save the activations of every block for so many test samples; needs ``run_dir``.
             experiment: Name of the experiment, for reports.
             scale: Size of the experiment, for reports: ``smoke``, ``cpu`` or ``full``.
+            loggers: Where the metrics of a run with ``run_dir`` go, too: ``tensorboard``, ``wandb``, or nowhere.
             callbacks: Reactions of rank 0.
             control: How signals and restarts reach the run; used by the command line.
 
@@ -215,8 +218,10 @@ class Trainer:
                 resume=resume,
                 experiment=experiment,
                 activations=activations,
+                loggers=list(loggers),
             ),
         )
+        check_installed(config.run.loggers)
         info = RankInfo.from_env()
         prepare_process(config)
         if isinstance(train, DataConfig):
