@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from counterflow.metrics.callback import RunInfo as RunInfo
     from counterflow.metrics.run_dir import FinishedError as FinishedError
     from counterflow.metrics.tensorboard import TensorBoardLogger as TensorBoardLogger
+    from counterflow.metrics.wandb import WandbLogger as WandbLogger
     from counterflow.models.head import Head as Head
     from counterflow.trainer.fit import FitResult as FitResult
     from counterflow.trainer.spawn import SpawnError as SpawnError
@@ -70,6 +71,7 @@ _MODULES = {
     "counterflow.metrics.callback": ["Callback", "CallbackError", "ProgressDisplay", "RunInfo"],
     "counterflow.metrics.run_dir": ["FinishedError"],
     "counterflow.metrics.tensorboard": ["TensorBoardLogger"],
+    "counterflow.metrics.wandb": ["WandbLogger"],
     "counterflow.models.head": ["Head"],
     "counterflow.trainer.fit": ["FitResult"],
     "counterflow.trainer.spawn": ["SpawnError", "spawn"],

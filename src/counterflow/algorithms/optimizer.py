@@ -41,7 +41,8 @@ def lr_factor(config: OptimizerConfig, n: int, batches: int) -> float:
 
 
 class BlockOptimizer(nn.Module):
-    """Updates one set of parameters, which may be empty. All it keeps is the state of torch's optimizers.
+    """Updates one set of parameters, which may be empty; frozen ones are left out. All it keeps is the state of torch's
+    optimizers.
 
     A module without parameters of its own, so that the ``state_dict`` of a rule holds its optimizers too.
     """
@@ -60,7 +61,8 @@ class BlockOptimizer(nn.Module):
         """Called after every ``backward`` and ``update`` with the batch, and start and end in ``perf_counter``."""
         self._config = config
         self._batches = batches
-        self._torch = _build(list(parameters), config, scale, {id(parameter) for parameter in hidden})
+        learning = [parameter for parameter in parameters if parameter.requires_grad]
+        self._torch = _build(learning, config, scale, {id(parameter) for parameter in hidden})
 
     def backward_and_step(self, loss: Tensor, part: BatchPart) -> None:
         """Add the gradients of ``loss``, the mean over this part of the batch, and update after the last part."""

@@ -164,6 +164,10 @@ class CheckpointDirectory:
                 return folder, manifest
         return None
 
+    def has_complete(self, before: int) -> bool:
+        """A checkpoint after fewer than ``before`` batches has a manifest; nothing is verified."""
+        return any(batches < before and (folder / NAME).exists() for batches, folder in self.folders())
+
     def forget_after(self, batches: int) -> None:
         """Remove all checkpoints after more than ``batches`` batches, corrupt ones too: the run writes them again."""
         for number, folder in self.folders():

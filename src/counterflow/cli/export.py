@@ -5,7 +5,7 @@ from pathlib import Path
 
 from counterflow.cli.console import ArgumentParser, closed_pipe_allowed
 
-_FORMATS = {"safetensors": "safetensors", "pt2": "pt2", "onnx": "onnx"}
+_FORMATS = {"safetensors": "safetensors", "pt2": "pt2", "onnx": "onnx", "torchvision": "pth"}
 """Formats, and the suffix of a file of each."""
 _EXAMPLES = """\
 examples:
@@ -25,10 +25,14 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     from counterflow.inference.exporters import export  # a parser needs no torch
     from counterflow.inference.load import load
+    from counterflow.inference.model_files import ModelFiles
 
     path = options.out or options.run / f"network.{_FORMATS[options.format]}"
     try:
-        checked = export(load(options.run, blocks=options.blocks), path, options.format)
+        described = ModelFiles.read(options.run).description
+        if options.format == "torchvision" and options.blocks not in (None, len(described.cut)):
+            raise ValueError(f"--blocks={options.blocks}: has no effect with --format torchvision")
+        checked = export(load(options.run, blocks=options.blocks), path, options.format, described)
     except (ValueError, OSError) as error:
         parser.error(str(error))
     with closed_pipe_allowed():

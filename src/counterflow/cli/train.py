@@ -57,6 +57,7 @@ def run_job(config: TrainConfig, control: ProcessControl | None = None, *callbac
         checkpoint=config.checkpoint,
         trace=config.trace,
         activations=run.activations,
+        loggers=run.loggers,
         experiment=run.experiment,
         scale=config.scale,
         callbacks=[*([ProgressDisplay()] if run.display else []), *callbacks],

@@ -17,12 +17,24 @@ from counterflow.config.validators import (
     sizes,
 )
 
+_WEIGHTS = (".safetensors", ".pt", ".pth")
+
 
 def _cut(key: str, value: object) -> None:
     if isinstance(value, str):
         one_of(key, value, ("flops", "parameters", "profile"))
     elif not (isinstance(value, list) and value and all(type(count) is int and count > 0 for count in value)):
         raise ValueError(f"{key}={value}: allowed are flops, parameters, profile, or a list of layer counts")
+
+
+def _weights_file(key: str, value: str) -> None:
+    if not value.endswith(_WEIGHTS):
+        raise ValueError(f"{key}={value}: must be a file {', '.join(_WEIGHTS[:-1])} or {_WEIGHTS[-1]}")
+
+
+def _layers(key: str, values: list[Any]) -> None:
+    if not all((type(value) is int and value >= 0) or isinstance(value, str) for value in values):
+        raise ValueError(f"{key}={values}: must be a list of layers, by index or by name")
 
 
 def _one_a_convolution(key: str, values: list[int], channels: list[int]) -> None:
@@ -34,6 +46,11 @@ def _one_a_convolution(key: str, values: list[int], channels: list[int]) -> None
 class ModelConfig(NamedOptions, key="model"):
     cut: Any = checked("flops", _cut)
     """Split of layers into blocks: ``flops``, ``parameters``, ``profile``, or the number of layers of every block."""
+    init: str | None = checked(None, _weights_file)
+    """File of the weights that training starts with, by the network's own names or torchvision's; by default random."""
+    freeze: list[Any] = checked([], _layers)
+    """Layers that do not learn, by index or by name. They compute as in evaluation: batch norm with the statistics that
+    it has, and no dropout."""
 
 
 @dataclass(kw_only=True)
@@ -95,8 +112,16 @@ class ResNetConfig(ModelConfig):
     """Residual blocks of every stage; each stage after the first halves the pixels and doubles the channels."""
     width: int = checked(64, size, 1)
     """Channels of the first stage (a quarter of its outputs where the blocks are bottlenecks)."""
+    stem: str = checked("small", one_of, ("small", "imagenet"))
+    """First layer: a 3x3 convolution for ``small`` images; for those of ``imagenet``, as in torchvision, a 7x7
+    convolution and max pooling, each of stride 2."""
     stride: int = checked(1, size, 1)
-    """Stride of the stem's convolution."""
+    """Stride of the convolution of the ``small`` stem."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.stem == "imagenet" and self.stride != 1:
+            raise ValueError(f"model.stride={self.stride}: has no effect with model.stem=imagenet")
 
 
 @dataclass(kw_only=True)

@@ -35,7 +35,7 @@ _DATA_NAMES = ("digits", "fashion_mnist", "mnist", "cifar10", "cifar100", "rever
 class DataConfig(Options, key="data"):
     name: str = checked(MISSING, one_of, _DATA_NAMES)
     root: str = "data"
-    """Folder that holds the data set."""
+    """Folder that holds the data set; for own images also an ``.npz`` file."""
     download: bool = False
     validation: float = checked(0.0, fraction)
     """Share of the training data that is held out of training, the same samples in every run: evaluations before the
@@ -259,6 +259,13 @@ class TrainLoopConfig(Options, key="train"):
     """Report losses and accuracies every so many batches."""
 
 
+def _loggers(key: str, values: list[str]) -> None:
+    for value in values:
+        one_of(key, value, ("tensorboard", "wandb"))
+    if len(set(values)) < len(values):
+        raise ValueError(f"{key}={values}: must name each logger once")
+
+
 @dataclass(kw_only=True)
 class RunConfig(Options, key="run"):
     dir: str | None = None
@@ -271,6 +278,8 @@ class RunConfig(Options, key="run"):
     """Name of the preset under ``conf/experiment``; each sets it itself."""
     display: bool = True
     """The live display on rank 0."""
+    loggers: list[str] = checked(["tensorboard"], _loggers)
+    """Where metrics go beside the run directory: ``tensorboard``, ``wandb``, or [] for none."""
     activations: int = checked(0, at_least, 0)
     """Save the outputs of every block for so many test samples after the last batch, in ``activations.npz``."""
 

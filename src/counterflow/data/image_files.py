@@ -1,7 +1,7 @@
 """Data sets of image files below ``data.root``: MNIST, Fashion-MNIST, CIFAR-10, CIFAR-100, and the user's own.
 
 CIFAR-10 may also be image grids: lossless images, each a grid of tiles of one class, listed in ``manifest.json``. Own
-images are in folders by class, or in one ``.npz`` file of numpy.
+images are in folders by class, or in one ``.npz`` file of numpy, which may also be ``data.root`` itself.
 """
 
 import gzip
@@ -217,6 +217,13 @@ def _download(fetch: Callable[[str], object], root: Path, folder: str, names: It
 
 
 def _read_own(root: Path) -> Dataset:
+    """Read the folders below ``root``, or the ``.npz`` file that it holds or is."""
+    if not root.is_dir():
+        if not root.exists():
+            raise ValueError("is not there")
+        if root.suffix != ".npz":
+            raise ValueError("must be a folder or an .npz file")
+        return _read_npz(root)
     folders = [name for name in ("train", "test") if (root / name).is_dir()]
     files = sorted(path.name for path in root.glob("*.npz"))
     if folders == ["train", "test"] and not files:

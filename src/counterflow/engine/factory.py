@@ -57,7 +57,7 @@ def _true_gradient(job: Job, smoothing: float) -> TrueGradient:
 
     def measure(n: int, block: int) -> Sequence[Tensor] | None:
         logged = n % job.log_every == 0 or n == job.plan.batches - 1
-        if job.topology.ranks > 1 or not logged or next(job.blocks[block - 1].parameters(), None) is None:
+        if job.topology.ranks > 1 or not logged or not any(p.requires_grad for p in job.blocks[block - 1].parameters()):
             return None
         copies = [copy.deepcopy(module) for module in job.blocks]
         activation = job.batches.inputs(n).to(job.device)
@@ -66,6 +66,6 @@ def _true_gradient(job: Job, smoothing: float) -> TrueGradient:
             activation = module(activation)
         labels = job.batches.labels(n).to(job.device).flatten()
         loss = F.cross_entropy(activation.flatten(0, -2), labels, label_smoothing=smoothing)
-        return torch.autograd.grad(loss, list(copies[block - 1].parameters()))
+        return torch.autograd.grad(loss, [p for p in copies[block - 1].parameters() if p.requires_grad])
 
     return measure

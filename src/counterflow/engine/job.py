@@ -51,6 +51,12 @@ class Job:
     log_every: int = 10
     activations: int = 0
     """Test samples whose activations every block keeps."""
+    pretrained: bool = False
+    """The network begins with the weights of a file."""
+    resumes: bool = False
+    """That file was not read, as a checkpoint holds what became of its weights."""
+    frozen: frozenset[str] = frozenset()
+    """Names of the layers that do not learn."""
 
     @property
     def batch_size(self) -> int:
@@ -64,9 +70,9 @@ class Job:
     def initialize_inputs(self) -> None:
         """Initialise the parts of block 1 that take their state from training samples; its process alone has to.
 
-        Does nothing in a run that goes on from a checkpoint, which holds that state.
+        Does nothing in a run that goes on from a checkpoint or begins with the weights of a file: they hold that state.
         """
-        if self.plan.start == 0:
+        if self.plan.start == 0 and not self.pretrained:
             initialize(self.blocks[0], partial(self.batches.first_inputs, _FIRST_SAMPLES))
 
     @property
@@ -78,6 +84,14 @@ class Job:
         """Blocks, bottom to top, that share the network's modules and keep their names in it."""
         assert self.cut is not None, "the cut is settled before blocks are made"
         return split_network(self.network, self.cut)
+
+    def frozen_layers(self, block: int) -> list[nn.Module]:
+        """Layers of ``block`` that do not learn."""
+        return [
+            layer
+            for name, layer in self.blocks[block - 1]._modules.items()
+            if layer is not None and name in self.frozen
+        ]
 
     @cached_property
     def shapes(self) -> list[tuple[int, ...]]:

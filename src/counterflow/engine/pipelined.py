@@ -36,6 +36,7 @@ from counterflow.engine.run_context import (
 from counterflow.engine.runtime import Runtime
 from counterflow.metrics.callback import CallbackError
 from counterflow.metrics.provenance import digest
+from counterflow.models.freezing import train_unfrozen
 from counterflow.schedule.pipeline_schedules import blocks_of_stages, owners
 from counterflow.trace.recorder import Recorder, span
 from counterflow.transport import ChannelError, Communicator
@@ -357,8 +358,8 @@ class Pipeline:
             if split is not None:
                 for block in (block for stage in mine for block in self._stages[stage]):
                     context.callback.on_eval(block, n, split, meter.take()[0] if block == job.topology.blocks else {})
-        for blocks in mine.values():
-            blocks.train()
+        for stage, blocks in mine.items():
+            train_unfrozen(blocks, [layer for block in self._stages[stage] for layer in job.frozen_layers(block)])
 
 
 def _cross_entropy(output: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:

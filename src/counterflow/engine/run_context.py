@@ -82,8 +82,8 @@ class RankResult:
 
 
 def count_parameters(modules: Iterable[nn.Module]) -> int:
-    """Trainable parameters of ``modules``."""
-    return sum(p.numel() for module in modules for p in module.parameters() if p.requires_grad)
+    """Parameters of ``modules``, frozen ones too."""
+    return sum(p.numel() for module in modules for p in module.parameters())
 
 
 class BlockError(Exception):

@@ -18,6 +18,7 @@ from counterflow.engine.evaluation import AccuracyMeter, ActivationRecorder
 from counterflow.engine.job import Job
 from counterflow.engine.run_context import RunContext
 from counterflow.message import MessageKind, Tag
+from counterflow.models.freezing import train_unfrozen
 from counterflow.trace.recorder import span
 from counterflow.transport import Payload, Receiver, Sender
 
@@ -43,6 +44,7 @@ class Stage:
         self._runtime = job.runtime
         self._context = context
         self._activations = activations
+        self._frozen = job.frozen_layers(block)
         self.average: WeightAverage | None = None
         if job.optimizer.average:  # part of the rule's state
             self.average = WeightAverage(rule, rule.inference_modules[0], job.optimizer.average)
@@ -198,7 +200,7 @@ class Stage:
         averages = nullcontext() if self.average is None else self.average.applied()
         with averages, self._runtime.autocast():
             yield
-        self.rule.train()
+        train_unfrozen(self.rule, self._frozen)
 
     def _report_split(self, n: int, e: int) -> None:
         """Report the accuracies of a split if ``e`` is its last batch: at the bottom, of all blocks, if predictions

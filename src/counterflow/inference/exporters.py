@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from counterflow.checkpoint.atomic_write import atomic_write
+from counterflow.inference.model_files import ModelDescription
 from counterflow.inference.predictor import Predictor
+from counterflow.models.torchvision_names import to_torchvision
 
 RTOL, ATOL = 1e-4, 1e-5
 """Largest difference between the scores of a network and of its export."""
@@ -19,7 +21,7 @@ _BATCHES = (1, 7)
 """Batch sizes by which an export is checked."""
 
 
-def export(predictor: Predictor, path: Path, kind: str) -> str:
+def export(predictor: Predictor, path: Path, kind: str, described: ModelDescription) -> str:
     """Export ``predictor``, compare the export with it, and write it to ``path``.
 
     Args:
@@ -28,20 +30,23 @@ def export(predictor: Predictor, path: Path, kind: str) -> str:
         kind: ``safetensors``: parameters and buffers of the network under their names, with the names of the classes
             and the normalisation among the metadata. ``pt2``: a program of ``torch.export`` from inputs as the data
             set has them to scores, for any batch size, with ``class_names.json`` as an extra file. ``onnx``: the same
-            for ONNX runtimes, with the names of the classes among the metadata.
+            for ONNX runtimes, with the names of the classes among the metadata. ``torchvision``: the ``state_dict`` of
+            torchvision's own class, of a residual network whose architecture is theirs; it takes normalised images.
+        described: The network's description.
 
     Returns:
         What was checked, in a line.
 
     Raises:
-        ValueError: ``kind`` is unknown, a package is missing, or the export computes something else.
+        ValueError: ``kind`` is unknown or not for this network, a package is missing, or the export computes something
+            else.
     """
     if kind not in EXPORTERS:
         raise ValueError(f"format={kind}: allowed are {', '.join(EXPORTERS)}")
-    return EXPORTERS[kind](predictor, path)
+    return EXPORTERS[kind](predictor, path, described)
 
 
-def _safetensors(predictor: Predictor, path: Path) -> str:
+def _safetensors(predictor: Predictor, path: Path, described: ModelDescription) -> str:
     norm = {name: json.dumps(buffer.tolist()) for name, buffer in predictor.normalisation.named_buffers()}
     metadata = {"class_names": json.dumps(predictor.class_names), **norm}
     # A layer may share a tensor with itself, which the format does not allow.
@@ -50,7 +55,7 @@ def _safetensors(predictor: Predictor, path: Path) -> str:
     return f"{len(state)} tensors"
 
 
-def _pt2(predictor: Predictor, path: Path) -> str:
+def _pt2(predictor: Predictor, path: Path, described: ModelDescription) -> str:
     batch = torch.export.Dim("batch", min=1)
     program = torch.export.export(predictor, (predictor.example(2),), dynamic_shapes={"inputs": {0: batch}})
     written = BytesIO()
@@ -60,7 +65,7 @@ def _pt2(predictor: Predictor, path: Path) -> str:
     return checked
 
 
-def _onnx(predictor: Predictor, path: Path) -> str:
+def _onnx(predictor: Predictor, path: Path, described: ModelDescription) -> str:
     try:
         import onnx
         import onnxscript  # noqa: F401  # torch.onnx needs it
@@ -98,7 +103,51 @@ def _checked_onnx(predictor: Predictor, written: bytes) -> str:
     return _compared(predictor, run, f"onnxruntime {onnxruntime.__version__}")
 
 
-EXPORTERS: dict[str, Callable[[Predictor, Path], str]] = {"safetensors": _safetensors, "pt2": _pt2, "onnx": _onnx}
+def _torchvision(predictor: Predictor, path: Path, described: ModelDescription) -> str:
+    network = torchvision_resnet(described)
+    state = predictor.network.state_dict()
+    stages = described.model["stages"]
+    network.load_state_dict({to_torchvision(name, stages): tensor for name, tensor in state.items()})
+    network.eval()
+    checked = _compared(predictor, lambda inputs: network(predictor.normalisation(inputs)), "torchvision's class")
+    written = BytesIO()
+    torch.save(network.state_dict(), written)
+    atomic_write(path, written.getvalue())
+    small = (
+        "; its conv1 has a kernel of 3, and its maxpool is an Identity" if described.model["stem"] == "small" else ""
+    )
+    return f"{checked}{small}"
+
+
+EXPORTERS: dict[str, Callable[[Predictor, Path, ModelDescription], str]] = {
+    "safetensors": _safetensors,
+    "pt2": _pt2,
+    "onnx": _onnx,
+    "torchvision": _torchvision,
+}
+
+
+def torchvision_resnet(described: ModelDescription) -> nn.Module:
+    """Torchvision's residual network of this architecture, with random weights.
+
+    Raises:
+        ValueError: The architecture is not theirs.
+    """
+    model, blocks = described.model, len(described.cut)
+    if model["name"] not in ("resnet18", "resnet50") or model["width"] != 64 or len(model["stages"]) != 4:
+        raise ValueError("format=torchvision: is for model=resnet18 and resnet50 of four stages and model.width=64")
+    if described.unused or blocks not in described.exits:
+        raise ValueError("format=torchvision: is for networks that predict by their own output layer")
+    from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+
+    kind = Bottleneck if model["name"] == "resnet50" else BasicBlock
+    network: nn.Module = ResNet(kind, list(model["stages"]), num_classes=len(described.class_names))
+    small = model["stem"] == "small"
+    side, stride = (3, model["stride"]) if small else (7, 2)
+    network.conv1 = nn.Conv2d(described.input_shape[0], 64, side, stride, padding=side // 2, bias=False)
+    if small:
+        network.maxpool = nn.Identity()
+    return network
 
 
 @torch.inference_mode()

@@ -95,6 +95,11 @@ class StepMetrics:
         """Metric ``name`` of every block; None for a block that does not report it."""
         return [record.metrics.get(name) for record in self.records]
 
+    def scalars(self) -> dict[str, float]:
+        """All metrics by name, as loggers show them: ``train/free_energy``, ``train/loss/block1``."""
+        blocks = {f"{name}/block{r.block}": value for r in self.records for name, value in r.metrics.items()}
+        return {f"{self.event}/{name}": value for name, value in {**self.system, **blocks}.items()}
+
     def to_json(self) -> str:
         """The row as a line of ``metrics.jsonl``."""
         names = dict.fromkeys(name for record in self.records for name in record.metrics)

@@ -33,10 +33,9 @@ class TensorBoardLogger(Callback):
 
     def on_step(self, row: StepMetrics) -> None:
         assert self._events is not None, "on_start comes first"
-        blocks = {f"{name}/block{r.block}": value for r in row.records for name, value in r.metrics.items()}
         try:
-            for name, value in {**row.system, **blocks}.items():
-                self._events.add_scalar(f"{row.event}/{name}", value, row.n)
+            for name, value in row.scalars().items():
+                self._events.add_scalar(name, value, row.n)
         except OSError as error:
             _log.warning(f"{self._events.log_dir}: no TensorBoard events of batch {row.n} ({error.strerror})")
 

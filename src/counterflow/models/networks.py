@@ -103,7 +103,8 @@ def _projection(inputs: int, outputs: int, stride: int) -> nn.Module:
 def resnet(config: ResNetConfig, input_shape: tuple[int, ...], classes: int) -> nn.Sequential:
     """Residual network of He et al. (2016) as layers: stem, every residual block, output ``[B, classes]``.
 
-    As in their section 4.2, small images enter through a 3x3 convolution without pooling. Every stage after the first
+    As in their section 4.2, small images enter through a 3x3 convolution without pooling; the stem of ``imagenet`` is
+    that of their table 1, a 7x7 convolution and max pooling. Every stage after the first
     halves the pixels and doubles the channels. ``resnet50`` has bottleneck blocks; ``resnet20`` and ``resnet32`` have
     shortcuts without parameters. torchvision's ReLUs work in place, but only on results of the same layer, never on
     its input.
@@ -113,8 +114,13 @@ def resnet(config: ResNetConfig, input_shape: tuple[int, ...], classes: int) -> 
     kind = Bottleneck if config.name == "resnet50" else BasicBlock
     parameterless = config.name in ("resnet20", "resnet32")
     channels = config.width
-    stem = nn.Conv2d(input_shape[0], channels, 3, config.stride, padding=1, bias=False)
-    network = nn.Sequential(nn.Sequential(stem, nn.BatchNorm2d(channels), nn.ReLU(inplace=True)))
+    imagenet = config.stem == "imagenet"
+    side, stride = (7, 2) if imagenet else (3, config.stride)
+    stem = nn.Conv2d(input_shape[0], channels, side, stride, padding=side // 2, bias=False)
+    entry = nn.Sequential(stem, nn.BatchNorm2d(channels), nn.ReLU(inplace=True))
+    if imagenet:
+        entry.append(nn.MaxPool2d(3, 2, padding=1))
+    network = nn.Sequential(entry)
     for stage, blocks in enumerate(config.stages):
         planes = config.width * 2**stage
         outputs = planes * kind.expansion

@@ -21,9 +21,9 @@ from counterflow.engine.run_context import PreemptedError, RankResult, RunContex
 from counterflow.inference.model_files import ModelFiles
 from counterflow.metrics.block_metrics import BlockMetrics, MetricsCallback
 from counterflow.metrics.callback import Callback
+from counterflow.metrics.loggers import make_logger
 from counterflow.metrics.provenance import digest
 from counterflow.metrics.run_dir import FinishedError
-from counterflow.metrics.tensorboard import TensorBoardLogger
 from counterflow.rank_info import RankInfo
 from counterflow.signals import Signals
 from counterflow.trainer.rank0 import CHECKPOINTS, Rank0Services, ResumePoint, open_run_dir
@@ -179,12 +179,17 @@ def fit(
         comm.all_gather(None, "the end")
         return None
     assert isinstance(begin, ResumePoint)
-    different = [rank for rank, other in enumerate(others, 1) if other[1] != start[1]]
-    if different:
-        comm.close()  # all ranks are here, and the process may fit another network
-        raise ValueError(f"model: rank {different[0]} was given other initial parameters than rank 0")
     if comm.restart_count and point is None:
         begin = _latest(begin, job)
+    different = [rank for rank, other in enumerate(others, 1) if other[1] != start[1]]
+    fault = ""
+    if begin.checkpoint is None and job.resumes:
+        fault = f"run.dir={config.run.dir}: has no whole checkpoint, remove it to begin with model.init anew"
+    elif different and not (job.pretrained and begin.checkpoint is not None):
+        fault = f"model: rank {different[0]} was given other initial parameters than rank 0"
+    if fault:
+        comm.close()  # all ranks are here, and the process may fit another network
+        raise ValueError(fault)
     assert begin.cut is not None, "rank 0 chose one"
     job = replace(job, plan=replace(job.plan, start=begin.batches), cut=tuple(begin.cut))
     engine = build_engine(job)
@@ -212,7 +217,7 @@ def fit(
     with checkpoints, ExitStack() as stack:
         if point is not None:
             if point.directory is not None:
-                callbacks = [*callbacks, TensorBoardLogger()]
+                callbacks = [*callbacks, *map(make_logger, config.run.loggers)]
             services = stack.enter_context(Rank0Services(job, config, point, engine, comm, callbacks))
         try:
             result = engine.run(context)

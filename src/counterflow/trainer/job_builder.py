@@ -1,21 +1,30 @@
 """From a configuration to a `Job`, checked as far as one process can check it alone."""
 
+import logging
+from pathlib import Path
+
 import torch
 from torch import nn
 
 from counterflow import models
 from counterflow.algorithms import LocalAlgorithm, Task
-from counterflow.config import PIPELINES, TrainConfig
+from counterflow.checkpoint import CheckpointDirectory
+from counterflow.config import PIPELINES, RunConfig, TrainConfig
 from counterflow.data import load
 from counterflow.data.batch_loader import BatchLoader, EpochSampler
 from counterflow.data.dataset import Dataset
 from counterflow.engine.job import Job
 from counterflow.engine.runtime import Runtime, disable_malloc_trim, has_bf16_units, intra_op_threads
+from counterflow.models.freezing import freeze
+from counterflow.models.initial_weights import load_initial_weights
 from counterflow.models.partition import block_sizes, profile_layers
 from counterflow.rank_info import RankInfo
 from counterflow.schedule import RunPlan
 from counterflow.schedule.pipeline_schedules import check_microbatches
 from counterflow.topology import Topology
+from counterflow.trainer.rank0 import CHECKPOINTS
+
+_log = logging.getLogger(__name__)
 
 
 def prepare_process(config: TrainConfig) -> None:
@@ -26,6 +35,8 @@ def prepare_process(config: TrainConfig) -> None:
 
 def build_job(config: TrainConfig, network: nn.Sequential, dataset: Dataset, info: RankInfo) -> Job:
     """The run of ``config`` on ``network`` and ``dataset`` as the process ``info`` sees it.
+
+    The network gets the weights of ``model.init``, and its layers ``model.freeze`` are frozen.
 
     Raises:
         ValueError: Something does not fit; one line that names the key, the value and what is allowed.
@@ -47,6 +58,13 @@ def build_job(config: TrainConfig, network: nn.Sequential, dataset: Dataset, inf
         views=config.data.test_views,
         predicts_down=schedule == "free" and config.algorithm.predicts_down,
     )
+    pretrained = config.model.init is not None
+    resumes = pretrained and _goes_on(config.run, plan.batches)
+    if pretrained and not resumes:
+        kept = load_initial_weights(network, config.model)
+        if kept and info.is_main:
+            _log.warning(f"model.init={config.model.init}: {' and '.join(kept)} do not fit it, and start at random")
+    frozen = freeze(network, config.model.freeze)
     task = task_of(dataset)
     layers = profile_layers(network, batches.inputs(0).cpu())
     found, wanted = layers[-1].shape, (*task.label_shape, task.classes)
@@ -76,6 +94,9 @@ def build_job(config: TrainConfig, network: nn.Sequential, dataset: Dataset, inf
         microbatches=config.train.microbatches,
         log_every=config.train.log_every,
         activations=config.run.activations,
+        pretrained=pretrained,
+        resumes=resumes,
+        frozen=frozen,
     )
     if isinstance(config.algorithm, LocalAlgorithm) and job.cut is not None:
         config.algorithm.rule_set(job.rule_context)  # a wrong option of a rule is refused here, not by a run
@@ -88,6 +109,13 @@ def load_job(config: TrainConfig, info: RankInfo = RankInfo()) -> Job:  # noqa: 
     dataset = load(config.data)
     task = task_of(dataset)
     return build_job(config, models.build(config.model, task.input_shape, task.classes, config.seed), dataset, info)
+
+
+def _goes_on(run: RunConfig, batches: int) -> bool:
+    """The run of ``batches`` batches goes on from a checkpoint, unless all are damaged. The same on all ranks."""
+    if run.resume not in ("auto", "never"):
+        return True
+    return run.dir is not None and CheckpointDirectory(Path(run.dir) / CHECKPOINTS).has_complete(batches)
 
 
 def task_of(dataset: Dataset) -> Task:

@@ -19,6 +19,9 @@ from counterflow.metrics.block_metrics import StepMetrics
 from counterflow.metrics.provenance import fingerprint
 from counterflow.trainer.rank0 import ResumePoint
 
+_OF_TRAINING = ("init", "freeze")
+"""Options of a network that say how it was trained, not what it is."""
+
 
 def summarize(
     job: Job,
@@ -114,7 +117,7 @@ def describe(
     if isinstance(job.algorithm, EndToEnd):
         names = job.algorithm.original_state(names)
     return ModelDescription(
-        model=asdict(config.model),
+        model={key: value for key, value in asdict(config.model).items() if key not in _OF_TRAINING},
         algorithm=asdict(config.algorithm),
         cut=list(job.cut or ()),
         input_shape=job.task.input_shape,

@@ -27,6 +27,7 @@ from counterflow.config import (
 from counterflow.data import Source, as_dataset, load
 from counterflow.data.dataset import Dataset
 from counterflow.metrics.callback import Callback
+from counterflow.metrics.loggers import check_installed
 from counterflow.metrics.provenance import digest
 from counterflow.models.custom import check_network
 from counterflow.rank_info import RankInfo
@@ -53,6 +54,8 @@ class Trainer:
         cut: str | Sequence[int] = "flops",
         lag: int | str | None = None,
         seed: int = 1,
+        init: str | Path | None = None,
+        freeze: Sequence[int | str] | None = None,
         schedule: str = "auto",
         device: str = "auto",
         engine: EngineConfig | None = None,
@@ -70,6 +73,10 @@ class Trainer:
             lag: How many batches earlier a target leaves, per hop; ``exact`` is the locked algorithm on one process.
                 None is that of ``engine``.
             seed: Seed of weights, data order, augmentation and dropout.
+            init: File of the weights that training starts with, ``.safetensors``, ``.pt`` or ``.pth``. An output layer
+                of another shape, as for other classes, starts at random.
+            freeze: Layers that do not learn, by index or by name. They compute as in evaluation: batch norm with the
+                statistics that it has, and no dropout. Like ``init``, None is what options of a network say.
             schedule: ``auto``; for end-to-end references also ``gpipe``, ``1f1b``, ``interleaved1f1b``, ``zbv`` and
                 ``naive``.
             device: ``auto``, ``cpu`` or ``cuda``.
@@ -85,6 +92,8 @@ class Trainer:
         self.optimizer = optimizer if optimizer is not None else AdamW()
         self.blocks = blocks
         self.cut: Any = cut if isinstance(cut, str) else list(cut)
+        self.init = init
+        self.freeze = freeze
         self.seed = seed
         self.schedule = schedule
         self.device = device
@@ -116,6 +125,7 @@ class Trainer:
         activations: int = 0,
         experiment: str | None = None,
         scale: str = "full",
+        loggers: Sequence[str] = ("tensorboard",),
         callbacks: Sequence[Callback] = (),
         control: ProcessControl | None = None,
     ) -> FitResult:
@@ -151,6 +161,7 @@ class Trainer:
             activations: Save the activations of every block for so many test samples; needs ``run_dir``.
             experiment: Name of the experiment, for reports.
             scale: Size of the experiment, for reports: ``smoke``, ``cpu`` or ``full``.
+            loggers: Where the metrics of a run with ``run_dir`` go, too: ``tensorboard``, ``wandb``, or nowhere.
             callbacks: Reactions of rank 0.
             control: How signals and restarts reach the run; used by the command line.
 
@@ -207,8 +218,10 @@ class Trainer:
                 resume=resume,
                 experiment=experiment,
                 activations=activations,
+                loggers=list(loggers),
             ),
         )
+        check_installed(config.run.loggers)
         info = RankInfo.from_env()
         prepare_process(config)
         if isinstance(train, DataConfig):
@@ -219,11 +232,16 @@ class Trainer:
         return connect_and_fit(job, config, info, callbacks, control or ProcessControl())
 
     def _model_config(self) -> ModelConfig:
+        given: dict[str, Any] = {"cut": self.cut}
+        if self.init is not None:
+            given["init"] = str(self.init)
+        if self.freeze is not None:
+            given["freeze"] = list(self.freeze)
         if isinstance(self.model, ModelConfig):
-            return replace(self.model, cut=self.cut)
+            return replace(self.model, **given)
         if isinstance(self.model, nn.Module):
-            return OwnModelConfig(cut=self.cut, target=type(self.model).__name__, digest=digest(self.model).hex())
-        return OwnModelConfig(cut=self.cut, target=_name_of(self.model))
+            return OwnModelConfig(target=type(self.model).__name__, digest=digest(self.model).hex(), **given)
+        return OwnModelConfig(target=_name_of(self.model), **given)
 
     def _network(self, dataset: Dataset) -> nn.Sequential:
         if isinstance(self.model, ModelConfig):

@@ -135,7 +135,7 @@ WANTED = "must hold train/ and test/ with a folder for each class, or one .npz f
 
 
 def test_other_roots(tmp_path, images):
-    assert_refused(config(tmp_path / "nowhere"), f"{WANTED}neither")
+    assert_refused(config(tmp_path / "nowhere"), "nowhere: is not there")
     assert_refused(config(tmp_path), f"{WANTED}neither")
     tree(tmp_path, {"train": images["train"]})
     assert_refused(config(tmp_path), f"{WANTED}train/")
@@ -157,6 +157,23 @@ def test_npz(tmp_path, images, save, dtype):
         content[name] = content[name].astype(dtype)
     save(tmp_path / "any name.npz", **content, more=np.zeros(3))
     check(load(config(tmp_path)), images)
+
+
+def test_root_that_is_the_npz_itself(tmp_path, images):
+    tree(tmp_path, images)  # beside it, so that the folder alone would be refused
+    np.savez(tmp_path / "mine.npz", **arrays(images))
+    check(load(config(tmp_path / "mine.npz")), images)
+
+
+def test_root_that_is_another_file(tmp_path, images):
+    other = tmp_path / "mine.csv"
+    other.write_text("1,2")
+    assert_refused(config(other), "mine.csv: must be a folder or an .npz file")
+    damaged = tmp_path / "mine.npz"
+    damaged.write_text("1,2")
+    assert_refused(config(damaged), "mine.npz cannot be read: ")
+    np.savez(damaged, train_images=arrays(images)["train_images"])
+    assert_refused(config(damaged), "mine.npz has no train_labels: must have train_images, ")
 
 
 def test_npz_of_grey_images_without_channels(tmp_path, images):

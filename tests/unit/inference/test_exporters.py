@@ -3,8 +3,10 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +14,28 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from counterflow.inference.exporters import export
+from counterflow.config import ResNet50Config, ResNetConfig
+from counterflow.inference.exporters import export, torchvision_resnet
+from counterflow.inference.model_files import ModelDescription
 from counterflow.inference.predictor import Normalisation, Predictor
+from counterflow.models.networks import resnet
 
+DESCRIBED = ModelDescription(
+    model={"name": "mlp"},
+    algorithm={"name": "bp"},
+    cut=[1],
+    input_shape=[1, 4, 3],
+    input_type="uint8",
+    mean=[100.0],
+    std=[50.0],
+    label_shape=[],
+    class_names=["left", "right"],
+    parameters=[],
+    unused=[],
+    exits=[1],
+    predicts_down=False,
+    fingerprint="f",
+)
 WITH_TORCH_ALONE = """
 import sys, json, torch
 class Counterflow:  # whatever imports it fails
@@ -40,7 +61,7 @@ def convolutional() -> Predictor:
 
 
 def test_safetensors_hold_the_weights_and_what_inputs_and_outputs_mean(images: Predictor, tmp_path: Path) -> None:
-    export(images, tmp_path / "x.safetensors", "safetensors")
+    export(images, tmp_path / "x.safetensors", "safetensors", DESCRIBED)
     with safe_open(tmp_path / "x.safetensors", "pt") as file:
         assert list(file.keys()) == ["1.weight"]
         assert torch.equal(file.get_tensor("1.weight"), images.network[1].weight)
@@ -56,7 +77,7 @@ def test_safetensors_hold_the_weights_and_what_inputs_and_outputs_mean(images: P
 @pytest.mark.slow
 def test_pt2_runs_with_torch_alone(tmp_path: Path) -> None:
     predictor = convolutional()
-    assert "differ by at most" in export(predictor, tmp_path / "x.pt2", "pt2")
+    assert "differ by at most" in export(predictor, tmp_path / "x.pt2", "pt2", DESCRIBED)
     inputs = predictor.random_inputs(7)
     torch.save(inputs, tmp_path / "inputs.pt")
     command = [sys.executable, "-c", WITH_TORCH_ALONE, str(tmp_path / "x.pt2"), str(tmp_path / "inputs.pt")]
@@ -74,7 +95,7 @@ def test_onnx_runs_in_onnxruntime(tmp_path: Path) -> None:
     import onnxruntime
 
     predictor = convolutional()
-    assert "onnxruntime" in export(predictor, tmp_path / "x.onnx", "onnx")
+    assert "onnxruntime" in export(predictor, tmp_path / "x.onnx", "onnx", DESCRIBED)
     session = onnxruntime.InferenceSession(tmp_path / "x.onnx")
     for size in (1, 7):
         inputs = predictor.random_inputs(size)
@@ -97,13 +118,13 @@ def test_an_export_that_computes_something_else_is_refused(
     with pytest.raises(
         ValueError, match=r"^torch.export computes other scores: they differ by 0.001 for a batch of 1$"
     ):
-        export(images, tmp_path / "x.pt2", "pt2")
+        export(images, tmp_path / "x.pt2", "pt2", DESCRIBED)
     assert not list(tmp_path.iterdir())
 
 
 def test_an_unknown_format_is_refused(images: Predictor, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"^format=hdf5: allowed are safetensors, pt2, onnx"):
-        export(images, tmp_path / "x", "hdf5")
+    with pytest.raises(ValueError, match=r"^format=hdf5: allowed are safetensors, pt2, onnx, torchvision"):
+        export(images, tmp_path / "x", "hdf5", DESCRIBED)
 
 
 def test_a_missing_package_is_named(images: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,4 +132,54 @@ def test_a_missing_package_is_named(images: Predictor, tmp_path: Path, monkeypat
     with pytest.raises(
         ValueError, match=r"^format=onnx: needs onnx and onnxscript: pip install 'counterflow\[onnx\]'$"
     ):
-        export(images, tmp_path / "x.onnx", "onnx")
+        export(images, tmp_path / "x.onnx", "onnx", DESCRIBED)
+
+
+RESNET = {"name": "resnet18", "stages": [1, 1, 1, 1], "width": 64, "stem": "small", "stride": 1}
+
+
+@pytest.mark.parametrize(
+    ("config", "options"),
+    [
+        (ResNetConfig(stages=[1, 2, 1, 1]), {"name": "resnet18", "stages": [1, 2, 1, 1], "stem": "small", "stride": 1}),
+        (ResNetConfig(stages=[1, 1, 1, 1], stem="imagenet"), {**RESNET, "stem": "imagenet"}),
+        (
+            ResNet50Config(stages=[1, 1, 1, 2], stride=2),
+            {**RESNET, "name": "resnet50", "stages": [1, 1, 1, 2], "stride": 2},
+        ),
+    ],
+)
+def test_torchvisions_own_class_computes_the_same(
+    config: ResNetConfig, options: dict[str, Any], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    network = resnet(config, (3, 16, 16), 4)
+    for module in network.modules():  # as after training
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean, -0.1, 0.1)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+    norm = Normalisation([100.0] * 3, [50.0] * 3)
+    predictor = Predictor(network, nn.Identity(), norm, list("abcd"), (3, 16, 16), torch.uint8).eval()
+    described = replace(DESCRIBED, model={"width": 64, **options}, input_shape=[3, 16, 16], class_names=list("abcd"))
+    checked = export(predictor, tmp_path / "x.pth", "torchvision", described)
+    assert ("maxpool is an Identity" in checked) == (config.stem == "small")
+    theirs = torchvision_resnet(described)
+    theirs.load_state_dict(torch.load(tmp_path / "x.pth", weights_only=True))
+    inputs = predictor.random_inputs(5)
+    torch.testing.assert_close(theirs.eval()(norm(inputs)), predictor(inputs), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"model": {"name": "mlp"}}, "is for model=resnet18 and resnet50"),
+        ({"model": {**RESNET, "width": 32}}, "is for model=resnet18 and resnet50"),
+        ({"model": {**RESNET, "stages": [1, 1, 1]}}, "is for model=resnet18 and resnet50"),
+        ({"model": RESNET, "unused": ["5.2.weight"]}, "is for networks that predict by their own output layer"),
+    ],
+)
+def test_networks_that_are_not_torchvisions_are_refused(
+    images: Predictor, tmp_path: Path, change: dict[str, Any], error: str
+) -> None:
+    with pytest.raises(ValueError, match=f"^format=torchvision: {error}"):
+        export(images, tmp_path / "x.pth", "torchvision", replace(DESCRIBED, **change))
