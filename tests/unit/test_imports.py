@@ -29,6 +29,7 @@ MAY_IMPORT = {
     "config": set[str](),
     "rank_info": set[str](),
     "signals": set[str](),
+    "plot_style": set[str](),
     "checkpoint": set[str](),
     "schedule": {"message", "topology"},
     "transport": {"message", "topology", "rank_info"},
@@ -36,18 +37,19 @@ MAY_IMPORT = {
     "models": {"config", "seeding"},
     "algorithms": {"config", "seeding", "data", "models"},
     "metrics": {"checkpoint"},
-    "trace": {"checkpoint", "transport"},
+    "trace": {"checkpoint", "transport", "plot_style"},
     "engine": VALUES | {"schedule", "transport", "data", "models", "algorithms", "metrics", "checkpoint", "trace"},
     "recovery": {"message", "topology", "signals", "transport"},
     "trainer": VALUES
     | {"schedule", "transport", "data", "models", "algorithms", "metrics", "checkpoint", "trace", "engine"}
     | {"signals", "recovery"},
     "cli": VALUES | {"transport", "algorithms", "metrics", "engine", "signals", "recovery", "trainer"},
-    "report": {"metrics", "cli"},  # reads files alone
+    "report": {"metrics", "cli", "plot_style"},  # reads files alone
     "doctor": {"message", "topology", "rank_info", "transport", "metrics", "cli"},
     "planner": VALUES | {"schedule", "models", "algorithms", "engine", "trainer", "cli"},
     "bench": VALUES
-    | {"schedule", "transport", "data", "algorithms", "metrics", "checkpoint", "trace", "engine", "trainer", "cli"},
+    | {"schedule", "transport", "data", "algorithms", "metrics", "checkpoint", "trace", "engine", "trainer", "cli"}
+    | {"plot_style"},
     "__main__": {"cli"},
 }
 WITHOUT_TENSORS = ("message", "topology", "seeding", "schedule", "config", "rank_info")

@@ -1,7 +1,4 @@
-"""Line plots of accuracies and losses, and the style of all plots.
-
-There is one colour an algorithm, text can be read at 800 pixels, and files are a function of the data alone.
-"""
+"""Line plots of accuracies and losses. There is one colour an algorithm, and files are a function of the data alone."""
 
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -17,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
+from counterflow.plot_style import ALGORITHMS, BROWN, PURPLE, RED, SKY, STYLE, WIDTH
 from counterflow.report.groups import (
     BASELINE,
     NAMES,
@@ -29,31 +27,13 @@ from counterflow.report.groups import (
     main_accuracy,
 )
 
-_COLOURS = {"bp": "#404040", "fa": "#e69f00", "predsim": "#009e73", "al": "#cc79a7", "bll": "#0072b2"}
-_OTHERS = ("#d55e00", "#56b4e9", "#8c6d31", "#7b4173")
+_OTHERS = (RED, SKY, BROWN, PURPLE)
 _LINES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
 _MARKERS = "osD^vP*X"
-_WIDTH = 8.0
 _LEGEND_LETTERS = 95
 """Letters that fit beside each other in a legend over the whole width."""
 _LEGEND_LINE = 8
 """Width of the line beside a text, in letters."""
-
-_STYLE: Any = {
-    "font.size": 10,
-    "axes.titlesize": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e4e4e4",
-    "grid.linewidth": 0.6,
-    "axes.axisbelow": True,
-    "lines.linewidth": 1.6,
-    "lines.markersize": 5,
-    "legend.frameon": False,
-    "savefig.dpi": 150,
-    "svg.hashsalt": "counterflow",
-}
 
 _Line = tuple[str | None, Mapping[str, Any], pd.DataFrame]
 """Text in the legend, style, and ``STATISTICS`` by x."""
@@ -65,7 +45,7 @@ _OFFSETS = [(dx, dy) for dy, dx in product((0, 11, -11, 22, -22, 33, -33, 44, -4
 
 def save(draw: Callable[[], Figure], path: Path) -> None:
     """Write ``path`` as PNG and as SVG, whose bytes are a function of the data alone."""
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure = draw()
         figure.savefig(path.with_suffix(".png"), metadata={"Software": None})
         figure.savefig(path.with_suffix(".svg"), metadata={"Date": None, "Creator": None})
@@ -74,7 +54,7 @@ def save(draw: Callable[[], Figure], path: Path) -> None:
 def subplots(count: int, columns: int, height: float, **shared: Any) -> tuple[Figure, Sequence[Axes]]:
     """A figure of ``count`` axes in rows of ``columns``, each ``height`` inches high."""
     rows = math.ceil(count / columns)
-    figure = Figure(figsize=(_WIDTH, rows * height), layout="constrained")
+    figure = Figure(figsize=(WIDTH, rows * height), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, **shared).flatten()
     for axis in axes[count:]:
         axis.remove()
@@ -83,7 +63,7 @@ def subplots(count: int, columns: int, height: float, **shared: Any) -> tuple[Fi
 
 def colour(algorithm: str) -> str:
     """The same in every plot; for an algorithm without a colour above, a function of its name."""
-    return _COLOURS.get(algorithm) or _OTHERS[sum(algorithm.encode()) % len(_OTHERS)]
+    return ALGORITHMS.get(algorithm) or _OTHERS[sum(algorithm.encode()) % len(_OTHERS)]
 
 
 def shade(algorithm: str, k: int, blocks: int) -> tuple[float, ...]:
