@@ -37,6 +37,7 @@ _LEGEND_LINE = 8
 
 _Line = tuple[str | None, Mapping[str, Any], pd.DataFrame]
 """Text in the legend, style, and ``STATISTICS`` by x."""
+MILLION = 1e6
 _HEIGHT = 4.2
 _PANEL_HEIGHT = 3.0
 _OFFSETS = [(dx, dy) for dy, dx in product((0, 11, -11, 22, -22, 33, -33, 44, -44), (7, -7))]
@@ -187,6 +188,25 @@ def accuracy_by_cost(groups: Sequence[ConfigGroup]) -> Figure:
     axis.margins(x=0.12, y=0.15)
     _label_points(figure, axis, list(results["mean"].items()), labels(known))
     return figure
+
+
+def accuracy_by_exit(groups: Sequence[ConfigGroup]) -> Figure:
+    """A line a group, a point a block at which a prediction can end."""
+    accuracy = main_accuracy(groups)
+    lines = [
+        (name, style, accuracy.of_exits(group).droplevel("block").rename(index=lambda flops: flops / MILLION))
+        for group, name, style in zip(groups, labels(groups), line_styles(groups), strict=True)
+    ]
+    figure, axis = _accuracy_plot(accuracy, None, lines)
+    axis.set(xlabel="FLOPs of predicting a sample [millions]", xlim=(0, None))
+    return figure
+
+
+def with_exits(groups: Sequence[ConfigGroup]) -> Sequence[ConfigGroup]:
+    """The groups whose predictions can end at a block; none unless one of them has several such blocks."""
+    accuracy = main_accuracy(groups)
+    counts = [len(accuracy.of_exits(group)) for group in groups]
+    return [group for group, count in zip(groups, counts, strict=True) if count] if max(counts) > 1 else []
 
 
 def costs_vary(groups: Sequence[ConfigGroup]) -> bool:

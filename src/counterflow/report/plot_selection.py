@@ -12,6 +12,7 @@ from counterflow.report.groups import Comparison, ConfigGroup, beside_backprop, 
 from counterflow.report.line_plots import (
     accuracy_by_blocks,
     accuracy_by_cost,
+    accuracy_by_exit,
     accuracy_by_layers,
     associated_losses,
     block_accuracies,
@@ -21,6 +22,7 @@ from counterflow.report.line_plots import (
     metric_curves,
     plain_backprop,
     varies,
+    with_exits,
 )
 
 _Groups = Sequence[ConfigGroup]
@@ -95,6 +97,12 @@ _BY_BLOCKS: Sequence[_Kind] = [
         f"Accuracy of every block by itself after training{{}}. {_SPREAD}",
         lambda groups: groups if blocks_predict(groups) else (),
         block_accuracies,
+    ),
+    (
+        "exits",
+        f"Accuracy against FLOPs of predictions that end at a block, from the lowest to the top{{}}. {_SPREAD}",
+        with_exits,
+        accuracy_by_exit,
     ),
 ]
 
