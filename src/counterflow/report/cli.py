@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from counterflow.cli.console import ArgumentParser
+from counterflow.report.content import Report
 from counterflow.report.document import write_report
 from counterflow.report.groups import compare
 from counterflow.report.runs import find_runs, read_run
@@ -26,13 +27,13 @@ def main(arguments: Sequence[str]) -> int:
         finished, unfinished = find_runs(options.runs)
         if not finished:
             raise ValueError(f"{', '.join(map(str, options.runs))}: no run has finished")
-        write_report(
-            options.out,
+        report = Report(
             options.title,
             command=shlex.join(["python", "launch/report.py", *arguments]),
             comparisons=compare(map(read_run, finished)),
             unfinished=unfinished,
         )
+        write_report(options.out, report)
     except (ValueError, OSError) as error:
         parser.error(f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error))
     print(options.out / "report.md")

@@ -64,7 +64,7 @@ def test_where_numbers_come_from(report: tuple[Path, Path]) -> None:
     runs, out = report
     text = (out / "report.md").read_text()
     for fact in (
-        "preset: `experiment=table1 scale=cpu`",
+        "preset: experiment=table1 scale=cpu",
         "commit: c0ffee, f00d-dirty",
         "torch: 2.11.0",
         "torchvision: 0.26.0",

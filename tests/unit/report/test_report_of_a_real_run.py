@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from counterflow.report.document import table
 from counterflow.report.groups import compare
 from counterflow.report.plot_selection import plots
 from counterflow.report.runs import read_run
+from counterflow.report.tables import table
 from tests.helpers.runs import SMALL, configuration, train_rank
 
 TINY = ("model.width=8", "train.steps=10", "data.validation=0.2")
