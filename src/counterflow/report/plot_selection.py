@@ -9,6 +9,14 @@ from matplotlib.figure import Figure
 
 from counterflow.report.activation_plots import class_distances, first_activations, layer_embeddings
 from counterflow.report.groups import Comparison, ConfigGroup, beside_backprop, partition
+from counterflow.report.line_data import (
+    blocks_predict,
+    costs_vary,
+    plain_backprop,
+    varies,
+    with_curves,
+    with_exits,
+)
 from counterflow.report.line_plots import (
     accuracy_by_blocks,
     accuracy_by_cost,
@@ -16,13 +24,7 @@ from counterflow.report.line_plots import (
     accuracy_by_layers,
     associated_losses,
     block_accuracies,
-    blocks_predict,
-    costs_vary,
     learning_curves,
-    metric_curves,
-    plain_backprop,
-    varies,
-    with_exits,
 )
 
 _Groups = Sequence[ConfigGroup]
@@ -68,15 +70,13 @@ _BY_BLOCKS: Sequence[_Kind] = [
     (
         "curves",
         "Accuracy on held-out data during training{}: mean over seeds, with a band of a standard deviation.",
-        lambda groups: [
-            g for g in groups if any(len(curve) > 1 for curve in metric_curves(g, "validation", "accuracy"))
-        ],
+        lambda groups: with_curves(groups, "validation", "accuracy"),
         learning_curves,
     ),
     (
         "associated-loss",
         "Associated loss of every layer during training{}, mean over seeds.",
-        lambda groups: [g for g in groups if any(len(curve) > 1 for curve in metric_curves(g, "train", "associated"))],
+        lambda groups: with_curves(groups, "train", "associated"),
         associated_losses,
     ),
     (

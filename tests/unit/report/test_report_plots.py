@@ -26,10 +26,10 @@ from counterflow.report.line_plots import (
     accuracy_by_layers,
     associated_losses,
     block_accuracies,
-    colour,
     learning_curves,
     save,
 )
+from counterflow.report.line_styles import colour
 from counterflow.report.plot_selection import plots
 from counterflow.report.runs import read_run
 
