@@ -176,6 +176,15 @@ def test_only_command_lines_know_hydra() -> None:
     assert found <= KNOWS_HYDRA
 
 
+def test_only_the_page_of_a_report_knows_bokeh() -> None:
+    """Bokeh may be missing: the command line of the report alone loads what imports it."""
+    extra = {"bokeh", "jinja2"}
+    page = {name for name, path in modules().items() if extra & {i.split(".")[0] for i in imports(path)}}
+    assert page == {f"counterflow.report.{name}" for name in ("page", "interactive_plots", "run_table")}
+    users = {name for name in modules() if imported_modules(name) & page}
+    assert users - page == {"counterflow.report.cli"}
+
+
 def test_no_cycles() -> None:
     try:
         TopologicalSorter({name: imported_modules(name) - {name} for name in modules()}).prepare()

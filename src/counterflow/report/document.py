@@ -23,9 +23,11 @@ def write_report(folder: Path, report: Report) -> None:
         (folder / FIGURES / f"{name}.{ending}").unlink(missing_ok=True)
     lines = [f"# {report.title}", f"Of {report.count}; made by\n\n```\n{report.command}\n```", READING]
     for comparison in report.comparisons:
-        shown = list(plots(comparison))
-        for plot in shown:
-            save(plot.draw, folder / FIGURES / plot.name)
+        shown = []
+        for plot in plots(comparison):
+            if plot.draw is not None:
+                save(plot.draw, folder / FIGURES / plot.name)
+                shown.append(plot)
         lines += [f"## {comparison.title}", *_section(comparison.runs, table(comparison), shown)]
     if report.left_out:
         lines.append("## Left out")

@@ -16,7 +16,7 @@ from matplotlib.transforms import Bbox
 from counterflow.plot_style import STYLE, WIDTH
 from counterflow.report.groups import ConfigGroup, labels
 from counterflow.report.line_data import LinePlot, by_block, by_blocks, by_cost, by_exit, by_layers, metric_curves
-from counterflow.report.line_styles import line_styles, shade
+from counterflow.report.line_styles import line_styles, shade, shades_text
 
 _LEGEND_LETTERS = 95
 """Letters that fit beside each other in a legend over the whole width."""
@@ -197,7 +197,7 @@ def _draw_blocks(axis: Axes, group: ConfigGroup, curves: Sequence[pd.DataFrame],
     count = len(curves)
     for k, curve in enumerate(curves, 1):
         axis.plot(curve["mean"], color=shade(group.first["algorithm"], k, count), linewidth=1.8 if k == count else 0.9)
-    axis.set_title(f"{name}: {kind}s 1 (light) to {count} (dark)" if count > 1 else f"{name}: one {kind}", loc="left")
+    axis.set_title(shades_text(name, kind, count), loc="left")
 
 
 def _label_points(figure: Figure, axis: Axes, points: Sequence[tuple[float, float]], texts: Sequence[str]) -> None:

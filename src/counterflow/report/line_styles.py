@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
-from matplotlib.colors import to_rgb
+from matplotlib.colors import to_hex, to_rgb
 
 from counterflow.plot_style import ALGORITHMS, BROWN, PURPLE, RED, SKY
 from counterflow.report.groups import ConfigGroup
@@ -19,10 +19,16 @@ def colour(algorithm: str) -> str:
     return ALGORITHMS.get(algorithm) or _OTHERS[sum(algorithm.encode()) % len(_OTHERS)]
 
 
-def shade(algorithm: str, k: int, blocks: int) -> tuple[float, ...]:
+def shade(algorithm: str, k: int, blocks: int) -> str:
     """Colour of block k of ``blocks``: the top has the algorithm's, those below are lighter."""
     share = 0.3 + 0.7 * (k / blocks)
-    return tuple(1 - share * (1 - channel) for channel in to_rgb(colour(algorithm)))
+    red, green, blue = to_rgb(colour(algorithm))
+    return to_hex((1 - share * (1 - red), 1 - share * (1 - green), 1 - share * (1 - blue)))
+
+
+def shades_text(name: str, kind: str, count: int) -> str:
+    """Title of a plot with a shade for each of ``count`` blocks or layers, the ``kind``, of the group ``name``."""
+    return f"{name}: {kind}s 1 (light) to {count} (dark)" if count > 1 else f"{name}: one {kind}"
 
 
 def line_styles(groups: Sequence[ConfigGroup]) -> Sequence[Mapping[str, Any]]:

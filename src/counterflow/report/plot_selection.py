@@ -28,9 +28,9 @@ from counterflow.report.line_plots import (
 )
 
 _Groups = Sequence[ConfigGroup]
-_Kind = tuple[str, str, Callable[[_Groups], _Groups], Callable[[_Groups], Figure]]
+_Kind = tuple[str, str, Callable[[_Groups], _Groups], Callable[[_Groups], Figure] | None]
 """Name, caption with ``{}`` for the data, the model and the blocks, selection of the groups that it can show (none if
-there is nothing to see), and drawing of them."""
+there is nothing to see), and drawing of them (None for plots of ``index.html`` alone)."""
 _SPREAD = "Error bars are a standard deviation over seeds."
 
 
@@ -41,7 +41,8 @@ class Plot:
     caption: str
     groups: _Groups
     """Groups whose runs it shows."""
-    draw: Callable[[], Figure]
+    kind: str
+    draw: Callable[[], Figure] | None
 
 
 _BY_MODEL: Sequence[_Kind] = [
@@ -72,6 +73,13 @@ _BY_BLOCKS: Sequence[_Kind] = [
         "Accuracy on held-out data during training{}: mean over seeds, with a band of a standard deviation.",
         lambda groups: with_curves(groups, "validation", "accuracy"),
         learning_curves,
+    ),
+    (
+        "loss",
+        "Loss of every block during training{}: of single batches, mean over seeds. Each rule has a loss of its own; "
+        "only curves of one rule can be compared.",
+        lambda groups: with_curves(groups, "train", "loss"),
+        None,
     ),
     (
         "associated-loss",
@@ -117,7 +125,8 @@ def plots(comparison: Comparison) -> Iterator[Plot]:
                 name = f"{comparison.slug}-{kind}{suffix}"
                 names[name] += 1
                 number = f"-{names[name]}" if names[name] > 1 else ""
-                yield Plot(name + number, caption.format(where), shown, partial(draw, shown))
+                drawing = partial(draw, shown) if draw else None
+                yield Plot(name + number, caption.format(where), shown, kind, drawing)
 
 
 def _sections(comparison: Comparison) -> Iterator[tuple[Sequence[_Kind], str, str, _Groups]]:

@@ -98,9 +98,9 @@ def option_texts(groups: Sequence[ConfigGroup]) -> Sequence[str]:
     ]
 
 
-def mean_text(mean: float, deviation: float) -> str:
-    """Two digits behind the point; no deviation if it is NaN."""
-    return f"{mean:.2f}" if pd.isna(deviation) else f"{mean:.2f} ± {deviation:.2f}"
+def mean_text(mean: float, deviation: float, form: str = ".2f") -> str:
+    """Both as ``form`` says; no deviation if it is NaN."""
+    return f"{mean:{form}}" if pd.isna(deviation) else f"{mean:{form}} ± {deviation:{form}}"
 
 
 def _texts(values: pd.Series, text: str) -> Sequence[str]:
