@@ -10,7 +10,7 @@ _COMMANDS = {
     "plan": ("counterflow.planner.cli", "choose blocks, cut, lag and depth for a set of machines"),
     "bench": ("counterflow.bench.cli", "measure cases side by side"),
     "doctor": ("counterflow.doctor.cli", "check a machine before a run"),
-    "report": ("counterflow.report.cli", "write tables and figures of finished runs"),
+    "report": ("counterflow.report.cli", "write tables, figures and a page of finished runs"),
 }
 _USAGE = """\
 usage: counterflow COMMAND [OPTIONS]
