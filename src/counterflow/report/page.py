@@ -37,17 +37,19 @@ class _Embedded(NamedTuple):
 
 def write_page(folder: Path, report: Report) -> None:
     """Make ``folder/index.html`` from the runs, and from the files of ``document.write_report``."""
-    template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(_TEMPLATE.read_text())
+    template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
+        _TEMPLATE.read_text(encoding="utf-8")
+    )
     runs = [run for comparison in report.comparisons for run in comparison.runs]
     html = template.render(
         report=report,
         reading=READING,
         bokeh=_RESOURCES.render_js(),
-        runs=_embedded("", "runs", run_table(report.comparisons)),
+        runs=_embedded("", "run-table", run_table(report.comparisons)),
         sections=[_section(folder, comparison) for comparison in report.comparisons],
         timelines=[*_timelines(folder, runs)],
     )
-    (folder / "index.html").write_text(html)
+    (folder / "index.html").write_text(html, encoding="utf-8")
 
 
 def _section(folder: Path, comparison: Comparison) -> dict[str, Any]:

@@ -69,7 +69,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="module")
 def page(report: tuple[Path, Path]) -> Page:
-    return Page((report[1] / "index.html").read_text())
+    return Page((report[1] / "index.html").read_text(encoding="utf-8"))
 
 
 def test_it_needs_nothing_but_itself(page: Page) -> None:
@@ -82,7 +82,8 @@ def test_it_needs_nothing_but_itself(page: Page) -> None:
 
 
 def test_links_lead_somewhere(page: Page, report: tuple[Path, Path]) -> None:
-    anchors = {name for _, name in page.attributes("id")}
+    anchors = [name for _, name in page.attributes("id")]
+    assert len(anchors) == len(set(anchors))
     for tag, url in page.attributes("href"):
         if tag == "a" and url.startswith("#"):
             assert url[1:] in anchors
@@ -92,7 +93,7 @@ def test_links_lead_somewhere(page: Page, report: tuple[Path, Path]) -> None:
 
 
 def test_every_run_is_in_the_table_with_the_numbers_of_its_summary(page: Page, report: tuple[Path, Path]) -> None:
-    (table,) = sources(page.embedded()["runs"])
+    (table,) = sources(page.embedded()["run-table"])
     assert sorted(table["run"]) == ["bll-1", "bll-2", "bp", "other"]
     for i, name in enumerate(table["run"]):
         summary = json.loads((report[0] / name / "summary.json").read_text())
@@ -165,10 +166,10 @@ def test_texts_of_runs_are_not_taken_for_html(tmp_path: Path, make_run: MakeRun)
     name = "</script><img src=x onerror=alert(1)>"
     path = make_run("1", options={"model.name": name})
     main([str(path), "--out", str(tmp_path / "out")])
-    page = Page((tmp_path / "out" / "index.html").read_text())
+    page = Page((tmp_path / "out" / "index.html").read_text(encoding="utf-8"))
     assert "img" not in {tag for tag, _ in page.elements}
     assert name in page.text
-    assert sources(page.embedded()["runs"])[0]["model"] == [name]
+    assert sources(page.embedded()["run-table"])[0]["model"] == [name]
 
 
 def test_plots_without_data_to_point_at_are_images(tmp_path: Path, make_run: MakeRun) -> None:
@@ -176,7 +177,7 @@ def test_plots_without_data_to_point_at_are_images(tmp_path: Path, make_run: Mak
     blocks = [np.random.default_rng(0).normal(size=(12, 4)) for _ in range(2)]
     path = make_run("1", blocks=2, activations=blocks, labels=labels)
     main([str(path), "--out", str(tmp_path / "out")])
-    page = Page((tmp_path / "out" / "index.html").read_text())
+    page = Page((tmp_path / "out" / "index.html").read_text(encoding="utf-8"))
     images = [b64decode(url.partition(",")[2]) for _, url in page.attributes("src")]
     figures = tmp_path / "out" / "figures"
     assert images == [(figures / f"table1-cpu-{kind}.svg").read_bytes() for kind in ("distances", "tsne")]

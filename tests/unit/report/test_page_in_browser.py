@@ -58,7 +58,7 @@ def page(request: pytest.FixtureRequest, page_file: Path, events: list[str]) -> 
         page.on("console", lambda said: None if said.type in ("log", "info") else events.append(said.text))
         page.on("pageerror", lambda error: events.append(str(error)))
         page.goto(page_file.as_uri())
-        page.locator("#runs .slick-row").first.wait_for()
+        page.locator("#run-table .slick-row").first.wait_for()
         yield page
         browser.close()
 
@@ -67,20 +67,20 @@ def column(page: Page, heading: Locator) -> list[str]:
     """Texts of the cells below a heading, from top to bottom."""
     left = heading.bounding_box()
     assert left is not None
-    cells = [(cell.bounding_box(), cell.inner_text()) for cell in page.locator("#runs .slick-cell").all()]
+    cells = [(cell.bounding_box(), cell.inner_text()) for cell in page.locator("#run-table .slick-cell").all()]
     below = [(box["y"], text) for box, text in cells if box and abs(box["x"] - left["x"]) < 9]
     return [text for _, text in sorted(below)]
 
 
 def test_a_click_on_a_heading_sorts(page: Page) -> None:
-    heading = page.locator("#runs .slick-header-column", has_text="test accuracy [%]")
+    heading = page.locator("#run-table .slick-header-column", has_text="test accuracy [%]")
     heading.scroll_into_view_if_needed()
     assert column(page, heading) == ["95.00", "90.00", "", "8.50"]
     heading.click()
-    page.locator("#runs .slick-sort-indicator-asc").wait_for()
+    page.locator("#run-table .slick-sort-indicator-asc").wait_for()
     assert column(page, heading) == ["8.50", "90.00", "95.00", ""]
     heading.click()
-    page.locator("#runs .slick-sort-indicator-desc").wait_for()
+    page.locator("#run-table .slick-sort-indicator-desc").wait_for()
     assert [text for text in column(page, heading) if text] == ["95.00", "90.00", "8.50"]
 
 
