@@ -1,4 +1,4 @@
-"""Report: ``python launch/report.py RUNS.. [--out DIR] [--title TEXT]``, tables and plots of finished runs."""
+"""Report: ``python launch/report.py RUNS.. [--out DIR] [--title TEXT]``, tables, plots and a page."""
 
 import sys
 

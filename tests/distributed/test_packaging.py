@@ -1,4 +1,4 @@
-"""The configuration composes alike in a checkout, in an editable install and from a wheel."""
+"""Wheels hold all files; the configuration composes alike in a checkout, in an editable install and from a wheel."""
 
 import json
 import shutil
@@ -61,6 +61,7 @@ def test_checkout_editable_install_and_wheel_compose_alike(tmp_path: Path) -> No
     assert sorted(path.relative_to(unpacked / "counterflow" / "conf") for path in unpacked.rglob("*.yaml")) == sorted(
         path.relative_to(ROOT / "conf") for path in (ROOT / "conf").rglob("*.yaml")
     )
+    assert (unpacked / "counterflow" / "report" / "page.html").is_file()
     from_wheel, folder = composed(unpacked, tmp_path)
     assert folder == str(unpacked / "counterflow" / "conf")
     from_checkout, folder = composed(ROOT / "src", tmp_path)

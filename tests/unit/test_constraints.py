@@ -14,8 +14,12 @@ from tests.helpers.sources import tree
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 RUNTIME = [Requirement(text) for text in PROJECT["dependencies"]]
-EXTRAS = {name: [Requirement(text) for text in texts] for name, texts in PROJECT["optional-dependencies"].items()}
+EXTRAS = {
+    name: [Requirement(text) for text in texts if not text.startswith("counterflow[")]
+    for name, texts in PROJECT["optional-dependencies"].items()
+}
 TESTS, DOCS = EXTRAS["test"], EXTRAS["docs"]
+OPTIONAL = [wanted for name, extra in EXTRAS.items() if name not in ("docs", "test") for wanted in extra]
 LINES = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
 PINNED = {canonicalize_name(name): version for name, version in (line.split("==") for line in LINES)}
 DISTRIBUTIONS = {
@@ -34,20 +38,20 @@ def test_constraints_are_names_and_versions_only() -> None:
 
 
 def test_every_declared_dependency_is_pinned_in_its_range() -> None:
-    declared = [*RUNTIME, *(wanted for extra in EXTRAS.values() for wanted in extra)]
+    declared = [*RUNTIME, *OPTIONAL, *TESTS, *DOCS]
     assert [str(wanted) for wanted in declared if PINNED[canonicalize_name(wanted.name)] not in wanted.specifier] == []
 
 
 def test_everything_imported_is_declared() -> None:
     needed = {canonicalize_name(wanted.name) for wanted in RUNTIME}
-    optional = {wanted.name for name, extra in EXTRAS.items() if name not in ("docs", "test") for wanted in extra}
+    optional = {wanted.name for wanted in OPTIONAL}
     helpers = {path.stem for path in (ROOT / "tests").rglob("*")} | {"tests"}
     for folder, declared in (
         ("src", needed | optional | {"onnxruntime"}),
         ("launch", needed),
         ("examples", needed),
         ("docs", {wanted.name for wanted in DOCS}),
-        ("tests", needed | helpers | {wanted.name for wanted in TESTS}),
+        ("tests", needed | optional | helpers | {wanted.name for wanted in TESTS}),
     ):
         for path in (ROOT / folder).rglob("*.py"):
             imported = {name.partition(".")[0] for name in _imports(path)}

@@ -29,6 +29,7 @@ MAY_IMPORT = {
     "config": set[str](),
     "rank_info": set[str](),
     "signals": set[str](),
+    "plot_style": set[str](),
     "checkpoint": set[str](),
     "schedule": {"message", "topology"},
     "transport": {"message", "topology", "rank_info"},
@@ -37,18 +38,19 @@ MAY_IMPORT = {
     "algorithms": {"config", "seeding", "data", "models"},
     "inference": {"config", "data", "models", "algorithms", "checkpoint"},
     "metrics": {"checkpoint"},
-    "trace": {"checkpoint", "transport"},
+    "trace": {"checkpoint", "transport", "plot_style"},
     "engine": VALUES | {"schedule", "transport", "data", "models", "algorithms", "metrics", "checkpoint", "trace"},
     "recovery": {"message", "topology", "signals", "transport"},
     "trainer": VALUES
     | {"schedule", "transport", "data", "models", "algorithms", "metrics", "checkpoint", "trace", "engine"}
     | {"signals", "recovery", "inference"},
     "cli": VALUES | {"transport", "algorithms", "metrics", "engine", "signals", "recovery", "trainer"} | {"inference"},
-    "report": {"metrics", "cli"},  # reads files alone
+    "report": {"metrics", "cli", "plot_style"},  # reads files alone
     "doctor": {"message", "topology", "rank_info", "transport", "metrics", "cli"},
     "planner": VALUES | {"schedule", "models", "algorithms", "engine", "trainer", "cli"},
     "bench": VALUES
-    | {"schedule", "transport", "data", "algorithms", "metrics", "checkpoint", "trace", "engine", "trainer", "cli"},
+    | {"schedule", "transport", "data", "algorithms", "metrics", "checkpoint", "trace", "engine", "trainer", "cli"}
+    | {"plot_style"},
     "__main__": {"cli"},
 }
 WITHOUT_TENSORS = ("message", "topology", "seeding", "schedule", "config", "rank_info")
@@ -173,6 +175,15 @@ def test_the_table_itself_goes_downward() -> None:
 def test_only_command_lines_know_hydra() -> None:
     found = {name for name, path in modules().items() if any(i.split(".")[0] == "hydra" for i in imports(path))}
     assert found <= KNOWS_HYDRA
+
+
+def test_only_the_page_of_a_report_knows_bokeh() -> None:
+    """Bokeh may be missing: the command line of the report alone loads what imports it."""
+    extra = {"bokeh", "jinja2"}
+    page = {name for name, path in modules().items() if extra & {i.split(".")[0] for i in imports(path)}}
+    assert page == {f"counterflow.report.{name}" for name in ("page", "interactive_plots", "run_table")}
+    users = {name for name in modules() if imported_modules(name) & page}
+    assert users - page == {"counterflow.report.cli"}
 
 
 def test_no_cycles() -> None:

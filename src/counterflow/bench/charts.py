@@ -1,4 +1,4 @@
-"""Style of the charts of all suites. Charts are drawn from ``bench.json`` alone."""
+"""Charts that the suites share. They are drawn from ``bench.json`` alone."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,26 +9,17 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from counterflow.plot_style import ALGORITHMS, BROWN, ORANGE, PURPLE, RED, SKY, STYLE, WIDTH
+
 _COLOURS = {
-    "BLL": "#0072b2",
-    "AL": "#cc79a7",
-    "Pred-Sim": "#009e73",
-    "1F1B": "#d55e00",
-    "GPipe": "#e69f00",
-    "interleaved": "#8c6d31",
-    "ZBV": "#7b4173",
-    "DDP": "#56b4e9",
-}
-_STYLE: Any = {
-    "font.size": 10,
-    "axes.titlesize": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e4e4e4",
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-    "savefig.dpi": 150,
+    "BLL": ALGORITHMS["bll"],
+    "AL": ALGORITHMS["al"],
+    "Pred-Sim": ALGORITHMS["predsim"],
+    "1F1B": RED,
+    "GPipe": ORANGE,
+    "interleaved": BROWN,
+    "ZBV": PURPLE,
+    "DDP": SKY,
 }
 
 
@@ -39,7 +30,7 @@ def colour(name: str) -> str:
 
 @contextmanager
 def chart(path: Path, rows: int, columns: int, height: float) -> Iterator[tuple[Figure, Sequence[Axes]]]:
-    """A figure of 8 inches to draw into, saved as PNG when the context ends.
+    """A figure to draw into, saved as PNG when the context ends.
 
     Args:
         path: The PNG file.
@@ -47,8 +38,8 @@ def chart(path: Path, rows: int, columns: int, height: float) -> Iterator[tuple[
         columns: Columns of axes.
         height: Inches of one row.
     """
-    with rc_context(_STYLE):
-        figure = Figure(figsize=(8.0, rows * height), layout="constrained")
+    with rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, rows * height), layout="constrained")
         yield figure, list(figure.subplots(rows, columns, squeeze=False).flat)
         figure.savefig(path, metadata={"Software": None})
 

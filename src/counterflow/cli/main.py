@@ -11,7 +11,7 @@ _COMMANDS = {
     "plan": ("counterflow.planner.cli", "choose blocks, cut, lag and depth for a set of machines"),
     "bench": ("counterflow.bench.cli", "measure cases side by side"),
     "doctor": ("counterflow.doctor.cli", "check a machine before a run"),
-    "report": ("counterflow.report.cli", "write tables and figures of finished runs"),
+    "report": ("counterflow.report.cli", "write tables, figures and a page of finished runs"),
     "export": ("counterflow.cli.export", "write the network of a run for use elsewhere"),
     "predict": ("counterflow.cli.predict", "predict classes of files by the network of a run"),
     "evaluate": ("counterflow.cli.evaluate", "measure the network of a run on test data"),

@@ -1,1 +1,1 @@
-"""Report of finished runs: tables, plots and the origin of every number. It reads run directories alone."""
+"""Report of finished runs: tables, plots, and the source of every number. It reads run directories alone."""

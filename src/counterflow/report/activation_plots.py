@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from counterflow.report.groups import STATISTICS, ConfigGroup, labels
-from counterflow.report.line_plots import errorbars, legend, line_styles, subplots, whole_numbers
+from counterflow.report.line_plots import errorbars, legend, subplots, whole_numbers
+from counterflow.report.line_styles import line_styles
 from counterflow.report.runs import Activations
 
 _SAMPLES = 1000

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import pandas as pd
@@ -78,6 +79,12 @@ class Accuracy:
         runs = pd.DataFrame(group.summaries[self.block_field].tolist(), dtype=float)
         blocks = (100 * runs).melt(var_name="block").groupby("block")["value"].agg(STATISTICS)
         return blocks.set_axis(blocks.index + 1).dropna(subset="mean")
+
+    def of_exits(self, group: ConfigGroup) -> pd.DataFrame:
+        """``STATISTICS`` by ``block`` and ``flops`` of a sample, of predictions that end at a block; bottom to top."""
+        exits = pd.DataFrame([*chain(*group.summaries["exits"])], columns=["block", "flops", self.field])
+        percent = 100 * exits[self.field].astype(float)
+        return percent.groupby([exits["block"], exits["flops"]]).agg(STATISTICS).dropna(subset="mean")
 
 
 TEST = Accuracy("test", "test_accuracy", "block_accuracy")

@@ -1,10 +1,7 @@
-"""Line plots of accuracies and losses, and the style of all plots.
-
-There is one colour an algorithm, text can be read at 800 pixels, and files are a function of the data alone.
-"""
+"""Line plots of accuracies and losses as files, which are a function of the data alone."""
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -12,51 +9,20 @@ from typing import Any
 import pandas as pd
 from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
-from counterflow.report.groups import (
-    BASELINE,
-    NAMES,
-    STATISTICS,
-    Accuracy,
-    ConfigGroup,
-    beside_backprop,
-    labels,
-    line_groups,
-    main_accuracy,
-)
+from counterflow.plot_style import STYLE, WIDTH
+from counterflow.report.groups import ConfigGroup, labels
+from counterflow.report.line_data import LinePlot, by_block, by_blocks, by_cost, by_exit, by_layers, metric_curves
+from counterflow.report.line_styles import line_styles, shade, shades_text
 
-_COLOURS = {"bp": "#404040", "fa": "#e69f00", "predsim": "#009e73", "al": "#cc79a7", "bll": "#0072b2"}
-_OTHERS = ("#d55e00", "#56b4e9", "#8c6d31", "#7b4173")
-_LINES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
-_MARKERS = "osD^vP*X"
-_WIDTH = 8.0
 _LEGEND_LETTERS = 95
 """Letters that fit beside each other in a legend over the whole width."""
 _LEGEND_LINE = 8
 """Width of the line beside a text, in letters."""
 
-_STYLE: Any = {
-    "font.size": 10,
-    "axes.titlesize": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e4e4e4",
-    "grid.linewidth": 0.6,
-    "axes.axisbelow": True,
-    "lines.linewidth": 1.6,
-    "lines.markersize": 5,
-    "legend.frameon": False,
-    "savefig.dpi": 150,
-    "svg.hashsalt": "counterflow",
-}
-
-_Line = tuple[str | None, Mapping[str, Any], pd.DataFrame]
-"""Text in the legend, style, and ``STATISTICS`` by x."""
 _HEIGHT = 4.2
 _PANEL_HEIGHT = 3.0
 _OFFSETS = [(dx, dy) for dy, dx in product((0, 11, -11, 22, -22, 33, -33, 44, -44), (7, -7))]
@@ -65,7 +31,7 @@ _OFFSETS = [(dx, dy) for dy, dx in product((0, 11, -11, 22, -22, 33, -33, 44, -4
 
 def save(draw: Callable[[], Figure], path: Path) -> None:
     """Write ``path`` as PNG and as SVG, whose bytes are a function of the data alone."""
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure = draw()
         figure.savefig(path.with_suffix(".png"), metadata={"Software": None})
         figure.savefig(path.with_suffix(".svg"), metadata={"Date": None, "Creator": None})
@@ -74,31 +40,11 @@ def save(draw: Callable[[], Figure], path: Path) -> None:
 def subplots(count: int, columns: int, height: float, **shared: Any) -> tuple[Figure, Sequence[Axes]]:
     """A figure of ``count`` axes in rows of ``columns``, each ``height`` inches high."""
     rows = math.ceil(count / columns)
-    figure = Figure(figsize=(_WIDTH, rows * height), layout="constrained")
+    figure = Figure(figsize=(WIDTH, rows * height), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, **shared).flatten()
     for axis in axes[count:]:
         axis.remove()
     return figure, list(axes[:count])
-
-
-def colour(algorithm: str) -> str:
-    """The same in every plot; for an algorithm without a colour above, a function of its name."""
-    return _COLOURS.get(algorithm) or _OTHERS[sum(algorithm.encode()) % len(_OTHERS)]
-
-
-def shade(algorithm: str, k: int, blocks: int) -> tuple[float, ...]:
-    """Colour of block k of ``blocks``: the top has the algorithm's, those below are lighter."""
-    share = 0.3 + 0.7 * (k / blocks)
-    return tuple(1 - share * (1 - channel) for channel in to_rgb(colour(algorithm)))
-
-
-def line_styles(groups: Sequence[ConfigGroup]) -> Sequence[Mapping[str, Any]]:
-    """Line, marker and colour of every group; groups of one algorithm differ in line and marker."""
-    algorithms = pd.Series([group.first["algorithm"] for group in groups], dtype=object)
-    return [
-        {"color": colour(algorithm), "linestyle": _LINES[i % len(_LINES)], "marker": _MARKERS[i % len(_MARKERS)]}
-        for algorithm, i in zip(algorithms, algorithms.groupby(algorithms).cumcount(), strict=True)
-    ]
 
 
 def errorbars(axis: Axes, statistics: pd.DataFrame, label: str | None, style: Mapping[str, Any]) -> None:
@@ -136,82 +82,46 @@ def percent(axis: Axes, name: str) -> None:
     axis.set(ylabel=name, ylim=(None, min(axis.get_ylim()[1], 100.5)))
 
 
-def plain_backprop(groups: Sequence[ConfigGroup]) -> ConfigGroup | None:
-    """Backprop in the fewest blocks: it does not depend on the blocks, so that one line stands for all."""
-    backprop = [group for group in groups if group.first["algorithm"] == BASELINE]
-    return min(backprop, key=lambda group: int(group.first["blocks"]), default=None)
-
-
-def varies(groups: Sequence[ConfigGroup], x: str) -> bool:
-    """True if an algorithm with an accuracy was run at several values of ``x``, a key of the summary."""
-    accuracy = main_accuracy(groups)
-    points = pd.DataFrame({"algorithm": [g.first["algorithm"] for g in groups], "x": [g.first[x] for g in groups]})
-    known = points[accuracy.of(groups)["mean"].notna()]
-    return bool((known.groupby("algorithm")["x"].nunique() > 1).any())
-
-
 def block_accuracies(groups: Sequence[ConfigGroup]) -> Figure:
-    """A line a group whose blocks predict, a point a block; backprop, which predicts only at the top, is dashed."""
-    accuracy = main_accuracy(groups)
-    local = [group for group in groups if len(accuracy.of_blocks(group)) > 1]
-    lines = zip(labels(local), line_styles(local), map(accuracy.of_blocks, local), strict=True)
-    figure, axis = _accuracy_plot(accuracy, plain_backprop(groups), lines)
-    percent(axis, f"{accuracy.name} accuracy of the block alone [%]")
-    whole_numbers(axis, "block (1 is next to the inputs)")
+    """Accuracy of every block by itself."""
+    figure, axis = _accuracy_plot(data := by_block(groups))
+    whole_numbers(axis, data.x)
     return figure
 
 
-def blocks_predict(groups: Sequence[ConfigGroup]) -> bool:
-    """True if a group has an accuracy for more than one block."""
-    accuracy = main_accuracy(groups)
-    return any(len(accuracy.of_blocks(group)) > 1 for group in groups)
-
-
 def accuracy_by_blocks(groups: Sequence[ConfigGroup]) -> Figure:
-    """Groups of one network; backprop, which does not depend on the blocks, is dashed."""
-    accuracy = main_accuracy(groups)
-    others = beside_backprop(groups)
-    lines = _lines(others, [("blocks", "model.cut")], "blocks", accuracy)
-    figure, axis = _accuracy_plot(accuracy, plain_backprop(groups), lines)
-    ticks = sorted({group.first["blocks"] for group in others})
+    """Accuracy against the number of blocks."""
+    figure, axis = _accuracy_plot(data := by_blocks(groups))
+    ticks = sorted({blocks for line in data.lines for blocks in line.statistics.index})
     if ticks[-1] >= 8 * ticks[0]:
         axis.set_xscale("log", base=2)
     axis.set_xticks(ticks, [str(tick) for tick in ticks])
     axis.set_xticks([], minor=True)
-    axis.set_xlabel("blocks")
     return figure
 
 
 def accuracy_by_layers(groups: Sequence[ConfigGroup]) -> Figure:
-    """Networks of one kind that differ in their number of layers."""
-    accuracy = main_accuracy(groups)
-    depth = sorted({key for group in groups for key in group.settings if key.startswith("model.")})
-    lines = _lines(groups, [("blocks", *depth), (*depth,), ("model.cut",)], "layers", accuracy)
-    figure, axis = _accuracy_plot(accuracy, None, lines)
-    whole_numbers(axis, "layers of the network")
+    """Accuracy against the number of layers."""
+    figure, axis = _accuracy_plot(data := by_layers(groups))
+    whole_numbers(axis, data.x)
     return figure
 
 
 def accuracy_by_cost(groups: Sequence[ConfigGroup]) -> Figure:
-    """A labelled point a group; backprop, which computes nothing beside the network, is dashed."""
-    accuracy = main_accuracy(groups)
-    others = [group for group in beside_backprop(groups) if group.first["extra_flops"] is not None]
-    known = [others[i] for i in accuracy.of(others)["mean"].dropna().index]
-    results = accuracy.of(known).set_axis([100 * group.first["extra_flops"] for group in known])
-    lines = [
-        (None, {"color": colour(group.first["algorithm"]), "linestyle": "", "marker": "o"}, results[i : i + 1])
-        for i, group in enumerate(known)
-    ]
-    figure, axis = _accuracy_plot(accuracy, plain_backprop(groups), lines, height=4.6)
-    axis.set_xlabel("extra FLOPs of training a sample [% of backprop's]")
+    """Accuracy against extra FLOPs, each point with its label."""
+    data = by_cost(groups)
+    figure, axis = _accuracy_plot(data, height=4.6, labelled=False)
     axis.margins(x=0.12, y=0.15)
-    _label_points(figure, axis, list(results["mean"].items()), labels(known))
+    points = [point for line in data.lines for point in line.statistics["mean"].items()]
+    _label_points(figure, axis, points, [line.name for line in data.lines])
     return figure
 
 
-def costs_vary(groups: Sequence[ConfigGroup]) -> bool:
-    """True if groups beside backprop differ in their extra FLOPs."""
-    return len({group.first["extra_flops"] for group in beside_backprop(groups)} - {None}) > 1
+def accuracy_by_exit(groups: Sequence[ConfigGroup]) -> Figure:
+    """Accuracy against FLOPs of predictions that end at a block."""
+    figure, axis = _accuracy_plot(by_exit(groups))
+    axis.set_xlim(0, None)
+    return figure
 
 
 def learning_curves(groups: Sequence[ConfigGroup]) -> Figure:
@@ -252,64 +162,26 @@ def associated_losses(groups: Sequence[ConfigGroup]) -> Figure:
     return figure
 
 
-def _accuracy_plot(
-    accuracy: Accuracy, backprop: ConfigGroup | None, lines: Iterable[_Line], height: float = _HEIGHT
-) -> tuple[Figure, Axes]:
-    """Draw lines with error bars.
+def _accuracy_plot(data: LinePlot, height: float = _HEIGHT, labelled: bool = True) -> tuple[Figure, Axes]:
+    """Draw lines with error bars, and the reference as a dashed line over the full width, with a band of a deviation.
 
     Args:
-        accuracy: Accuracy of the y axis.
-        backprop: Drawn as a dashed line over the full width, with a band of a standard deviation.
-        lines: All others.
+        data: What to draw.
         height: Height of the figure, in inches.
+        labelled: Lines have their names in the legend.
     """
     figure, (axis,) = subplots(1, 1, height)
-    dashed = accuracy.of([backprop] if backprop is not None else [])
-    for mean, deviation, count in dashed.dropna(subset="mean").fillna(0).itertuples(index=False):
-        name = f"{NAMES[BASELINE]} ({count:.0f} seed{'s' * (count != 1)})"
-        axis.axhline(mean, color=colour(BASELINE), linestyle="--", label=name)
-        axis.axhspan(mean - deviation, mean + deviation, color=colour(BASELINE), alpha=0.12, linewidth=0)
-    for label, look, statistics in lines:
-        errorbars(axis, statistics, label, look)
-    percent(axis, f"{accuracy.name} accuracy [%]")
+    if data.reference is not None:
+        name, style, statistics = data.reference
+        for mean, deviation in statistics[["mean", "std"]].fillna(0).itertuples(index=False):
+            axis.axhline(mean, label=name, **style)
+            axis.axhspan(mean - deviation, mean + deviation, color=style["color"], alpha=0.12, linewidth=0)
+    for line in data.lines:
+        errorbars(axis, line.statistics, line.name if labelled else None, line.style)
+    axis.set_xlabel(data.x)
+    percent(axis, data.y)
     legend(figure, axis)
     return figure, axis
-
-
-def _lines(
-    groups: Sequence[ConfigGroup],
-    attempts: Sequence[Collection[str]],
-    x: str,
-    accuracy: Accuracy,
-) -> Iterator[_Line]:
-    """Lines of ``line_groups``; groups without an accuracy or ``x`` are left out.
-
-    Args:
-        groups: Points of all lines.
-        attempts: Sets of options that a line may run through.
-        x: Key of the summary: position of a group on the x axis.
-        accuracy: Accuracy of the y axis.
-    """
-    lines = line_groups(groups, attempts, x)
-    for (name, line), style in zip(lines, line_styles([line[0] for _, line in lines]), strict=True):
-        results = accuracy.of(line).set_axis(pd.Index([group.first[x] for group in line]))
-        yield name, style, results[results.index.notna()].dropna(subset="mean").sort_index()
-
-
-def metric_curves(group: ConfigGroup, event: str, name: str, unit: float = 1.0) -> Sequence[pd.DataFrame]:
-    """Curves of a metric for every block, bottom to top: a row a batch that all runs of the group have.
-
-    A block without values has an empty curve; a group without the metric has no curves.
-
-    Args:
-        group: Runs to take the mean of.
-        event: Event of the rows in ``metrics.jsonl``.
-        name: Key of the metric.
-        unit: Factor of its values.
-    """
-    values = unit * pd.concat([run.metric(event, name) for run in group.runs])
-    by_batch = values[values.groupby(level=0).transform("size") == len(group.runs)].groupby(level=0)
-    return [by_batch[k].agg(STATISTICS).dropna(subset="mean") for k in values] if len(by_batch) else []
 
 
 def _draw_blocks(axis: Axes, group: ConfigGroup, curves: Sequence[pd.DataFrame], name: str, kind: str) -> None:
@@ -325,7 +197,7 @@ def _draw_blocks(axis: Axes, group: ConfigGroup, curves: Sequence[pd.DataFrame],
     count = len(curves)
     for k, curve in enumerate(curves, 1):
         axis.plot(curve["mean"], color=shade(group.first["algorithm"], k, count), linewidth=1.8 if k == count else 0.9)
-    axis.set_title(f"{name}: {kind}s 1 (light) to {count} (dark)" if count > 1 else f"{name}: one {kind}", loc="left")
+    axis.set_title(shades_text(name, kind, count), loc="left")
 
 
 def _label_points(figure: Figure, axis: Axes, points: Sequence[tuple[float, float]], texts: Sequence[str]) -> None:

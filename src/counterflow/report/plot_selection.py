@@ -9,24 +9,28 @@ from matplotlib.figure import Figure
 
 from counterflow.report.activation_plots import class_distances, first_activations, layer_embeddings
 from counterflow.report.groups import Comparison, ConfigGroup, beside_backprop, partition
+from counterflow.report.line_data import (
+    blocks_predict,
+    costs_vary,
+    plain_backprop,
+    varies,
+    with_curves,
+    with_exits,
+)
 from counterflow.report.line_plots import (
     accuracy_by_blocks,
     accuracy_by_cost,
+    accuracy_by_exit,
     accuracy_by_layers,
     associated_losses,
     block_accuracies,
-    blocks_predict,
-    costs_vary,
     learning_curves,
-    metric_curves,
-    plain_backprop,
-    varies,
 )
 
 _Groups = Sequence[ConfigGroup]
-_Kind = tuple[str, str, Callable[[_Groups], _Groups], Callable[[_Groups], Figure]]
+_Kind = tuple[str, str, Callable[[_Groups], _Groups], Callable[[_Groups], Figure] | None]
 """Name, caption with ``{}`` for the data, the model and the blocks, selection of the groups that it can show (none if
-there is nothing to see), and drawing of them."""
+there is nothing to see), and drawing of them (None for plots of ``index.html`` alone)."""
 _SPREAD = "Error bars are a standard deviation over seeds."
 
 
@@ -37,7 +41,8 @@ class Plot:
     caption: str
     groups: _Groups
     """Groups whose runs it shows."""
-    draw: Callable[[], Figure]
+    kind: str
+    draw: Callable[[], Figure] | None
 
 
 _BY_MODEL: Sequence[_Kind] = [
@@ -66,15 +71,20 @@ _BY_BLOCKS: Sequence[_Kind] = [
     (
         "curves",
         "Accuracy on held-out data during training{}: mean over seeds, with a band of a standard deviation.",
-        lambda groups: [
-            g for g in groups if any(len(curve) > 1 for curve in metric_curves(g, "validation", "accuracy"))
-        ],
+        lambda groups: with_curves(groups, "validation", "accuracy"),
         learning_curves,
+    ),
+    (
+        "loss",
+        "Loss of every block during training{}: of single batches, mean over seeds. Each rule has a loss of its own; "
+        "only curves of one rule can be compared.",
+        lambda groups: with_curves(groups, "train", "loss"),
+        None,
     ),
     (
         "associated-loss",
         "Associated loss of every layer during training{}, mean over seeds.",
-        lambda groups: [g for g in groups if any(len(curve) > 1 for curve in metric_curves(g, "train", "associated"))],
+        lambda groups: with_curves(groups, "train", "associated"),
         associated_losses,
     ),
     (
@@ -96,6 +106,12 @@ _BY_BLOCKS: Sequence[_Kind] = [
         lambda groups: groups if blocks_predict(groups) else (),
         block_accuracies,
     ),
+    (
+        "exits",
+        f"Accuracy against FLOPs of predictions that end at a block, from the lowest to the top{{}}. {_SPREAD}",
+        with_exits,
+        accuracy_by_exit,
+    ),
 ]
 
 
@@ -109,7 +125,8 @@ def plots(comparison: Comparison) -> Iterator[Plot]:
                 name = f"{comparison.slug}-{kind}{suffix}"
                 names[name] += 1
                 number = f"-{names[name]}" if names[name] > 1 else ""
-                yield Plot(name + number, caption.format(where), shown, partial(draw, shown))
+                drawing = partial(draw, shown) if draw else None
+                yield Plot(name + number, caption.format(where), shown, kind, drawing)
 
 
 def _sections(comparison: Comparison) -> Iterator[tuple[Sequence[_Kind], str, str, _Groups]]:

@@ -53,8 +53,17 @@ _FIELDS: Mapping[str, Any] = {
     "validation_block_accuracy": Sequence[float | None],
     "cut": Sequence[int],  # layers of every block
     "flops": dict | None,  # of training a sample
+    "exits": Sequence[dict[str, Any]],  # of every block that predicts by itself, bottom to top
 }
 """Keys of ``summary.json``. None is a value that the run did not measure, or that its version did not write down."""
+
+
+_EXIT_FIELDS: Mapping[str, Any] = {
+    "block": int,
+    "flops": float,  # of predicting a sample by the network up to this block
+    "test_accuracy": float | None,
+    "validation_accuracy": float | None,
+}
 
 
 @dataclass(frozen=True)
@@ -207,7 +216,11 @@ def _summary(path: Path) -> dict[str, Any]:
     if training is not None and training <= 0:
         raise ValueError(f"{path}: flops.training={training}: must be greater than 0")
     extra_flops = None if extra is None or training is None else extra / training
-    return {**summary, "layers": sum(summary["cut"]) or None, "extra_flops": extra_flops}
+    exits = [
+        {key: _checked(path, f"exits.{key}", one.get(key), kind) for key, kind in _EXIT_FIELDS.items()}
+        for one in summary["exits"]
+    ]
+    return {**summary, "exits": exits, "layers": sum(summary["cut"]) or None, "extra_flops": extra_flops}
 
 
 def _checked(path: Path, key: str, value: Any, annotation: Any) -> Any:
@@ -216,7 +229,8 @@ def _checked(path: Path, key: str, value: Any, annotation: Any) -> Any:
         if not isinstance(value, list | None):
             raise ValueError(f"{path}: {key}={value}: must be a list")
         return tuple(_checked(path, key, entry, *get_args(annotation)) for entry in value or [])
-    kind, *optional = get_args(annotation) or (annotation,)
+    kind, *optional = get_args(annotation) if NoneType in get_args(annotation) else (annotation,)
+    kind = get_origin(kind) or kind
     if value is None:
         if NoneType not in optional:
             raise ValueError(f"{path}: {key} is missing")

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from counterflow.plot_style import BLUE, GREEN, ORANGE, PINK, RED, STYLE
 from counterflow.trace.rank_trace import RankTrace
 from counterflow.trace.recorder import NAMES, Spans
 
@@ -39,17 +40,17 @@ class _BoxStyle:
 
 
 _LOSS = _BoxStyle("loss", "#7fd1b9")
-_TARGET = _BoxStyle("target", "#e69f00", "black")
-_EVALUATION = _BoxStyle("evaluation", "#cc79a7", "black")
+_TARGET = _BoxStyle("target", ORANGE, "black")
+_EVALUATION = _BoxStyle("evaluation", PINK, "black")
 _STYLES: Mapping[str, _BoxStyle] = {
     "target": _TARGET,
     "resend": _TARGET,
-    "forward": _BoxStyle("forward", "#0072b2", "white"),
+    "forward": _BoxStyle("forward", BLUE, "white"),
     "learn": _LOSS,
     "loss": _LOSS,
-    "backward": _BoxStyle("backward", "#009e73", "white", inner=True),
+    "backward": _BoxStyle("backward", GREEN, "white", inner=True),
     "update": _BoxStyle("update", "#004d36", inner=True),
-    "send": _BoxStyle("send", "#d55e00", inner=True),
+    "send": _BoxStyle("send", RED, inner=True),
     "evaluate": _EVALUATION,
     "predict": _EVALUATION,
     "checkpoint": _BoxStyle("checkpoint", "#707070"),
@@ -72,15 +73,12 @@ _LETTER = 4.5
 """Width of a digit with some space, in points."""
 
 _RC: Any = {
+    **STYLE,
     "font.size": 9,
-    "axes.titlesize": 10,
     "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
     "axes.spines.left": False,
+    "axes.grid": False,
     "ytick.left": False,
-    "legend.frameon": False,
-    "savefig.dpi": 150,
 }
 
 

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_the_report(tmp_path: Path, runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     assert main([str(runs), "--out", str(out), "--title", "What came out"]) == 0
-    assert capsys.readouterr().out.strip() == str(out / "report.md")
+    assert capsys.readouterr().out.split() == [str(out / "report.md"), str(out / "index.html")]
     text = (out / "report.md").read_text()
     assert text.startswith("# What came out\n")
     assert "## table1, scale cpu" in text
@@ -53,6 +54,7 @@ def test_the_report(tmp_path: Path, runs: Path, capsys: pytest.CaptureFixture[st
     assert "Of 6 finished runs" in text
     assert contents(out).keys() == {
         "report.md",
+        "index.html",
         "figures/table1-cpu-blocks.png",
         "figures/table1-cpu-blocks.svg",
     }
@@ -64,7 +66,7 @@ def test_where_numbers_come_from(report: tuple[Path, Path]) -> None:
     runs, out = report
     text = (out / "report.md").read_text()
     for fact in (
-        "preset: `experiment=table1 scale=cpu`",
+        "preset: experiment=table1 scale=cpu",
         "commit: c0ffee, f00d-dirty",
         "torch: 2.11.0",
         "torchvision: 0.26.0",
@@ -131,7 +133,7 @@ def test_plots_of_an_earlier_report_go_away_and_other_files_stay(tmp_path: Path,
     (out / "log.md").write_text("mine")
     (out / "figures" / "sketch.png").write_bytes(b"mine")
     main([str(runs / "bp-1"), "--out", str(out)])
-    assert contents(out).keys() == {"report.md", "log.md", "figures/sketch.png"}
+    assert contents(out).keys() == {"report.md", "index.html", "log.md", "figures/sketch.png"}
 
 
 def test_errors_are_one_line(tmp_path: Path, make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
@@ -154,6 +156,20 @@ def test_errors_are_one_line(tmp_path: Path, make_run: MakeRun, capsys: pytest.C
         assert message in error
         assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_without_bokeh_the_page_alone_is_missing(
+    tmp_path: Path, runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in [name for name in sys.modules if name.startswith("bokeh.") or name == "counterflow.report.page"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "bokeh", None)  # as if it were not installed
+    out = tmp_path / "out"
+    assert main([str(runs), "--out", str(out)]) == 0
+    printed = capsys.readouterr()
+    assert printed.out.split() == [str(out / "report.md")]
+    assert printed.err == "note: index.html is not written: it needs bokeh (pip install 'counterflow[report]')\n"
+    assert contents(out).keys() == {"report.md", "figures/table1-cpu-blocks.png", "figures/table1-cpu-blocks.svg"}
 
 
 @pytest.mark.parametrize("arguments", [[], ["--scale=full", "runs"]])

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from counterflow.report.document import table
 from counterflow.report.groups import compare
 from counterflow.report.plot_selection import plots
 from counterflow.report.runs import read_run
+from counterflow.report.tables import table
 from tests.helpers.runs import SMALL, configuration, train_rank
 
 TINY = ("model.width=8", "train.steps=10", "data.validation=0.2")
@@ -24,4 +24,4 @@ def test_a_real_run(tmp_path: Path) -> None:
         assert cells["samples/s"] == f"{summary['samples_per_second']:,.0f}"
     assert "test gap to BP [points]" in result
     kinds = [plot.name.removeprefix(comparison.slug) for plot in plots(comparison)]
-    assert kinds == ["-curves", "-block-accuracy"]
+    assert kinds == ["-curves", "-loss", "-block-accuracy"]

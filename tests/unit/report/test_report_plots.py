@@ -22,13 +22,14 @@ from counterflow.report.groups import ConfigGroup, compare
 from counterflow.report.line_plots import (
     accuracy_by_blocks,
     accuracy_by_cost,
+    accuracy_by_exit,
     accuracy_by_layers,
     associated_losses,
     block_accuracies,
-    colour,
     learning_curves,
     save,
 )
+from counterflow.report.line_styles import colour
 from counterflow.report.plot_selection import plots
 from counterflow.report.runs import read_run
 
@@ -236,6 +237,31 @@ def test_accuracy_by_cost(make_run: MakeRun) -> None:
     assert texts["BLL convolutions=2"] == (pytest.approx(50), pytest.approx(93))
     assert len(texts) == 2
     assert next(y for _, y in lines(axis)["BP (1 seed)"]) == pytest.approx(95)
+
+
+def test_accuracy_by_exit(make_run: MakeRun) -> None:
+    def exits(*tests: float) -> dict[str, Any]:
+        blocks = [
+            {"block": k, "flops": 2e6 * k, "test_accuracy": value, "validation_accuracy": 0.1}
+            for k, value in enumerate(tests, 1)
+        ]
+        return {"exits": blocks}
+
+    paths = [
+        make_run("p", "bp", blocks=2, summary={"exits": [{"block": 2, "flops": 3e6, "test_accuracy": 0.95}]}),
+        make_run("b1", "bll", 1, blocks=2, summary=exits(0.5, 0.75)),
+        make_run("b2", "bll", 2, blocks=2, summary=exits(0.75, 0.75)),
+    ]
+    assert kinds(*paths) == ["table1-cpu-exits"]
+    axis = accuracy_by_exit(groups(*paths)).axes[0]
+    half = pytest.approx(100 * np.std([0.5, 0.75], ddof=1))
+    assert points(axis) == {"BP": {3: (95, 0)}, "BLL": {2: (62.5, half), 4: (75, 0)}}
+    assert axis.get_ylabel() == "test accuracy [%]"
+
+
+def test_one_exit_gives_no_plot(make_run: MakeRun) -> None:
+    one = {"exits": [{"block": 4, "flops": 3e6, "test_accuracy": 0.95}]}
+    assert kinds(make_run("p", "bp", summary=one), make_run("old", "bll")) == []
 
 
 def test_labels_of_close_points_do_not_overlap(make_run: MakeRun) -> None:

@@ -53,6 +53,9 @@ def test_paths_without_runs_are_refused(tmp_path: Path) -> None:
         ("block_accuracy", [0.5, 2], "block_accuracy=2: must be between 0 and 1"),
         ("hardware", 7, "hardware=7: must be text"),
         ("flops", {"training": 0, "extra": 1}, "flops.training=0: must be greater than 0"),
+        ("exits", [0.5], "exits=0.5: must be an object"),
+        ("exits", [{"block": 1}], "exits.flops is missing"),
+        ("exits", [{"block": 1, "flops": 9, "test_accuracy": 97}], "exits.test_accuracy=97: must be between 0 and 1"),
     ],
 )
 def test_a_damaged_summary_is_one_line(make_run: MakeRun, key: str, value: object, message: str) -> None:

@@ -7,9 +7,10 @@ from statistics import stdev
 
 import pytest
 
-from counterflow.report.document import PUBLISHED, markdown, table
+from counterflow.report.document import markdown
 from counterflow.report.groups import TEST, Comparison, compare
 from counterflow.report.runs import read_run
+from counterflow.report.tables import PUBLISHED, table
 
 MakeRun = Callable[..., Path]
 
