@@ -24,4 +24,4 @@ def test_a_real_run(tmp_path: Path) -> None:
         assert cells["samples/s"] == f"{summary['samples_per_second']:,.0f}"
     assert "test gap to BP [points]" in result
     kinds = [plot.name.removeprefix(comparison.slug) for plot in plots(comparison)]
-    assert kinds == ["-curves", "-loss", "-block-accuracy"]
+    assert kinds == ["-curves", "-loss", "-block-accuracy", "-exits"]
