@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from counterflow.algorithms import EndToEnd
-from counterflow.checkpoint import BlockWritten, CheckpointDirectory, CheckpointWriter
+from counterflow.checkpoint import BestWeights, BlockWritten, CheckpointDirectory, CheckpointWriter
+from counterflow.checkpoint.atomic_write import atomic_write
 from counterflow.config import TrainConfig
 from counterflow.engine.cost import Flops
 from counterflow.engine.factory import build_engine, choose_partition
@@ -28,7 +29,7 @@ from counterflow.metrics.provenance import digest, fingerprint
 from counterflow.metrics.run_dir import FinishedError
 from counterflow.rank_info import RankInfo
 from counterflow.signals import Signals
-from counterflow.trainer.rank0 import CHECKPOINTS, Rank0Services, ResumePoint, open_run_dir
+from counterflow.trainer.rank0 import CHECKPOINTS, EVALUATED, Rank0Services, ResumePoint, open_run_dir
 from counterflow.transport import Communicator, connect, rendezvous
 from counterflow.transport.rendezvous import interfaces
 
@@ -207,7 +208,10 @@ def fit(
         comm.rank, job.log_every, job.plan.batches, lambda: waits.receive, report, before=begin.seconds
     )
     directory = CheckpointDirectory(begin.path / CHECKPOINTS) if begin.path is not None else None
-    checkpoints = CheckpointWriter(directory, begin.checkpoint, job.device, report, comm.watchdog.timeout)
+    evaluated = (
+        CheckpointDirectory(begin.path / EVALUATED) if begin.path is not None and config.checkpoint.best else None
+    )
+    checkpoints = CheckpointWriter(directory, begin.checkpoint, job.device, report, comm.watchdog.timeout, evaluated)
     tracing = None
     if config.trace and begin.path is not None:
         from counterflow.trace.session import TraceSession  # opt-in
@@ -239,6 +243,8 @@ def fit(
             summary = _summary(job, config, begin, [rank_result for rank_result, _ in results], services.evaluations)
             if job.activations and begin.path is not None:
                 _save_activations(begin.path, job, [rank_result for rank_result, _ in results])
+            if services.best is not None and begin.path is not None:
+                summary |= _save_best(begin.path, job, services.best)
             services.summarize(summary)
         if tracing is not None:
             tracing.finish(title)
@@ -259,6 +265,10 @@ def gather_state(job: Job, result: RankResult, comm: Communicator) -> dict[str, 
             parts = comm.gather(mine, f"the weights of block {block}") or []
             mine = next((part for part in parts if part is not None), None)
         state |= mine or {}
+    return _original_state(job, state)
+
+
+def _original_state(job: Job, state: dict[str, Tensor]) -> dict[str, Tensor]:
     return job.algorithm.original_state(state) if isinstance(job.algorithm, EndToEnd) else state
 
 
@@ -304,6 +314,8 @@ def _summary(
         "validation_tta_accuracy": _top(metrics.get(("validation", "tta_accuracy"))),
         "test_sequence_accuracy": _top(metrics.get(("test", "sequence_accuracy"))),
         "block_sequence_accuracy": metrics.get(("test", "sequence_accuracy")),
+        "best_validation_accuracy": None,
+        "best_steps": None,
         "samples_per_second": min(r.batches * job.batch_size / r.seconds for r in results),
         "wait_fraction": [r.receive_wait / r.seconds for r in results],
         "send_wait_fraction": [r.send_wait / r.seconds for r in results],
@@ -334,6 +346,23 @@ def _summary(
 
 def _top(blocks: Sequence[float | None] | None) -> float | None:
     return None if blocks is None else blocks[-1]
+
+
+def _save_best(folder: Path, job: Job, best: BestWeights) -> dict[str, Any]:
+    """Write ``best.safetensors``, under the network's own names; what the summary says of it."""
+    if best.batches is None:
+        return {}
+    from safetensors.torch import save  # a package that no other run needs
+
+    try:
+        state = _original_state(job, best.load())
+        # A file of this format holds no tensor twice.
+        content = save({name: tensor.contiguous().clone() for name, tensor in state.items()})
+        atomic_write(folder / "best.safetensors", content)
+    except OSError as error:
+        _log.warning(f"{folder}: no best.safetensors ({error.strerror or error})")
+        return {}
+    return {"best_validation_accuracy": best.score, "best_steps": best.batches}
 
 
 def _save_activations(folder: Path, job: Job, results: Sequence[RankResult]) -> None:
