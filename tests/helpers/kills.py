@@ -21,7 +21,7 @@ LIMIT = 120.0
 
 
 def fingerprint(run: Path) -> str:
-    """Of the last weights, and of the best ones if they were kept."""
+    """Fingerprint of the last weights and, if they were kept, of the best ones."""
     text = json.loads((run / "summary.json").read_text())["fingerprint"]
     assert isinstance(text, str)
     best = run / "best.safetensors"

@@ -33,7 +33,7 @@ def log(name: str, run_dir: Path, batches: list[int], start: int = 0) -> None:
 
 
 def records(run_dir: Path, runs: int) -> list[Record]:
-    """What wandb would send of so many runs. Its process writes the end of a file some time after the run."""
+    """Records that wandb would send of so many runs. Its process writes the end of a file some time after the run."""
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         found = [record for path in sorted(run_dir.glob("wandb/offline-run-*/*.wandb")) for record in _scan(path)]
