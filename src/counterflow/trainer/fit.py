@@ -27,6 +27,7 @@ from counterflow.metrics.callback import Callback
 from counterflow.metrics.loggers import make_logger
 from counterflow.metrics.provenance import digest, fingerprint
 from counterflow.metrics.run_dir import FinishedError
+from counterflow.models.initial_weights import load_initial_weights
 from counterflow.rank_info import RankInfo
 from counterflow.signals import Signals
 from counterflow.trainer.rank0 import CHECKPOINTS, EVALUATED, Rank0Services, ResumePoint, open_run_dir
@@ -175,23 +176,15 @@ def fit(
         ValueError: The ranks were given different networks.
     """
     mine = None if point is None else replace(point, directory=None, cut=point.cut or choose_partition(job))
-    start, *others = comm.all_gather((mine, digest(job.network)), "where to begin")
-    begin = start[0]
+    begin, *_ = comm.all_gather(mine, "where to begin")
     if begin is None or comm.run_is_over:
         comm.all_gather(None, "the end")
         return None
     assert isinstance(begin, ResumePoint)
     if comm.restart_count and point is None:
         begin = _latest(begin, job)
-    different = [rank for rank, other in enumerate(others, 1) if other[1] != start[1]]
-    fault = ""
-    if begin.checkpoint is None and job.resumes:
-        fault = f"run.dir={config.run.dir}: has no whole checkpoint, remove it to begin with model.init anew"
-    elif different and not (job.pretrained and begin.checkpoint is not None):
-        fault = f"model: rank {different[0]} was given other initial parameters than rank 0"
-    if fault:
-        comm.close()  # all ranks are here, and the process may fit another network
-        raise ValueError(fault)
+    if begin.checkpoint is None or not job.pretrained:  # else some ranks have read the file, and some have not
+        _check_initial_weights(job, config, comm)
     assert begin.cut is not None, "rank 0 chose one"
     job = replace(job, plan=replace(job.plan, start=begin.batches), cut=tuple(begin.cut))
     engine = build_engine(job)
@@ -253,6 +246,20 @@ def fit(
         if services is not None:
             services.end(summary)
     return FitResult(summary, comm.rank == 0, state)
+
+
+def _check_initial_weights(job: Job, config: TrainConfig, comm: Communicator) -> None:
+    """Raise ``ValueError`` if the ranks were given different networks."""
+    try:
+        if job.resumes:  # from checkpoints that turned out to be damaged
+            load_initial_weights(job.network, config.model)
+        first, *others = comm.all_gather(digest(job.network), "the initial weights")
+        different = [rank for rank, other in enumerate(others, 1) if other != first]
+        if different:
+            raise ValueError(f"model: rank {different[0]} was given other initial parameters than rank 0")
+    except ValueError:
+        comm.close()  # the process may fit another network
+        raise
 
 
 def gather_state(job: Job, result: RankResult, comm: Communicator) -> dict[str, Tensor]:
