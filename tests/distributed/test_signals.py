@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.elastic import Elastic
-from tests.helpers.kills import JOB, LIMIT, until, until_checkpoint
+from tests.helpers.kills import JOB, LIMIT, fingerprint, until, until_checkpoint
 
 FOREVER = "train.steps=1000000"
 
@@ -22,7 +22,7 @@ def training(job: Elastic, run: Path) -> None:
 
 def result(run: Path) -> tuple[str, object]:
     summary = json.loads((run / "summary.json").read_text())
-    return summary["fingerprint"], summary["resumed_after"]
+    return fingerprint(run), summary["resumed_after"]
 
 
 def finish(run: Path, ranks: int, expected: str) -> object:
@@ -30,8 +30,8 @@ def finish(run: Path, ranks: int, expected: str) -> object:
     log = run.with_suffix(".again")
     job = Elastic.start(ranks, log, *JOB, f"run.dir={run}")
     assert job.wait(LIMIT) == 0, job.output()
-    fingerprint, after = result(run)
-    assert fingerprint == expected
+    found, after = result(run)
+    assert found == expected
     return after
 
 

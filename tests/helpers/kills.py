@@ -6,12 +6,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from counterflow.checkpoint.atomic_write import sha256
 from tests.helpers.elastic import Elastic, children
 
 JOB = (
     "blocks=4", "model.width=16", "model.hidden=6", "model.norm=batch", "model.dropout=0.1", "train.batch_size=32",
     "train.steps=160", "train.evaluate_every=40", "checkpoint.every=10", "engine.threads=1", "engine.timeout=60",
-    "optimizer.average=0.9", "run.display=false",
+    "optimizer.average=0.9", "checkpoint.best=true", "run.display=false",
 )  # fmt: skip
 RANKS = 4
 RECOVER = (*JOB, "engine.recovery=rank")
@@ -20,9 +21,11 @@ LIMIT = 120.0
 
 
 def fingerprint(run: Path) -> str:
+    """Fingerprint of the last weights and, if they were kept, of the best ones."""
     text = json.loads((run / "summary.json").read_text())["fingerprint"]
     assert isinstance(text, str)
-    return text
+    best = run / "best.safetensors"
+    return f"{text} {sha256(best)}" if best.exists() else text
 
 
 def unbroken_run(folder: Path, name: str, *options: str, ranks: int = RANKS) -> tuple[str, float]:

@@ -4,6 +4,7 @@ A checkpoint is a consistent cut through all blocks (docs/concepts.md, In-band e
 This package knows nothing of models or ranks.
 """
 
+from counterflow.checkpoint.best_weights import BestWeights
 from counterflow.checkpoint.directory import (
     BlockWritten,
     CheckpointCommitter,
@@ -14,6 +15,7 @@ from counterflow.checkpoint.directory import (
 from counterflow.checkpoint.writer import BlockState, CheckpointWriter
 
 __all__ = [
+    "BestWeights",
     "BlockState",
     "BlockWritten",
     "CheckpointCommitter",

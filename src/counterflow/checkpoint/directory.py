@@ -49,6 +49,8 @@ class BlockWritten(Report):
     sha256: str
     error: str = ""
     """Why the file is missing; empty if it was written."""
+    evaluated: bool = False
+    """These are the weights of an evaluation, and no checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,7 @@ class CheckpointDirectory:
         """Remove all checkpoints after more than ``batches`` batches, corrupt ones too: the run writes them again."""
         for number, folder in self.folders():
             if number > batches:
-                _remove(folder)
+                remove_folder(folder)
 
     def prune(self, keep: int) -> None:
         """Remove all but the newest ``keep`` complete checkpoints.
@@ -182,11 +184,12 @@ class CheckpointDirectory:
         complete = 0
         for _, folder in self.folders():
             if complete >= keep:
-                _remove(folder)
+                remove_folder(folder)
             complete += (folder / NAME).exists()
 
 
-def _remove(folder: Path) -> None:
+def remove_folder(folder: Path) -> None:
+    """Remove a checkpoint, or what there is of it."""
     (folder / NAME).unlink(missing_ok=True)  # first: a half removed checkpoint must not look complete
     shutil.rmtree(folder, ignore_errors=True)
 

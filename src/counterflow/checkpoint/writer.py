@@ -38,18 +38,22 @@ class BlockState:
 
     def copy(self) -> "BlockState":
         """Deep copy in CPU memory, which training does not change."""
-
-        @cache
-        def copied(tensor: Tensor) -> Tensor:
-            """A tensor that several batches share (a code book) stays one tensor."""
-            return tensor.detach().to("cpu", copy=True)
-
-        return BlockState(**_map(vars(self), copied))
+        return BlockState(**_copied(vars(self)))
 
     def to(self, device: torch.device) -> "BlockState":
         """Move all messages to ``device``; the rule's own ``load_state_dict`` places its tensors."""
         messages = {name: value for name, value in vars(self).items() if name != "rule"}
         return BlockState(self.rule, **_map(messages, lambda tensor: tensor.to(device)))
+
+
+def _copied(value: Any) -> Any:
+    """Deep copy of nested containers in CPU memory. A tensor that is there twice (a code book) stays one tensor."""
+
+    @cache
+    def copied(tensor: Tensor) -> Tensor:
+        return tensor.detach().to("cpu", copy=True)
+
+    return _map(value, copied)
 
 
 def _map(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
@@ -61,6 +65,17 @@ def _map(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(_map(item, function) for item in value)
     return value
+
+
+@dataclass(frozen=True)
+class _Item:
+    """A file to write."""
+
+    block: int
+    batches: int
+    folder: Path
+    content: Any
+    evaluated: bool
 
 
 class CheckpointWriter:
@@ -77,6 +92,7 @@ class CheckpointWriter:
         device: torch.device = torch.device("cpu"),  # noqa: B008  # immutable
         report: Callable[[BlockWritten], None] = lambda written: None,
         timeout: float = 300.0,
+        best: CheckpointDirectory | None = None,
     ) -> None:
         """Args:
         directory: where checkpoints are written; None writes none.
@@ -84,13 +100,15 @@ class CheckpointWriter:
         device: where restored messages are placed.
         report: called on the writer's thread after every file.
         timeout: seconds that any wait for the disk may last.
+        best: where the weights of evaluations are written; None writes none.
         """
         self._directory = directory
+        self._best = best
         self._resume_from = resume_from
         self._device = device
         self._report = report
         self._timeout = timeout
-        self._queue: queue.SimpleQueue[tuple[int, Path, int, BlockState] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
         self._writing: dict[int, threading.Event] = {}
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
@@ -118,14 +136,17 @@ class CheckpointWriter:
         Raises:
             TimeoutError: the block's previous file is still not on the disk.
         """
-        if self._directory is None:
-            return
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="checkpoint-writer", daemon=True)
-            self._thread.start()
-        self._wait(block)
-        self._writing[block] = threading.Event()
-        self._queue.put((block, self._directory.folder(batches), batches, state.copy()))
+        if self._directory is not None:
+            self._put(block, batches, self._directory.folder(batches), vars(state))
+
+    def save_evaluated(self, block: int, batches: int, weights: Mapping[str, Any]) -> None:
+        """The same for the ``weights`` of ``block`` in the evaluation after ``batches`` training batches.
+
+        Raises:
+            TimeoutError: the block's previous file is still not on the disk.
+        """
+        if self._best is not None:
+            self._put(block, batches, self._best.folder(batches), weights, evaluated=True)
 
     def finish(self) -> None:
         """Wait until every file is written and reported."""
@@ -141,6 +162,14 @@ class CheckpointWriter:
         if self._thread is not None:
             self._thread.join(self._timeout)
 
+    def _put(self, block: int, batches: int, folder: Path, content: Any, evaluated: bool = False) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="checkpoint-writer", daemon=True)
+            self._thread.start()
+        self._wait(block)
+        self._writing[block] = threading.Event()
+        self._queue.put(_Item(block, batches, folder, _copied(content), evaluated))
+
     def _wait(self, block: int) -> None:
         writing = self._writing.get(block)
         if writing is not None and not writing.wait(self._timeout):
@@ -151,19 +180,19 @@ class CheckpointWriter:
     def _run(self) -> None:
         while (item := self._queue.get()) is not None:
             try:
-                self._report(_write(*item))
+                self._report(_write(item))
             except Exception as error:  # raised by the next save: an exception of a thread reaches nobody
                 self._error = error
-            self._writing[item[0]].set()
+            self._writing[item.block].set()
 
 
-def _write(block: int, folder: Path, batches: int, state: BlockState) -> BlockWritten:
-    path = block_file(folder, block)
+def _write(item: _Item) -> BlockWritten:
+    path = block_file(item.folder, item.block)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        item.folder.mkdir(parents=True, exist_ok=True)
         if not path.exists():  # a restarted rank finds the file that its predecessor wrote, with the same content
-            atomic_write(path, lambda file: torch.save(vars(state).copy(), file))
-        return BlockWritten(batches, block, path.stat().st_size, sha256(path))
+            atomic_write(path, lambda file: torch.save(item.content, file))
+        return BlockWritten(item.batches, item.block, path.stat().st_size, sha256(path), evaluated=item.evaluated)
     except (OSError, RuntimeError) as error:  # torch raises RuntimeError for errors of the disk
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        return BlockWritten(batches, block, 0, "", reason)
+        return BlockWritten(item.batches, item.block, 0, "", reason, item.evaluated)

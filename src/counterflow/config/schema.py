@@ -238,6 +238,8 @@ class CheckpointConfig(Options, key="checkpoint"):
     """Write a checkpoint after every so many batches, and at the end; 0 is never."""
     keep: int = checked(2, at_least, 1)
     """So many of them, the newest ones."""
+    best: bool = False
+    """Keep the weights of the best evaluation of held-out data, in ``best.safetensors``; of equal ones, the first."""
     grace: float = checked(25.0, positive, _LONGEST)
     """Seconds from SIGTERM or SIGINT to the end of the process, even if the checkpoint is not finished."""
 
@@ -317,6 +319,10 @@ class TrainConfig(Options):
         evaluates = self.train.test or self.data.validation or isinstance(self.data, OwnDataConfig)
         if not evaluates:
             raise ValueError("train.test=false: needs data.validation greater than 0, or nothing would be evaluated")
+        if self.checkpoint.best and not (self.data.validation and self.train.evaluate_every):
+            raise ValueError("checkpoint.best=true: needs data.validation and train.evaluate_every greater than 0")
+        if self.checkpoint.best and self.schedule == "naive":  # its rows of a batch are not whole at a checkpoint
+            raise ValueError("checkpoint.best=true: is for all values of schedule but naive")
         cut = getattr(self.model, "cut", None)
         if isinstance(cut, list) and len(cut) != self.blocks:
             raise ValueError(f"model.cut={cut}: must name one layer count for each of blocks={self.blocks}")

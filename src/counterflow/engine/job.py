@@ -54,7 +54,7 @@ class Job:
     pretrained: bool = False
     """The network begins with the weights of a file."""
     resumes: bool = False
-    """That file was not read, as a checkpoint holds what became of its weights."""
+    """That file was not read yet, as a checkpoint should hold what became of its weights."""
     frozen: frozenset[str] = frozenset()
     """Names of the layers that do not learn."""
 

@@ -134,6 +134,9 @@ class Stage:
             message = tuple(inputs)
         with self._predicting():
             activation, own = self.rule.predict(message, self._learnt)
+            if self._plan.split_ending(e) == "validation":
+                evaluated = self.rule.inference_modules[0].state_dict()
+                self._context.checkpoints.save_evaluated(self.block, n + 1, evaluated)
         activation = _apart(activation, message)
         self._activations.offer(n, e, activation[0])
         self._send(self.channels.activation_out, tag, activation)

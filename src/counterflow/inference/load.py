@@ -12,7 +12,15 @@ from torch import Tensor, nn
 from counterflow import models
 from counterflow.algorithms import ALGORITHMS, LocalRule, RuleContext, Task
 from counterflow.config import MODELS, AdamW
-from counterflow.inference.model_files import DESCRIPTION, NETWORK, READOUTS, ModelDescription, ModelFiles
+from counterflow.inference.model_files import (
+    BEST,
+    DESCRIPTION,
+    NETWORK,
+    READOUTS,
+    ModelDescription,
+    ModelFiles,
+    read_tensors,
+)
 from counterflow.inference.predictor import Normalisation, Predictor
 from counterflow.models.custom import check_network, named_object
 from counterflow.models.head import without_output_layer
@@ -21,7 +29,9 @@ from counterflow.models.partition import block_shapes, profile_layers, split_net
 _Options = TypeVar("_Options")
 
 
-def load(run: str | Path, *, blocks: int | None = None, model: nn.Sequential | None = None) -> Predictor:
+def load(
+    run: str | Path, *, blocks: int | None = None, model: nn.Sequential | None = None, best: bool = False
+) -> Predictor:
     """The network of a finished run, ready to predict: on the CPU, in evaluation mode.
 
     Args:
@@ -29,6 +39,8 @@ def load(run: str | Path, *, blocks: int | None = None, model: nn.Sequential | N
         blocks: Predict with the readout of this block, by the layers up to it: an early exit. None is all blocks.
         model: A network of the run's architecture, which receives the weights. Needed where it was not made by an
             importable factory.
+        best: The weights of the best evaluation, which a run with ``checkpoint.best=true`` keeps, in place of the last.
+            They are those of the network alone: of its last block, and not of a rule that needs more to predict.
 
     Returns:
         A module from inputs as the data set has them (images uint8) to scores of the classes.
@@ -46,7 +58,12 @@ def load(run: str | Path, *, blocks: int | None = None, model: nn.Sequential | N
             "prediction of their own"
         )
     network = _network(folder, described) if model is None else check_network(model, "model")
-    _assign(network, files.network, NETWORK, described.unused)
+    if best:
+        if last < len(described.cut) or described.predicts_down:
+            raise ValueError(f"best=True: {folder} keeps no readout of the best evaluation, allowed is the last block")
+        _assign(network, read_tensors(folder / BEST), BEST, described.unused)
+    else:
+        _assign(network, files.network, NETWORK, described.unused)
     readout = _readout(network, files, last)
     ends = list(accumulate(described.cut))
     if last < len(described.cut):

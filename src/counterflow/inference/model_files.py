@@ -22,6 +22,8 @@ NETWORK = "model.safetensors"
 """Parameters and buffers of the network, under their own names."""
 READOUTS = "readouts.safetensors"
 """What only a rule brings to predictions: ``block.K.readout.NAME`` and ``block.K.decoder.NAME``."""
+BEST = "best.safetensors"
+"""Parameters and buffers of the network as they were in the best evaluation (``checkpoint.best=true``)."""
 FORMAT = 1
 _MAX_BYTES = 16 << 20
 """Longer descriptions are no ones, and not read."""
@@ -83,7 +85,9 @@ class ModelFiles:
     def read(cls, folder: Path) -> Self:
         """Read the files in ``folder``. ``ValueError`` of one line where one is missing, or not as it was written."""
         description = _read_description(folder)
-        network, readouts = (_read_tensors(folder, name, description) for name in (NETWORK, READOUTS))
+        network, readouts = (
+            read_tensors(folder / name, description.sha256.get(name, "")) for name in (NETWORK, READOUTS)
+        )
         if set(network) != set(description.parameters):
             raise ValueError(f"{folder / NETWORK}: does not hold the parameters that {DESCRIPTION} lists")
         return cls(description, network, readouts)
@@ -111,13 +115,13 @@ def _read_description(folder: Path) -> ModelDescription:
         raise ValueError(f"{path}: is damaged, or no description of a network") from error
 
 
-def _read_tensors(folder: Path, name: str, description: ModelDescription) -> dict[str, Tensor]:
-    path = folder / name
+def read_tensors(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
+    """Tensors of a safetensors file. ``ValueError`` of one line where it is damaged, or not the one of ``sha256``."""
     try:
         content = path.read_bytes()
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
-    if hashlib.sha256(content).hexdigest() != description.sha256.get(name):
+    if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
         raise ValueError(f"{path}: is not the file that the run wrote (damaged, or of another run)")
     try:
         return load(content)

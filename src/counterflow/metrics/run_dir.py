@@ -101,6 +101,14 @@ class RunDirectory:
         self._unwritten += row.to_json().encode() + b"\n"
         self._flush()
 
+    def validation_accuracy(self) -> dict[int, float]:
+        """Accuracy of the network in every evaluation of held-out data so far, by the training batches before it."""
+        rows = map(json.loads, (self.path / "metrics.jsonl").read_text().splitlines())
+        found = {
+            row["n"] + 1: row["accuracy"][-1] for row in rows if row["event"] == "validation" and "accuracy" in row
+        }
+        return {batches: accuracy for batches, accuracy in found.items() if accuracy is not None}
+
     def sync(self) -> None:
         """Wait until the metrics are on the disk. Raises ``OSError``."""
         assert self._metrics is not None, "begin comes first"

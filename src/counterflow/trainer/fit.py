@@ -10,24 +10,26 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from safetensors.torch import save
 from torch import Tensor, nn
 
-from counterflow.algorithms import EndToEnd
-from counterflow.checkpoint import BlockWritten, CheckpointDirectory, CheckpointWriter
+from counterflow.checkpoint import BestWeights, BlockWritten, CheckpointDirectory, CheckpointWriter
+from counterflow.checkpoint.atomic_write import atomic_write
 from counterflow.config import TrainConfig
 from counterflow.engine.factory import build_engine, choose_partition
 from counterflow.engine.job import Job
 from counterflow.engine.run_context import PreemptedError, RankResult, RunContext, WaitTimes
-from counterflow.inference.model_files import ModelFiles
+from counterflow.inference.model_files import BEST, ModelFiles
 from counterflow.metrics.block_metrics import BlockMetrics, MetricsCallback
 from counterflow.metrics.callback import Callback
 from counterflow.metrics.loggers import make_logger
 from counterflow.metrics.provenance import digest
 from counterflow.metrics.run_dir import FinishedError
+from counterflow.models.initial_weights import load_initial_weights
 from counterflow.rank_info import RankInfo
 from counterflow.signals import Signals
-from counterflow.trainer.rank0 import CHECKPOINTS, Rank0Services, ResumePoint, open_run_dir
-from counterflow.trainer.summary import describe, summarize
+from counterflow.trainer.rank0 import CHECKPOINTS, EVALUATED, Rank0Services, ResumePoint, open_run_dir
+from counterflow.trainer.summary import describe, original_state, summarize
 from counterflow.transport import Communicator, connect, rendezvous
 from counterflow.transport.rendezvous import interfaces
 
@@ -173,23 +175,15 @@ def fit(
         ValueError: The ranks were given different networks.
     """
     mine = None if point is None else replace(point, directory=None, cut=point.cut or choose_partition(job))
-    start, *others = comm.all_gather((mine, digest(job.network)), "where to begin")
-    begin = start[0]
+    begin, *_ = comm.all_gather(mine, "where to begin")
     if begin is None or comm.run_is_over:
         comm.all_gather(None, "the end")
         return None
     assert isinstance(begin, ResumePoint)
     if comm.restart_count and point is None:
         begin = _latest(begin, job)
-    different = [rank for rank, other in enumerate(others, 1) if other[1] != start[1]]
-    fault = ""
-    if begin.checkpoint is None and job.resumes:
-        fault = f"run.dir={config.run.dir}: has no whole checkpoint, remove it to begin with model.init anew"
-    elif different and not (job.pretrained and begin.checkpoint is not None):
-        fault = f"model: rank {different[0]} was given other initial parameters than rank 0"
-    if fault:
-        comm.close()  # all ranks are here, and the process may fit another network
-        raise ValueError(fault)
+    if begin.checkpoint is None or not job.pretrained:  # else some ranks have read the file, and some have not
+        _check_initial_weights(job, config, comm)
     assert begin.cut is not None, "rank 0 chose one"
     job = replace(job, plan=replace(job.plan, start=begin.batches), cut=tuple(begin.cut))
     engine = build_engine(job)
@@ -206,7 +200,10 @@ def fit(
         comm.rank, job.log_every, job.plan.batches, lambda: waits.receive, report, before=begin.seconds
     )
     directory = CheckpointDirectory(begin.path / CHECKPOINTS) if begin.path is not None else None
-    checkpoints = CheckpointWriter(directory, begin.checkpoint, job.device, report, comm.watchdog.timeout)
+    evaluated = (
+        CheckpointDirectory(begin.path / EVALUATED) if begin.path is not None and config.checkpoint.best else None
+    )
+    checkpoints = CheckpointWriter(directory, begin.checkpoint, job.device, report, comm.watchdog.timeout, evaluated)
     tracing = None
     if config.trace and begin.path is not None:
         from counterflow.trace.session import TraceSession  # opt-in
@@ -239,6 +236,8 @@ def fit(
             summary = summarize(job, config, begin, [rank_result for rank_result, _ in results], services.evaluations)
             if job.activations and begin.path is not None:
                 _save_activations(begin.path, job, [rank_result for rank_result, _ in results])
+            if services.best is not None and begin.path is not None:
+                summary |= _save_best(begin.path, job, services.best)
             if begin.path is not None:
                 files = ModelFiles(describe(job, config, summary, state), state, readouts)
                 files.write(begin.path)
@@ -252,10 +251,23 @@ def fit(
     return FitResult(summary, comm.rank == 0, state)
 
 
+def _check_initial_weights(job: Job, config: TrainConfig, comm: Communicator) -> None:
+    """Raise ``ValueError`` if the ranks were given different networks."""
+    try:
+        if job.resumes:  # from checkpoints that turned out to be damaged
+            load_initial_weights(job.network, config.model)
+        first, *others = comm.all_gather(digest(job.network), "the initial weights")
+        different = [rank for rank, other in enumerate(others, 1) if other != first]
+        if different:
+            raise ValueError(f"model: rank {different[0]} was given other initial parameters than rank 0")
+    except ValueError:
+        comm.close()  # the process may fit another network
+        raise
+
+
 def gather_state(job: Job, result: RankResult, comm: Communicator) -> dict[str, Tensor]:
     """Parameters and buffers of all forward blocks under their names in the network, on rank 0, block by block."""
-    state = _gathered(job, result.modules, comm, "the weights")
-    return job.algorithm.original_state(state) if isinstance(job.algorithm, EndToEnd) else state
+    return original_state(job, _gathered(job, result.modules, comm, "the weights"))
 
 
 def gather_readouts(job: Job, result: RankResult, comm: Communicator) -> dict[str, Tensor]:
@@ -284,6 +296,21 @@ def _latest(begin: ResumePoint, job: Job) -> ResumePoint:
     assert begin.path is not None, "recovery needs a run directory"
     found = CheckpointDirectory(begin.path / CHECKPOINTS).latest(job.plan.batches, lambda text: None)
     return begin if found is None else replace(begin, checkpoint=found[0], batches=found[1].batches)
+
+
+def _save_best(folder: Path, job: Job, best: BestWeights) -> dict[str, Any]:
+    """Write ``best.safetensors``, under the network's own names; what the summary says of it."""
+    if best.batches is None:
+        return {}
+    try:
+        state = original_state(job, best.load())
+        # A file of this format holds no tensor twice.
+        content = save({name: tensor.contiguous().clone() for name, tensor in state.items()})
+        atomic_write(folder / BEST, content)
+    except OSError as error:
+        _log.warning(f"{folder}: no {BEST} ({error.strerror or error})")
+        return {}
+    return {"best_validation_accuracy": best.score, "best_steps": best.batches}
 
 
 def _save_activations(folder: Path, job: Job, results: Sequence[RankResult]) -> None:

@@ -11,7 +11,14 @@ from typing import Any
 
 import torch
 
-from counterflow.checkpoint import BlockWritten, CheckpointCommitter, CheckpointDirectory, Manifest, ManifestHeader
+from counterflow.checkpoint import (
+    BestWeights,
+    BlockWritten,
+    CheckpointCommitter,
+    CheckpointDirectory,
+    Manifest,
+    ManifestHeader,
+)
 from counterflow.checkpoint.directory import NAME, CorruptCheckpointError, load
 from counterflow.config import PIPELINES, TrainConfig
 from counterflow.engine.factory import Engine
@@ -26,6 +33,9 @@ _log = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
 """In a run directory."""
+
+EVALUATED = "evaluated"
+"""In a run directory, until the run ends: weights of the best evaluation so far, and of those not yet compared."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +88,7 @@ def open_run_dir(job: Job, config: TrainConfig, log: Callable[[str], None], alon
         directory.begin(batches)
         if alone:
             checkpoints.forget_after(batches)
+            CheckpointDirectory(path / EVALUATED).forget_after(batches)
     except BaseException:
         directory.close()
         raise
@@ -187,6 +198,11 @@ class Rank0Services:
             directory.path if directory is not None else None,
         )
         self._rows = RowAssembler(job.topology.blocks, engine.summarize, self._sink, plan.start)
+        self.best: BestWeights | None = None
+        """Weights of the best evaluation, if they are kept."""
+        if directory is not None and config.checkpoint.best:
+            folder = CheckpointDirectory(directory.path / EVALUATED)
+            self.best = BestWeights(folder, job.topology.blocks, plan.start, directory.validation_accuracy())
         self._committer: CheckpointCommitter | None = None
         if directory is not None:
             self._committer = CheckpointCommitter(
@@ -224,6 +240,8 @@ class Rank0Services:
         if self._directory is not None and self._committer is not None:
             self._directory.finish(summary)
             self._committer.finish()
+            if self.best is not None:
+                self.best.remove()
 
     def end(self, summary: Mapping[str, Any]) -> None:
         """Tell the callbacks that the run has finished."""
@@ -238,6 +256,10 @@ class Rank0Services:
     def _deliver(self, item: BlockMetrics | BlockWritten) -> None:
         if isinstance(item, BlockMetrics):
             self._rows.add(item)
+            return
+        if item.evaluated:
+            assert self.best is not None, "blocks write no weights unasked"
+            self.best.add_written(item)
             return
         assert self._directory is not None, "a checkpoint needs a directory"
         assert self._committer is not None
@@ -255,4 +277,6 @@ class Rank0Services:
                 _log.warning(f"{self._directory.path}: no room for the metrics of batch {row.n} yet ({error.strerror})")
         if row.event != "train":
             self.evaluations[row.event] = row
+        if row.event == "validation" and self.best is not None and (accuracy := row.column("accuracy")[-1]) is not None:
+            self.best.add_score(row.n + 1, accuracy)
         notify(self._callbacks, "on_step" if row.event == "train" else "on_eval", row)

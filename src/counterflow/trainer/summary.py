@@ -58,6 +58,8 @@ def summarize(
         "validation_tta_accuracy": _top(metrics.get(("validation", "tta_accuracy"))),
         "test_sequence_accuracy": _top(metrics.get(("test", "sequence_accuracy"))),
         "block_sequence_accuracy": metrics.get(("test", "sequence_accuracy")),
+        "best_validation_accuracy": None,
+        "best_steps": None,
         "samples_per_second": min(r.batches * job.batch_size / r.seconds for r in results),
         "wait_fraction": [r.receive_wait / r.seconds for r in results],
         "send_wait_fraction": [r.send_wait / r.seconds for r in results],
@@ -113,9 +115,7 @@ def describe(
 ) -> ModelDescription:
     dataset = job.batches.dataset
     moments = [moment.tolist() for moment in dataset.moments] if dataset.train.images else [None, None]
-    names: Mapping[str, Tensor] = job.network.state_dict()
-    if isinstance(job.algorithm, EndToEnd):
-        names = job.algorithm.original_state(names)
+    names = original_state(job, job.network.state_dict())
     return ModelDescription(
         model={key: value for key, value in asdict(config.model).items() if key not in _OF_TRAINING},
         algorithm=asdict(config.algorithm),
@@ -132,6 +132,11 @@ def describe(
         predicts_down=job.plan.predicts_down,
         fingerprint=summary["fingerprint"],
     )
+
+
+def original_state(job: Job, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """``state`` of the network of ``job`` under the names that it had before the algorithm changed it."""
+    return job.algorithm.original_state(state) if isinstance(job.algorithm, EndToEnd) else dict(state)
 
 
 def _top(blocks: Sequence[float | None] | None) -> float | None:

@@ -259,7 +259,9 @@ def _name_of(factory: Callable[[], nn.Sequential]) -> str:
 
 def _check_directory(run_dir: object, checkpoint: CheckpointConfig | None, trace: bool, activations: int) -> None:
     """``ValueError`` where something is to be written, and there is no folder for it."""
-    wanted = {"checkpoint.every": checkpoint.every if checkpoint else 0, "trace": trace, "activations": activations}
+    wanted: dict[str, Any] = {"trace": trace, "activations": activations}
+    if checkpoint is not None:
+        wanted |= {"checkpoint.every": checkpoint.every, "checkpoint.best": checkpoint.best}
     for key, value in wanted.items():
         if value and run_dir is None:
             raise ValueError(f"{key}={value}: needs run_dir, the folder that takes it")

@@ -174,3 +174,19 @@ def test_classes_keep_their_names(tmp_path: Path) -> None:
     trainer = cf.Trainer(network, blocks=2, engine=cf.EngineConfig(threads=1))
     trainer.fit(Named(*data(64)), steps=2, batch_size=16, run_dir=tmp_path / "run")
     assert cf.load(tmp_path / "run").class_names == ("a", "b", "c", "d")
+
+
+def test_the_best_weights_load_too(pool: Pool, tmp_path: Path) -> None:
+    options = ("blocks=3", "checkpoint.best=true", "data.validation=0.2", "optimizer.lr=0.02", "train.evaluate_every=3")
+    summary = summary_of(pool, 3, *options, directory=tmp_path / "run")
+    held_out = load_data(configured(*options).data).validation
+    assert held_out is not None
+    best = cf.load(tmp_path / "run", best=True)
+    assert accuracy(best, held_out.inputs, held_out.labels) == summary["best_validation_accuracy"]
+    with pytest.raises(
+        ValueError, match=r"^best=True: \S+ keeps no readout of the best evaluation, allowed is the last"
+    ):
+        cf.load(tmp_path / "run", best=True, blocks=1)
+    (tmp_path / "run" / "best.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"best.safetensors: cannot be read \(No such file or directory\)$"):
+        cf.load(tmp_path / "run", best=True)
