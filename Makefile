@@ -8,6 +8,7 @@ TORCH  ?=
 VENV        := .venv$(if $(TORCH),-$(TORCH))
 BIN         := $(VENV)/bin
 STAMP       := $(VENV)/.installed
+TOOLS       := $(VENV)/.installed-tools
 CONSTRAINTS := $(if $(TORCH),$(VENV)/)constraints.txt
 SWAPPED     := ^(torch|torchvision|triton|setuptools|nvidia-.*|cuda-.*)==
 
@@ -33,6 +34,11 @@ $(STAMP): pyproject.toml constraints.txt
 	  { echo "counterflow needs Python 3.11 or newer; '$(PYTHON)' is not. Try: make PYTHON=python3.12 ..." >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(if $(TORCH),{ grep -vE '$(SWAPPED)' constraints.txt; echo 'torch==$(TORCH).*'; } > $(CONSTRAINTS))
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable .
+	@touch $@
+
+# What only tests and the documentation need, and who trains need not wait for.
+$(TOOLS): $(STAMP)
 	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[test,docs]'
 	@touch $@
 
@@ -44,21 +50,21 @@ train: $(STAMP)
 # Types are checked with the pinned torch only: its annotations differ between versions.
 test: lint $(if $(TORCH),,types) tests
 
-lint: $(STAMP)
+lint: $(TOOLS)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 
-types: $(STAMP)
+types: $(TOOLS)
 	$(BIN)/mypy
 
 # Most tests wait for processes of their own; those of test-slow measure, and so run one at a time.
-tests: $(STAMP)
+tests: $(TOOLS)
 	$(BIN)/pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal $(ARGS)
 
-test-slow: $(STAMP)
+test-slow: $(TOOLS)
 	$(BIN)/pytest -m slow $(ARGS)
 
-stress: $(STAMP)
+stress: $(TOOLS)
 	$(BIN)/pytest -m stress tests/stress $(ARGS)
 
 # Under ten minutes on one GPU.
@@ -66,7 +72,7 @@ gpu: $(STAMP)
 	$(BIN)/python -m tests.gpu.checks --out gpu.json $(ARGS)
 
 # The site has the tree of the repository, so that one link leads to the same page in both.
-docs: $(STAMP)
+docs: $(TOOLS)
 	rm -rf .site
 	mkdir .site
 	ln -s $(addprefix ../,README.md CHANGELOG.md CONTRIBUTING.md LICENSE docs examples launch results) .site
