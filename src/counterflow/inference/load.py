@@ -83,6 +83,8 @@ def _network(folder: Path, described: ModelDescription) -> nn.Sequential:
     classes = {config.name: config for config in MODELS}
     shape, count = tuple(described.input_shape), len(described.class_names)
     if "digest" not in options:
+        if options.get("name") not in classes:
+            raise ValueError(f"{folder / DESCRIPTION}: model={options.get('name')}: allowed are {', '.join(classes)}")
         return models.build(_options(classes[options["name"]], options, folder), shape, count, seed=0)
     target = options["target"]
     try:

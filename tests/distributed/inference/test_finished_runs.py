@@ -190,3 +190,16 @@ def test_the_best_weights_load_too(pool: Pool, tmp_path: Path) -> None:
     (tmp_path / "run" / "best.safetensors").unlink()
     with pytest.raises(ValueError, match=r"best.safetensors: cannot be read \(No such file or directory\)$"):
         cf.load(tmp_path / "run", best=True)
+
+
+def test_a_description_of_an_unknown_network_is_refused(pool: Pool, tmp_path: Path) -> None:
+    summary_of(pool, 1, directory=tmp_path)
+    path = tmp_path / "model.json"
+    content = json.loads(path.read_text())
+    for change, error in (
+        ({"name": "gpt9"}, "model=gpt9: allowed are mlp, cnn"),
+        ({"depth": 3}, "depth: no such option"),
+    ):
+        path.write_text(json.dumps({**content, "model": {**content["model"], **change}}))
+        with pytest.raises(ValueError, match=error):
+            cf.load(tmp_path)
