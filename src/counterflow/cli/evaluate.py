@@ -31,7 +31,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--blocks", type=int, metavar="K", help="an early exit: blocks 1 to K with the readout of K")
     parser.add_argument("--batch-size", type=positive, default=256, metavar="B", help="samples at a time (%(default)s)")
     parser.add_argument("--json", action="store_true", help="print one object in place of lines")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     from counterflow.inference.accuracy import evaluate  # a parser needs no torch
     from counterflow.inference.load import load
 

@@ -34,7 +34,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--blocks", type=int, metavar="K", help="an early exit: blocks 1 to K with the readout of K")
     parser.add_argument("--resize", action="store_true", help="scale images to the size that was trained on")
     parser.add_argument("--batch-size", type=positive, default=256, metavar="B", help="samples at a time (%(default)s)")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     from counterflow.inference.inputs import read_samples  # a parser needs no torch
     from counterflow.inference.load import load
     from counterflow.inference.predictions import predictions

@@ -32,7 +32,7 @@ def main(arguments: Sequence[str]) -> int:
         "--minutes", type=_minutes, default=math.inf, help="end after so long; 75 says that some remain"
     )
     parser.add_argument("overrides", nargs="+", metavar="KEY=VALUE,VALUE", help="as for counterflow train")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     names = [name for option in options.overrides if option.startswith(_KEY) for name in option[len(_KEY) :].split(",")]
     if len(names) > 1:
         others = [option for option in options.overrides if not option.startswith(_KEY)]

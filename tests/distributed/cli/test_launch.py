@@ -34,7 +34,7 @@ def test_the_default_run_learns_the_digits_on_four_processes(
     assert {"train", "validation", "test"} == {row["event"] for row in rows}
     assert all(len(row["accuracy"]) == 4 for row in rows)
     names = {path.name.split(".")[0] for path in (tmp_path / "here").iterdir()}
-    assert names == {"config", "metrics", "summary", "events", "checkpoints"}
+    assert names == {"config", "metrics", "summary", "events", "checkpoints", "model", "readouts"}
 
 
 def test_one_process_without_a_launcher_makes_a_run_folder(tmp_path: Path) -> None:
