@@ -244,7 +244,8 @@ def test_killed_before_we_send() -> None:
     survivor, killed = run_fresh(2, killed_before_we_send, timeout=60)
     assert killed.status == -signal.SIGKILL
     found = logged(survivor, "send")
-    # the edge's own thread notices, or on a busy machine the thread that watches the peer, before the first message or once there is no more room
+    # the edge's own thread notices, or on a busy machine the thread that watches the peer: before the first message, or
+    # once there is no more room
     own = "rank 0: activation edge 1->2 with rank 1: activation of batch 0: lost rank 1"
     room = r"ChannelError: rank 0: activation edge 1->2 to rank 1: room for activation of batch [0-2]: lost rank 1"
     assert re.fullmatch(room, found.text) or lost(found) == own
