@@ -260,7 +260,9 @@ def killed_for_a_cause(rank: int, size: int, store_path: str) -> None:
     comm = join(rank, size, store_path, 60)
     if rank == 1:
         die()
-    time.sleep(0.5)  # nothing is under way, so that this thread notices itself, when it starts a message
+    # Nothing is under way, so that this thread notices itself, when it starts a message; on a busy machine gloo takes
+    # a second to see that the peer is gone.
+    time.sleep(3.0)
     comm.watchdog.find_cause = lambda error: ChannelError(f"the cause of: {error}")
     log("post", lambda: comm.receiver(DOWN, rows, 2, batches(3)))
     log("send", lambda: comm.sender(UP, rows).send(FIRST, filled(ROWS, 0)))
