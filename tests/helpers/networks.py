@@ -33,3 +33,13 @@ def odd(classes: int = 11) -> nn.Sequential:
         nn.Sequential(nn.Flatten(), nn.Linear(72, 13), nn.Tanh()),
         nn.Linear(13, classes),
     )
+
+
+def named() -> nn.Sequential:
+    """Network of layers with names, for vectors ``[B, 6]``: a batch norm, one without parameters, output ``[B, 4]``."""
+    network = nn.Sequential()
+    network.add_module("stem", nn.Sequential(nn.Linear(6, 9), nn.BatchNorm1d(9)))
+    network.add_module("bend", nn.ReLU())
+    network.add_module("middle", nn.Sequential(nn.Linear(9, 8), nn.Tanh()))
+    network.add_module("head", nn.Linear(8, 4))
+    return network

@@ -30,7 +30,7 @@ class BestWeights:
         self._blocks = blocks
         self._scores = dict(scores)
         self._written: dict[int, dict[int, bool]] = defaultdict(dict)
-        """Whether a block is on the disk, by batches and block."""
+        """True for a block that is on the disk, by batches and block."""
         for batches, folder in directory.folders():
             if batches <= start:  # all later ones are reported again
                 self._written[batches] = {b: block_file(folder, b).exists() for b in range(1, blocks + 1)}

@@ -281,7 +281,7 @@ class RunConfig(Options, key="run"):
     display: bool = True
     """The live display on rank 0."""
     loggers: list[str] = checked(["tensorboard"], _loggers)
-    """Where metrics go beside the run directory: ``tensorboard``, ``wandb``, or [] for none."""
+    """Receivers of the metrics beside the run directory: ``tensorboard``, ``wandb``, or [] for none."""
     activations: int = checked(0, at_least, 0)
     """Save the outputs of every block for so many test samples after the last batch, in ``activations.npz``."""
 

@@ -21,7 +21,7 @@ DESCRIPTION = "model.json"
 NETWORK = "model.safetensors"
 """Parameters and buffers of the network, under their own names."""
 READOUTS = "readouts.safetensors"
-"""What only a rule brings to predictions: ``block.K.readout.NAME`` and ``block.K.decoder.NAME``."""
+"""Tensors that only a rule brings to predictions: ``block.K.readout.NAME`` and ``block.K.decoder.NAME``."""
 BEST = "best.safetensors"
 """Parameters and buffers of the network as they were in the best evaluation (``checkpoint.best=true``)."""
 FORMAT = 1

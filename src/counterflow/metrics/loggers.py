@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 from counterflow.metrics.callback import Callback
 
 _EXTRAS = {"tensorboard": "counterflow", "wandb": "counterflow[wandb]"}
-"""What installs the package of each logger, which has the same name."""
+"""Arguments of ``pip install`` for the package of each logger, which has the same name."""
 
 
 def check_installed(names: Iterable[str]) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from counterflow.config import ModelConfig, ResNet20Config, ResNetConfig
@@ -64,8 +65,6 @@ def _read(path: Path, key: str) -> Mapping[str, Tensor]:
     """Tensors by name. Nothing in the file is executed."""
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file  # a package that no other start needs
-
             found = load_file(path)
         else:
             found = torch.load(path, map_location="cpu", weights_only=True)

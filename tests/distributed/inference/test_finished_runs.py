@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import counterflow as cf
 from counterflow.data import load as load_data
 from tests.helpers.configs import configured
+from tests.helpers.networks import named as network
 from tests.helpers.processes import Pool
 from tests.helpers.ranks import on_ranks
 from tests.helpers.runs import summary_of
@@ -32,16 +33,6 @@ def data(samples: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(samples)
     y = torch.randint(4, (samples,), generator=generator)
     return F.one_hot(y, 6).float() * 2 + torch.randn(samples, 6, generator=generator), y
-
-
-def network() -> nn.Sequential:
-    """Layers with names, one without parameters."""
-    network = nn.Sequential()
-    network.add_module("stem", nn.Sequential(nn.Linear(6, 9), nn.BatchNorm1d(9)))
-    network.add_module("bend", nn.ReLU())
-    network.add_module("middle", nn.Sequential(nn.Linear(9, 8), nn.Tanh()))
-    network.add_module("head", nn.Linear(8, 4))
-    return network
 
 
 def fit(rule: str, folder: str, model: Any = network) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import counterflow as cf
+from tests.helpers.networks import named as network
 from tests.helpers.processes import Pool
 from tests.helpers.ranks import on_ranks
 
@@ -26,16 +27,6 @@ def data(samples: int = 160) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(3)
     y = torch.randint(4, (samples,), generator=generator)
     return F.one_hot(y, 6).float() * 2 + torch.randn(samples, 6, generator=generator) / 2, y
-
-
-def network() -> nn.Sequential:
-    """Layers with names, a batch norm, and one without parameters."""
-    network = nn.Sequential()
-    network.add_module("stem", nn.Sequential(nn.Linear(6, 9), nn.BatchNorm1d(9)))
-    network.add_module("bend", nn.ReLU())
-    network.add_module("middle", nn.Sequential(nn.Linear(9, 8), nn.Tanh()))
-    network.add_module("head", nn.Linear(8, 4))
-    return network
 
 
 class Readout(cf.LocalRule):
