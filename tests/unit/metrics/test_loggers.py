@@ -79,12 +79,14 @@ def test_wandb_gets_the_values_of_tensorboard(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("offline")
 def test_a_run_that_goes_on_stays_the_same_run(tmp_path: Path) -> None:
+    def ids(runs: int) -> set[str]:  # folders of one second have no order
+        return {record.run.run_id for record in records(tmp_path, runs) if record.run.run_id}
+
     log("wandb", tmp_path, [0])
     log("wandb", tmp_path, [4], start=3)
+    assert len(ids(2)) == 1
     log("wandb", tmp_path, [0])
-    first, second, third = (record.run.run_id for record in records(tmp_path, 3) if record.run.run_id)
-    assert first == second
-    assert first != third, "a run that begins anew is another one"
+    assert len(ids(3)) == 2, "a run that begins anew is another one"
 
 
 @pytest.mark.parametrize(
