@@ -1,6 +1,7 @@
 """Campaigns of kills: at any moment, of any rank, and the final parameters are the bits of an unbroken run."""
 
 import itertools
+import json
 import os
 import random
 import shutil
@@ -78,6 +79,21 @@ def test_every_rule_recovers(tmp_path: Path, rule: tuple[str, ...]) -> None:
         folder = tmp_path / str(seed)
         folder.mkdir()
         kill_and_wait(folder, (*RECOVER, *rule), random.Random(seed), fingerprint(run))
+
+
+@pytest.mark.timeout(600)
+def test_an_early_end_stays_where_it_is(tmp_path: Path) -> None:
+    """Kills come before the evaluation that decides, between it and the end, and after."""
+    options = ("train.patience=2", "data.validation=0.2", "train.evaluate_every=5", "optimizer.lr=0.2")
+    expected, _ = unbroken_run(tmp_path, "whole", *JOB, *options)
+    steps = json.loads((tmp_path / "whole" / "summary.json").read_text())["steps"]
+    assert 40 < steps < 160
+    for seed, recovery in itertools.product(range(5), ("all", "rank")):
+        folder = tmp_path / f"{recovery} {seed}"
+        folder.mkdir()
+        chosen = (*JOB, *options, f"engine.recovery={recovery}")
+        kill_and_wait(folder, chosen, random.Random(seed), expected)
+        assert json.loads((folder / "run" / "summary.json").read_text())["steps"] == steps
 
 
 @pytest.mark.timeout(3600)

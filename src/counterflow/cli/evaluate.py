@@ -29,6 +29,7 @@ def main(arguments: Sequence[str]) -> int:
         "overrides", nargs="*", metavar="data..=VALUE", help="another data set; data.test_views=2|6 averages views"
     )
     parser.add_argument("--blocks", type=int, metavar="K", help="an early exit: blocks 1 to K with the readout of K")
+    parser.add_argument("--best", action="store_true", help="the weights that checkpoint.best=true kept, not the last")
     parser.add_argument("--batch-size", type=positive, default=256, metavar="B", help="samples at a time (%(default)s)")
     parser.add_argument("--json", action="store_true", help="print one object in place of lines")
     options = parser.parse_intermixed_args(arguments)
@@ -37,7 +38,7 @@ def main(arguments: Sequence[str]) -> int:
 
     refused = Refused()
     try:
-        predictor = load(options.run, blocks=options.blocks)
+        predictor = load(options.run, blocks=options.blocks, best=options.best)
         data = _data(options.run, options.overrides)
         result = evaluate(predictor, data, refused, options.batch_size, lambda items: progress(items, "samples"))
     except (ValueError, OSError) as error:

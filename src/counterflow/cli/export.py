@@ -22,6 +22,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--format", choices=_FORMATS, default="pt2", help="format of the file (%(default)s)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="file to write (RUN/network.SUFFIX)")
     parser.add_argument("--blocks", type=int, metavar="K", help="an early exit: blocks 1 to K with the readout of K")
+    parser.add_argument("--best", action="store_true", help="the weights that checkpoint.best=true kept, not the last")
     options = parser.parse_args(arguments)
     from counterflow.inference.exporters import export  # a parser needs no torch
     from counterflow.inference.load import load
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
         described = ModelFiles.read(options.run).description
         if options.format == "torchvision" and options.blocks not in (None, len(described.cut)):
             raise ValueError(f"--blocks={options.blocks}: has no effect with --format torchvision")
-        checked = export(load(options.run, blocks=options.blocks), path, options.format, described)
+        checked = export(load(options.run, blocks=options.blocks, best=options.best), path, options.format, described)
     except (ValueError, OSError) as error:
         parser.error(str(error))
     with closed_pipe_allowed():

@@ -32,6 +32,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--format", choices=("csv", "jsonl"), default="csv", help="form of the output (%(default)s)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="file to write (standard output)")
     parser.add_argument("--blocks", type=int, metavar="K", help="an early exit: blocks 1 to K with the readout of K")
+    parser.add_argument("--best", action="store_true", help="the weights that checkpoint.best=true kept, not the last")
     parser.add_argument("--resize", action="store_true", help="scale images to the size that was trained on")
     parser.add_argument("--batch-size", type=positive, default=256, metavar="B", help="samples at a time (%(default)s)")
     options = parser.parse_intermixed_args(arguments)
@@ -41,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
 
     refused = Refused()
     try:
-        predictor = load(options.run, blocks=options.blocks)
+        predictor = load(options.run, blocks=options.blocks, best=options.best)
         samples = progress(read_samples(options.inputs, predictor, refused, options.resize), "samples")
         with closed_pipe_allowed(), _opened(options.out) as file:
             _WRITERS[options.format](file, predictions(predictor, samples, options.batch_size))

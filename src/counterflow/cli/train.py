@@ -50,6 +50,7 @@ def run_job(config: TrainConfig, control: ProcessControl | None = None, *callbac
         batch_size=loop.batch_size,
         microbatches=loop.microbatches,
         evaluate_every=loop.evaluate_every,
+        patience=loop.patience,
         evaluate_test=loop.test,
         log_every=loop.log_every,
         run_dir=run.dir or _new_run_dir(config),

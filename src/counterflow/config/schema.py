@@ -255,6 +255,9 @@ class TrainLoopConfig(Options, key="train"):
     evaluate_every: int = checked(0, at_least, 0)
     """Evaluate after every so many batches, on held out data (``data.validation``) or, if there is none, on the test
     data; 0 is only at the end."""
+    patience: int = checked(0, at_least, 0)
+    """End the run early, some batches after so many evaluations of held-out data in a row without a higher accuracy
+    than the best before them; 0 is never. ``checkpoint.best`` keeps the weights of the best one."""
     test: bool = True
     """Evaluate on the test data after the last batch. Turn it off in runs that choose between settings."""
     log_every: int = checked(10, at_least, 1)
@@ -319,10 +322,12 @@ class TrainConfig(Options):
         evaluates = self.train.test or self.data.validation or isinstance(self.data, OwnDataConfig)
         if not evaluates:
             raise ValueError("train.test=false: needs data.validation greater than 0, or nothing would be evaluated")
-        if self.checkpoint.best and not (self.data.validation and self.train.evaluate_every):
-            raise ValueError("checkpoint.best=true: needs data.validation and train.evaluate_every greater than 0")
-        if self.checkpoint.best and self.schedule == "naive":  # its rows of a batch are not whole at a checkpoint
-            raise ValueError("checkpoint.best=true: is for all values of schedule but naive")
+        for key, value in (("checkpoint.best", self.checkpoint.best), ("train.patience", self.train.patience)):
+            if value and not (self.data.validation and self.train.evaluate_every):
+                text = str(value).lower()
+                raise ValueError(f"{key}={text}: needs data.validation and train.evaluate_every greater than 0")
+            if value and self.schedule == "naive":  # its rows of a batch are not whole at a checkpoint
+                raise ValueError(f"{key}={str(value).lower()}: is for all values of schedule but naive")
         cut = getattr(self.model, "cut", None)
         if isinstance(cut, list) and len(cut) != self.blocks:
             raise ValueError(f"model.cut={cut}: must name one layer count for each of blocks={self.blocks}")

@@ -68,7 +68,7 @@ class ActivationRecorder:
         """Keep what is still missing from ``output``, of evaluation batch ``e`` after batch ``n``."""
         room = self._most - sum(map(len, self._kept))
         views = self._plan.views
-        of_test = n == self._plan.batches - 1 and e >= self._plan.validation_batches
+        of_test = self._plan.ends_with(n) and e >= self._plan.validation_batches
         if not of_test or e % views < views - 1 or room <= 0:
             return
         output = output[:room].float()

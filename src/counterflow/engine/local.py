@@ -114,12 +114,14 @@ def run(job: Job, rules: RuleSet, context: RunContext) -> RankResult:
     comm.stop.start(job.plan.start)
 
     steady = job.plan.first_steady(job.topology.blocks)
-    start, before = perf_counter(), WaitTimes()
+    start, before, timed_from, last = perf_counter(), WaitTimes(), job.plan.start, 0
     program = rank_program(blocks, job.plan, comm.stop.should_stop_after)
     for action in execute(program, stages, context):
-        if action.op in (Op.LEARN, Op.BACKWARD) and action.block == blocks[-1] and action.n == steady - 1:
-            start, before = perf_counter(), replace(waits)
-    raise_if_preempted(context, job.plan.batches)
+        if action.completes and action.block == blocks[-1]:
+            last = action.n
+            if last == steady - 1:
+                start, before, timed_from = perf_counter(), replace(waits), steady
+    raise_if_preempted(context, job.plan)
     seconds = perf_counter() - start
 
     effective = sum(count_parameters(rule.inference_modules) for rule in pairs.values())
@@ -134,7 +136,8 @@ def run(job: Job, rules: RuleSet, context: RunContext) -> RankResult:
         effective_parameters=effective,
         affiliated_parameters=count_parameters(pairs.values()) - effective,
         seconds=seconds,
-        batches=job.plan.batches - steady,
+        batches=last + 1 - timed_from,
+        last=last,
         receive_wait=waits.receive - before.receive,
         send_wait=waits.send - before.send,
         flops=flops,

@@ -183,12 +183,12 @@ class Pipeline:
             several = (self._stages[stage] for stage in mine if len(self._stages[stage]) > 1)
             recorder.lanes |= {blocks[-1]: f"blocks {blocks[0]}-{blocks[-1]}" for blocks in several}
         steady = plan.first_steady(len(self._stages))
-        begin = start = perf_counter()
+        begin, timed_from = (start := perf_counter()), plan.start
         other, waited = 0.0, 0.0  # updates, and evaluations as a whole, are no waiting
         bottom, top, nothing = 0 in mine, len(self._stages) - 1 in mine, torch.empty(0)
         items = (
             (job.batches.inputs(n) if bottom else nothing, job.batches.labels(n) if top else nothing)
-            for n in range(plan.start, plan.batches)
+            for n in plan.numbers(plan.start)
         )
         batches = items if job.batches.resident else prefetch(items)
         for n, (inputs, labels) in enumerate(batches, plan.start):
@@ -206,7 +206,7 @@ class Pipeline:
                     for average in (pair.average for pair in trained.values() if pair.average is not None):
                         averages.enter_context(average.applied())
                     self._evaluate(mine, n, context, recorders)
-                halts = n < plan.batches - 1 and comm.stop.should_stop_after(n)
+                halts = not plan.ends_with(n) and comm.stop.should_stop_after(n)
                 if halts or plan.saves_after(n):
                     for block, pair in trained.items():
                         with span(recorder, "checkpoint", lanes[block], n):
@@ -221,10 +221,10 @@ class Pipeline:
                     raise comm.watchdog.find_cause(lost) from error
                 raise BlockError(f"{where}: {type(error).__name__}: {error}".splitlines()[0]) from error
             if n == steady - 1:
-                start, waited = perf_counter(), waits.receive
+                start, waited, timed_from = perf_counter(), waits.receive, steady
             if halts:
                 break
-        raise_if_preempted(context, plan.batches)
+        raise_if_preempted(context, plan)
         seconds = perf_counter() - start
         digests = {block: pair.digest() for block, pair in trained.items()}
         for pair in trained.values():
@@ -237,7 +237,8 @@ class Pipeline:
             effective_parameters=count_parameters(mine.values()),
             affiliated_parameters=0,
             seconds=seconds,
-            batches=plan.batches - steady,
+            batches=n + 1 - timed_from,
+            last=n,
             receive_wait=waits.receive - waited,
             send_wait=0.0,
             flops=flops,

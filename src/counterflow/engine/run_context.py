@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from counterflow.algorithms.rule import Metrics
 from counterflow.checkpoint import BlockState, CheckpointWriter
 from counterflow.engine.cost import ExitFlops, Flops
+from counterflow.schedule import RunPlan
 from counterflow.trace.recorder import Recorder
 from counterflow.transport import Communicator
 
@@ -70,6 +71,8 @@ class RankResult:
     """Wall time of its steady state: without the fill before it and the drain after it."""
     batches: int
     """Training batches of its steady state."""
+    last: int
+    """The last training batch."""
     receive_wait: float
     """Seconds of these that it waited for a message."""
     send_wait: float
@@ -110,10 +113,10 @@ def restore_block(context: RunContext, block: int, load: Callable[[BlockState], 
         raise BlockError(f"rank {context.comm.rank}: block {block}: {str(error).splitlines()[0]}") from error
 
 
-def raise_if_preempted(context: RunContext, batches: int) -> None:
-    """After the last action of a run of ``batches`` batches: raise `PreemptedError` if a signal ended it early, once
-    all checkpoints are written."""
+def raise_if_preempted(context: RunContext, plan: RunPlan) -> None:
+    """After the last action of a run: raise `PreemptedError` if a signal ended it early, once all checkpoints are
+    written."""
     stop = context.comm.stop
-    if stop.last is not None and stop.last < batches - 1:
+    if stop.last is not None and not plan.ends_with(stop.last):
         context.checkpoints.finish()
         raise PreemptedError(stop.last + 1, stop.signal or 0)

@@ -169,7 +169,7 @@ class Stage:
 
     def state(self, n: int) -> BlockState:
         """After batch ``n``. Its tensors are those that the block goes on with: to be copied before it does."""
-        taken = replace(self._plan, start=n + 1).taken(self.block - 1) if n + 1 < self._plan.batches else n + 1
+        taken = replace(self._plan, start=n + 1).taken(self.block - 1) if not self._plan.ends_with(n) else n + 1
         return BlockState(
             self.rule.state_dict(),
             self._targets,

@@ -46,8 +46,8 @@ class MetricsCallback:
     rank: int
     every: int
     """Batches between two reports."""
-    batches: int
-    """Training batches of the run."""
+    ends_with: Callable[[int], bool]
+    """True for the last training batch."""
     waited: Callable[[], float]
     """Returns the seconds that this rank has waited for messages so far."""
     report: Callable[[BlockMetrics], None]
@@ -58,7 +58,7 @@ class MetricsCallback:
     """Time at which this rank started."""
 
     def should_log(self, n: int) -> bool:
-        return n % self.every == 0 or n == self.batches - 1
+        return n % self.every == 0 or self.ends_with(n)
 
     def on_step(self, block: int, n: int, metrics: Mapping[str, Tensor]) -> None:
         if self.should_log(n):

@@ -10,11 +10,15 @@ number of processes. As a timetable (3 blocks, lag 1; T = take target and emit t
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from counterflow.message import MessageKind, Tag
 from counterflow.topology import Edge, Stream
+
+
+def _never(n: int) -> bool:
+    return False
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,10 @@ class RunPlan:
 
     Every block writes a checkpoint after every ``checkpoint_every`` batches, and after the last one (0: never). A run
     that goes on from one begins with batch ``start``.
+
+    ``decided_by(n)`` is True if evaluations decided that the run ends with batch ``n`` or before; it waits until that
+    is settled. A run that ends early is one of so many ``batches`` in all but its learning rates: no message of a
+    later batch is ever sent, or awaited.
     """
 
     batches: int
@@ -46,10 +54,22 @@ class RunPlan:
     checkpoint_every: int = 0
     start: int = 0
     views: int = 1
+    decided_by: Callable[[int], bool] = field(default=_never, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         assert not (self.predicts_down and self.gradients_from)
         assert 0 <= self.start < self.batches
+
+    def ends_with(self, n: int) -> bool:
+        """True if batch ``n`` is the last one, or comes after it. May wait for an evaluation before batch ``n``."""
+        return n >= self.batches - 1 or self.decided_by(n)
+
+    def numbers(self, first: int) -> Iterator[int]:
+        """The batches from ``first`` to the last one."""
+        n = first
+        while not self.ends_with(n - 1):
+            yield n
+            n += 1
 
     def lead(self, block: int) -> int:
         """``D_k``: number of batches by which a target leaves ``block`` for the block below before its activation."""
@@ -65,7 +85,10 @@ class RunPlan:
         Those that the block above had sent beyond are the state of the channel between the two.
         """
         if self.targets_down:
-            return min(self.start + self.lead(block), self.batches) if self.start else 0
+            if self.start == 0:
+                return 0
+            ahead = self.start + self.lead(block)
+            return next((n for n in range(self.start, ahead) if self.ends_with(n - 1)), ahead)
         return max(0, self.start - 2 * (self.gradients_from - block)) if self.gradients_from else self.start
 
     @property
@@ -79,11 +102,14 @@ class RunPlan:
 
     def saves_after(self, n: int) -> bool:
         """True if a checkpoint follows batch ``n``."""
-        return self.checkpoint_every > 0 and (n == self.batches - 1 or (n + 1) % self.checkpoint_every == 0)
+        if self.checkpoint_every == 0:
+            return False
+        # After an early end, a checkpoint would look like one to go on from.
+        return n == self.batches - 1 or ((n + 1) % self.checkpoint_every == 0 and not self.ends_with(n))
 
     def evaluation(self, n: int) -> range:
         """The evaluation batches ``e`` that follow batch ``n``."""
-        if n == self.batches - 1:
+        if self.ends_with(n):
             return range(self.validation_batches + self.test_batches)
         if self.evaluate_every > 0 and (n + 1) % self.evaluate_every == 0:
             return range(self.views - 1, self.validation_batches or self.test_batches, self.views)
@@ -100,13 +126,13 @@ class RunPlan:
 
     def activations(self) -> Iterator[Tag]:
         """Messages that enter at the bottom and that every activation edge carries, in order."""
-        for n in range(self.start, self.batches):
+        for n in self.numbers(self.start):
             yield Tag(MessageKind.ACTIVATION, n)
             yield from (Tag(MessageKind.TEST, n, e) for e in self.evaluation(n))
 
     def targets(self, block: int) -> Iterator[Tag]:
         """Messages that ``block`` takes from above, in order; those of the top block are labels."""
-        for n in range(self.taken(block), self.batches):
+        for n in self.numbers(self.taken(block)):
             if self.targets_down:
                 yield Tag(MessageKind.TARGET, n)
             elif self.gradients_from:
@@ -173,10 +199,10 @@ def rank_program(blocks: range, plan: RunPlan, halts_after: Callable[[int], bool
     """
     for block in reversed(blocks):
         yield from _prologue(block, plan)
-    last = plan.batches - 1
-    for n in range(plan.start, plan.batches):
+    for n in plan.numbers(plan.start):
         yield from _turn(blocks, n, plan)
-        if n == last and plan.gradients_from:
+        last = plan.ends_with(n)
+        if last and plan.gradients_from:
             # The gradients that come after the last batch has gone up.
             for late in range(plan.batches, plan.batches + 2 * (plan.gradients_from - blocks[0])):
                 yield from _backward(blocks, late, plan)
@@ -184,7 +210,7 @@ def rank_program(blocks: range, plan: RunPlan, halts_after: Callable[[int], bool
             yield from (Action(Op.EVALUATE, block, n, e) for block in blocks)
         for e in plan.evaluation(n) if plan.predicts_down else ():
             yield from (Action(Op.PREDICT, block, n, e) for block in reversed(blocks))
-        halts = n < last and halts_after is not None and halts_after(n)
+        halts = not last and halts_after is not None and halts_after(n)
         if halts or plan.saves_after(n):
             yield from (Action(Op.SAVE, block, n) for block in blocks)
         if halts:
@@ -197,7 +223,7 @@ def _turn(blocks: range, n: int, plan: RunPlan) -> Iterator[Action]:
         yield from (Action(Op.TARGET, block, n) for block in reversed(blocks))
     for block in blocks:
         ahead = n + plan.lead(block)
-        if plan.targets_down and not exact and ahead < plan.batches:
+        if plan.targets_down and not exact and not plan.ends_with(ahead - 1):
             yield Action(Op.TARGET, block, ahead)
         yield Action(Op.FORWARD, block, n)
         if not plan.gradients_from:

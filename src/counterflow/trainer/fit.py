@@ -28,6 +28,7 @@ from counterflow.metrics.run_dir import FinishedError
 from counterflow.models.initial_weights import load_initial_weights
 from counterflow.rank_info import RankInfo
 from counterflow.signals import Signals
+from counterflow.trainer.early_stopping import EarlyEnd
 from counterflow.trainer.rank0 import CHECKPOINTS, EVALUATED, Rank0Services, ResumePoint, open_run_dir
 from counterflow.trainer.summary import describe, original_state, summarize
 from counterflow.transport import Communicator, connect, rendezvous
@@ -185,19 +186,24 @@ def fit(
     if begin.checkpoint is None or not job.pretrained:  # else some ranks have read the file, and some have not
         _check_initial_weights(job, config, comm)
     assert begin.cut is not None, "rank 0 chose one"
+    services: Rank0Services | None = None
+
+    def check() -> None:
+        if services is not None:
+            services.check()
+
     job = replace(job, plan=replace(job.plan, start=begin.batches), cut=tuple(begin.cut))
+    if config.train.patience:
+        job = replace(job, plan=replace(job.plan, decided_by=EarlyEnd(job, comm, check).is_reached))
     engine = build_engine(job)
     waits = WaitTimes()
 
-    services: Rank0Services | None = None
-
     def report(item: BlockMetrics | BlockWritten) -> None:
-        if services is not None:
-            services.check()
+        check()
         comm.send_report(item.to_json())
 
     callback = MetricsCallback(
-        comm.rank, job.log_every, job.plan.batches, lambda: waits.receive, report, before=begin.seconds
+        comm.rank, job.log_every, job.plan.ends_with, lambda: waits.receive, report, before=begin.seconds
     )
     directory = CheckpointDirectory(begin.path / CHECKPOINTS) if begin.path is not None else None
     evaluated = (

@@ -27,6 +27,7 @@ from counterflow.metrics import provenance
 from counterflow.metrics.block_metrics import BlockMetrics, ReportPoller, RowAssembler, StepMetrics
 from counterflow.metrics.callback import Callback, RunInfo, notify
 from counterflow.metrics.run_dir import FinishedError, Found, InUseError, RunDirectory, config_diff
+from counterflow.trainer.early_stopping import Patience
 from counterflow.transport import Communicator
 
 _log = logging.getLogger(__name__)
@@ -203,6 +204,10 @@ class Rank0Services:
         if directory is not None and config.checkpoint.best:
             folder = CheckpointDirectory(directory.path / EVALUATED)
             self.best = BestWeights(folder, job.topology.blocks, plan.start, directory.validation_accuracy())
+        self._patience: Patience | None = None
+        if config.train.patience:
+            scores = directory.validation_accuracy() if directory is not None else {}
+            self._patience = Patience(config.train.patience, scores, comm)
         self._committer: CheckpointCommitter | None = None
         if directory is not None:
             self._committer = CheckpointCommitter(
@@ -277,6 +282,8 @@ class Rank0Services:
                 _log.warning(f"{self._directory.path}: no room for the metrics of batch {row.n} yet ({error.strerror})")
         if row.event != "train":
             self.evaluations[row.event] = row
-        if row.event == "validation" and self.best is not None and (accuracy := row.column("accuracy")[-1]) is not None:
-            self.best.add_score(row.n + 1, accuracy)
+        if row.event == "validation" and (accuracy := row.column("accuracy")[-1]) is not None:
+            for judge in (self.best, self._patience):
+                if judge is not None:
+                    judge.add_score(row.n + 1, accuracy)
         notify(self._callbacks, "on_step" if row.event == "train" else "on_eval", row)

@@ -48,7 +48,7 @@ def summarize(
         "blocks": config.blocks,
         "ranks": job.topology.ranks,
         "seed": config.seed,
-        "steps": job.plan.batches,
+        "steps": results[0].last + 1,
         "test_accuracy": _top(metrics.get(("test", "accuracy"))),
         "block_accuracy": metrics.get(("test", "accuracy")),
         "validation_accuracy": _top(metrics.get(("validation", "accuracy"))),

@@ -116,6 +116,7 @@ class Trainer:
         alternate: bool = False,
         test_views: int = 1,
         evaluate_every: int = 0,
+        patience: int = 0,
         evaluate_test: bool = True,
         log_every: int = 10,
         run_dir: str | Path | None = None,
@@ -152,6 +153,7 @@ class Trainer:
             alternate: Flip every image in every second epoch.
             test_views: Views of an image that the last evaluation averages for ``tta_accuracy``: 1, 2 or 6.
             evaluate_every: Evaluate held-out data after every so many batches; 0 is only at the end.
+            patience: End early after so many evaluations of held-out data in a row without progress; 0 is never.
             evaluate_test: Evaluate the test data after the last batch.
             log_every: Report metrics after every so many batches.
             run_dir: Folder for metrics, checkpoints and the summary. Without it nothing is written.
@@ -209,6 +211,7 @@ class Trainer:
                 microbatches=microbatches,
                 steps=steps,
                 evaluate_every=evaluate_every,
+                patience=patience,
                 test=evaluate_test,
                 log_every=log_every,
             ),

@@ -22,7 +22,8 @@ from counterflow.transport.rendezvous import LauncherStore, join
 
 _GOODBYE = 1
 """Tag of the one message by which a rank says that it ends in good order."""
-
+_CHECK_INTERVAL = 0.5
+"""Seconds between two looks at the other ranks while waiting for what one of them publishes."""
 
 Channel = TypeVar("Channel")
 
@@ -178,6 +179,24 @@ class Communicator:
         text = self._store.get(key).decode()
         self._store.delete(key)
         return text
+
+    def publish(self, key: str, text: str) -> None:
+        """Leave ``text`` for `await_published` of all ranks, on any thread."""
+        self._store.set(f"published/{key}", text)
+
+    def await_published(self, key: str, check: Callable[[], None]) -> str:
+        """Wait for what a rank publishes as ``key``, on any thread; ``check`` may raise meanwhile.
+
+        Raises:
+            ChannelError: It did not come in time, or a rank is lost.
+        """
+        what, start = f"rank {self.rank}: waiting for {key}", time.monotonic()
+        while not self._store.await_key(f"published/{key}", time.monotonic() + _CHECK_INTERVAL):
+            check()
+            self.watchdog.check(what)
+            if time.monotonic() > start + self.watchdog.timeout:
+                raise self.watchdog.timed_out(what)
+        return self._store.get(f"published/{key}").decode()
 
     # -- what recovery.recoverable overrides
 

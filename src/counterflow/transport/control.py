@@ -62,7 +62,8 @@ class Watchdog:
         if self._failure is not None:
             raise self._failure
 
-    def _check(self, what: str) -> None:
+    def check(self, what: str) -> None:
+        """Raise the error that ends the wait for ``what``, if there is one."""
         self.raise_failure()
         if self._lost is not None:
             raise self.find_cause(ChannelError(f"{what}: lost rank {self._lost}"))
@@ -79,7 +80,7 @@ class Watchdog:
             is_ready = self._condition.wait_for(
                 lambda: self._failure is not None or self._lost is not None or ready(), self.timeout
             )
-            self._check(what)
+            self.check(what)
         if not is_ready:
             raise self.timed_out(what)
         self._waiting = None
@@ -94,7 +95,7 @@ class Watchdog:
     def take(self, inbox: "queue.SimpleQueue[Any]", what: Callable[[], str]) -> Any:
         """Wait for the next item of ``inbox``; ten times as fast as `wait` from one thread to another."""
         if self._failure is not None or self._lost is not None:
-            self._check(what())
+            self.check(what())
         try:
             item = inbox.get_nowait()
         except queue.Empty:
@@ -107,7 +108,7 @@ class Watchdog:
             if item is not None:
                 self._waiting = None
         if item is None:
-            self._check(what())
+            self.check(what())
         return item
 
     def timed_out(self, what: str) -> ChannelError:

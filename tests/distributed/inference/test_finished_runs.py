@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import counterflow as cf
+from counterflow.cli import evaluate
 from counterflow.data import load as load_data
 from tests.helpers.configs import configured
 from tests.helpers.networks import named as network
@@ -167,13 +168,17 @@ def test_classes_keep_their_names(tmp_path: Path) -> None:
     assert cf.load(tmp_path / "run").class_names == ("a", "b", "c", "d")
 
 
-def test_the_best_weights_load_too(pool: Pool, tmp_path: Path) -> None:
+def test_the_best_weights_load_too(pool: Pool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ("blocks=3", "checkpoint.best=true", "data.validation=0.2", "optimizer.lr=0.02", "train.evaluate_every=3")
     summary = summary_of(pool, 3, *options, directory=tmp_path / "run")
     held_out = load_data(configured(*options).data).validation
     assert held_out is not None
     best = cf.load(tmp_path / "run", best=True)
     assert accuracy(best, held_out.inputs, held_out.labels) == summary["best_validation_accuracy"]
+    test = load_data(configured(*options).data).test
+    assert test is not None
+    assert evaluate.main([str(tmp_path / "run"), "--best", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["accuracy"] == accuracy(best, test.inputs, test.labels)
     with pytest.raises(
         ValueError, match=r"^best=True: \S+ keeps no readout of the best evaluation, allowed is the last"
     ):

@@ -30,7 +30,7 @@ def metrics(loss: float = 0.5) -> dict[str, torch.Tensor]:
 )
 def test_every_so_many_batches_and_the_last(every: int, batches: int, reported: list[int]) -> None:
     posts = Posts()
-    callback = MetricsCallback(0, every, batches, lambda: 0.0, posts)
+    callback = MetricsCallback(0, every, lambda n: n >= batches - 1, lambda: 0.0, posts)
     for n in range(batches):
         for block in (1, 2):
             callback.on_step(block, n, metrics())
@@ -39,7 +39,7 @@ def test_every_so_many_batches_and_the_last(every: int, batches: int, reported: 
 
 def test_every_evaluation_is_reported() -> None:
     posts = Posts()
-    callback = MetricsCallback(0, 100, 1000, lambda: 0.0, posts)
+    callback = MetricsCallback(0, 100, lambda n: n >= 999, lambda: 0.0, posts)
     for n in (7, 8, 9):
         callback.on_eval(2, n, "test", {"accuracy": 0.75})
     assert [(r.event, r.n, r.block, r.metrics) for r in posts.records] == [
@@ -49,7 +49,7 @@ def test_every_evaluation_is_reported() -> None:
 
 def test_a_block_without_a_prediction_of_its_own_has_no_accuracy() -> None:
     posts = Posts()
-    MetricsCallback(0, 100, 1000, lambda: 0.0, posts).on_eval(2, 7, "validation", {})
+    MetricsCallback(0, 100, lambda n: n >= 999, lambda: 0.0, posts).on_eval(2, 7, "validation", {})
     assert [(r.event, r.n, r.block, r.metrics) for r in posts.records] == [("validation", 7, 2, {})]
 
 
@@ -57,7 +57,7 @@ def test_what_a_record_says(monkeypatch: pytest.MonkeyPatch) -> None:
     """The rank started at 100 s, and has waited for one of the eight seconds since."""
     monkeypatch.setattr("counterflow.metrics.block_metrics.perf_counter", lambda: 108.0)
     posts = Posts()
-    callback = MetricsCallback(3, 1, 10, lambda: 1.0, posts, start=100.0)
+    callback = MetricsCallback(3, 1, lambda n: n >= 9, lambda: 1.0, posts, start=100.0)
     callback.on_step(5, 4, metrics())
     expected = BlockMetrics("train", 4, 5, 3, {"loss": 0.5, "accuracy": 0.25}, seconds=8.0, waited=0.125)
     assert posts.records == [expected]
@@ -75,7 +75,7 @@ class Device(torch.Tensor):
 
 
 def test_numbers_leave_the_device_only_for_a_report() -> None:
-    callback = MetricsCallback(0, 4, 100, lambda: 0.0, Posts())
+    callback = MetricsCallback(0, 4, lambda n: n >= 99, lambda: 0.0, Posts())
     for n in range(8):
         callback.on_step(1, n, {"loss": torch.tensor(0.5).as_subclass(Device)})
     assert Device.read == 2
