@@ -33,11 +33,12 @@ def lr_factor(config: OptimizerConfig, n: int, batches: int) -> float:
     progress = n / batches
     match config.schedule:
         case "cosine":
-            return warm * 0.5 * (1.0 + math.cos(math.pi * progress))
+            left = 0.5 * (1.0 + math.cos(math.pi * progress))
         case "linear":
-            return warm * (1.0 - progress)
+            left = 1.0 - progress
         case _:
-            return warm
+            left = 1.0
+    return warm * (config.floor + (1.0 - config.floor) * left) if config.floor else warm * left
 
 
 class BlockOptimizer(nn.Module):
@@ -79,11 +80,28 @@ class BlockOptimizer(nn.Module):
         if self.observe is not None:
             self.observe("backward", n, start, perf_counter())
 
-    def step(self, n: int) -> None:
-        """One update with the gradients so far, which are dropped afterwards."""
+    def squared_norm(self) -> Tensor:
+        """Sum of the squares of all gradients so far, a float64 scalar."""
+        norms = [torch.linalg.vector_norm(gradient, dtype=torch.float64) for gradient in self._gradients()]
+        return torch.stack(norms).square().sum() if norms else torch.zeros((), dtype=torch.float64)
+
+    def _gradients(self) -> list[Tensor]:
+        groups = (group for optimizer in self._torch for group in optimizer.param_groups)
+        return [p.grad for group in groups for p in group["params"] if p.grad is not None]
+
+    def step(self, n: int, squared_norm: Tensor | None = None) -> None:
+        """One update with the gradients so far, which are dropped afterwards.
+
+        ``squared_norm`` is that of all gradients that ``optimizer.clip`` limits together; None if it is of these alone.
+        """
         if not self._torch:
             return
         start = perf_counter()
+        if self._config.clip:
+            norm = (self.squared_norm() if squared_norm is None else squared_norm).sqrt()
+            scale = (self._config.clip / norm.clamp_min(self._config.clip)).float()
+            for gradient in self._gradients():
+                gradient.mul_(scale)
         factor = lr_factor(self._config, n, self._batches)
         for optimizer in self._torch:
             for group in optimizer.param_groups:

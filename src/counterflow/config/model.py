@@ -161,6 +161,25 @@ class TransformerConfig(ModelConfig):
 
 
 @dataclass(kw_only=True)
+class GPTConfig(ModelConfig):
+    """Decoder-only transformer; the defaults are its smallest preset, of 1.4 million parameters for 256 tokens."""
+
+    name: str = "gpt"
+    layers: int = checked(8, size, 1)
+    """Number of decoder layers; embedding and output layer come on top, so there are ``layers + 2`` layers to cut."""
+    heads: int = checked(4, size, 1)
+    width: int = checked(128, size, 1)
+    hidden: int = checked(256, size, 1)
+    """Width of the gated layer in every decoder layer."""
+    dropout: float = checked(0.0, fraction)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.width % (2 * self.heads):
+            raise ValueError(f"model.heads={self.heads}: must divide half of model.width={self.width}")
+
+
+@dataclass(kw_only=True)
 class CustomConfig(ModelConfig):
     name: str = "custom"
     target: str = ""
@@ -183,6 +202,7 @@ MODELS = (
     ResNet20Config,
     ResNet32Config,
     TransformerConfig,
+    GPTConfig,
     CustomConfig,
 )
 

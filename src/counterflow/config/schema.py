@@ -28,20 +28,27 @@ from counterflow.config.validators import (
 _LONGEST = 1_000_000
 """Longest limits of waits in seconds: every clock and timer can hold them."""
 
-_DATA_NAMES = ("digits", "fashion_mnist", "mnist", "cifar10", "cifar100", "reverse", "image_folder")
+_DATA_NAMES = ("digits", "fashion_mnist", "mnist", "cifar10", "cifar100", "reverse", "image_folder", "text", "stdlib")
 
 
 @dataclass(kw_only=True)
 class DataConfig(Options, key="data"):
     name: str = checked(MISSING, one_of, _DATA_NAMES)
     root: str = "data"
-    """Folder that holds the data set; for own images also an ``.npz`` file."""
+    """Folder that holds the data set; for own images also an ``.npz`` file, for text also one file of it."""
     download: bool = False
     validation: float = checked(0.0, fraction)
     """Share of the training data that is held out of training, the same samples in every run: evaluations before the
     end are on these, so that test data is looked at once."""
     limit: int | None = checked(None, at_least, 1)
     """Train on so many of the remaining samples, the same ones in every run; all if not set."""
+    length: int = checked(128, size, 1)
+    """Tokens of a window of text (``text`` and ``stdlib`` only)."""
+    evaluated: int = checked(1024, size, 1)
+    """Windows of the held-out text, and of the test text, that are evaluated, at even distances; all if there are
+    fewer (``text`` and ``stdlib`` only)."""
+    cache: str = "~/.cache/counterflow"
+    """Folder for the tokens of a text, which are written there once."""
     augment: bool = False
     """Random crops of a padded image, and horizontal flips, deterministic in (seed, epoch, index)."""
     padding: int = checked(2, size, 0)
@@ -72,6 +79,8 @@ DATA = {
         DataConfig(name="cifar100", padding=4),
         DataConfig(name="reverse"),
         DataConfig(name="image_folder"),
+        DataConfig(name="text", validation=0.05),
+        DataConfig(name="stdlib", validation=0.05),
     )
 }
 """The data sets that have a loader, with their defaults."""
@@ -98,6 +107,8 @@ class HeadConfig(Options, key="algorithm.head"):
     """Channels of these convolutions."""
     dim: int = checked(512, size, 1)
     """Feature maps are pooled until the head has at most so many dimensions."""
+    layers: int = checked(0, size, 0)
+    """Causal decoder layers before the norm, of outputs that are sequences: private layers of blockwise training."""
 
 
 @dataclass(kw_only=True)
@@ -144,6 +155,11 @@ class OptimizerConfig(NamedOptions, key="optimizer"):
     """Learning rate of biases, and of the scales and shifts of norms, as a multiple of that of weights."""
     bias_decay: bool = True
     """Weight decay of biases and norms too."""
+    clip: float = checked(0.0, rate)
+    """Largest norm of a gradient, which is scaled down to it: in local rules that of a block, and apart that of its
+    feedback; in backprop that of the network. 0 is no limit."""
+    floor: float = checked(0.0, fraction)
+    """Learning rate at the end of a schedule that falls, as a share of ``lr``."""
     average: float = checked(0.0, fraction)
     """Decay of an exponential moving average of the weights, by which blocks are evaluated and which a finished run
     gives away; 0 is none. Messages and learning use the weights themselves."""
@@ -328,6 +344,10 @@ class TrainConfig(Options):
                 raise ValueError(f"{key}={text}: needs data.validation and train.evaluate_every greater than 0")
             if value and self.schedule == "naive":  # its rows of a batch are not whole at a checkpoint
                 raise ValueError(f"{key}={str(value).lower()}: is for all values of schedule but naive")
+        if (
+            self.optimizer.clip and self.schedule == "naive"
+        ):  # the gradients of a batch reach each block at another time
+            raise ValueError(f"optimizer.clip={self.optimizer.clip:g}: is for all values of schedule but naive")
         cut = getattr(self.model, "cut", None)
         if isinstance(cut, list) and len(cut) != self.blocks:
             raise ValueError(f"model.cut={cut}: must name one layer count for each of blocks={self.blocks}")

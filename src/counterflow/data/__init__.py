@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from counterflow.config import DataConfig
-from counterflow.data import builtin, image_files
+from counterflow.data import builtin, image_files, text
 from counterflow.data.dataset import Dataset, Source, Split, as_dataset, as_split
 
 __all__ = ["LOADERS", "Dataset", "Source", "Split", "as_dataset", "as_split", "load"]
@@ -16,6 +16,8 @@ LOADERS: dict[str, Callable[[DataConfig], Dataset]] = {
     "cifar100": image_files.load,
     "reverse": builtin.reverse,
     "image_folder": image_files.load,
+    "text": text.load,
+    "stdlib": text.load,
 }
 
 
@@ -24,4 +26,5 @@ def load(config: DataConfig) -> Dataset:
 
     Raises ``ValueError`` if its files are missing or damaged.
     """
-    return LOADERS[config.name](config).split_validation(config.validation, config.limit)
+    dataset = LOADERS[config.name](config)
+    return dataset if dataset.content else dataset.split_validation(config.validation, config.limit)

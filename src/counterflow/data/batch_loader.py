@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from math import inf
 from typing import NamedTuple
 
 import torch
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 
 from counterflow.config import DataConfig
 from counterflow.data.dataset import Dataset, Split
+from counterflow.data.token_windows import TokenWindows
 from counterflow.seeding import derive_seed
 
 CPU = torch.device("cpu")
@@ -125,15 +127,16 @@ class BatchLoader:
         if self.device.type != "cuda":
             return False
         free, _ = torch.cuda.mem_get_info(self.device)
-        return sum(split.inputs.nbytes for split in (self.dataset.train, self.dataset.test) if split) < free / 2
+        inputs = [split.inputs for split in (self.dataset.train, self.dataset.test) if split]
+        return sum(tensor.nbytes if isinstance(tensor, Tensor) else inf for tensor in inputs) < free / 2
 
     def inputs(self, n: int) -> Tensor:
         """Inputs of training batch ``n``: images, normalised and, if configured, augmented, float32 ``[B, C, H, W]``;
         tokens, int64 ``[B, T]``; or numbers, float32 ``[B, ...]``.
         """
-        inputs = self._place(self.dataset.train.inputs)
-        indices = self.order.indices(n, inputs.device)
-        inputs = inputs[indices]
+        source = self._place(self.dataset.train.inputs)
+        indices = self.order.indices(n, _device(source))
+        inputs = source[indices]
         if self.config.augment:
             inputs = augment(
                 inputs,
@@ -156,7 +159,7 @@ class BatchLoader:
     def labels(self, n: int) -> Tensor:
         """Labels of training batch ``n``, int64 ``[B]``, or ``[B, T]`` of sequences."""
         labels = self._place(self.dataset.train.labels)
-        return labels[self.order.indices(n, labels.device)]
+        return labels[self.order.indices(n, _device(labels))]
 
     @property
     def validation(self) -> range:
@@ -193,9 +196,9 @@ class BatchLoader:
         none = self.dataset.train.labels[:0]  # there may be no batches
         return torch.cat([none, *(self.evaluation_labels(e) for e in batches if self.view(e).plain)])
 
-    def _place(self, tensor: Tensor) -> Tensor:
+    def _place(self, tensor: Tensor | TokenWindows) -> Tensor | TokenWindows:
         """Return ``tensor`` on the device if the data is resident; it is moved once, at its first use."""
-        if not self.resident:
+        if not self.resident or not isinstance(tensor, Tensor):
             return tensor
         if id(tensor) not in self._placed:
             self._placed[id(tensor)] = tensor.to(self.device)
@@ -212,6 +215,10 @@ class BatchLoader:
         batch = (e if held_out else e - self.test.start) // self.config.test_views
         start = batch * self.order.batch_size
         return split, slice(start, start + self.order.batch_size)
+
+
+def _device(source: Tensor | TokenWindows) -> torch.device:
+    return source.device if isinstance(source, Tensor) else CPU
 
 
 def augment(

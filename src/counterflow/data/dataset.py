@@ -1,5 +1,9 @@
-"""Labelled inputs in memory: images, sequences of tokens, or numbers; read from tensors and Datasets of torch."""
+"""Labelled inputs, in memory or in mapped files: images, sequences of tokens, or numbers.
 
+They are read from tensors and Datasets of torch.
+"""
+
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -11,8 +15,10 @@ import torch
 from torch import Tensor
 from torch.utils import data
 
+from counterflow.data.token_windows import TokenWindows
 
-def describe(tensor: Tensor) -> str:
+
+def describe(tensor: Tensor | TokenWindows) -> str:
     """Type and shape, for errors: ``float32 [3, 5]``."""
     return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
 
@@ -26,8 +32,8 @@ class Split:
     enter the network as they are. Raises ``ValueError`` if inputs and labels do not fit.
     """
 
-    inputs: Tensor
-    labels: Tensor
+    inputs: Tensor | TokenWindows
+    labels: Tensor | TokenWindows
 
     def __post_init__(self) -> None:
         kind = self.inputs.dtype, self.inputs.ndim
@@ -37,7 +43,7 @@ class Split:
                 f"inputs={describe(self.inputs)}: must be images, uint8 [M, C, H, W], sequences, int64 [M, T], "
                 "or numbers, float32 [M, ...]"
             )
-        if not self.inputs.numel():
+        if not self.inputs.shape.numel():
             raise ValueError(f"inputs={describe(self.inputs)}: must not be empty")
         shape = self.inputs.shape if self.sequences else self.inputs.shape[:1]
         if self.labels.dtype != torch.int64 or self.labels.shape != shape:
@@ -46,8 +52,13 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def rows(self, indices: Tensor | slice) -> tuple[Tensor, Tensor]:
+        """Inputs and labels of some samples, in memory."""
+        return self.inputs[indices], self.labels[indices]
+
     def __getitem__(self, indices: Tensor | slice | list[int]) -> "Split":
-        return Split(self.inputs[indices], self.labels[indices])
+        indices = torch.tensor(indices) if isinstance(indices, list) else indices
+        return Split(*self.rows(indices))
 
     @property
     def images(self) -> bool:
@@ -73,6 +84,10 @@ class Dataset:
     """Part of the training data, held out. Choices are made on it, so that test data is evaluated once."""
     class_names: Sequence[str] = ()
     """A name for each class; by default its number."""
+    tokens_per_byte: float | None = None
+    """Tokens that stand for a byte of text; None where the inputs are no text."""
+    content: str = ""
+    """Checksum of all that is in files; empty where the data is in memory."""
 
     def __post_init__(self) -> None:
         names = tuple(map(str, self.class_names)) or tuple(map(str, range(self.classes)))
@@ -83,6 +98,8 @@ class Dataset:
         for name, split in (("train", self.train), ("test", test)):
             tokens = [("token", split.inputs)] if split.sequences else []
             for kind, tensor in (("label", split.labels), *tokens):
+                if not isinstance(tensor, Tensor):
+                    continue  # whoever wrote the file has counted its tokens
                 wrong = tensor[(tensor < 0) | (tensor >= self.classes)]
                 if len(wrong):
                     raise ValueError(
@@ -115,6 +132,16 @@ class Dataset:
             self, train=self.train[drawn[held:][:limit]], validation=self.train[drawn[:held]] if held else None
         )
 
+    @cached_property
+    def digest(self) -> str:
+        """Checksum by which data sets are told apart: of files, or of the shape and the labels of the training data,
+        whose order makes that a fast and sufficient test."""
+        labels = self.train.labels
+        if not isinstance(labels, Tensor):
+            return self.content[:16]
+        content = f"{list(self.train.inputs.shape)}".encode() + labels.cpu().contiguous().numpy().tobytes()
+        return hashlib.sha256(content).hexdigest()[:16]
+
     def normalised(self, inputs: Tensor) -> Tensor:
         """Images as float32, with mean 0 and variance 1 in every channel of training; other inputs as they are."""
         if not self.train.images:
@@ -129,7 +156,9 @@ class Dataset:
         """
         mean, std = [], []
         values = torch.arange(256)
-        for channel in self.train.inputs.unbind(1):
+        images = self.train.inputs
+        assert isinstance(images, Tensor), "images are in memory"
+        for channel in images.unbind(1):
             # Integers up to the last step: a sum of floats would depend on the number of threads.
             counts = torch.bincount(channel.flatten(), minlength=256)
             total, first, second = (int((counts * values**power).sum()) for power in range(3))
@@ -162,7 +191,12 @@ def as_dataset(
         ValueError: If a source is refused, or if the sources and the numbers do not fit together.
     """
     splits = [as_split(source, name) for source, name in ((train, "train"), (test, "test")) if source is not None]
-    values = [tensor for split in splits for tensor in (split.labels, split.inputs) if tensor.dtype == torch.int64]
+    values = [
+        tensor
+        for split in splits
+        for tensor in (split.labels, split.inputs)
+        if tensor.dtype == torch.int64 and isinstance(tensor, Tensor)
+    ]
     classes = classes or 1 + max(int(tensor.max()) for tensor in values)
     names = getattr(train, "classes", None)  # as torchvision's data sets have them
     names = names if isinstance(names, list | tuple) and len(names) == classes else ()
@@ -197,8 +231,9 @@ def as_split(source: Any, name: str) -> Split:
         split = Split(inputs, labels)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
-    negative = (labels < 0).nonzero().tolist()
+    negative = (labels < 0).nonzero().tolist() if isinstance(labels, Tensor) else []
     if negative:
+        assert isinstance(labels, Tensor)
         index = negative[0]
         raise ValueError(f"{name}{index}: label={int(labels[tuple(index)])}: must not be negative")
     return split

@@ -286,10 +286,11 @@ def _read_npz(path: Path) -> Dataset:
     train, test = (
         _array_split(split, arrays[f"{split}_images"], arrays[f"{split}_labels"]) for split in ("train", "test")
     )
-    unknown = set(test.labels.tolist()) - set(train.labels.tolist())
+    labels = train.labels[:]
+    unknown = set(test.labels[:].tolist()) - set(labels.tolist())
     if unknown:
         raise ValueError(f"test_labels has class {min(unknown)}: must be one of train_labels")
-    return Dataset(train, test, classes=int(train.labels.max()) + 1)
+    return Dataset(train, test, classes=int(labels.max()) + 1)
 
 
 def _array_split(name: str, images: NDArray[np.uint8], labels: NDArray[np.integer]) -> Split:

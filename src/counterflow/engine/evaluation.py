@@ -1,6 +1,9 @@
 """Evaluation results of blocks: accuracy, and activations that are kept for reports."""
 
+from math import log
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from counterflow.data.batch_loader import View
@@ -12,9 +15,13 @@ _MOST_DIMENSIONS = 4096
 
 
 class AccuracyMeter:
-    """Counts correct predictions of one or several blocks over the batches of an evaluation."""
+    """Counts correct predictions of one or several blocks over the batches of an evaluation; of text, also its bits."""
 
-    def __init__(self) -> None:
+    def __init__(self, tokens_per_byte: float | None = None) -> None:
+        """``tokens_per_byte``: of text; None where the inputs are no text."""
+        self._tokens_per_byte = tokens_per_byte
+        self._nats: list[Tensor] = []
+        """Cross entropy of each position of text, float64 ``[K, positions]``."""
         self._right: list[Tensor] = []
         self._right_of_views: list[Tensor] = []
         self._scores: Tensor | None = None
@@ -28,6 +35,8 @@ class AccuracyMeter:
         """
         if view.plain and self._scores is None:
             self._right.append(predictions == labels)
+            if self._tokens_per_byte is not None:
+                self._nats.append(torch.stack([_nats(row, labels) for row in scores]))
             return
         weighted = view.weight * scores.float()
         self._scores = weighted if self._scores is None else self._scores + weighted
@@ -40,20 +49,34 @@ class AccuracyMeter:
         """Metrics of each row since the last call; an empty list if nothing was added.
 
         ``accuracy`` is the share of labels; of sequences there is also ``sequence_accuracy``, the share of sequences
-        that are right at every position; with several views, ``tta_accuracy``, the accuracy of their average.
+        that are right at every position; with several views, ``tta_accuracy``, the accuracy of their average. Of text
+        there are ``perplexity``, of a token, and ``bits_per_byte``.
         """
         if not self._right:
             return []
         right = torch.cat(self._right, 1)
         self._right.clear()
         hits = {"accuracy": right.flatten(1)}
-        if right.ndim > 2:
+        if self._nats:
+            nats = torch.cat(self._nats, 1).mean(1)
+            self._nats.clear()
+        elif right.ndim > 2:
             hits["sequence_accuracy"] = right.flatten(2).all(2)
         if self._right_of_views:
             hits["tta_accuracy"] = torch.cat(self._right_of_views, 1).flatten(1)
             self._right_of_views.clear()
         shares = {name: (hit.sum(1).double() / hit.shape[1]).tolist() for name, hit in hits.items()}
+        if self._tokens_per_byte is not None:
+            shares["perplexity"] = nats.exp().tolist()
+            shares["bits_per_byte"] = (nats * self._tokens_per_byte / log(2)).tolist()
         return [{name: share[row] for name, share in shares.items()} for row in range(len(right))]
+
+
+def _nats(scores: Tensor, labels: Tensor) -> Tensor:
+    """Cross entropy of every position: ``[B, T, C]`` scores of ``[B, T]`` labels to float64 ``[B * T]``."""
+    # Sample by sample: the logarithms of all scores would take as much memory again.
+    rows = [F.cross_entropy(s.float(), y, reduction="none") for s, y in zip(scores, labels, strict=True)]
+    return torch.cat(rows).double()
 
 
 class ActivationRecorder:

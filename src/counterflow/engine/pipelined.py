@@ -125,8 +125,8 @@ class _Trained(nn.Module):
         decay = job.optimizer.average
         self.average = WeightAverage(block, block, decay) if decay else None
 
-    def step(self, n: int) -> None:
-        self.optimizer.step(n)
+    def step(self, n: int, squared_norm: Tensor | None) -> None:
+        self.optimizer.step(n, squared_norm)
         if self.average is not None:
             self.average.update(n)
 
@@ -197,9 +197,10 @@ class Pipeline:
                 stepped = perf_counter()
                 if comm.size > 1:
                     waits.receive = max(0.0, stepped - begin - busy() - other)
+                norm = self._squared_norm(trained) if job.optimizer.clip else None
                 for block, pair in trained.items():
                     with span(recorder, "update", lanes[block], n):
-                        pair.step(n)
+                        pair.step(n, norm)
                 for block in owned:
                     context.report(job.device, block, n, metrics if block == job.topology.blocks else {})
                 with ExitStack() as averages:
@@ -248,6 +249,16 @@ class Pipeline:
             },
             activations={block: kept for block, of in recorders.items() if (kept := of.take()) is not None},
         )
+
+    def _squared_norm(self, trained: Mapping[int, _Trained]) -> Tensor:
+        """That of the gradient of the whole network, summed block by block, bottom to top."""
+        device = self._job.device
+        squares = torch.zeros(self._job.topology.blocks, dtype=torch.float64, device=device)
+        for block, pair in trained.items():
+            squares[block - 1] = pair.optimizer.squared_norm()
+        if self._group is not None:
+            dist.all_reduce(squares, group=self._group)  # each sum has one term that is not zero
+        return sum(squares.unbind(), torch.zeros_like(squares[0]))
 
     def _lane(self, stage: int) -> int:
         """Lane of a stage among the spans of its rank: its upper block."""
@@ -331,7 +342,7 @@ class Pipeline:
     ) -> None:
         """Send every evaluation batch after batch ``n`` up through all stages, forward only."""
         job, last, recorder = self._job, len(self._stages) - 1, context.recorder
-        meter = AccuracyMeter()
+        meter = AccuracyMeter(job.batches.dataset.tokens_per_byte)
         for blocks in mine.values():
             blocks.eval()
         for e in job.plan.evaluation(n):

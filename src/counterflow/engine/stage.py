@@ -64,7 +64,7 @@ class Stage:
         """Samples of the current evaluation so far."""
         self._own: dict[int, Tensor] = {}
         """This block's part in the prediction of each test batch, until the rest of it comes down."""
-        self._meter = AccuracyMeter()
+        self._meter = AccuracyMeter(job.batches.dataset.tokens_per_byte)
         self._sent: deque[tuple[int, Payload]] = deque(maxlen=job.plan.max_in_flight)
         """The last messages to the block below, which it may not have taken."""
 

@@ -16,6 +16,8 @@ from counterflow.inference.inputs import read_samples
 from counterflow.inference.predictions import scores_of
 from counterflow.inference.predictor import Predictor
 
+_ROWS = 256
+"""Samples that are read at a time."""
 _Pairs = Iterable[tuple[Tensor, Tensor]]
 
 
@@ -84,7 +86,8 @@ def _samples(
     found, wanted = (str(split.inputs.dtype), *split.inputs.shape[1:]), (str(predictor.dtype), *predictor.input_shape)
     if found != wanted:
         raise ValueError(f"data={config.name}: samples are {found}: must be {wanted}, as in training")
-    yield from zip(split.inputs, split.labels, strict=True)
+    for start in range(0, len(split), _ROWS):
+        yield from zip(*split.rows(slice(start, start + _ROWS)), strict=True)
 
 
 def _few(names: tuple[str, ...]) -> str:

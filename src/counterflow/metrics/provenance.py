@@ -27,6 +27,7 @@ _WITHOUT_EFFECT = (
     "engine.backend",
     "train.log_every",
     "data.root",
+    "data.cache",
     "data.download",
 )
 """Keys that cannot change a result. A dot at the end stands for all keys below it. ``scale`` only chooses the values of

@@ -9,6 +9,7 @@ from torch import nn
 from counterflow.config import ModelConfig
 from counterflow.models.custom import custom
 from counterflow.models.fastcnn import fastcnn
+from counterflow.models.gpt import gpt
 from counterflow.models.networks import cnn, mlp, resnet, transformer, vgg
 from counterflow.seeding import derive_seed
 
@@ -25,7 +26,7 @@ _IMAGES: dict[str, _Builder] = {
     "resnet32": resnet,
     "custom": custom,
 }
-_SEQUENCES: dict[str, _Builder] = {"transformer": transformer, "custom": custom}
+_SEQUENCES: dict[str, _Builder] = {"transformer": transformer, "gpt": gpt, "custom": custom}
 
 
 def build(config: ModelConfig, input_shape: tuple[int, ...], classes: int, seed: int) -> nn.Sequential:

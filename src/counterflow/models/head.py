@@ -6,6 +6,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from counterflow.config import HeadConfig
+from counterflow.models.gpt import DecoderLayer, initialize_decoder
+
+_HEAD = 32
+"""Dimensions of an attention head of a private layer."""
 
 
 def pooling(shape: tuple[int, int, int], most: int) -> tuple[nn.Module, int]:
@@ -19,13 +23,14 @@ def pooling(shape: tuple[int, int, int], most: int) -> tuple[nn.Module, int]:
 class Head(nn.Module):
     """Strided 3x3 convolutions until a map is one pixel, average pooling to at most ``dim`` dimensions, and layer norm.
 
-    Feature maps ``[B, C, H, W]`` become ``[B, d]``; vectors ``[B, d]`` and sequences ``[B, T, d]`` keep their shape. In
-    BLL this is the latent head ``T_k``.
+    Feature maps ``[B, C, H, W]`` become ``[B, d]``; vectors ``[B, d]`` keep their shape, and so do sequences
+    ``[B, T, d]``, which pass ``layers`` decoder layers before the norm. In BLL this is the latent head ``T_k``.
     """
 
     def __init__(self, shape: tuple[int, ...], config: HeadConfig) -> None:
         super().__init__()
         self.convolutions = nn.Sequential()
+        self.layers = nn.Sequential()
         self.pool: nn.Module = nn.Identity()
         if len(shape) == 3:
             channels, height, width = shape
@@ -43,9 +48,15 @@ class Head(nn.Module):
             self.pool, self.dim = pooling((channels, height, width), config.dim)
         else:
             self.dim = shape[-1]
+        if len(shape) == 2:
+            heads = next(heads for heads in range(max(1, self.dim // _HEAD), 0, -1) if self.dim % (2 * heads) == 0)
+            for _ in range(config.layers):
+                layer = DecoderLayer(self.dim, heads, 2 * self.dim)
+                initialize_decoder(layer, config.layers)
+                self.layers.append(layer)
 
     def forward(self, activation: Tensor) -> Tensor:
-        features = self.pool(self.convolutions(activation))
+        features = self.pool(self.layers(self.convolutions(activation)))
         return F.layer_norm(features, features.shape[-1:])
 
 

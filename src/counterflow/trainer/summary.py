@@ -30,12 +30,14 @@ def summarize(
     results: Sequence[RankResult],
     evaluations: Mapping[str, StepMetrics],
 ) -> dict[str, Any]:
+    text = job.batches.dataset.tokens_per_byte is not None
     metrics = {
         (split, name): row.column(name)
         for split, row in evaluations.items()
         for name in (
             "accuracy",
-            *(["sequence_accuracy"] if job.task.label_shape else []),
+            *(["sequence_accuracy"] if job.task.label_shape and not text else []),
+            *(["perplexity", "bits_per_byte"] if text else []),
             *(["tta_accuracy"] if job.plan.views > 1 else []),
         )
     }
@@ -58,9 +60,15 @@ def summarize(
         "validation_tta_accuracy": _top(metrics.get(("validation", "tta_accuracy"))),
         "test_sequence_accuracy": _top(metrics.get(("test", "sequence_accuracy"))),
         "block_sequence_accuracy": metrics.get(("test", "sequence_accuracy")),
+        "bits_per_byte": _top(metrics.get(("test", "bits_per_byte"))),
+        "block_bits_per_byte": metrics.get(("test", "bits_per_byte")),
+        "perplexity": _top(metrics.get(("test", "perplexity"))),
+        "validation_bits_per_byte": _top(metrics.get(("validation", "bits_per_byte"))),
+        "validation_block_bits_per_byte": metrics.get(("validation", "bits_per_byte")),
         "best_validation_accuracy": None,
         "best_steps": None,
-        "samples_per_second": min(r.batches * job.batch_size / r.seconds for r in results),
+        "samples_per_second": (rate := min(r.batches * job.batch_size / r.seconds for r in results)),
+        "tokens_per_second": rate * job.task.input_shape[0] if text else None,
         "wait_fraction": [r.receive_wait / r.seconds for r in results],
         "send_wait_fraction": [r.send_wait / r.seconds for r in results],
         "resumed_after": begin.batches or None,
