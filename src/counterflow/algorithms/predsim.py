@@ -141,12 +141,12 @@ class PredSimRule(LocalRule):
         compared += [(self._inner_beta, branch, self._outputs[name]) for name, branch in self.branches.items()]
         self._outputs.clear()
         if labels.ndim > 1:  # every position of a sequence is a sample
-            a, labels = a.flatten(0, 1), labels.flatten()
+            labels = labels.flatten()
             compared = [(beta, branch, output.flatten(0, 1)) for beta, branch, output in compared]
         loss = torch.zeros((), device=a.device)
         metrics: dict[str, Tensor] = {}
         if self.classifier is not None:
-            logits = self.classifier(a)
+            logits = self.classifier(a).flatten(0, -2)
             learnt = F.cross_entropy(logits, labels, label_smoothing=self._smoothing)
             loss = loss + (1 - self._beta) * learnt
             nll = F.cross_entropy(logits.detach(), labels) if self._smoothing else learnt.detach()

@@ -10,6 +10,7 @@ from counterflow.cli.predict import Refused, positive
 
 if TYPE_CHECKING:
     from counterflow.config import DataConfig
+    from counterflow.data import Split
 
 _EXAMPLES = """\
 examples:
@@ -30,16 +31,24 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--blocks", type=int, metavar="K", help="an early exit: blocks 1 to K with the readout of K")
     parser.add_argument("--best", action="store_true", help="the weights that checkpoint.best=true kept, not the last")
+    parser.add_argument("--text", type=Path, metavar="FILE", help="a text file as the test data of a language model")
     parser.add_argument("--batch-size", type=positive, default=256, metavar="B", help="samples at a time (%(default)s)")
     parser.add_argument("--json", action="store_true", help="print one object in place of lines")
     options = parser.parse_intermixed_args(arguments)
-    from counterflow.inference.accuracy import evaluate  # a parser needs no torch
+    from counterflow.data.text import windows_of  # a parser needs no torch
+    from counterflow.inference.accuracy import evaluate
     from counterflow.inference.load import load
 
     refused = Refused()
     try:
         predictor = load(options.run, blocks=options.blocks, best=options.best)
-        data = _data(options.run, options.overrides)
+        data: DataConfig | Split
+        if options.text is None:
+            data = _data(options.run, options.overrides)
+        elif predictor.tokens_per_byte is None or options.overrides:
+            raise ValueError("--text: is for language models, without another data set")
+        else:
+            data = windows_of(options.text, *predictor.input_shape)
         result = evaluate(predictor, data, refused, options.batch_size, lambda items: progress(items, "samples"))
     except (ValueError, OSError) as error:
         parser.error(str(error))
@@ -65,5 +74,7 @@ def _data(run: Path, overrides: Sequence[str]) -> "DataConfig":
         own = OmegaConf.load(run / "config.yaml").data
         if own.name not in DATA:
             raise ValueError(f"run={run}: was trained on data of a script; name a data set by data=NAME data.root=DIR")
-        overrides = [f"data={own.name}", f"data.root={own.root}", *overrides]
+        # The share that is held out decides which files of a text are test data.
+        kept = [key for key in ("root", "length", "evaluated", "validation", "cache") if key in own]
+        overrides = [f"data={own.name}", *(f"data.{key}={own[key]}" for key in kept), *overrides]
     return load_config(overrides).data

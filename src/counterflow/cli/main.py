@@ -14,6 +14,7 @@ _COMMANDS = {
     "report": ("counterflow.report.cli", "write tables, figures and a page of finished runs"),
     "export": ("counterflow.cli.export", "write the network of a run for use elsewhere"),
     "predict": ("counterflow.cli.predict", "predict classes of files by the network of a run"),
+    "generate": ("counterflow.cli.generate", "continue a text by the language model of a run"),
     "evaluate": ("counterflow.cli.evaluate", "measure the network of a run on test data"),
 }
 _HYDRA = ("plan", "bench")

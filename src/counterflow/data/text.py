@@ -18,6 +18,8 @@ from dataclasses import asdict, dataclass
 from math import floor
 from pathlib import Path
 
+import torch
+
 from counterflow.config import DataConfig
 from counterflow.data.dataset import Dataset, Split
 from counterflow.data.token_windows import TokenWindows
@@ -63,8 +65,10 @@ def load(config: DataConfig) -> Dataset:
     """Windows of ``data.length`` tokens and, as labels, the token after each.
 
     The test data is 5 % of the text, and ``data.validation`` of it is held out: whole files at even distances in the
-    order of their names, or the ends of each where there are few. Raises ``ValueError`` if there is no text, if a file
-    is no UTF-8 or changes meanwhile, or if a split is shorter than a window.
+    order of their names, or the ends of each where there are few. Hidden files are left out.
+
+    Raises ``ValueError`` if there is no text, if a file is no UTF-8 or changes meanwhile, or if a split is shorter than
+    a window.
     """
     if config.name == "stdlib":
         root = Path(sysconfig.get_paths()["stdlib"])
@@ -73,7 +77,7 @@ def load(config: DataConfig) -> Dataset:
         root = Path(os.path.expanduser(config.root))
         if not root.exists():
             raise ValueError(f"data.root={config.root}: is not there; allowed are a text file and a folder of them")
-        paths = [root] if root.is_file() else sorted(path for path in root.rglob("*") if path.is_file())
+        paths = [root] if root.is_file() else sorted(path for path in root.rglob("*") if _is_text(path, root))
         root = root.parent if root.is_file() else root
     if not any(path.stat().st_size for path in paths):
         raise ValueError(f"data.root={config.root}: holds no text")
@@ -100,6 +104,23 @@ def load(config: DataConfig) -> Dataset:
         tokens_per_byte=sum(manifest.tokens.values()) / sum(manifest.bytes.values()),
         content=manifest.digest,
     )
+
+
+def _is_text(path: Path, root: Path) -> bool:
+    """Files that programs keep for themselves are none."""
+    return path.is_file() and not any(part[0] == "." or part == "__pycache__" for part in path.relative_to(root).parts)
+
+
+def windows_of(path: Path, length: int) -> Split:
+    """The whole windows of one text file, in memory.
+
+    Raises ``ValueError`` if it has none or is no UTF-8, and ``OSError`` if it cannot be read.
+    """
+    tokens = torch.frombuffer(bytearray(_decoded(path, path.parent) + bytes([END])), dtype=torch.uint8).long()
+    windows = (len(tokens) - 1) // length
+    if not windows:
+        raise ValueError(f"{path}: has {len(tokens) - 1} bytes: must have at least {length}, those of a window")
+    return Split(*(tokens[shift : shift + windows * length].view(windows, length) for shift in (0, 1)))
 
 
 def _cached(root: Path, paths: Sequence[Path], config: DataConfig) -> tuple[Path, Manifest]:

@@ -28,7 +28,10 @@ class TokenWindows:
 
     @cached_property
     def _tokens(self) -> NDArray[np.unsignedinteger]:
-        return np.memmap(self.path, np.dtype(self.type).newbyteorder("<"), "r")
+        kind = np.dtype(self.type).newbyteorder("<")
+        if not self.path.stat().st_size:  # which cannot be mapped
+            return np.empty(0, kind)
+        return np.memmap(self.path, kind, "r")
 
     @property
     def available(self) -> int:

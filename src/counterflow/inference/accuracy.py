@@ -3,15 +3,17 @@
 import os
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
+from math import exp, log
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from counterflow.config import DataConfig
-from counterflow.data import load
-from counterflow.data.batch_loader import evaluation_views
+from counterflow.data import Split, load
+from counterflow.data.batch_loader import View, evaluation_views
 from counterflow.inference.inputs import read_samples
 from counterflow.inference.predictions import scores_of
 from counterflow.inference.predictor import Predictor
@@ -23,7 +25,7 @@ _Pairs = Iterable[tuple[Tensor, Tensor]]
 
 def evaluate(
     predictor: Predictor,
-    config: DataConfig,
+    config: DataConfig | Split,
     refuse: Callable[[str], object],
     batch_size: int,
     shown: Callable[[_Pairs], _Pairs] = iter,
@@ -32,32 +34,45 @@ def evaluate(
 
     Args:
         predictor: The network.
-        config: The data set. With ``test_views`` above 1, ``tta_accuracy`` is that of the average over these views.
+        config: The data set, or the samples themselves. With ``test_views`` above 1, ``tta_accuracy`` is that of the
+            average over these views.
         refuse: Called with one line for each image file that cannot be read.
         batch_size: Samples at a time.
         shown: Wraps the samples as they are read, to show progress.
 
     Returns:
-        ``samples`` and ``accuracy``; of sequences also ``sequence_accuracy``; and ``tta_accuracy``.
+        ``samples`` and ``accuracy``; of sequences also ``sequence_accuracy``, or of text ``perplexity`` and
+        ``bits_per_byte``; and ``tta_accuracy``.
 
     Raises:
         ValueError: The data is missing, or is not of the kind and the classes that the network was trained on.
     """
-    views = evaluation_views(config.test_views) if config.test_views > 1 else ()
-    samples = iter(shown(_samples(predictor, config, refuse)))
-    count, right, right_sequences, right_of_views, positions = 0, 0, 0, 0, 0
+    views: tuple[View, ...] = ()
+    if isinstance(config, Split):
+        found = _rows(config)
+    else:
+        views = evaluation_views(config.test_views) if config.test_views > 1 else ()
+        found = _samples(predictor, config, refuse)
+    samples = iter(shown(found))
+    count, right, right_sequences, right_of_views, positions, nats = 0, 0, 0, 0, 0, 0.0
     while batch := list(islice(samples, batch_size)):
         inputs, labels = (torch.stack(tensors) for tensors in zip(*batch, strict=True))
-        hits = scores_of(predictor, inputs).argmax(-1) == labels
+        scores = scores_of(predictor, inputs)
+        if predictor.tokens_per_byte is not None:
+            nats += float(F.cross_entropy(scores.flatten(0, 1).double(), labels.flatten(), reduction="sum"))
+        hits = scores.argmax(-1) == labels
         count, positions = count + len(hits), positions + hits.numel()
         right += int(hits.sum())
         right_sequences += int(hits.flatten(1).all(1).sum()) if hits.ndim > 1 else 0
         if views:
             right_of_views += int((scores_of(predictor, inputs, views).argmax(-1) == labels).sum())
     if not count:
-        raise ValueError(f"data.root={config.root}: holds no sample that the network can take")
+        raise ValueError("data: holds no sample that the network can take")
     result: dict[str, Any] = {"samples": count, "accuracy": right / positions}
-    if positions > count:
+    if predictor.tokens_per_byte is not None:
+        result["perplexity"] = exp(nats / positions)
+        result["bits_per_byte"] = nats / positions * predictor.tokens_per_byte / log(2)
+    elif positions > count:
         result["sequence_accuracy"] = right_sequences / count
     if views:
         result["tta_accuracy"] = right_of_views / positions
@@ -86,6 +101,10 @@ def _samples(
     found, wanted = (str(split.inputs.dtype), *split.inputs.shape[1:]), (str(predictor.dtype), *predictor.input_shape)
     if found != wanted:
         raise ValueError(f"data={config.name}: samples are {found}: must be {wanted}, as in training")
+    yield from _rows(split)
+
+
+def _rows(split: Split) -> Iterator[tuple[Tensor, Tensor]]:
     for start in range(0, len(split), _ROWS):
         yield from zip(*split.rows(slice(start, start + _ROWS)), strict=True)
 

@@ -73,7 +73,15 @@ def load(
     images = described.mean is not None and described.std is not None
     normalisation = Normalisation(described.mean or (), described.std or ()) if images else nn.Identity()
     dtype = getattr(torch, described.input_type)
-    predictor = Predictor(network, readout, normalisation, described.class_names, described.input_shape, dtype)
+    predictor = Predictor(
+        network,
+        readout,
+        normalisation,
+        described.class_names,
+        described.input_shape,
+        dtype,
+        described.tokens_per_byte,
+    )
     return predictor.eval().requires_grad_(False)
 
 

@@ -59,6 +59,8 @@ class ModelDescription:
     """Predictions go up, across the readout, and down through the decoders of all blocks below it."""
     fingerprint: str
     """Fingerprint of the run."""
+    tokens_per_byte: float | None = None
+    """Of text; None where the inputs are no text."""
     sha256: Mapping[str, str] = field(default_factory=dict)
     """Checksums of the files of weights."""
     format: int = FORMAT

@@ -39,6 +39,7 @@ class Predictor(nn.Module):
         class_names: Sequence[str],
         input_shape: Sequence[int],
         dtype: torch.dtype,
+        tokens_per_byte: float | None = None,
     ) -> None:
         """
         Args:
@@ -48,6 +49,7 @@ class Predictor(nn.Module):
             class_names: A name for each class.
             input_shape: Shape of one sample of the inputs.
             dtype: Type of the inputs in the data set.
+            tokens_per_byte: Of text; None where the inputs are no text.
         """
         super().__init__()
         self.network = network
@@ -56,6 +58,7 @@ class Predictor(nn.Module):
         self.class_names = tuple(class_names)
         self.input_shape = tuple(input_shape)
         self.dtype = dtype
+        self.tokens_per_byte = tokens_per_byte
 
     def forward(self, inputs: Tensor) -> Tensor:
         scores: Tensor = self.readout(self.network(self.normalisation(inputs)))

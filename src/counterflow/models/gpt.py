@@ -19,10 +19,12 @@ _BASE = 10000.0
 
 
 class Cache(NamedTuple):
-    """Keys and values of the tokens so far, ``[B, heads, T, d]`` each."""
+    """Keys and values of the last tokens, ``[B, heads, T, d]`` each."""
 
     keys: Tensor
     values: Tensor
+    tokens: int
+    """Tokens so far, which may be more than ``T``."""
 
 
 class Attention(nn.Module):
@@ -38,21 +40,19 @@ class Attention(nn.Module):
         return self.extended(x, None)[0]
 
     def extended(self, x: Tensor, cache: Cache | None) -> tuple[Tensor, Cache]:
-        """The output for tokens ``x`` that follow those of ``cache``, and the cache with them."""
+        """The output for the first tokens, or for one that follows those of ``cache``; and the cache with them."""
         batch, length, width = x.shape
+        assert cache is None or length == 1
         query, key, value = (
             self.inputs(x).view(batch, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
         )
-        before = 0 if cache is None else cache.keys.shape[2]
+        before = 0 if cache is None else cache.tokens
         query, key = rotated(query, before), rotated(key, before)
         if cache is not None:
             key, value = torch.cat([cache.keys, key], 2), torch.cat([cache.values, value], 2)
-        mask = (
-            None if before == 0 else torch.ones(length, before + length, dtype=torch.bool, device=x.device).tril(before)
-        )
-        mixed = F.scaled_dot_product_attention(query, key, value, mask, is_causal=mask is None)
+        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=cache is None)
         output: Tensor = self.output(mixed.transpose(1, 2).reshape(batch, length, width))
-        return output, Cache(key, value)
+        return output, Cache(key, value, before + length)
 
 
 def rotated(x: Tensor, first: int = 0) -> Tensor:
@@ -94,7 +94,7 @@ class DecoderLayer(nn.Module):
         return self.extended(x, None)[0]
 
     def extended(self, x: Tensor, cache: Cache | None) -> tuple[Tensor, Cache]:
-        """The output for tokens ``x`` that follow those of ``cache``, and the cache with them."""
+        """The output for the first tokens, or for one that follows those of ``cache``; and the cache with them."""
         mixed, cache = self.attention.extended(self.attention_norm(x), cache)
         x = x + self.dropout(mixed)
         return x + self.dropout(self.feedforward(self.feedforward_norm(x))), cache

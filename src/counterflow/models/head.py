@@ -20,6 +20,13 @@ def pooling(shape: tuple[int, int, int], most: int) -> tuple[nn.Module, int]:
     return nn.Sequential(nn.AdaptiveAvgPool2d(side), nn.Flatten()), channels * side * side
 
 
+class LayerNorm(nn.Module):
+    """Layer norm of vectors, without parameters."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        return F.layer_norm(features, features.shape[-1:])
+
+
 class Head(nn.Module):
     """Strided 3x3 convolutions until a map is one pixel, average pooling to at most ``dim`` dimensions, and layer norm.
 
@@ -31,6 +38,7 @@ class Head(nn.Module):
         super().__init__()
         self.convolutions = nn.Sequential()
         self.layers = nn.Sequential()
+        self.norm = LayerNorm()
         self.pool: nn.Module = nn.Identity()
         if len(shape) == 3:
             channels, height, width = shape
@@ -48,7 +56,9 @@ class Head(nn.Module):
             self.pool, self.dim = pooling((channels, height, width), config.dim)
         else:
             self.dim = shape[-1]
-        if len(shape) == 2:
+        if len(shape) == 2 and config.layers:
+            if self.dim % 2:
+                raise ValueError(f"algorithm.head.layers={config.layers}: needs outputs of even width, not {self.dim}")
             heads = next(heads for heads in range(max(1, self.dim // _HEAD), 0, -1) if self.dim % (2 * heads) == 0)
             for _ in range(config.layers):
                 layer = DecoderLayer(self.dim, heads, 2 * self.dim)
@@ -56,8 +66,8 @@ class Head(nn.Module):
                 self.layers.append(layer)
 
     def forward(self, activation: Tensor) -> Tensor:
-        features = self.pool(self.layers(self.convolutions(activation)))
-        return F.layer_norm(features, features.shape[-1:])
+        normalised: Tensor = self.norm(self.pool(self.layers(self.convolutions(activation))))
+        return normalised
 
 
 def without_output_layer(block: nn.Module, shape: tuple[int, ...]) -> tuple[nn.Module, tuple[int, ...]]:

@@ -1,0 +1,73 @@
+"""Command line of ``counterflow generate``."""
+
+import argparse
+import codecs
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from counterflow.cli.console import ArgumentParser, closed_pipe_allowed
+from counterflow.cli.predict import positive
+
+_EXAMPLES = """\
+examples:
+  counterflow generate runs/mine --prompt "def main("
+  counterflow generate runs/mine --prompt "class " --tokens 500 --temperature 0.5 --blocks 2"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print text that a language model generates; the exit status."""
+    parser = ArgumentParser(
+        prog="counterflow generate", description="Continue a text by a trained language model.", epilog=_EXAMPLES
+    )
+    parser.add_argument("run", type=Path, help="directory of a finished run")
+    parser.add_argument("--prompt", default="\n", metavar="TEXT", help="text to continue (a new line)")
+    parser.add_argument("--tokens", type=positive, default=200, metavar="N", help="tokens at most (%(default)s)")
+    parser.add_argument(
+        "--temperature", type=_temperature, default=0.8, metavar="T", help="0 is the likeliest token (%(default)s)"
+    )
+    parser.add_argument("--top-k", type=positive, metavar="K", help="draw among the K likeliest tokens (all)")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the draws (%(default)s)")
+    parser.add_argument("--blocks", type=int, metavar="K", help="an early exit: blocks 1 to K with the readout of K")
+    parser.add_argument("--best", action="store_true", help="the weights that checkpoint.best=true kept, not the last")
+    options = parser.parse_args(arguments)
+    import torch  # a parser needs none of it
+
+    from counterflow.data.text import END
+    from counterflow.inference.generation import generate
+    from counterflow.inference.load import load
+
+    if not options.prompt:
+        parser.error("--prompt: must not be empty")
+    try:
+        predictor = load(options.run, blocks=options.blocks, best=options.best)
+        tokens = generate(
+            predictor,
+            torch.tensor(list(options.prompt.encode())),
+            options.tokens,
+            temperature=options.temperature,
+            top_k=options.top_k,
+            seed=options.seed,
+        )
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        with closed_pipe_allowed():
+            sys.stdout.write(options.prompt)
+            for token in tokens:
+                if token == END:
+                    break
+                sys.stdout.write(decoder.decode(bytes([token])))
+                sys.stdout.flush()
+            print(decoder.decode(b"", final=True))
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    return 0
+
+
+def _temperature(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text}: must be a number of at least 0")
+    return value
