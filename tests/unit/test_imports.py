@@ -44,7 +44,9 @@ MAY_IMPORT = {
     "trainer": VALUES
     | {"schedule", "transport", "data", "models", "algorithms", "metrics", "checkpoint", "trace", "engine"}
     | {"signals", "recovery", "inference"},
-    "cli": VALUES | {"transport", "algorithms", "metrics", "engine", "signals", "recovery", "trainer"} | {"inference"},
+    "cli": VALUES
+    | {"transport", "algorithms", "metrics", "engine", "signals", "recovery", "trainer"}
+    | {"data", "inference"},
     "report": {"metrics", "cli", "plot_style"},  # reads files alone
     "doctor": {"message", "topology", "rank_info", "transport", "metrics", "cli"},
     "planner": VALUES | {"schedule", "models", "algorithms", "engine", "trainer", "cli"},

@@ -11,10 +11,13 @@ from torch.nn import functional as F
 
 from counterflow.config import DataConfig
 from counterflow.data.dataset import Dataset, Split
+from counterflow.data.keyed_permutation import keyed_permutation
 from counterflow.data.token_windows import TokenWindows
 from counterflow.seeding import derive_seed
 
 CPU = torch.device("cpu")
+_LARGEST_TABLE = 2**20
+"""Samples up to which the order of an epoch is a table in memory."""
 
 
 class View(NamedTuple):
@@ -86,6 +89,10 @@ class EpochSampler:
     def indices(self, n: int, device: torch.device = CPU) -> Tensor:
         """Indices of batch ``n`` into the training data, int64 ``[batch_size]``."""
         start = n % self.steps_per_epoch * self.batch_size
+        if self.size > _LARGEST_TABLE:
+            positions = torch.arange(start, start + self.batch_size)
+            seed = derive_seed(self.seed, "order", self.epoch(n))
+            return keyed_permutation(positions, self.size, seed).to(device)
         return _permutation(self.size, self.seed, self.epoch(n), device)[start : start + self.batch_size].clone()
 
 

@@ -4,6 +4,7 @@ Tokens are the bytes of UTF-8, and one more that ends every document. They are w
 the processes that need them, and mapped from there.
 """
 
+import codecs
 import fcntl
 import hashlib
 import json
@@ -12,7 +13,7 @@ import shutil
 import sysconfig
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from math import floor
@@ -29,12 +30,15 @@ VOCABULARY = 256
 END = 255
 """The token after every document: no text in UTF-8 has this byte."""
 SPLITS = ("train", "validation", "test")
+MANIFEST = "manifest.json"
 _FORMAT = 1
 """Version of the cache's files."""
 _BY_FILE = 40
 """From so many files on, whole files are held out; of fewer, a part of each."""
 _TEST = 0.05
 """Share of the text that is test data."""
+_CHUNK = 1 << 24
+"""Bytes that are read at a time."""
 _LONGEST = 3600
 """Seconds that a process waits for another one that writes the same cache."""
 _VERIFIED = 256 << 20
@@ -65,7 +69,8 @@ def load(config: DataConfig) -> Dataset:
     """Windows of ``data.length`` tokens and, as labels, the token after each.
 
     The test data is 5 % of the text, and ``data.validation`` of it is held out: whole files at even distances in the
-    order of their names, or the ends of each where there are few. Hidden files are left out.
+    order of their names, or the ends of each where there are few. Hidden files are left out. The root may also be the
+    folder of a cache, whose shares are settled.
 
     Raises ``ValueError`` if there is no text, if a file is no UTF-8 or changes meanwhile, or if a split is shorter than
     a window.
@@ -79,9 +84,15 @@ def load(config: DataConfig) -> Dataset:
             raise ValueError(f"data.root={config.root}: is not there; allowed are a text file and a folder of them")
         paths = [root] if root.is_file() else sorted(path for path in root.rglob("*") if _is_text(path, root))
         root = root.parent if root.is_file() else root
-    if not any(path.stat().st_size for path in paths):
-        raise ValueError(f"data.root={config.root}: holds no text")
-    folder, manifest = _cached(root, paths, config)
+    if config.name == "text" and (root / MANIFEST).is_file():
+        folder, found = root, _read_manifest(root)
+        if found is None:
+            raise ValueError(f"data.root={config.root}: its files are not the tokens that {MANIFEST} describes")
+        manifest = found
+    else:
+        if not any(path.stat().st_size for path in paths):
+            raise ValueError(f"data.root={config.root}: holds no text")
+        folder, manifest = _cached(root, paths, config)
     splits: dict[str, Split | None] = {}
     for name in SPLITS:
         most = config.limit if name == "train" else config.evaluated
@@ -116,7 +127,9 @@ def windows_of(path: Path, length: int) -> Split:
 
     Raises ``ValueError`` if it has none or is no UTF-8, and ``OSError`` if it cannot be read.
     """
-    tokens = torch.frombuffer(bytearray(_decoded(path, path.parent) + bytes([END])), dtype=torch.uint8).long()
+    read = _checked(path, path.parent)
+    content = bytearray(read(path.stat().st_size) + read(0) + bytes([END]))
+    tokens = torch.frombuffer(content, dtype=torch.uint8).long()
     windows = (len(tokens) - 1) // length
     if not windows:
         raise ValueError(f"{path}: has {len(tokens) - 1} bytes: must have at least {length}, those of a window")
@@ -171,7 +184,7 @@ def _locked(path: Path) -> Iterator[None]:
 def _read_manifest(folder: Path) -> Manifest | None:
     """The manifest of ``folder``; None if there is none, or if the files are not those that it describes."""
     try:
-        manifest = Manifest(**json.loads((folder / "manifest.json").read_text()))
+        manifest = Manifest(**json.loads((folder / MANIFEST).read_text()))
         for name in SPLITS:
             path = folder / f"{name}.bin"
             size = path.stat().st_size
@@ -195,17 +208,22 @@ def _write(folder: Path, root: Path, paths: Sequence[Path], validation: float) -
         with ExitStack() as stack:
             files = {name: stack.enter_context((scratch / f"{name}.bin").open("wb")) for name in SPLITS}
             for number, path in enumerate(paths):
-                for name, part in _parts(_decoded(path, root), number, len(paths), validation):
-                    if part:
-                        files[name].write(part + bytes([END]))
-                        text[name] += len(part)
+                content = _checked(path, root)
+                for name, size in _parts(path.stat().st_size, number, len(paths), validation):
+                    left = size
+                    while left and (chunk := content(min(left, _CHUNK))):
+                        files[name].write(chunk)
+                        left -= len(chunk)
+                    text[name] += size - left
+                    files[name].write(bytes([END]) if size else b"")
+                content(0)
         manifest = Manifest(
             _FORMAT,
             {name: (scratch / f"{name}.bin").stat().st_size for name in SPLITS},
             text,
             {name: _sha256(scratch / f"{name}.bin") for name in SPLITS},
         )
-        (scratch / "manifest.json").write_text(json.dumps(asdict(manifest), indent=1))
+        (scratch / MANIFEST).write_text(json.dumps(asdict(manifest), indent=1))
         scratch.rename(folder)
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -213,29 +231,39 @@ def _write(folder: Path, root: Path, paths: Sequence[Path], validation: float) -
     return manifest
 
 
-def _decoded(path: Path, root: Path) -> bytes:
-    content = path.read_bytes()
-    try:
-        content.decode()
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"data.root={root}: {path.relative_to(root)} is no UTF-8: its byte {error.start} is "
-            f"0x{content[error.start]:02x}"
-        ) from None
-    return content
+def _checked(path: Path, root: Path) -> Callable[[int], bytes]:
+    """Read the next bytes of a file, which must be UTF-8, or with 0 make sure that it ended with a whole character.
+
+    Raises ``ValueError`` that names the first wrong byte.
+    """
+    file, decoder, before = path.open("rb"), codecs.getincrementaldecoder("utf-8")(), 0
+
+    def read(size: int) -> bytes:
+        nonlocal before
+        pending = len(decoder.getstate()[0])
+        content = file.read(size)
+        try:
+            decoder.decode(content, final=size == 0)
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"data.root={root}: {path.relative_to(root)} is no UTF-8: its byte {before - pending + error.start} is "
+                f"0x{error.object[error.start]:02x}"
+            ) from None
+        finally:
+            if size == 0:
+                file.close()
+        before += len(content)
+        return content
+
+    return read
 
 
-def _parts(content: bytes, number: int, files: int, validation: float) -> Iterable[tuple[str, bytes]]:
-    """The parts of file ``number`` of ``files``, with the splits that they belong to."""
+def _parts(size: int, number: int, files: int, validation: float) -> Iterable[tuple[str, int]]:
+    """The splits that file ``number`` of ``files``, of ``size`` bytes, belongs to in turn, with the bytes of each."""
     if files >= _BY_FILE:
         for name, share, offset in (("test", _TEST, 0.0), ("validation", validation, 0.5)):
             if floor((number + 1) * share + offset) > floor(number * share + offset):
-                return [(name, content)]
-        return [("train", content)]
-    test, held_out = (floor(len(content) * share) for share in (_TEST, validation))
-    end = len(content) - test
-    return [
-        ("train", content[: end - held_out]),
-        ("validation", content[end - held_out : end]),
-        ("test", content[end:]),
-    ]
+                return [(name, size)]
+        return [("train", size)]
+    test, held_out = (floor(size * share) for share in (_TEST, validation))
+    return [("train", size - test - held_out), ("validation", held_out), ("test", test)]

@@ -66,8 +66,12 @@ def generate(
     Raises:
         ValueError: ``predictor`` is no language model.
     """
-    decoder, generator = Decoder(predictor), torch.Generator().manual_seed(seed)
-    tokens = prompt
+    return _drawn(Decoder(predictor), prompt, most, temperature, top_k, torch.Generator().manual_seed(seed))
+
+
+def _drawn(
+    decoder: Decoder, tokens: Tensor, most: int, temperature: float, top_k: int | None, generator: torch.Generator
+) -> Iterator[int]:
     for _ in range(most):
         scores = decoder.scores(tokens).float()
         if temperature == 0:

@@ -38,7 +38,7 @@ def test_every_run_of_every_preset_makes_sense(preset: str, scale: str) -> None:
 def test_smokes_need_no_download_and_one_seed(preset: str) -> None:
     for job in jobs(preset, "smoke"):
         config = of(preset, "smoke", *job)
-        assert config.data.name in ("digits", "reverse")
+        assert config.data.name in ("digits", "reverse", "stdlib")
         assert config.train.steps == 10
         assert config.seed == 1
 

@@ -32,6 +32,36 @@ def test_lr_factor_by_hand(schedule: str, warmup: int, expected: dict[int, float
     assert {n: lr_factor(config, n, 100) for n in expected} == {n: pytest.approx(e) for n, e in expected.items()}
 
 
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("cosine", {0: 1.0, 50: 0.6, 100: 0.2}),
+        ("linear", {0: 1.0, 50: 0.6, 100: 0.2}),
+        ("constant", {0: 1.0, 100: 1.0}),
+    ],
+)
+def test_a_schedule_falls_to_its_floor(schedule: str, expected: dict[int, float]) -> None:
+    config = OptimizerConfig(schedule=schedule, floor=0.2)
+    assert {n: lr_factor(config, n, 100) for n in expected} == {n: pytest.approx(e) for n, e in expected.items()}
+
+
+def test_gradients_are_scaled_down_to_the_limit_together() -> None:
+    """Norm 13 of (3, 4) and (12), or one that is given; a smaller one stays."""
+    config = SGD(lr=1.0, momentum=0.0, schedule="constant", clip=6.5)
+    for given_norm, share in ((None, 0.5), (26.0, 0.25), (5.0, 1.0)):
+        first, second = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(1))
+        first.grad, second.grad = torch.tensor([3.0, 4.0]), torch.tensor([12.0])
+        optimizer = BlockOptimizer([first, second], config, batches=10)
+        assert float(optimizer.squared_norm()) == 169.0
+        optimizer.step(0, None if given_norm is None else torch.tensor(given_norm**2, dtype=torch.float64))
+        assert first.tolist() == [-3.0 * share, -4.0 * share]
+        assert second.tolist() == [-12.0 * share]
+
+
+def test_a_block_without_gradients_has_norm_0() -> None:
+    assert float(BlockOptimizer([], SGD(clip=1.0), 10).squared_norm()) == 0.0
+
+
 @given(st.sampled_from(["constant", "cosine", "linear"]), st.integers(0, 20), st.integers(1, 20), st.data())
 def test_lr_factor_is_a_share_that_is_never_0(schedule: str, warmup: int, batches: int, data: st.DataObject) -> None:
     n = data.draw(st.integers(0, batches - 1))

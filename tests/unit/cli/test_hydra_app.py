@@ -28,6 +28,7 @@ SCHEMAS = {
         "cnn",
         "custom",
         "fastcnn",
+        "gpt",
         "mlp",
         "resnet18",
         "resnet20",

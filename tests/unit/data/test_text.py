@@ -5,6 +5,7 @@ import os
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -100,6 +101,7 @@ def test_without_validation_nothing_is_held_out(config: DataConfig) -> None:
         ({"a": b""}, r"data.root=\S+: holds no text"),
         ({"a": b"x" * 90, "b": b"gr\xfc\xdfe"}, r"data.root=\S+: b is no UTF-8: its byte 2 is 0xfc"),
         ({"a": b"x" * 90, "b": b"\xff"}, r"data.root=\S+: b is no UTF-8: its byte 0 is 0xff"),
+        ({"a": b"x" * 90, "b": b"cut \xe2\x82"}, r"data.root=\S+: b is no UTF-8: its byte 4 is 0xe2"),
         ({"a": b"x" * 99}, "data.length=8: must be less than 5, the tokens of the validation data"),
     ],
 )
@@ -128,14 +130,13 @@ def test_a_file_that_changes_meanwhile_is_refused_and_leaves_nothing(
     config: DataConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(config, a=b"x" * 200)
-    decoded = text._decoded
+    parts = text._parts
 
-    def grow(path: Path, root: Path) -> bytes:
-        content = decoded(path, root)
-        path.write_bytes(content + b"more")
-        return content
+    def grow(size: int, *others: Any) -> Any:
+        (Path(config.root) / "a").write_bytes(b"x" * 204)
+        return parts(size, *others)
 
-    monkeypatch.setattr(text, "_decoded", grow)
+    monkeypatch.setattr(text, "_parts", grow)
     with pytest.raises(ValueError, match=r"^data.root=\S+: a changed while it was read$"):
         text.load(config)
     assert [path for path in Path(config.cache).iterdir() if path.is_dir()] == []
@@ -171,6 +172,32 @@ def test_a_damaged_cache_is_written_again(config: DataConfig, damage: str) -> No
         case _:
             manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "format": 99}))
     assert torch.equal(windows(text.load(config))[0], whole)
+
+
+def test_a_file_is_read_in_pieces_that_may_end_within_a_character(
+    config: DataConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = "größer als €".encode() * 20
+    write(config, a=content)
+    monkeypatch.setattr(text, "_CHUNK", 3)
+    text.load(config)
+    parts = [tokens(cached(config) / f"{name}.bin")[:-1] for name in text.SPLITS]
+    assert b"".join(map(bytes, parts)) == content
+    write(config, a=content + b"\x82")
+    with pytest.raises(ValueError, match=rf"a is no UTF-8: its byte {len(content)} is 0x82$"):
+        text.load(config)
+
+
+def test_a_root_may_be_a_cache(config: DataConfig, tmp_path: Path) -> None:
+    write(config, a=b"abc" * 100)
+    whole = text.load(config)
+    moved = cached(config).rename(tmp_path / "moved")
+    again = text.load(replace(config, root=str(moved)))
+    assert torch.equal(windows(again)[0], windows(whole)[0])
+    assert again.digest == whole.digest
+    (moved / "train.bin").write_bytes(b"abc")
+    with pytest.raises(ValueError, match=r"^data.root=\S+: its files are not the tokens that manifest.json describes$"):
+        text.load(replace(config, root=str(moved)))
 
 
 def test_a_cache_that_cannot_be_written(config: DataConfig) -> None:

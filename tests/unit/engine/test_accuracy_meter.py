@@ -1,3 +1,6 @@
+from math import log
+
+import pytest
 import torch
 from torch import Tensor
 
@@ -28,6 +31,21 @@ def test_a_sequence_is_right_where_every_position_is() -> None:
         {"accuracy": 1.0, "sequence_accuracy": 1.0},
         {"accuracy": 0.875, "sequence_accuracy": 0.5},
     ]
+
+
+def test_bits_of_text_by_hand() -> None:
+    """Two blocks; the first gives every label a quarter, the second the right ones a half; 3 tokens for 4 bytes."""
+    meter = AccuracyMeter(tokens_per_byte=0.75)
+    labels = torch.tensor([[1, 2, 3], [0, 0, 1]])
+    even = torch.zeros(2, 3, 4)
+    better = torch.nn.functional.one_hot(labels, 4) * log(3)  # 3 of 6
+    for rows in (slice(0, 1), slice(1, 2)):
+        scores = torch.stack([even[rows], better[rows]])
+        meter.add(scores.argmax(-1), scores, labels[rows], PLAIN)
+    first, second = meter.take()
+    assert first == {"accuracy": 1 / 3, "perplexity": pytest.approx(4), "bits_per_byte": pytest.approx(2 * 0.75)}
+    assert second == {"accuracy": 1.0, "perplexity": pytest.approx(2), "bits_per_byte": pytest.approx(0.75)}
+    assert meter.take() == []
 
 
 def test_views_are_averaged_by_weight_and_plain_ones_counted_apart() -> None:
