@@ -229,6 +229,9 @@ class EngineConfig(Options, key="engine"):
     """Images with channels innermost, in memory and in messages: faster convolutions, and other bits."""
     compile: bool = False
     """Compile every block with torch.compile, which delays the first batch."""
+    recompute: bool = False
+    """Keep only the inputs of layers for the backward pass, and compute their insides again: less memory, and the
+    same bits."""
     recovery: str = checked("all", one_of, ("all", "rank"))
     """Ranks that restart when one is lost: ``all``, or the ``rank`` alone. The others then send it the messages that it
     needs again (local rules and ``naive``; gloo)."""
@@ -240,6 +243,8 @@ class EngineConfig(Options, key="engine"):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.compile and self.recompute:
+            raise ValueError("engine.recompute=true: allowed with engine.compile=true is false")
         room = 1 if self.lag == "exact" else self.lag
         if self.target_depth is not None and self.target_depth < room:
             raise ValueError(

@@ -10,6 +10,7 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
+from counterflow.models.recomputation import recompute
 from counterflow.seeding import derive_seed
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
@@ -23,12 +24,13 @@ _LARGEST = 32 << 20
 
 @dataclass(frozen=True)
 class Runtime:
-    """``engine.precision``, ``engine.channels_last`` and ``engine.compile`` on one device."""
+    """``engine.precision``, ``engine.channels_last``, ``engine.compile`` and ``engine.recompute`` on one device."""
 
     device: torch.device
     bf16: bool = False
     channels_last: bool = False
     compile: bool = False
+    recompute: bool = False
 
     @property
     def precision(self) -> str:
@@ -38,8 +40,13 @@ class Runtime:
         return torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext()
 
     def prepare_module(self, module: nn.Module, hot: Iterable[nn.Module]) -> None:
-        """Move ``module`` to the device and layout, in place; its parts ``hot`` are compiled if configured."""
+        """Move ``module`` to the device and layout, in place; its parts ``hot`` are compiled if configured, and their
+        layers recomputed."""
         module.to(self.device)
+        if self.recompute:
+            hot = list(hot)
+            for layer in (layer for part in hot if isinstance(part, nn.Sequential) for layer in part):
+                recompute(layer)
         if self.channels_last:
             module.to(memory_format=torch.channels_last)
         if self.compile:

@@ -25,6 +25,7 @@ _WITHOUT_EFFECT = (
     "engine.recovery",
     "engine.replay",
     "engine.backend",
+    "engine.recompute",
     "train.log_every",
     "data.root",
     "data.cache",

@@ -85,7 +85,7 @@ def build_job(config: TrainConfig, network: nn.Sequential, dataset: Dataset, inf
         algorithm=config.algorithm,
         optimizer=config.optimizer,
         seed=config.seed,
-        runtime=Runtime(device, bf16, engine.channels_last, engine.compile),
+        runtime=Runtime(device, bf16, engine.channels_last, engine.compile, engine.recompute),
         schedule=schedule,
         cut=None if cut == "profile" else tuple(block_sizes(layers, config.blocks, cut)),
         backend=backend,

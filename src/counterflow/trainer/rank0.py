@@ -149,6 +149,8 @@ def identity(job: Job, config: TrainConfig) -> Mapping[str, Any]:
     }
     if job.schedule in PIPELINES:  # gradients of micro-batches add up differently on one process and on several
         used["ranks"] = job.topology.ranks
+    if config.train.patience:  # the end comes when no channel has posted a later batch
+        used |= {"engine.depth": config.engine.depth, "engine.target_depth": config.engine.target_depth}
     return {**provenance.settings(config), **used}
 
 

@@ -35,6 +35,41 @@ def test_processes_change_nothing(run: Run, algorithm: str, options: tuple[str, 
     assert alone["fingerprint"] != run(1, *overrides)["fingerprint"]
 
 
+@pytest.mark.parametrize(
+    ("ranks", "options"),
+    [
+        (2, ("algorithm=bll",)),
+        (3, ("algorithm=predsim", "algorithm.similarity=layer")),
+        (1, ("algorithm=al",)),
+        (2, ("algorithm=bp", "schedule=gpipe", "train.microbatches=2", "blocks=2")),
+        (1, ("algorithm=bp",)),
+    ],
+)
+def test_recomputed_layers_have_the_same_bits(run: Run, ranks: int, options: tuple[str, ...]) -> None:
+    """Batch norm's averages move once, and dropout drops the same."""
+    overrides = (*CNN, "train.steps=6", "model.norm=batch", "model.dropout=0.2", *options)
+    plain = run(ranks, *overrides)
+    assert run(ranks, *overrides, "engine.recompute=true")["fingerprint"] == plain["fingerprint"]
+
+
+def test_recomputed_layers_keep_their_inputs_alone() -> None:
+    """Tensors that autograd keeps: without, also those inside of the layers."""
+    kept = []
+    for again in (False, True):
+        network = nn.Sequential(*(nn.Sequential(nn.Linear(4, 64), nn.Tanh(), nn.Linear(64, 4)) for _ in range(3)))
+        Runtime(CPU, recompute=again).prepare_module(network, [network])
+        sizes: list[int] = []
+
+        def pack(tensor: torch.Tensor, sizes: list[int] = sizes) -> torch.Tensor:
+            sizes.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            network(torch.randn(8, 4))
+        kept.append(8 * 64 in sizes)
+    assert kept == [True, False]
+
+
 @pytest.mark.parametrize("options", [("engine.precision=bf16",), ("engine.channels_last=true",)], ids=["bf16", "nhwc"])
 @pytest.mark.parametrize("schedule", ["gpipe", "naive"])
 def test_end_to_end_references_learn_with_them(run: Run, schedule: str, options: tuple[str, ...]) -> None:

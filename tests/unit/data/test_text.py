@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -226,3 +228,38 @@ def test_the_standard_library_is_a_text(tmp_path: Path) -> None:
     assert 8e6 < len(dataset.train) * 128 < 2e7
     assert len(dataset.validation) == len(dataset.test) == 1024
     assert b"import" in bytes(dataset.train.rows(slice(0, 300))[0].flatten().tolist())
+
+
+MEASURE = """
+import sys
+from dataclasses import replace
+from counterflow.config import DATA
+from counterflow.data import load
+from counterflow.data.batch_loader import BatchLoader, EpochSampler
+config = replace(DATA["text"], root=sys.argv[1])
+dataset = load(config)
+batches = BatchLoader(dataset, config, EpochSampler(len(dataset.train), 64, 1))
+for n in range(100):
+    batches.inputs(n), batches.labels(n)
+print(len(dataset.train), next(line.split()[1] for line in open("/proc/self/status") if "RssAnon" in line))
+"""
+
+
+def test_private_memory_does_not_depend_on_the_size_of_the_text(tmp_path: Path) -> None:
+    """300 KB, and 20 GB of a file that takes no room on the disk."""
+    found = []
+    for name, size in (("small", 300_000), ("large", 20 << 30)):
+        folder = tmp_path / name
+        folder.mkdir()
+        sizes = {"train": size, "validation": 1000, "test": 1000}
+        for split, tokens_of_split in sizes.items():
+            (folder / f"{split}.bin").touch()
+            os.truncate(folder / f"{split}.bin", tokens_of_split)
+        sums = {split: text._sha256(folder / f"{split}.bin") if sizes[split] < 1 << 20 else "" for split in sizes}
+        manifest = {"format": 1, "tokens": sizes, "bytes": sizes, "sha256": sums}
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+        output = subprocess.run([sys.executable, "-c", MEASURE, folder], capture_output=True, check=True).stdout
+        found.append([int(number) for number in output.split()])
+    (small_windows, small), (large_windows, large) = found
+    assert (small_windows, large_windows) == (2343, 167_772_159)
+    assert large < small + 20_000, "KiB"
