@@ -28,7 +28,6 @@ from counterflow.config import HeadConfig
 from counterflow.config.validators import checked, fraction, one_of
 from counterflow.models.head import Head
 
-
 _DEVIATION = 0.02
 """Standard deviation of the initial weights of the classifiers of sequences, as of the network's output layer."""
 
