@@ -96,6 +96,33 @@ def test_an_early_end_stays_where_it_is(tmp_path: Path) -> None:
         assert json.loads((folder / "run" / "summary.json").read_text())["steps"] == steps
 
 
+LANGUAGE_MODEL = (
+    "data=stdlib", "data.length=16", "data.evaluated=32", "model=gpt", "model.layers=4", "model.width=16",
+    "model.heads=2", "model.hidden=24", "model.dropout=0.1", "blocks=4", "optimizer.clip=1", "train.batch_size=8",
+    "train.steps=160", "train.evaluate_every=40", "checkpoint.every=10", "engine.threads=1", "engine.timeout=60",
+    "engine.recompute=true", "run.display=false",
+)  # fmt: skip
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    "rule",
+    [
+        ("algorithm=bll", "algorithm.head.layers=1", "algorithm.feedback.refresh=4"),
+        ("algorithm=predsim", "algorithm.beta=0", "algorithm.head.layers=1"),
+        ("algorithm=al", "algorithm.dim=12"),
+    ],
+    ids=["bll", "predsim", "al"],
+)
+def test_language_models_recover(tmp_path: Path, rule: tuple[str, ...]) -> None:
+    options = (*LANGUAGE_MODEL, *rule, f"data.cache={tmp_path / 'cache'}")
+    expected, _ = unbroken_run(tmp_path, "whole", *options)
+    for seed, recovery in itertools.product(range(2), ("all", "rank")):
+        folder = tmp_path / f"{recovery} {seed}"
+        folder.mkdir()
+        kill_and_wait(folder, (*options, f"engine.recovery={recovery}"), random.Random(seed), expected)
+
+
 @pytest.mark.timeout(3600)
 def test_fifty_kills_and_what_each_kind_of_recovery_costs(tmp_path: Path, unbroken: tuple[str, float]) -> None:
     """Seconds from the first checkpoint to the end of the job, with a kill on the way and without, side by side."""
