@@ -13,10 +13,11 @@ CONSTRAINTS := $(if $(TORCH),$(VENV)/)constraints.txt
 SWAPPED     := ^(torch|torchvision|triton|setuptools|nvidia-.*|cuda-.*)==
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test lint types tests test-slow stress gpu docs clean
+.PHONY: help install train text test lint types tests test-slow stress gpu docs clean
 
 help:
 	@echo 'make train       train on $(NPROC) processes (NPROC=); ARGS="model=cnn seed=1" passes hydra overrides'
+	@echo 'make text        train a language model of bytes on the source of Python for two minutes, and have it write'
 	@echo 'make test        lint, types and the fast tests; ARGS="-k transport" goes to pytest'
 	@echo 'make test-slow   the tests that take minutes'
 	@echo 'make stress      the campaigns of tests/stress, which take hours: kills, fuzzing, hostile ports, costs'
@@ -46,6 +47,13 @@ $(TOOLS): $(STAMP)
 # for minutes where the machine's own name does not resolve.
 train: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --local-addr=127.0.0.1 --nproc_per_node=$(NPROC) launch/train.py $(ARGS)
+
+# Small enough for two minutes on two cores.
+text: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --local-addr=127.0.0.1 --nproc_per_node=$(NPROC) launch/train.py \
+	    experiment=lm scale=cpu hydra.mode=RUN blocks=4 algorithm=bll model.layers=4 model.width=96 model.heads=3 \
+	    model.hidden=192 train.steps=400 run.dir=runs/text-$(shell date +%H%M%S) $(ARGS)
+	$(BIN)/counterflow generate "$$(ls -dt runs/text-* | head -1)" --prompt "def " --tokens 400
 
 # Types are checked with the pinned torch only: its annotations differ between versions.
 test: lint $(if $(TORCH),,types) tests
