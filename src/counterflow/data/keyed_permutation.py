@@ -11,7 +11,7 @@ _PRIMES = (0x45D9F3B, 0x2C1B3C6D)
 
 
 def keyed_permutation(indices: Tensor, size: int, seed: int) -> Tensor:
-    """Images of ``indices``, int64 ``[B]``, under the permutation ``seed`` of ``0 .. size - 1``; ``size`` is below 2**60.
+    """Images of ``indices``, int64 ``[B]``, under the permutation ``seed`` of ``0 .. size - 1``, below 2**60.
 
     A Feistel network (Luby and Rackoff, 1988) permutes the next even power of two; a value beyond ``size`` goes through
     it again (Black and Rogaway, 2002).
