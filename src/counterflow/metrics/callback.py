@@ -112,9 +112,10 @@ class ProgressDisplay(Callback):
     def on_eval(self, row: StepMetrics) -> None:
         self._eval = row
         if not self._console.is_terminal:
-            accuracies = " ".join(_number(value) for value in row.column("accuracy"))
+            name, values = _evaluated(row)
+            numbers = " ".join(map(_number, values))
             self._console.print(
-                f"batch {row.n + 1}/{self._run.batches}: {row.event} accuracy of blocks, bottom to top: {accuracies}",
+                f"batch {row.n + 1}/{self._run.batches}: {row.event} {name} of blocks, bottom to top: {numbers}",
                 soft_wrap=True,
             )
         self._refresh()
@@ -124,6 +125,8 @@ class ProgressDisplay(Callback):
         self._console.print(self.table())
         accuracies = ((split, summary.get(f"{split}_accuracy")) for split in ("validation", "test"))
         parts = [f"{split} accuracy {accuracy:.4f}" for split, accuracy in accuracies if accuracy is not None]
+        if summary.get("bits_per_byte") is not None:
+            parts.append(f"test bits per byte {summary['bits_per_byte']:.4f}")
         parts += [f"{summary['samples_per_second']:,.0f} samples/s", f"fingerprint {summary['fingerprint'][:16]}"]
         if self._run.run_dir is not None:
             parts.append(str(self._run.run_dir / "summary.json"))
@@ -135,21 +138,29 @@ class ProgressDisplay(Callback):
     def table(self) -> Table:
         """The last metrics of all blocks, a row per block."""
         table = Table(box=None, pad_edge=False)
+        owners = self._run.owners
+        measure, evaluated = _evaluated(self._eval) if self._eval else ("accuracy", [None] * len(owners))
         split = self._eval.event if self._eval else "test"
-        for name in ("block", "rank", "loss", "accuracy", f"{split} accuracy", "waits"):
+        for name in ("block", "rank", "loss", "accuracy", f"{split} {measure}", "waits"):
             table.add_column(name, justify="right")
         if self._train is None:
             return table
-        owners = self._run.owners
-        evaluated = self._eval.column("accuracy") if self._eval else [None] * len(owners)
-        for record, rank, accuracy in zip(self._train.records, owners, evaluated, strict=True):
-            numbers = map(_number, (record.metrics.get("loss"), record.metrics.get("accuracy"), accuracy))
+        for record, rank, result in zip(self._train.records, owners, evaluated, strict=True):
+            numbers = map(_number, (record.metrics.get("loss"), record.metrics.get("accuracy"), result))
             table.add_row(str(record.block), str(rank), *numbers, f"{record.waited:.0%}")
         return table
 
     def _refresh(self) -> None:
         if self._console.is_terminal:
             self._live.update(Group(self._progress, self.table()))
+
+
+def _evaluated(row: StepMetrics) -> tuple[str, list[float | None]]:
+    """What an evaluation is read by, and that of every block: bits per byte of text, else accuracy."""
+    bits = row.column("bits_per_byte")
+    if any(value is not None for value in bits):
+        return "bits per byte", bits
+    return "accuracy", row.column("accuracy")
 
 
 def _number(value: float | None) -> str:

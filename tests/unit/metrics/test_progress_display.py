@@ -108,6 +108,16 @@ def test_without_a_terminal_a_line_is_an_evaluation() -> None:
     ]
 
 
+def test_text_is_read_by_its_bits_per_byte() -> None:
+    to = console()
+    metrics = {"accuracy": 0.5, "bits_per_byte": 2.25}
+    row = StepMetrics("validation", 9, [BlockMetrics("validation", 9, 1, 0, metrics, 1.0, 0.0)], {})
+    with started(to, 1000, [0]) as display:
+        display.on_eval(row)
+    assert text_of(to) == "batch 10/1000: validation bits per byte of blocks, bottom to top: 2.2500\n"
+    assert table_of(display)[0][4] == "validation bits per byte"
+
+
 def test_a_line_stays_one_line_however_narrow_the_log_is() -> None:
     to = Console(file=StringIO(), width=20)
     with started(to, 1000) as display:
