@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -74,7 +75,10 @@ def _data(run: Path, overrides: Sequence[str]) -> "DataConfig":
         own = OmegaConf.load(run / "config.yaml").data
         if own.name not in DATA:
             raise ValueError(f"run={run}: was trained on data of a script; name a data set by data=NAME data.root=DIR")
+        given = {override.split("=")[0] for override in overrides}
         # The share that is held out decides which files of a text are test data.
         kept = [key for key in ("root", "length", "evaluated", "validation", "cache") if key in own]
-        overrides = [f"data={own.name}", *(f"data.{key}={own[key]}" for key in kept), *overrides]
+        kept = [key for key in kept if f"data.{key}" not in given]
+        data = load_config([f"data={own.name}", *overrides]).data
+        return replace(data, **{key: own[key] for key in kept})
     return load_config(overrides).data

@@ -156,7 +156,7 @@ class ProgressDisplay(Callback):
 
 
 def _evaluated(row: StepMetrics) -> tuple[str, list[float | None]]:
-    """What an evaluation is read by, and that of every block: bits per byte of text, else accuracy."""
+    """Name and values of the metric by which an evaluation is read: bits per byte of text, else accuracy."""
     bits = row.column("bits_per_byte")
     if any(value is not None for value in bits):
         return "bits per byte", bits

@@ -54,7 +54,7 @@ def test_one_process_without_a_launcher_makes_a_run_folder(tmp_path: Path) -> No
     ("override", "line"),
     [
         ("nonsense=1", "error: nonsense: no such key, allowed are seed, blocks, "),
-        ("model=nonsense", "error: model=nonsense: allowed are al_cnn, al_mlp, al_vgg, cnn, custom, fastcnn, mlp, "),
+        ("model=nonsense", "error: model=nonsense: allowed are al_cnn, al_mlp, al_vgg, cnn, custom, fastcnn, gpt, "),
         ("blocks=6", "error: blocks=6: must be at most 5, "),
         ("train.batch_size=1294", "error: train.batch_size=1294: must be at most 1293, "),
         ("data=fashion_mnist", "error: data.root=data: train-images-idx3-ubyte[.gz] is missing; "),

@@ -149,7 +149,7 @@ def test_unknown_name_is_refused() -> None:
 
 
 def test_samples_of_another_kind_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"^model\.name=cnn: allowed for sequences are transformer, custom$"):
+    with pytest.raises(ValueError, match=r"^model\.name=cnn: allowed for sequences are transformer, gpt, custom$"):
         build(CNNConfig(), (16,), 10, seed=1)
     with pytest.raises(
         ValueError, match=r"^model\.name=transformer: allowed for images are mlp, [^\n]*resnet32, custom$"
