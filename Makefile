@@ -52,7 +52,7 @@ train: $(STAMP)
 text: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --local-addr=127.0.0.1 --nproc_per_node=$(NPROC) launch/train.py \
 	    experiment=lm scale=cpu hydra.mode=RUN blocks=4 algorithm=bll model.layers=4 model.width=96 model.heads=3 \
-	    model.hidden=192 train.steps=400 run.dir=runs/text-$(shell date +%H%M%S) $(ARGS)
+	    model.hidden=192 train.steps=250 run.dir=runs/text-$(shell date +%H%M%S) $(ARGS)
 	$(BIN)/counterflow generate "$$(ls -dt runs/text-* | head -1)" --prompt "def " --tokens 400
 
 # Types are checked with the pinned torch only: its annotations differ between versions.
