@@ -38,7 +38,7 @@ def lr_factor(config: OptimizerConfig, n: int, batches: int) -> float:
             left = 1.0 - progress
         case _:
             left = 1.0
-    return warm * (config.floor + (1.0 - config.floor) * left) if config.floor else warm * left
+    return warm * (config.floor + (1.0 - config.floor) * left)
 
 
 class BlockOptimizer(nn.Module):

@@ -26,10 +26,8 @@ from counterflow.algorithms.rule import (
 )
 from counterflow.config import HeadConfig
 from counterflow.config.validators import checked, fraction, one_of
+from counterflow.models.gpt import DEVIATION
 from counterflow.models.head import Head
-
-_DEVIATION = 0.02
-"""Standard deviation of the initial weights of the classifiers of sequences, as of the network's output layer."""
 
 
 @dataclass(kw_only=True)
@@ -110,7 +108,7 @@ class PredSimRule(LocalRule):
             head = Head(context.shape, config.head)
             output = nn.Linear(head.dim, context.classes)
             if len(context.shape) == 2:  # from zero, a language model learns at half the pace (results/log.md)
-                nn.init.normal_(output.weight, std=_DEVIATION)
+                nn.init.normal_(output.weight, std=DEVIATION)
             else:
                 nn.init.zeros_(output.weight)  # as in the authors' code
             self.classifier = nn.Sequential(head, output)

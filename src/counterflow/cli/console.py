@@ -35,6 +35,12 @@ class ArgumentParser(argparse.ArgumentParser):
         self.exit(EXIT_USAGE)
 
 
+def add_exit_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options by which a program chooses the weights and the exit of a trained network."""
+    parser.add_argument("--blocks", type=int, metavar="K", help="an early exit: blocks 1 to K with the readout of K")
+    parser.add_argument("--best", action="store_true", help="the weights that checkpoint.best=true kept, not the last")
+
+
 class NoteHandler(logging.Handler):
     """Prints warnings of the library as lines that begin with ``note:``, to the standard error of the moment."""
 

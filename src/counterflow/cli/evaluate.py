@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from counterflow.cli.console import EXIT_FAILURE, ArgumentParser, closed_pipe_allowed, progress
+from counterflow.cli.console import EXIT_FAILURE, ArgumentParser, add_exit_arguments, closed_pipe_allowed, progress
 from counterflow.cli.predict import Refused, positive
 
 if TYPE_CHECKING:
@@ -30,8 +30,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "overrides", nargs="*", metavar="data..=VALUE", help="another data set; data.test_views=2|6 averages views"
     )
-    parser.add_argument("--blocks", type=int, metavar="K", help="an early exit: blocks 1 to K with the readout of K")
-    parser.add_argument("--best", action="store_true", help="the weights that checkpoint.best=true kept, not the last")
+    add_exit_arguments(parser)
     parser.add_argument("--text", type=Path, metavar="FILE", help="a text file as the test data of a language model")
     parser.add_argument("--batch-size", type=positive, default=256, metavar="B", help="samples at a time (%(default)s)")
     parser.add_argument("--json", action="store_true", help="print one object in place of lines")
@@ -77,8 +76,8 @@ def _data(run: Path, overrides: Sequence[str]) -> "DataConfig":
             raise ValueError(f"run={run}: was trained on data of a script; name a data set by data=NAME data.root=DIR")
         given = {override.split("=")[0] for override in overrides}
         # The share that is held out decides which files of a text are test data.
-        kept = [key for key in ("root", "length", "evaluated", "validation", "cache") if key in own]
-        kept = [key for key in kept if f"data.{key}" not in given]
+        keys = ("root", "length", "evaluated", "validation", "cache")
+        kept = [key for key in keys if key in own and f"data.{key}" not in given]
         data = load_config([f"data={own.name}", *overrides]).data
         return replace(data, **{key: own[key] for key in kept})
     return load_config(overrides).data

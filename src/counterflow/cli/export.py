@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from counterflow.cli.console import ArgumentParser, closed_pipe_allowed
+from counterflow.cli.console import ArgumentParser, add_exit_arguments, closed_pipe_allowed
 
 _FORMATS = {"safetensors": "safetensors", "pt2": "pt2", "onnx": "onnx", "torchvision": "pth"}
 """Formats, and the suffix of a file of each."""
@@ -21,8 +21,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("run", type=Path, help="directory of a finished run")
     parser.add_argument("--format", choices=_FORMATS, default="pt2", help="format of the file (%(default)s)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="file to write (RUN/network.SUFFIX)")
-    parser.add_argument("--blocks", type=int, metavar="K", help="an early exit: blocks 1 to K with the readout of K")
-    parser.add_argument("--best", action="store_true", help="the weights that checkpoint.best=true kept, not the last")
+    add_exit_arguments(parser)
     options = parser.parse_args(arguments)
     from counterflow.inference.exporters import export  # a parser needs no torch
     from counterflow.inference.load import load

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from counterflow.cli.console import ArgumentParser, closed_pipe_allowed
+from counterflow.cli.console import ArgumentParser, add_exit_arguments, closed_pipe_allowed
 from counterflow.cli.predict import positive
 
 _EXAMPLES = """\
@@ -28,8 +28,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--top-k", type=positive, metavar="K", help="draw among the K likeliest tokens (all)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the draws (%(default)s)")
-    parser.add_argument("--blocks", type=int, metavar="K", help="an early exit: blocks 1 to K with the readout of K")
-    parser.add_argument("--best", action="store_true", help="the weights that checkpoint.best=true kept, not the last")
+    add_exit_arguments(parser)
     options = parser.parse_args(arguments)
     import torch  # a parser needs none of it
 

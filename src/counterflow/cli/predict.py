@@ -9,7 +9,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from counterflow.cli.console import EXIT_FAILURE, ArgumentParser, closed_pipe_allowed, progress
+from counterflow.cli.console import EXIT_FAILURE, ArgumentParser, add_exit_arguments, closed_pipe_allowed, progress
 
 if TYPE_CHECKING:
     from counterflow.inference.predictions import Labelled
@@ -31,8 +31,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--format", choices=("csv", "jsonl"), default="csv", help="form of the output (%(default)s)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="file to write (standard output)")
-    parser.add_argument("--blocks", type=int, metavar="K", help="an early exit: blocks 1 to K with the readout of K")
-    parser.add_argument("--best", action="store_true", help="the weights that checkpoint.best=true kept, not the last")
+    add_exit_arguments(parser)
     parser.add_argument("--resize", action="store_true", help="scale images to the size that was trained on")
     parser.add_argument("--batch-size", type=positive, default=256, metavar="B", help="samples at a time (%(default)s)")
     options = parser.parse_intermixed_args(arguments)

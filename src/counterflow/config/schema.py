@@ -344,11 +344,11 @@ class TrainConfig(Options):
         if not evaluates:
             raise ValueError("train.test=false: needs data.validation greater than 0, or nothing would be evaluated")
         for key, value in (("checkpoint.best", self.checkpoint.best), ("train.patience", self.train.patience)):
+            given = f"{key}={str(value).lower()}"
             if value and not (self.data.validation and self.train.evaluate_every):
-                text = str(value).lower()
-                raise ValueError(f"{key}={text}: needs data.validation and train.evaluate_every greater than 0")
+                raise ValueError(f"{given}: needs data.validation and train.evaluate_every greater than 0")
             if value and self.schedule == "naive":  # its rows of a batch are not whole at a checkpoint
-                raise ValueError(f"{key}={str(value).lower()}: is for all values of schedule but naive")
+                raise ValueError(f"{given}: is for all values of schedule but naive")
         if (
             self.optimizer.clip and self.schedule == "naive"
         ):  # the gradients of a batch reach each block at another time

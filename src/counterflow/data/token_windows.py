@@ -56,7 +56,8 @@ class TokenWindows:
     def __getitem__(self, rows: Tensor | slice) -> Tensor:
         """The windows ``rows``, int64 ``[R, length]``, in memory."""
         numbers = range(*rows.indices(len(self))) if isinstance(rows, slice) else rows.tolist()
-        starts = [number * self.available // len(self) * self.length + self.shift for number in numbers]
+        available, count = self.available, len(self)
+        starts = [number * available // count * self.length + self.shift for number in numbers]
         found = [torch.from_numpy(self._tokens[start : start + self.length].astype(np.int64)) for start in starts]
         return torch.stack(found) if found else torch.empty(0, self.length, dtype=torch.int64)
 

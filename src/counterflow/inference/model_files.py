@@ -60,7 +60,7 @@ class ModelDescription:
     fingerprint: str
     """Fingerprint of the run."""
     tokens_per_byte: float | None = None
-    """Of text; None where the inputs are no text."""
+    """Tokens that stand for a byte of text; None where the inputs are no text."""
     sha256: Mapping[str, str] = field(default_factory=dict)
     """Checksums of the files of weights."""
     format: int = FORMAT

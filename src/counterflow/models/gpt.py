@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from counterflow.config.model import GPTConfig
 
-_DEVIATION = 0.02
+DEVIATION = 0.02
 """Standard deviation of initial weights, that of GPT-2."""
 _BASE = 10000.0
 """Base of the wavelengths of rotary positions."""
@@ -105,7 +105,7 @@ def initialize_decoder(layer: DecoderLayer, layers: int) -> None:
     for name, parameter in layer.named_parameters():
         if parameter.ndim > 1:
             small = (2 * layers) ** -0.5 if name.endswith("output.weight") else 1.0
-            nn.init.normal_(parameter, std=_DEVIATION * small)
+            nn.init.normal_(parameter, std=DEVIATION * small)
 
 
 def gpt(config: GPTConfig, input_shape: tuple[int, ...], classes: int) -> nn.Sequential:
@@ -115,13 +115,13 @@ def gpt(config: GPTConfig, input_shape: tuple[int, ...], classes: int) -> nn.Seq
     ``input_shape``.
     """
     embedding = nn.Embedding(classes, config.width)
-    nn.init.normal_(embedding.weight, std=_DEVIATION)
+    nn.init.normal_(embedding.weight, std=DEVIATION)
     network = nn.Sequential(embedding)
     for _ in range(config.layers):
         layer = DecoderLayer(config.width, config.heads, config.hidden, config.dropout)
         initialize_decoder(layer, config.layers)
         network.append(layer)
     output = nn.Linear(config.width, classes, bias=False)
-    nn.init.normal_(output.weight, std=_DEVIATION)
+    nn.init.normal_(output.weight, std=DEVIATION)
     network.append(nn.Sequential(nn.RMSNorm(config.width), output))
     return network
