@@ -21,7 +21,8 @@ class MessageKind(IntEnum):
 
 @dataclass(frozen=True, order=True)
 class Tag:
-    """Batch of a message: training batch ``n``, or test batch ``e`` of the evaluation that follows batch ``n``."""
+    """Batch of a message: training batch ``n``, of activations its part ``e``, or test batch ``e`` of the evaluation
+    that follows batch ``n``."""
 
     kind: MessageKind
     n: int
@@ -31,7 +32,8 @@ class Tag:
         if self.kind in (MessageKind.TEST, MessageKind.PREDICTION):
             name = "test" if self.kind is MessageKind.TEST else "predicted"
             return f"{name} batch {self.e} after batch {self.n}"
-        return f"{self.kind.name.lower()} of batch {self.n}"
+        part = f"part {self.e} of " if self.e else ""
+        return f"{self.kind.name.lower()} of {part}batch {self.n}"
 
 
 class MessageError(Exception):

@@ -168,6 +168,10 @@ class BLLRule(LocalRule):
         assert self.feedback is not None, "nothing is below the bottom block"
         return (self.feedback(codes), labels) if n % self._refresh == 0 else (labels,)
 
+    def target_part(self, part: BatchPart, target: Target) -> Target:
+        codes, labels = target
+        return codes, labels.chunk(part.count)[part.index]
+
     def forward_message(self, message: Payload) -> Payload:
         a = self.block(message[0])
         self._u = self.head(a)

@@ -119,7 +119,8 @@ class LocalRule(nn.Module, ABC):
     """Block pair ``k``: its forward block, its feedback block, and how both learn.
 
     The engine calls `receive_target` once for the target message of every batch, some batches early, and `make_target`
-    at once afterwards. Then, batch by batch, it calls `forward_message` and `update`. Where no targets come down, it
+    at once afterwards. Then, batch by batch, and in each part by part, it calls `forward_message` and `update`, the
+    latter with the `target_part` of a batch that has several. Where no targets come down, it
     calls neither `receive_target` nor `make_target`, and the target is empty.
 
     Unless a rule says otherwise, the target is the labels, which go down unchanged, and ``self.block`` is the forward
@@ -136,6 +137,10 @@ class LocalRule(nn.Module, ABC):
     def make_target(self, n: int, target: Target) -> Payload:
         """``b_{k-1}(n)``, the target message for the block below."""
         return target
+
+    def target_part(self, part: BatchPart, target: Target) -> Target:
+        """The target of a part of a batch: the rows of every tensor that belong to it, unless a rule says otherwise."""
+        return tuple(tensor.chunk(part.count)[part.index] for tensor in target)
 
     @abstractmethod
     def forward_message(self, message: Payload) -> Payload:

@@ -49,6 +49,7 @@ def run_job(config: TrainConfig, control: ProcessControl | None = None, *callbac
         steps=loop.steps,
         batch_size=loop.batch_size,
         microbatches=loop.microbatches,
+        accumulate=loop.accumulate,
         evaluate_every=loop.evaluate_every,
         patience=loop.patience,
         evaluate_test=loop.test,

@@ -269,6 +269,9 @@ class CheckpointConfig(Options, key="checkpoint"):
 class TrainLoopConfig(Options, key="train"):
     epochs: int = checked(1, at_least, 1)
     batch_size: int = checked(32, at_least, 1)
+    accumulate: int = checked(1, size, 1)
+    """Equal parts of a batch that travel and are learnt one after the other, before one update: less memory, and
+    neighbours that wait less for each other (local rules only)."""
     microbatches: int = checked(4, at_least, 1)
     """Parts of a batch that a pipeline schedule sends one after the other (end-to-end references only)."""
     steps: int | None = checked(None, at_least, 1)
@@ -353,6 +356,9 @@ class TrainConfig(Options):
             self.optimizer.clip and self.schedule == "naive"
         ):  # the gradients of a batch reach each block at another time
             raise ValueError(f"optimizer.clip={self.optimizer.clip:g}: is for all values of schedule but naive")
+        parts, batch = self.train.accumulate, self.train.batch_size
+        if batch % parts:
+            raise ValueError(f"train.accumulate={parts}: must divide train.batch_size={batch}")
         cut = getattr(self.model, "cut", None)
         if isinstance(cut, list) and len(cut) != self.blocks:
             raise ValueError(f"model.cut={cut}: must name one layer count for each of blocks={self.blocks}")

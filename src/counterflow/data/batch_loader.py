@@ -111,6 +111,8 @@ class BatchLoader:
     order: EpochSampler
     device: torch.device = CPU
     """Device on which batches are prepared, if the data fits there."""
+    parts: int = 1
+    """Parts of a training batch; an evaluation batch is as large as one."""
     _placed: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -195,7 +197,7 @@ class BatchLoader:
         return split.labels[part]
 
     def evaluation_size(self, e: int) -> int:
-        """Number of samples in evaluation batch ``e``: the batch size, or fewer in the last batch of a split."""
+        """Number of samples in evaluation batch ``e``: those of a part, or fewer in the last batch of a split."""
         return len(self.evaluation_labels(e))
 
     def labels_of(self, batches: range) -> Tensor:
@@ -212,7 +214,7 @@ class BatchLoader:
         return self._placed[id(tensor)]
 
     def _count(self, split: Split | None) -> int:
-        return 0 if split is None else -(-len(split) // self.order.batch_size) * self.config.test_views
+        return 0 if split is None else -(-len(split) // self._evaluated) * self.config.test_views
 
     def _part(self, e: int) -> tuple[Split, slice]:
         assert 0 <= e < self.test.stop
@@ -220,8 +222,13 @@ class BatchLoader:
         split = self.dataset.validation if held_out else self.dataset.test
         assert split is not None
         batch = (e if held_out else e - self.test.start) // self.config.test_views
-        start = batch * self.order.batch_size
-        return split, slice(start, start + self.order.batch_size)
+        start = batch * self._evaluated
+        return split, slice(start, start + self._evaluated)
+
+    @property
+    def _evaluated(self) -> int:
+        """Samples of an evaluation batch."""
+        return self.order.batch_size // self.parts
 
 
 def _device(source: Tensor | TokenWindows) -> torch.device:

@@ -1,6 +1,6 @@
 """The channels of a rank's blocks: local ones inside the process, remote ones to its neighbours, inputs and labels."""
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from functools import cache
 
@@ -33,7 +33,7 @@ def message_layouts(rules: RuleSet, job: Job, edge: Edge) -> Callable[[Tag], Mes
     def spec(tag: Tag) -> MessageSpec:
         match tag.kind:
             case MessageKind.ACTIVATION:
-                return rules.activation(edge.lower, batch)
+                return rules.activation(edge.lower, batch // job.plan.parts)
             case MessageKind.TEST:
                 return rules.test_activation(edge.lower, batches.evaluation_size(tag.e))
             case MessageKind.PREDICTION:
@@ -78,14 +78,21 @@ def input_stream(job: Job) -> InputChannel:
     """
     batches, plan = job.batches, job.plan
 
+    def parts_of(n: int) -> Iterator[Payload]:
+        whole = (batches.inputs(n), batches.labels(n)) if plan.predicts_down else (batches.inputs(n),)
+        return zip(*(tensor.chunk(plan.parts) for tensor in whole), strict=True)
+
     def items() -> Generator[Item]:
+        parts: Iterator[Payload] = iter(())
         for tag in plan.activations():
-            test = tag.kind is MessageKind.TEST
-            (x,) = job.runtime.pack((batches.evaluation_inputs(tag.e) if test else batches.inputs(tag.n),))
-            if plan.predicts_down:
-                yield tag, (x, batches.evaluation_labels(tag.e) if test else batches.labels(tag.n))
+            if tag.kind is MessageKind.TEST:
+                labels = [batches.evaluation_labels(tag.e)] if plan.predicts_down else []
+                x = batches.evaluation_inputs(tag.e)
             else:
-                yield tag, (x,)
+                if tag.e == 0:
+                    parts = parts_of(tag.n)
+                x, *labels = next(parts)
+            yield tag, (*job.runtime.pack((x,)), *labels)
 
     # Data that lies on a GPU is prepared there, in the order of its stream: a thread would only be in the way.
     return InputChannel(items() if batches.resident else prefetch(items()), job.device)

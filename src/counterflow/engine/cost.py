@@ -67,9 +67,9 @@ def local(rules: RuleSet, block: int, rule: LocalRule, job: Job) -> Flops:
     """FLOPs of ``rule``, the block pair ``block`` of ``rules``."""
     few, more = (_learning(rules, block, rule, job, samples) for samples in (SAMPLES, 2 * SAMPLES))
     each = (more - few) / SAMPLES
-    once = few - SAMPLES * each  # costs of a batch of any size: code books
+    once = few - SAMPLES * each  # costs of a part of any size: code books
     plain = backprop(rule.inference_modules[0], _message(rules, block, job, SAMPLES)[0], bottom=block == 1)
-    return Flops(plain.forward, plain.backprop, each + once / job.batch_size)
+    return Flops(plain.forward, plain.backprop, each + once * job.plan.parts / job.batch_size)
 
 
 def prediction(rules: RuleSet, block: int, rule: LocalRule, job: Job) -> ExitFlops:

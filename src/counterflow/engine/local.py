@@ -17,6 +17,7 @@ from time import perf_counter
 
 from torch import nn
 
+from counterflow.algorithms.optimizer import BatchPart
 from counterflow.algorithms.rule import LocalRule, RuleSet
 from counterflow.engine import cost
 from counterflow.engine.channels import ChannelFactory
@@ -53,16 +54,16 @@ def execute(program: Iterable[Action], stages: Mapping[int, Stage], context: Run
     """
     for action in program:
         stage, n, e = stages[action.block], action.n, action.e
-        part = e if action.op in (Op.EVALUATE, Op.PREDICT) else -1
+        part = e if action.op in (Op.EVALUATE, Op.PREDICT) or action.parts > 1 else -1
         try:
             with span(context.recorder, _SPANS[action.op], action.block, n, part):
                 match action.op:
                     case Op.TARGET:
                         stage.target(n)
                     case Op.FORWARD:
-                        stage.forward(n)
+                        stage.forward(BatchPart(n, e, action.parts))
                     case Op.LEARN:
-                        stage.learn(n)
+                        stage.learn(BatchPart(n, e, action.parts))
                     case Op.EVALUATE:
                         stage.evaluate(n, e)
                     case Op.BACKWARD:

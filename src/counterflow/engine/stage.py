@@ -1,7 +1,7 @@
 """A block pair between its channels: the actions of its program."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from time import perf_counter
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from counterflow.algorithms.optimizer import BatchPart, BlockOptimizer
-from counterflow.algorithms.rule import LocalRule, Prediction, Target
+from counterflow.algorithms.rule import LocalRule, Metrics, Prediction, Target
 from counterflow.algorithms.weight_average import WeightAverage
 from counterflow.checkpoint import BlockState
 from counterflow.engine.channels import StageChannels
@@ -56,6 +56,8 @@ class Stage:
         self._targets: dict[int, Target] = {}
         self._learnt: Target = ()
         self._input: Payload = ()
+        self._metrics: list[Metrics] = []
+        """Those of the parts of the current batch so far."""
         self._in_flight: dict[int, Payload] = {}
         """Messages from below until their gradients come."""
         self._test_labels: dict[int, Tensor] = {}
@@ -84,12 +86,13 @@ class Stage:
                 below = self.rule.make_target(n, self._targets[n])
             self._send(self.channels.target_out, tag, (*below, *tests))
 
-    def forward(self, n: int) -> None:
-        tag = Tag(MessageKind.ACTIVATION, n)
+    def forward(self, part: BatchPart) -> None:
+        n = part.n
+        tag = Tag(MessageKind.ACTIVATION, n, part.index)
         self._input = self._receive(self.channels.activation_in, tag)
         if self._plan.gradients_from:
             self._in_flight[n] = tuple(tensor.clone() for tensor in self._input)
-        self._runtime.seed_forward(self._seed, self.block, n)
+        self._runtime.seed_forward(self._seed, self.block, n, part.index)
         with self._runtime.autocast():
             activation = _apart(self.rule.forward_message(self._input), self._input)
         self._send(self.channels.activation_out, tag, activation)
@@ -112,17 +115,26 @@ class Stage:
         self._send(self.channels.target_out, tag, below)
         self._context.report(self._runtime.device, self.block, n, metrics)
 
-    def learn(self, n: int) -> None:
-        self._learnt = self._targets.pop(n, ())
+    def learn(self, part: BatchPart) -> None:
+        n = part.n
+        if part.index == 0:
+            self._learnt = self._targets.pop(n, ())
+        target = self._learnt if part.count == 1 else self.rule.target_part(part, self._learnt)
         start = perf_counter()
         with self._runtime.autocast():
-            metrics = self.rule.update(BatchPart(n), self._input, self._learnt)
-        if self.average is not None:
+            metrics = self.rule.update(part, self._input, target)
+        if self.average is not None and part.is_last:
             self.average.update(n)
         if self._context.recorder is not None:
             self._context.recorder.rest("loss", self.block, n, start, perf_counter())
         self._input = ()
         self.channels.activation_in.release()
+        if part.count > 1:
+            self._metrics.append(metrics)
+            if not part.is_last:
+                return
+            metrics = _means(self._metrics)
+            self._metrics.clear()
         self._context.report(self._runtime.device, self.block, n, metrics)
 
     @torch.no_grad()
@@ -214,7 +226,7 @@ class Stage:
                 self._context.callback.on_eval(block, n, split, metrics)
 
     def _receive(self, channel: Receiver, tag: Tag) -> Payload:
-        with span(self._context.recorder, "receive", self.block, tag.n, _part(tag)):
+        with span(self._context.recorder, "receive", self.block, tag.n, self._part(tag)):
             start = perf_counter()
             message = channel.receive(tag)
             self._context.waits.receive += perf_counter() - start
@@ -230,10 +242,15 @@ class Stage:
         self._transmit(channel, tag, message)
 
     def _transmit(self, channel: Sender, tag: Tag, message: Payload) -> None:
-        with span(self._context.recorder, "send", self.block, tag.n, _part(tag)):
+        with span(self._context.recorder, "send", self.block, tag.n, self._part(tag)):
             start = perf_counter()
             channel.send(tag, message)
             self._context.waits.send += perf_counter() - start
+
+    def _part(self, tag: Tag) -> int:
+        """Number of the test batch of ``tag``, or of the part of a training batch; -1 for a whole one."""
+        parts = self._plan.parts if tag.kind is MessageKind.ACTIVATION else 1
+        return tag.e if parts > 1 or tag.kind in (MessageKind.TEST, MessageKind.PREDICTION) else -1
 
     def _record(self, name: str, n: int, start: float, end: float) -> None:
         assert self._context.recorder is not None
@@ -246,6 +263,6 @@ def _apart(tensors: Payload, message: Payload) -> Payload:
     return tuple(t.clone() if t.untyped_storage().data_ptr() in taken else t for t in tensors)
 
 
-def _part(tag: Tag) -> int:
-    """Number of the test batch of ``tag``; -1 for a training batch."""
-    return tag.e if tag.kind in (MessageKind.TEST, MessageKind.PREDICTION) else -1
+def _means(parts: Sequence[Metrics]) -> dict[str, Tensor]:
+    """Metrics of a batch from those of its parts, which are equally large."""
+    return {name: torch.stack([metrics[name] for metrics in parts]).mean() for name in parts[0]}

@@ -36,6 +36,8 @@ class RunPlan:
     or the gradients of all activations, from the top block ``gradients_from`` (0: none), which an activation has to
     reach first.
 
+    A batch travels up in ``parts`` equal parts, one message each; its target comes down once, before the first part.
+
     Every block writes a checkpoint after every ``checkpoint_every`` batches, and after the last one (0: never). A run
     that goes on from one begins with batch ``start``.
 
@@ -54,10 +56,12 @@ class RunPlan:
     checkpoint_every: int = 0
     start: int = 0
     views: int = 1
+    parts: int = 1
     decided_by: Callable[[int], bool] = field(default=_never, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         assert not (self.predicts_down and self.gradients_from)
+        assert self.parts == 1 or not self.gradients_from
         assert 0 <= self.start < self.batches
 
     def ends_with(self, n: int) -> bool:
@@ -127,7 +131,7 @@ class RunPlan:
     def activations(self) -> Iterator[Tag]:
         """Messages that enter at the bottom and that every activation edge carries, in order."""
         for n in self.numbers(self.start):
-            yield Tag(MessageKind.ACTIVATION, n)
+            yield from (Tag(MessageKind.ACTIVATION, n, part) for part in range(self.parts))
             yield from (Tag(MessageKind.TEST, n, e) for e in self.evaluation(n))
 
     def targets(self, block: int) -> Iterator[Tag]:
@@ -149,9 +153,9 @@ class Op(Enum):
     TARGET = "T"
     """Take ``b_k(n)`` from above, keep it until batch n is learnt, and send ``b_{k-1}(n)`` down."""
     FORWARD = "F"
-    """Take ``a_{k-1}(n)`` from below and send ``a_k(n)`` up."""
+    """Take (a part of) ``a_{k-1}(n)`` from below and send that of ``a_k(n)`` up."""
     LEARN = "L"
-    """Update ``theta_k`` and ``phi_k``; no message."""
+    """Learn from (a part of) the batch, and update ``theta_k`` and ``phi_k`` after the last one; no message."""
     EVALUATE = "E"
     """Take a test batch from below and send its activation up; no update."""
     PREDICT = "P"
@@ -170,14 +174,19 @@ class Action:
     block: int
     n: int
     e: int = 0
+    """Evaluation batch, or part of a training batch."""
+    parts: int = 1
+    """Parts of that training batch."""
 
     def __str__(self) -> str:
-        return f"{self.block}{self.op.value}{self.n}" + (f".{self.e}" if self.op in (Op.EVALUATE, Op.PREDICT) else "")
+        numbered = self.op in (Op.EVALUATE, Op.PREDICT) or self.parts > 1
+        return f"{self.block}{self.op.value}{self.n}" + (f".{self.e}" if numbered else "")
 
     @property
     def completes(self) -> tuple[int, int] | None:
         """The block and the batch, if the action ends with its update."""
-        return (self.block, self.n) if self.op in (Op.LEARN, Op.BACKWARD) else None
+        learns = self.op in (Op.LEARN, Op.BACKWARD)
+        return (self.block, self.n) if learns and self.e == self.parts - 1 else None
 
 
 def _prologue(block: int, plan: RunPlan) -> Iterator[Action]:
@@ -221,13 +230,14 @@ def _turn(blocks: range, n: int, plan: RunPlan) -> Iterator[Action]:
     """Training on batch ``n``; the targets of an exact run come down first."""
     if exact := plan.lag == 0 and plan.targets_down:
         yield from (Action(Op.TARGET, block, n) for block in reversed(blocks))
-    for block in blocks:
-        ahead = n + plan.lead(block)
-        if plan.targets_down and not exact and not plan.ends_with(ahead - 1):
-            yield Action(Op.TARGET, block, ahead)
-        yield Action(Op.FORWARD, block, n)
-        if not plan.gradients_from:
-            yield Action(Op.LEARN, block, n)
+    for part in range(plan.parts):
+        for block in blocks:
+            ahead = n + plan.lead(block)
+            if part == 0 and plan.targets_down and not exact and not plan.ends_with(ahead - 1):
+                yield Action(Op.TARGET, block, ahead)
+            yield Action(Op.FORWARD, block, n, part, plan.parts)
+            if not plan.gradients_from:
+                yield Action(Op.LEARN, block, n, part, plan.parts)
     if plan.gradients_from:
         yield from _backward(blocks, n, plan)
 

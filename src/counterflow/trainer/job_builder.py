@@ -45,7 +45,7 @@ def build_job(config: TrainConfig, network: nn.Sequential, dataset: Dataset, inf
     schedule = _schedule(config, info.size)
     device, backend = _device(config, schedule, info)
     order = EpochSampler(len(dataset.train), config.train.batch_size, config.seed)
-    batches = BatchLoader(dataset, config.data, order, device)
+    batches = BatchLoader(dataset, config.data, order, device, config.train.accumulate)
     total = config.train.epochs * order.steps_per_epoch
     plan = RunPlan(
         batches=min(total, config.train.steps or total),
@@ -56,6 +56,7 @@ def build_job(config: TrainConfig, network: nn.Sequential, dataset: Dataset, inf
         gradients_from=config.blocks if schedule == "naive" else 0,
         checkpoint_every=config.checkpoint.every,
         views=config.data.test_views,
+        parts=config.train.accumulate,
         predicts_down=schedule == "free" and config.algorithm.predicts_down,
     )
     pretrained = config.model.init is not None
@@ -132,6 +133,11 @@ def _schedule(config: TrainConfig, ranks: int) -> str:
         if config.engine.lag == "exact" and ranks > 1:
             raise ValueError(f"engine.lag=exact: the locked algorithm runs on one process, not on ranks={ranks}")
         return "free"
+    if config.train.accumulate > 1:
+        raise ValueError(
+            f"train.accumulate={config.train.accumulate}: allowed for algorithm={name} is 1; train.microbatches are the "
+            "parts of a batch under its pipeline schedules"
+        )
     if wanted == "naive" and name != "bp":
         raise ValueError(f"schedule=naive: is for algorithm=bp, algorithm={name} runs with {', '.join(PIPELINES)}")
     if wanted == "free":

@@ -107,6 +107,7 @@ class Trainer:
         steps: int | None = None,
         batch_size: int = 32,
         microbatches: int = 4,
+        accumulate: int = 1,
         validation: float = 0.0,
         limit: int | None = None,
         augment: bool = False,
@@ -144,6 +145,7 @@ class Trainer:
             steps: Stop after so many batches.
             batch_size: Samples of a batch.
             microbatches: Parts of a batch under a pipeline schedule of torch.
+            accumulate: Parts of a batch under a local rule, which travel and are learnt one after the other.
             validation: Share of the training data that is held out.
             limit: Train on so many of the remaining samples.
             augment: Random crops after ``padding`` pixels of ``pad`` and, with ``flip``, horizontal flips, of images.
@@ -209,6 +211,7 @@ class Trainer:
                 epochs=epochs,
                 batch_size=batch_size,
                 microbatches=microbatches,
+                accumulate=accumulate,
                 steps=steps,
                 evaluate_every=evaluate_every,
                 patience=patience,

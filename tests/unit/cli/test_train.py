@@ -13,7 +13,8 @@ from tests.helpers.configs import configured
 
 CHANGED = (
     "seed=5", "blocks=3", "scale=smoke", "device=cpu", "trace=true", "train.epochs=2", "train.batch_size=16",
-    "train.microbatches=2", "train.steps=7", "train.evaluate_every=3", "train.patience=2", "train.test=false",
+    "train.microbatches=2", "train.accumulate=4",
+    "train.steps=7", "train.evaluate_every=3", "train.patience=2", "train.test=false",
     "train.log_every=4", "checkpoint.every=11", "checkpoint.keep=5", "checkpoint.grace=7", "checkpoint.best=true",
     "run.resume=never", "run.activations=9", "run.experiment=mine", "run.loggers=[]",
 )  # fmt: skip

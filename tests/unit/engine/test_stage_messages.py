@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from counterflow.algorithms.optimizer import BatchPart
 from counterflow.checkpoint import CheckpointWriter
 from counterflow.engine.channels import StageChannels
 from counterflow.engine.evaluation import ActivationRecorder
@@ -53,6 +54,6 @@ def test_a_sent_message_outlives_the_receivers_buffer() -> None:
     context = RunContext(nothing, nothing, CheckpointWriter())
     stage = Stage(1, rule, channels, job, context, ActivationRecorder(0, job.plan))
     for n in range(3):
-        stage.forward(n)
+        stage.forward(BatchPart(n))
     assert [(float(a.mean()), float(b.mean())) for a, b in up.sent] == [(0, 1), (1, 2), (2, 3)]
     assert [tuple(a.shape) for a, _ in up.sent] == [(4, 6)] * 3
