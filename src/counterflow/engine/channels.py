@@ -47,7 +47,10 @@ def message_layouts(rules: RuleSet, job: Job, edge: Edge) -> Callable[[Tag], Mes
 
     @cache
     def layout(tensors: MessageSpec) -> MessageLayout:
-        return MessageLayout(tuple(TensorSpec(job.runtime.packed_shape(shape), dtype) for shape, dtype in tensors))
+        runtime = job.runtime
+        return MessageLayout(
+            tuple(TensorSpec(runtime.packed_shape(shape), runtime.packed_type(dtype)) for shape, dtype in tensors)
+        )
 
     return lambda tag: layout(spec(tag))
 
@@ -92,7 +95,7 @@ def input_stream(job: Job) -> InputChannel:
                 if tag.e == 0:
                     parts = parts_of(tag.n)
                 x, *labels = next(parts)
-            yield tag, (*job.runtime.pack((x,)), *labels)
+            yield tag, (*job.runtime.arrange((x,)), *labels)
 
     # Data that lies on a GPU is prepared there, in the order of its stream: a thread would only be in the way.
     return InputChannel(items() if batches.resident else prefetch(items()), job.device)

@@ -94,24 +94,29 @@ class _Stage(pipelining.PipelineStage):
 
 
 class _Blocks(nn.Sequential):
-    """The blocks of a stage. Its messages are contiguous float32, whatever it computes with."""
+    """The blocks of a stage. Its messages are contiguous numbers of the wire's type, whatever it computes with."""
 
-    def __init__(self, blocks: Sequence[nn.Module], runtime: Runtime) -> None:
+    def __init__(self, blocks: Sequence[nn.Module], runtime: Runtime, is_top: bool) -> None:
         super().__init__(*blocks)
         self._runtime = runtime
+        self._is_top = is_top
 
     def outputs(self, activation: Tensor) -> Iterator[Tensor]:
         """The output of every block, bottom to top."""
+        if activation.dtype == torch.bfloat16:
+            activation = activation.float()
         if self._runtime.channels_last and activation.ndim == 4:
             activation = activation.contiguous(memory_format=torch.channels_last)
-        for block in self:
+        for number, block in enumerate(self, 1):
             with self._runtime.autocast():
                 activation = block(activation)
+            if not (self._is_top and number == len(self)):
+                activation = self._runtime.rounded(activation)
             yield activation
 
     def forward(self, activation: Tensor) -> Tensor:
         *_, output = self.outputs(activation)
-        return output.float().contiguous()
+        return output.to(torch.float32 if self._is_top else self._runtime.wire).contiguous()
 
 
 class _Trained(nn.Module):
@@ -162,7 +167,7 @@ class Pipeline:
         comm, waits, recorder = context.comm, context.waits, context.recorder
         job, plan = self._job, self._job.plan
         mine = {
-            stage: _Blocks([job.blocks[block - 1] for block in blocks], job.runtime)
+            stage: _Blocks([job.blocks[block - 1] for block in blocks], job.runtime, stage == len(self._stages) - 1)
             for stage, (blocks, rank) in enumerate(zip(self._stages, self._ranks, strict=True))
             if rank == comm.rank
         }
@@ -330,7 +335,9 @@ class Pipeline:
         job = self._job
         if stage < 0:
             return job.batches.inputs(0)[:size].to(job.device)
-        return torch.empty(size, *self._job.shapes[self._stages[stage][-1] - 1], device=job.device, requires_grad=True)
+        shape = (size, *job.shapes[self._stages[stage][-1] - 1])
+        dtype = torch.float32 if stage == len(self._stages) - 1 else job.runtime.wire
+        return torch.empty(shape, dtype=dtype, device=job.device, requires_grad=True)
 
     @torch.no_grad()
     def _evaluate(
@@ -361,7 +368,7 @@ class Pipeline:
                         activation = output.float().contiguous()
                     if stage < last and stage + 1 not in mine:
                         with span(recorder, "send", lane, n, e):
-                            dist.send(activation, self._ranks[stage + 1], group=self._group)
+                            dist.send(activation.to(job.runtime.wire), self._ranks[stage + 1], group=self._group)
                     elif stage == last:
                         labels = job.batches.evaluation_labels(e).to(job.device)
                         scores = activation.unsqueeze(0)

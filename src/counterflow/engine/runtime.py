@@ -24,13 +24,15 @@ _LARGEST = 32 << 20
 
 @dataclass(frozen=True)
 class Runtime:
-    """``engine.precision``, ``engine.channels_last``, ``engine.compile`` and ``engine.recompute`` on one device."""
+    """``engine.precision``, ``wire``, ``channels_last``, ``compile`` and ``recompute`` on one device."""
 
     device: torch.device
     bf16: bool = False
     channels_last: bool = False
     compile: bool = False
     recompute: bool = False
+    wire: torch.dtype = torch.float32
+    """Type of numbers in messages between blocks."""
 
     @property
     def precision(self) -> str:
@@ -54,19 +56,31 @@ class Runtime:
                 part.compile()
 
     def pack(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Tensors as messages hold them: contiguous, numbers in float32. Images keep the layout of computation.
+        """Tensors as messages hold them: contiguous, numbers in the type of the wire, rounded half to even. Images keep
+        the layout of computation.
 
-        One memory layout on both sides, local or remote: kernels round differently with another one.
+        One memory layout and one type on both sides, local or remote: kernels round differently with another one.
         """
-        return tuple(
-            (t.permute(0, 2, 3, 1) if self.channels_last and t.ndim == 4 else t).contiguous()
-            for t in (t.float() if t.dtype == torch.bfloat16 else t for t in tensors)
-        )
+        return self.arrange(tuple(t.to(self.wire) if t.is_floating_point() else t for t in tensors))
+
+    def arrange(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Contiguous tensors in the layout of messages."""
+        return tuple((t.permute(0, 2, 3, 1) if self.channels_last and t.ndim == 4 else t).contiguous() for t in tensors)
 
     def unpack(self, message: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        if not self.channels_last:
-            return message
-        return tuple(t.permute(0, 3, 1, 2) if t.ndim == 4 else t for t in message)
+        """Tensors as blocks take them: numbers in float32."""
+        return tuple(
+            t.permute(0, 3, 1, 2) if self.channels_last and t.ndim == 4 else t
+            for t in (t.float() if t.dtype == torch.bfloat16 else t for t in message)
+        )
+
+    def rounded(self, activation: Tensor) -> Tensor:
+        """``activation`` as the block above takes it; its gradient is rounded on the way back too."""
+        return activation if self.wire == torch.float32 else activation.to(self.wire).float()
+
+    def packed_type(self, dtype: torch.dtype) -> torch.dtype:
+        """The type that a tensor of ``dtype`` has in a message."""
+        return self.wire if dtype.is_floating_point else dtype
 
     def packed_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape that a tensor of ``shape`` has in a message."""

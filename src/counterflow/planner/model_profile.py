@@ -129,8 +129,8 @@ def _block_overhead(job: Job, rules: RuleSet, i: int, layer: LayerProfile) -> Bl
         learn=max(0.0, time.learn / 1e9 - (layer.backward - layer.entrance) - layer.update),
         parameters=max(0, _bytes(rule.parameters()) - layer.parameters),
         kept=max(0, kept - layer.kept),
-        up=0 if top else _message_bytes(rules.activation(block, batch)),
-        down=0 if top or not job.plan.targets_down else _message_bytes(rules.target(block, 0, batch)),
+        up=0 if top else _message_bytes(job, rules.activation(block, batch)),
+        down=0 if top or not job.plan.targets_down else _message_bytes(job, rules.target(block, 0, batch)),
     )
 
 
@@ -157,11 +157,12 @@ def _layer_bytes(job: Job, rules: RuleSet, i: int, layer: nn.Module) -> tuple[in
     source = message_from_below(job, rules, i + 1)[0].detach()
     source.requires_grad_(source.is_floating_point())
     with job.runtime.autocast():
-        return _kept_bytes(layer, source, lambda: layer(source))
+        kept, numbers = _kept_bytes(layer, source, lambda: layer(source))
+    return kept, numbers * job.runtime.wire.itemsize
 
 
 def _kept_bytes(module: nn.Module, source: Tensor, forward: Callable[[], Tensor]) -> tuple[int, int]:
-    """Bytes that ``forward`` leaves until a backward pass, the output among them; and bytes of the output as a message.
+    """Bytes that ``forward`` leaves until a backward pass, the output among them; and numbers of the output.
 
     Parameters, buffers and ``source`` are not counted: they exist anyway.
     """
@@ -176,7 +177,7 @@ def _kept_bytes(module: nn.Module, source: Tensor, forward: Callable[[], Tensor]
     count(output)
     for other in (source, *module.parameters(), *module.buffers()):
         storages.pop(other.untyped_storage().data_ptr(), None)
-    return sum(storages.values()), 4 * output.numel()
+    return sum(storages.values()), output.numel()
 
 
 def _fixed(time: int, small_time: int, batch: int, small: int) -> float:
@@ -190,8 +191,8 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.nbytes for tensor in tensors)
 
 
-def _message_bytes(specs: MessageSpec) -> int:
-    return sum(torch.Size(shape).numel() * dtype.itemsize for shape, dtype in specs)
+def _message_bytes(job: Job, specs: MessageSpec) -> int:
+    return sum(torch.Size(shape).numel() * job.runtime.packed_type(dtype).itemsize for shape, dtype in specs)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -86,7 +86,14 @@ def build_job(config: TrainConfig, network: nn.Sequential, dataset: Dataset, inf
         algorithm=config.algorithm,
         optimizer=config.optimizer,
         seed=config.seed,
-        runtime=Runtime(device, bf16, engine.channels_last, engine.compile, engine.recompute),
+        runtime=Runtime(
+            device,
+            bf16,
+            engine.channels_last,
+            engine.compile,
+            engine.recompute,
+            torch.bfloat16 if engine.wire == "bf16" else torch.float32,
+        ),
         schedule=schedule,
         cut=None if cut == "profile" else tuple(block_sizes(layers, config.blocks, cut)),
         backend=backend,
@@ -135,8 +142,8 @@ def _schedule(config: TrainConfig, ranks: int) -> str:
         return "free"
     if config.train.accumulate > 1:
         raise ValueError(
-            f"train.accumulate={config.train.accumulate}: allowed for algorithm={name} is 1; train.microbatches are the "
-            "parts of a batch under its pipeline schedules"
+            f"train.accumulate={config.train.accumulate}: allowed for algorithm={name} is 1; a batch of its "
+            "pipeline schedules has train.microbatches parts"
         )
     if wanted == "naive" and name != "bp":
         raise ValueError(f"schedule=naive: is for algorithm=bp, algorithm={name} runs with {', '.join(PIPELINES)}")

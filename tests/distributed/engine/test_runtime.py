@@ -26,13 +26,45 @@ def run(pool: Pool) -> Run:
     return cache(lambda ranks, *overrides: summary_of(pool, ranks, *overrides, "train.evaluate_every=0"))
 
 
-@pytest.mark.parametrize("options", [("engine.precision=bf16",), ("engine.channels_last=true",)], ids=["bf16", "nhwc"])
+@pytest.mark.parametrize(
+    "options",
+    [("engine.precision=bf16",), ("engine.channels_last=true",), ("engine.wire=bf16", "train.accumulate=2")],
+    ids=["bf16", "nhwc", "wire"],
+)
 @pytest.mark.parametrize("algorithm", ["bll", "al", "predsim"])
 def test_processes_change_nothing(run: Run, algorithm: str, options: tuple[str, ...]) -> None:
     overrides = (*CNN, *HEADS, f"algorithm={algorithm}")
     alone = run(1, *overrides, *options)
     assert run(3, *overrides, *options)["fingerprint"] == alone["fingerprint"]
     assert alone["fingerprint"] != run(1, *overrides)["fingerprint"]
+
+
+@pytest.mark.parametrize("schedule", ["naive", "gpipe"])
+def test_rounded_gradients_on_several_processes(run: Run, schedule: str) -> None:
+    """``naive`` with the same bits, a pipeline up to the rounding of sums; both with messages of half the size."""
+    options = (*CNN, "algorithm=bp", "blocks=2", f"schedule={schedule}", "train.microbatches=2", "train.steps=6")
+    wire = "engine.wire=bf16"
+    alone, together, exact = (run(ranks, *options, *more) for ranks, more in ((1, (wire,)), (2, (wire,)), (1, ())))
+    assert alone["fingerprint"] != exact["fingerprint"]
+    assert together["test_accuracy"] == pytest.approx(alone["test_accuracy"], abs=0.01)
+    if schedule == "naive":
+        assert together["fingerprint"] == alone["fingerprint"]
+
+
+def test_messages_are_rounded_half_to_even() -> None:
+    halfway = 1 + 2.0**-8, 1 + 3 * 2.0**-8  # between two neighbours in bf16, 2^-7 apart
+    numbers, labels = torch.tensor(halfway), torch.tensor([300])
+    runtime = Runtime(CPU, wire=torch.bfloat16)
+    message = runtime.pack((numbers, labels))
+    assert [tensor.dtype for tensor in message] == [torch.bfloat16, torch.int64]
+    assert [runtime.packed_type(tensor.dtype) for tensor in (numbers, labels)] == [torch.bfloat16, torch.int64]
+    rounded, same = runtime.unpack(message)
+    assert rounded.tolist() == [1.0, 1 + 2.0**-6]
+    assert torch.equal(same, labels)
+    x = torch.ones(2, requires_grad=True)
+    runtime.rounded(x).backward(numbers)
+    assert x.grad is not None
+    assert x.grad.tolist() == rounded.tolist()
 
 
 @pytest.mark.parametrize(
