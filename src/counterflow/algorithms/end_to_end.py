@@ -104,6 +104,8 @@ def _feedback(layer: nn.Conv2d | nn.Linear, seed: int) -> Tensor:
     """The layer's own weights in random order: they have its distribution, whatever initialised it."""
     generator = torch.Generator().manual_seed(seed)
     weight = layer.weight.detach()
+    if weight.is_meta:  # of a layer of another process
+        return torch.empty_like(weight)
     if (weight == weight.flatten()[0]).all():  # such as zeros, through which no error would ever pass
         bound = weight[0].numel() ** -0.5
         return nn.init.uniform_(torch.empty_like(weight), -bound, bound, generator=generator)

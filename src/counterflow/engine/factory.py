@@ -15,6 +15,7 @@ from counterflow.engine import local
 from counterflow.engine.job import Job
 from counterflow.engine.profile import profiled_cut
 from counterflow.engine.run_context import RankResult, RunContext
+from counterflow.schedule.pipeline_schedules import block_owners
 
 BlockValues = Sequence[Mapping[str, float]]
 """Metrics of all blocks about one batch, bottom to top."""
@@ -37,7 +38,7 @@ def choose_partition(job: Job) -> tuple[int, ...]:
 
 def build_engine(job: Job) -> Engine:
     """The engine for the algorithm and schedule of ``job``, whose cut is settled."""
-    owners = [job.topology.rank_of(block) for block in range(1, job.topology.blocks + 1)]
+    owners = block_owners(job.schedule, job.topology)
     if isinstance(job.algorithm, LocalAlgorithm):
         rules = job.algorithm.rule_set(job.rule_context)
         return Engine(partial(local.run, job, rules), rules.summarize, owners)
@@ -48,8 +49,7 @@ def build_engine(job: Job) -> Engine:
         return Engine(partial(local.run, job, stale), stale.summarize, owners)
     from counterflow.engine import pipelined  # a second of import, for every process that waits for nobody
 
-    pipeline = pipelined.Pipeline(job)
-    return Engine(pipeline.run, pipelined.summarize, pipeline.owners)
+    return Engine(pipelined.Pipeline(job).run, pipelined.summarize, owners)
 
 
 def _true_gradient(job: Job, smoothing: float) -> TrueGradient:

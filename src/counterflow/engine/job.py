@@ -30,7 +30,8 @@ class Job:
     batches: BatchLoader
     task: Task
     network: nn.Sequential
-    """The whole network before training, on the CPU; entries are the cut points."""
+    """The whole network before training, on the CPU; entries are the cut points. Layers that this process does not need
+    may be on the meta device."""
     layers: Sequence[LayerStats]
     """Size and cost of every layer of the network."""
     algorithm: AlgorithmConfig

@@ -152,8 +152,6 @@ class Pipeline:
         self._group: dist.ProcessGroup | None = None
         self._stages = blocks_of_stages(job.schedule, job.topology)
         self._ranks = owners(job.schedule, job.topology.ranks, len(self._stages))
-        self.owners = [rank for stage, rank in zip(self._stages, self._ranks, strict=True) for _ in stage]
-        """The rank of each block, bottom to top."""
 
     def run(self, context: RunContext) -> RankResult:
         """Train this rank's stages to the end.

@@ -1,5 +1,6 @@
 """A convolutional network that learns CIFAR-10 in few epochs."""
 
+from collections.abc import Iterator
 from itertools import pairwise
 
 import torch
@@ -32,7 +33,7 @@ class Scale(nn.Module):
         return x * self.factor
 
 
-def fastcnn(config: FastCNNConfig, input_shape: tuple[int, ...], classes: int) -> nn.Sequential:
+def fastcnn(config: FastCNNConfig, input_shape: tuple[int, ...], classes: int) -> Iterator[nn.Module]:
     """The network of Jordan (arXiv 2404.00498, airbench94) as layers: two a group, and an output ``[B, classes]``.
 
     Patches are whitened, then each group of ``config.widths`` is convolution, pooling, norm, GELU and convolution,
@@ -43,16 +44,16 @@ def fastcnn(config: FastCNNConfig, input_shape: tuple[int, ...], classes: int) -
     patch = min(2, height), min(2, width)
     whitening = Whitening(channels, patch)
     height, width = height - patch[0] + 1, width - patch[1] + 1
-    layers = []
+    entry: list[nn.Module] = [whitening, nn.GELU()]
     for inputs, outputs in pairwise([len(whitening.bias), *config.widths]):
         window = min(2, height), min(2, width)
         height, width = height // window[0], width // window[1]
-        layers.append(nn.Sequential(_convolution(inputs, outputs), nn.MaxPool2d(window), ShiftNorm(outputs), nn.GELU()))
-        layers.append(nn.Sequential(_convolution(outputs, outputs), ShiftNorm(outputs), nn.GELU()))
-    layers[0] = nn.Sequential(whitening, nn.GELU(), *layers[0])
+        pooled = _convolution(inputs, outputs), nn.MaxPool2d(window), ShiftNorm(outputs), nn.GELU()
+        yield nn.Sequential(*entry, *pooled)
+        entry = []
+        yield nn.Sequential(_convolution(outputs, outputs), ShiftNorm(outputs), nn.GELU())
     linear = nn.Linear(config.widths[-1], classes, bias=False)
-    output = nn.Sequential(nn.MaxPool2d((height, width)), nn.Flatten(), linear, Scale(config.scale))
-    return nn.Sequential(*layers, output)
+    yield nn.Sequential(nn.MaxPool2d((height, width)), nn.Flatten(), linear, Scale(config.scale))
 
 
 def _convolution(inputs: int, outputs: int) -> nn.Conv2d:

@@ -4,6 +4,7 @@ Pre-norm layers with RMSNorm (Zhang and Sennrich, arXiv 1910.07467), rotary posi
 SwiGLU (Shazeer, arXiv 2002.05202), as in Llama (Touvron et al., arXiv 2302.13971).
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -108,7 +109,7 @@ def initialize_decoder(layer: DecoderLayer, layers: int) -> None:
             nn.init.normal_(parameter, std=DEVIATION * small)
 
 
-def gpt(config: GPTConfig, input_shape: tuple[int, ...], classes: int) -> nn.Sequential:
+def gpt(config: GPTConfig, input_shape: tuple[int, ...], classes: int) -> Iterator[nn.Module]:
     """Embedding, ``config.layers`` decoder layers ``[B, T, width]``, and an output layer ``[B, T, classes]``.
 
     The vocabulary of the input is that of the output, ``classes`` tokens. The weights do not depend on the length
@@ -116,12 +117,11 @@ def gpt(config: GPTConfig, input_shape: tuple[int, ...], classes: int) -> nn.Seq
     """
     embedding = nn.Embedding(classes, config.width)
     nn.init.normal_(embedding.weight, std=DEVIATION)
-    network = nn.Sequential(embedding)
+    yield embedding
     for _ in range(config.layers):
         layer = DecoderLayer(config.width, config.heads, config.hidden, config.dropout)
         initialize_decoder(layer, config.layers)
-        network.append(layer)
+        yield layer
     output = nn.Linear(config.width, classes, bias=False)
     nn.init.normal_(output.weight, std=DEVIATION)
-    network.append(nn.Sequential(nn.RMSNorm(config.width), output))
-    return network
+    yield nn.Sequential(nn.RMSNorm(config.width), output)

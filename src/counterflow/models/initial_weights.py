@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
+from zipfile import is_zipfile
 
 import torch
 from safetensors.torch import load_file
@@ -15,7 +16,7 @@ _COUNTER = "num_batches_tracked"
 
 
 def load_initial_weights(network: nn.Sequential, config: ModelConfig) -> list[str]:
-    """Copy the weights in the file ``config.init`` into ``network``.
+    """Copy the weights in the file ``config.init`` into ``network``, but for layers on the meta device.
 
     The output layer is the last module with parameters. If the file does not have it, or has it in another shape, as
     for other classes, then it stays as it is.
@@ -47,7 +48,8 @@ def load_initial_weights(network: nn.Sequential, config: ModelConfig) -> list[st
         raise ValueError(f"{key}: {faults[0]}{more}{hint}")
     with torch.no_grad():
         for name in names.keys() - kept:
-            own[name].copy_(found[names[name]])
+            if not own[name].is_meta:
+                own[name].copy_(found[names[name]])
     return kept
 
 
@@ -67,7 +69,8 @@ def _read(path: Path, key: str) -> Mapping[str, Tensor]:
         if path.suffix == ".safetensors":
             found = load_file(path)
         else:
-            found = torch.load(path, map_location="cpu", weights_only=True)
+            # Mapped where the format allows it: a process may need a few layers alone.
+            found = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
     # Both readers report damage by exceptions of many types.
     except Exception as error:
         reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}".splitlines()[0]

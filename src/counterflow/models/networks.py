@@ -1,5 +1,6 @@
 """Networks by layers: MLP, CNN, VGG, residual networks and a transformer encoder."""
 
+from collections.abc import Iterator
 from itertools import pairwise
 from math import prod
 
@@ -16,12 +17,13 @@ def _layer(weights: nn.Module, norm: nn.Module | None, dropout: nn.Dropout | nn.
     return nn.Sequential(*(module for module in modules if module is not None))
 
 
-def mlp(config: MLPConfig, input_shape: tuple[int, ...], classes: int) -> nn.Sequential:
+def mlp(config: MLPConfig, input_shape: tuple[int, ...], classes: int) -> Iterator[nn.Module]:
     """``config.hidden`` layers ``[B, width]`` and an output layer ``[B, classes]``; the first flattens its input."""
     features = [prod(input_shape)] + [config.width] * config.hidden
-    layers = [hidden_layer(inputs, outputs, config.norm, config.dropout) for inputs, outputs in pairwise(features)]
-    layers[0].insert(0, nn.Flatten())
-    return nn.Sequential(*layers, nn.Linear(features[-1], classes))
+    for number, (inputs, outputs) in enumerate(pairwise(features)):
+        layer = hidden_layer(inputs, outputs, config.norm, config.dropout)
+        yield layer.insert(0, nn.Flatten()) if number == 0 else layer
+    yield nn.Linear(features[-1], classes)
 
 
 def hidden_layer(inputs: int, outputs: int, norm: str, dropout: float) -> nn.Sequential:
@@ -32,18 +34,15 @@ def hidden_layer(inputs: int, outputs: int, norm: str, dropout: float) -> nn.Seq
     return _layer(weights, kinds[norm](outputs) if norm in kinds else None, nn.Dropout(dropout))
 
 
-def cnn(config: CNNConfig, input_shape: tuple[int, ...], classes: int) -> nn.Sequential:
+def cnn(config: CNNConfig, input_shape: tuple[int, ...], classes: int) -> Iterator[nn.Module]:
     """One layer per convolution, ``[B, channels, height, width]``, and an output layer ``[B, classes]``.
 
     A stride ``s`` turns ``h`` pixels into ``ceil(h / s)``, at least one, so any image is large enough.
     """
     channels = [input_shape[0], *config.channels]
-    layers = [
-        convolution(inputs, outputs, stride, config.norm, config.dropout)
-        for (inputs, outputs), stride in zip(pairwise(channels), config.strides, strict=True)
-    ]
-    output = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels[-1], classes))
-    return nn.Sequential(*layers, output)
+    for (inputs, outputs), stride in zip(pairwise(channels), config.strides, strict=True):
+        yield convolution(inputs, outputs, stride, config.norm, config.dropout)
+    yield nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels[-1], classes))
 
 
 def convolution(inputs: int, outputs: int, stride: int, norm: str, dropout: float) -> nn.Sequential:
@@ -57,7 +56,7 @@ def convolution(inputs: int, outputs: int, stride: int, norm: str, dropout: floa
     return _layer(weights, nn.BatchNorm2d(outputs) if norm == "batch" else None, nn.Dropout2d(dropout))
 
 
-def vgg(config: VGGConfig, input_shape: tuple[int, ...], classes: int) -> nn.Sequential:
+def vgg(config: VGGConfig, input_shape: tuple[int, ...], classes: int) -> Iterator[nn.Module]:
     """VGG-like network by layers.
 
     There is one layer per convolution and its pooling, ``[B, channels, height, width]``, one per hidden layer, ``[B,
@@ -65,19 +64,18 @@ def vgg(config: VGGConfig, input_shape: tuple[int, ...], classes: int) -> nn.Seq
     without the biases, which batch norm cancels. Pooling stops at one pixel, so any image is large enough.
     """
     channels, height, width = input_shape
-    layers = []
     for outputs, pool in zip(config.channels, config.pools, strict=True):
         outputs = max(1, int(outputs * config.width))
         window = min(pool, height), min(pool, width)
-        layers.append(convolution(channels, outputs, 1, "batch", config.dropout))
-        if window != (1, 1):
-            layers[-1].append(nn.MaxPool2d(window))
+        layer = convolution(channels, outputs, 1, "batch", config.dropout)
+        yield layer.append(nn.MaxPool2d(window)) if window != (1, 1) else layer
         channels, height, width = outputs, height // window[0], width // window[1]
     features = [channels * height * width, *config.hidden]
-    layers += [hidden_layer(inputs, outputs, "batch", config.dropout) for inputs, outputs in pairwise(features)]
-    layers.append(nn.Sequential(nn.Linear(features[-1], classes)))
-    layers[len(config.channels)].insert(0, nn.Flatten())
-    return nn.Sequential(*layers)
+    for number, (inputs, outputs) in enumerate(pairwise(features)):
+        layer = hidden_layer(inputs, outputs, "batch", config.dropout)
+        yield layer.insert(0, nn.Flatten()) if number == 0 else layer
+    output = nn.Linear(features[-1], classes)
+    yield nn.Sequential(output) if config.hidden else nn.Sequential(nn.Flatten(), output)
 
 
 class Shortcut(nn.Module):
@@ -100,7 +98,7 @@ def _projection(inputs: int, outputs: int, stride: int) -> nn.Module:
     return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
 
-def resnet(config: ResNetConfig, input_shape: tuple[int, ...], classes: int) -> nn.Sequential:
+def resnet(config: ResNetConfig, input_shape: tuple[int, ...], classes: int) -> Iterator[nn.Module]:
     """Residual network of He et al. (2016) as layers: stem, every residual block, output ``[B, classes]``.
 
     As in their section 4.2, small images enter through a 3x3 convolution without pooling; the stem of ``imagenet`` is
@@ -120,7 +118,7 @@ def resnet(config: ResNetConfig, input_shape: tuple[int, ...], classes: int) -> 
     entry = nn.Sequential(stem, nn.BatchNorm2d(channels), nn.ReLU(inplace=True))
     if imagenet:
         entry.append(nn.MaxPool2d(3, 2, padding=1))
-    network = nn.Sequential(entry)
+    yield _initialized(entry)
     for stage, blocks in enumerate(config.stages):
         planes = config.width * 2**stage
         outputs = planes * kind.expansion
@@ -129,13 +127,17 @@ def resnet(config: ResNetConfig, input_shape: tuple[int, ...], classes: int) -> 
             shortcut: nn.Module | None = None
             if stride > 1 or channels != outputs:
                 shortcut = Shortcut(outputs) if parameterless else _projection(channels, outputs, stride)
-            network.append(kind(channels, planes, stride, shortcut))
+            yield _initialized(kind(channels, planes, stride, shortcut))
             channels = outputs
-    network.append(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes)))
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):  # torchvision's initialisation, and He et al.'s (2015)
+    yield nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes))
+
+
+def _initialized(layer: nn.Module) -> nn.Module:
+    """``layer`` with torchvision's initialisation of convolutions, which is He et al.'s (2015)."""
+    for module in layer.modules():
+        if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-    return network
+    return layer
 
 
 class Embedding(nn.Module):
@@ -151,15 +153,16 @@ class Embedding(nn.Module):
         return embedded + self.positions
 
 
-def transformer(config: TransformerConfig, input_shape: tuple[int, ...], classes: int) -> nn.Sequential:
+def transformer(config: TransformerConfig, input_shape: tuple[int, ...], classes: int) -> Iterator[nn.Module]:
     """Embedding, ``config.layers`` encoder layers ``[B, T, width]``, and an output layer ``[B, T, classes]``.
 
     ``input_shape`` is ``(T,)``. The vocabulary of the input is that of the output, ``classes`` tokens. Every position
     attends to all others.
     """
     (length,) = input_shape
-    encoders = [
-        nn.TransformerEncoderLayer(
+    yield Embedding(classes, length, config.width)
+    for _ in range(config.layers):
+        yield nn.TransformerEncoderLayer(
             config.width,
             config.heads,
             config.hidden,
@@ -170,7 +173,4 @@ def transformer(config: TransformerConfig, input_shape: tuple[int, ...], classes
             batch_first=True,
             norm_first=True,
         )
-        for _ in range(config.layers)
-    ]
-    output = nn.Sequential(nn.LayerNorm(config.width), nn.Linear(config.width, classes))
-    return nn.Sequential(Embedding(classes, length, config.width), *encoders, output)
+    yield nn.Sequential(nn.LayerNorm(config.width), nn.Linear(config.width, classes))

@@ -56,17 +56,25 @@ class LayerStats(NamedTuple):
 def profile_layers(network: Iterable[nn.Module], example: Tensor) -> list[LayerStats]:
     """Statistics of every layer, from one forward pass of the first sample of ``example``, a batch of inputs.
 
-    The pass runs in evaluation mode on copies of the layers, so ``network`` does not change.
+    The pass runs in evaluation mode on copies of the layers, so ``network`` does not change. Where a layer is on the
+    meta device, so is the rest of the pass.
     """
     layers = []
     activation = example[:1]
     for layer in network:
+        if is_outline(layer):
+            activation = activation.to("meta")
         # With gradients: without, torch evaluates attention by a fused operation that it does not count.
         with torch.enable_grad(), flop_counter() as counter:
             activation = deepcopy(layer).eval()(activation).detach()
         parameters = sum(p.numel() for p in layer.parameters())
         layers.append(LayerStats(tuple(activation.shape[1:]), counter.get_total_flops(), parameters))
     return layers
+
+
+def is_outline(module: nn.Module) -> bool:
+    """True if some of its parameters or buffers are on the meta device: names and shapes without values."""
+    return any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers()))
 
 
 def layer_costs(layers: Sequence[LayerStats], cut: str) -> list[int]:

@@ -134,6 +134,14 @@ def owners(schedule: str, ranks: int, stages: int) -> list[int]:
     return [around[stage % len(around)] for stage in range(stages)]
 
 
+def block_owners(schedule: str, topology: Topology) -> list[int]:
+    """The rank of every block, bottom to top."""
+    stages = blocks_of_stages(schedule, topology)
+    return [
+        rank for stage, rank in zip(stages, owners(schedule, topology.ranks, len(stages)), strict=True) for _ in stage
+    ]
+
+
 def pipeline_actions(schedule: str, ranks: int, stages: int, microbatches: int) -> list[list[PipelineAction]]:
     """Actions of every rank for one update batch, for one of `PIPELINES`."""
     owner = owners(schedule, ranks, stages)

@@ -1,5 +1,6 @@
 """A whole run as one rank sees it: the engine, its reports, and its result, the weights and the summary."""
 
+import hashlib
 import logging
 import signal
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +15,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from counterflow.checkpoint import BestWeights, BlockWritten, CheckpointDirectory, CheckpointWriter
-from counterflow.checkpoint.atomic_write import atomic_write
+from counterflow.checkpoint.atomic_write import atomic_write, sha256
 from counterflow.config import TrainConfig
 from counterflow.engine.factory import build_engine, choose_partition
 from counterflow.engine.job import Job
@@ -26,9 +27,12 @@ from counterflow.metrics.loggers import make_logger
 from counterflow.metrics.provenance import digest
 from counterflow.metrics.run_dir import FinishedError
 from counterflow.models.initial_weights import load_initial_weights
+from counterflow.models.partition import is_outline
 from counterflow.rank_info import RankInfo
+from counterflow.schedule.pipeline_schedules import block_owners
 from counterflow.signals import Signals
 from counterflow.trainer.early_stopping import EarlyEnd
+from counterflow.trainer.job_builder import materialized
 from counterflow.trainer.rank0 import CHECKPOINTS, EVALUATED, Rank0Services, ResumePoint, open_run_dir
 from counterflow.trainer.summary import describe, original_state, summarize
 from counterflow.transport import Communicator, connect, rendezvous
@@ -175,7 +179,10 @@ def fit(
         PreemptedError: A signal ended the run early on all ranks, once its checkpoint is whole.
         ValueError: The ranks were given different networks.
     """
-    mine = None if point is None else replace(point, directory=None, cut=point.cut or choose_partition(job))
+    mine = None
+    if point is not None:
+        whole = job if point.cut or job.cut else materialized(job, config)  # to measure its layers
+        mine = replace(point, directory=None, cut=point.cut or choose_partition(whole))
     begin, *_ = comm.all_gather(mine, "where to begin")
     if begin is None or comm.run_is_over:
         comm.all_gather(None, "the end")
@@ -193,6 +200,9 @@ def fit(
             services.check()
 
     job = replace(job, plan=replace(job.plan, start=begin.batches), cut=tuple(begin.cut))
+    owners = block_owners(job.schedule, job.topology)
+    blocks = [block for block, rank in enumerate(owners, 1) if rank == comm.rank]
+    job = materialized(job, config, blocks, loads=begin.checkpoint is None)
     if config.train.patience:
         job = replace(job, plan=replace(job.plan, decided_by=EarlyEnd(job, comm, check).is_reached))
     engine = build_engine(job)
@@ -260,15 +270,25 @@ def fit(
 def _check_initial_weights(job: Job, config: TrainConfig, comm: Communicator) -> None:
     """Raise ``ValueError`` if the ranks were given different networks."""
     try:
-        if job.resumes:  # from checkpoints that turned out to be damaged
+        if job.resumes and not is_outline(job.network):  # from checkpoints that turned out to be damaged
             load_initial_weights(job.network, config.model)
-        first, *others = comm.all_gather(digest(job.network), "the initial weights")
+        first, *others = comm.all_gather(_initial_digest(job, config), "the initial weights")
         different = [rank for rank, other in enumerate(others, 1) if other != first]
         if different:
             raise ValueError(f"model: rank {different[0]} was given other initial parameters than rank 0")
     except ValueError:
         comm.close()  # the process may fit another network
         raise
+
+
+def _initial_digest(job: Job, config: TrainConfig) -> bytes:
+    """Checksum of the initial weights, or of what each process makes its own layers from: names and shapes, and the
+    file of ``model.init``."""
+    if not is_outline(job.network):
+        return digest(job.network)
+    names = [f"{name} {list(value.shape)}" for name, value in job.network.state_dict().items()]
+    outline = hashlib.sha256("\n".join(names).encode()).digest()
+    return outline + (bytes.fromhex(sha256(Path(config.model.init).expanduser())) if config.model.init else b"")
 
 
 def gather_state(job: Job, result: RankResult, comm: Communicator) -> dict[str, Tensor]:

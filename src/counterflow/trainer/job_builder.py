@@ -1,6 +1,9 @@
 """From a configuration to a `Job`, checked as far as one process can check it alone."""
 
 import logging
+from collections.abc import Collection
+from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -17,7 +20,7 @@ from counterflow.engine.job import Job
 from counterflow.engine.runtime import Runtime, disable_malloc_trim, has_bf16_units, intra_op_threads
 from counterflow.models.freezing import freeze
 from counterflow.models.initial_weights import load_initial_weights
-from counterflow.models.partition import block_sizes, profile_layers
+from counterflow.models.partition import block_sizes, is_outline, profile_layers
 from counterflow.rank_info import RankInfo
 from counterflow.schedule import RunPlan
 from counterflow.schedule.pipeline_schedules import check_microbatches
@@ -36,7 +39,8 @@ def prepare_process(config: TrainConfig) -> None:
 def build_job(config: TrainConfig, network: nn.Sequential, dataset: Dataset, info: RankInfo) -> Job:
     """The run of ``config`` on ``network`` and ``dataset`` as the process ``info`` sees it.
 
-    The network gets the weights of ``model.init``, and its layers ``model.freeze`` are frozen.
+    The network gets the weights of ``model.init``, and its layers ``model.freeze`` are frozen. It may be an outline on
+    the meta device, of which `materialized` makes what a process needs.
 
     Raises:
         ValueError: Something does not fit; one line that names the key, the value and what is allowed.
@@ -109,6 +113,29 @@ def build_job(config: TrainConfig, network: nn.Sequential, dataset: Dataset, inf
     if isinstance(config.algorithm, LocalAlgorithm) and job.cut is not None:
         config.algorithm.rule_set(job.rule_context)  # a wrong option of a rule is refused here, not by a run
     return job
+
+
+def materialized(job: Job, config: TrainConfig, blocks: Collection[int] | None = None, loads: bool = True) -> Job:
+    """``job`` with memory and values for the layers of ``blocks``, or of all; itself if its network is no outline.
+
+    Args:
+        job: Made by `build_job`; its cut is settled unless ``blocks`` is None.
+        config: The same configuration.
+        blocks: Blocks of this process.
+        loads: The weights of ``model.init`` are loaded, if it is set.
+    """
+    if not is_outline(job.network):
+        return job
+    layers: Collection[int] | None = None
+    if blocks is not None:
+        assert job.cut is not None
+        ends = [0, *accumulate(job.cut)]
+        layers = {layer for block in blocks for layer in range(ends[block - 1], ends[block])}
+    network = models.build(config.model, job.task.input_shape, job.task.classes, config.seed, layers)
+    if job.pretrained and loads:
+        load_initial_weights(network, config.model)
+    freeze(network, config.model.freeze)
+    return replace(job, network=network)
 
 
 def load_job(config: TrainConfig, info: RankInfo = RankInfo()) -> Job:  # noqa: B008  # immutable

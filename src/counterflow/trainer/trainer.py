@@ -252,7 +252,7 @@ class Trainer:
     def _network(self, dataset: Dataset) -> nn.Sequential:
         if isinstance(self.model, ModelConfig):
             task = task_of(dataset)
-            return models.build(self.model, task.input_shape, task.classes, self.seed)
+            return models.build(self.model, task.input_shape, task.classes, self.seed, layers=())
         if isinstance(self.model, nn.Module):
             return check_network(copy.deepcopy(self.model), "model")
         return check_network(models.build_seeded(self.model, self.seed), _name_of(self.model))

@@ -18,7 +18,7 @@ from counterflow.config import ResNet50Config, ResNetConfig
 from counterflow.inference.exporters import export, torchvision_resnet
 from counterflow.inference.model_files import ModelDescription
 from counterflow.inference.predictor import Normalisation, Predictor
-from counterflow.models.networks import resnet
+from counterflow.models import build
 
 DESCRIBED = ModelDescription(
     model={"name": "mlp"},
@@ -151,7 +151,7 @@ def test_torchvisions_own_class_computes_the_same(
     config: ResNetConfig, options: dict[str, Any], tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
-    network = resnet(config, (3, 16, 16), 4)
+    network = build(config, (3, 16, 16), 4, seed=0)
     for module in network.modules():  # as after training
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.running_mean, -0.1, 0.1)

@@ -15,6 +15,7 @@ from counterflow.config import (
     TransformerConfig,
     VGGConfig,
 )
+from counterflow.config.model import GPTConfig
 from counterflow.models import build
 from counterflow.models.partition import block_sizes, profile_layers, split_network
 
@@ -32,6 +33,7 @@ NETWORKS = {
     "custom": (CustomConfig(target="tests.helpers.networks.images", args={"width": 4}), (2, 3, 5)),
     "custom, sequences": (CustomConfig(target="tests.helpers.networks.sequences"), (6,)),
     "transformer": (TransformerConfig(layers=2, width=8, hidden=16), (6,)),
+    "gpt": (GPTConfig(layers=2, width=8, heads=2, hidden=12, dropout=0.1), (6,)),
     "transformer, two heads, dropout": (TransformerConfig(layers=2, heads=2, width=8, dropout=0.2), (5,)),
 }
 
@@ -155,3 +157,31 @@ def test_samples_of_another_kind_are_refused() -> None:
         ValueError, match=r"^model\.name=transformer: allowed for images are mlp, [^\n]*resnet32, custom$"
     ):
         build(TransformerConfig(), (1, 8, 8), 10, seed=1)
+
+
+def test_a_layer_is_a_function_of_config_seed_and_index(case: tuple[ModelConfig, tuple[int, ...]]) -> None:
+    """Made alone it has the same values, and all others are names and shapes."""
+    config, shape = case
+    whole = build(config, shape, 10, seed=3)
+    for number in range(0, len(whole), 2):
+        network = build(config, shape, 10, seed=3, layers={number})
+        assert_same(network[number], whole[number])
+        assert {name: value.shape for name, value in network.state_dict().items()} == {
+            name: value.shape for name, value in whole.state_dict().items()
+        }
+        others = [value for i, layer in enumerate(network) if i != number for value in layer.state_dict().values()]
+        assert all(value.is_meta for value in others) or isinstance(config, CustomConfig)
+
+
+def test_layers_alike_have_values_of_their_own() -> None:
+    network = build(MLPConfig(hidden=3, width=16), (1, 4, 4), 10, seed=1)
+    weights = [layer.state_dict()["0.weight"] for layer in network[1:3]]
+    assert weights[0].shape == weights[1].shape
+    assert not torch.equal(*weights)
+
+
+def test_an_outline_has_the_statistics_of_the_network(case: tuple[ModelConfig, tuple[int, ...]]) -> None:
+    config, shape = case
+    example = samples(2, shape)
+    whole, outline = build(config, shape, 10, seed=1), build(config, shape, 10, seed=1, layers=())
+    assert profile_layers(outline, example) == profile_layers(whole, example)

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from counterflow.config import CNNConfig
-from counterflow.models.networks import cnn
+from counterflow.models import build
 
 
 def kinds(layer: nn.Module) -> list[str]:
@@ -19,7 +19,7 @@ def kinds(layer: nn.Module) -> list[str]:
     ],
 )
 def test_layers(norm: str, dropout: float, expected: list[str]) -> None:
-    network = cnn(CNNConfig(channels=[4, 8], strides=[1, 2], norm=norm, dropout=dropout), (3, 9, 9), 10)
+    network = build(CNNConfig(channels=[4, 8], strides=[1, 2], norm=norm, dropout=dropout), (3, 9, 9), 10, seed=0)
     assert [kinds(layer) for layer in network] == [expected, expected, ["AdaptiveAvgPool2d", "Flatten", "Linear"]]
     convolutions = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
     assert [(m.in_channels, m.out_channels, m.stride) for m in convolutions] == [(3, 4, (1, 1)), (4, 8, (2, 2))]
@@ -35,7 +35,7 @@ def test_feature_maps_never_vanish(pixels: int, expected: list[int]) -> None:
     config = CNNConfig()
     activation = torch.randn(2, 1, pixels, pixels)
     sizes = []
-    network = cnn(config, (1, pixels, pixels), 10)
+    network = build(config, (1, pixels, pixels), 10, seed=0)
     for layer in network[:-1]:
         activation = layer(activation)
         sizes.append(activation.shape)
@@ -44,6 +44,6 @@ def test_feature_maps_never_vanish(pixels: int, expected: list[int]) -> None:
 
 
 def test_output_layer_is_linear_in_the_mean_over_pixels() -> None:
-    output = cnn(CNNConfig(channels=[4], strides=[1]), (1, 5, 5), 3)[-1]
+    output = build(CNNConfig(channels=[4], strides=[1]), (1, 5, 5), 3, seed=0)[-1]
     x = torch.randn(2, 4, 5, 5)
     torch.testing.assert_close(output(x), output[-1](x.mean(dim=(2, 3))))

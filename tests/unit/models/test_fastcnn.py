@@ -6,11 +6,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from counterflow.config import FastCNNConfig
-from counterflow.models.fastcnn import fastcnn
+from counterflow.models import build
 
 
 def test_published_size() -> None:
-    network = fastcnn(FastCNNConfig(), (3, 32, 32), 10)
+    network = build(FastCNNConfig(), (3, 32, 32), 10, seed=0)
     assert len(network) == 7
     weights = [m.weight for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     # Jordan (arXiv 2404.00498): 1,972,792 parameters, 24 * 12 of them frozen filters, without norm weights.
@@ -20,7 +20,7 @@ def test_published_size() -> None:
 
 @pytest.mark.parametrize(("pixels", "expected"), [(32, [15, 7, 3]), (28, [13, 6, 3]), (8, [3, 1, 1]), (1, [1, 1, 1])])
 def test_feature_maps_never_vanish(pixels: int, expected: list[int]) -> None:
-    network = fastcnn(FastCNNConfig(widths=[4, 6, 8]), (1, pixels, pixels), 5)
+    network = build(FastCNNConfig(widths=[4, 6, 8]), (1, pixels, pixels), 5, seed=0)
     activation, sizes = torch.randn(2, 1, pixels, pixels), []
     for layer in network[:-1]:
         activation = layer(activation)
@@ -30,7 +30,7 @@ def test_feature_maps_never_vanish(pixels: int, expected: list[int]) -> None:
 
 
 def test_output_is_that_of_the_plain_functions() -> None:
-    network = fastcnn(FastCNNConfig(widths=[26, 30], scale=0.5), (3, 8, 8), 5)
+    network = build(FastCNNConfig(widths=[26, 30], scale=0.5), (3, 8, 8), 5, seed=0)
     x = torch.randn(4, 3, 8, 8)
     a = F.gelu(F.conv2d(x, network[0][0].weight, network[0][0].bias))
     for width, (lower, upper) in ((26, (network[0][2], network[1][0])), (30, (network[2][0], network[3][0]))):

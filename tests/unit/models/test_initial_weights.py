@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torchvision.models import resnet18
 
 from counterflow.config import ModelConfig, ResNet20Config, ResNetConfig
+from counterflow.models import build
 from counterflow.models.initial_weights import load_initial_weights
-from counterflow.models.networks import resnet
 
 
 def network(classes: int = 4) -> nn.Sequential:
@@ -136,7 +136,7 @@ def test_torchvisions_weights_give_torchvisions_outputs(tmp_path: Path) -> None:
     theirs, given = torchvisions()
     torch.save(given, tmp_path / "resnet18.pth")
     options = ResNetConfig(stem="imagenet", init=str(tmp_path / "resnet18.pth"))
-    ours = resnet(options, (3, 40, 56), 7).eval()
+    ours = build(options, (3, 40, 56), 7, seed=0).eval()
     assert load_initial_weights(ours, options) == []
     x = torch.randn(2, 3, 40, 56)
     assert torch.equal(ours(x), theirs(x))
@@ -146,7 +146,7 @@ def test_torchvisions_weights_for_other_classes(tmp_path: Path) -> None:
     theirs, given = torchvisions()
     save_file(given, tmp_path / "resnet18.safetensors")
     options = ResNetConfig(stem="imagenet", init=str(tmp_path / "resnet18.safetensors"))
-    ours = resnet(options, (3, 40, 56), 3).eval()
+    ours = build(options, (3, 40, 56), 3, seed=0).eval()
     assert load_initial_weights(ours, options) == ["9.2.weight", "9.2.bias"]
     theirs.fc = ours[9][2]
     x = torch.randn(2, 3, 40, 56)
@@ -160,7 +160,7 @@ def test_what_torchvision_has_otherwise_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"conv1\.weight is .*, must be .*; torchvision's stem is model.stem=imagenet$"
     ):
-        load_initial_weights(resnet(small, (3, 32, 32), 7), small)
+        load_initial_weights(build(small, (3, 32, 32), 7, seed=0), small)
     other = ResNet20Config(init=str(path))
     with pytest.raises(ValueError, match=r": 0\.0\.weight is missing \(and \d+ more\)$"):
-        load_initial_weights(resnet(other, (3, 32, 32), 7), other)
+        load_initial_weights(build(other, (3, 32, 32), 7, seed=0), other)

@@ -5,11 +5,12 @@ from torchvision.models import resnet18, resnet50
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from counterflow.config import ResNet20Config, ResNet32Config, ResNet50Config, ResNetConfig
-from counterflow.models.networks import Shortcut, resnet
+from counterflow.models import build
+from counterflow.models.networks import Shortcut
 
 
 def test_layers_are_stem_eight_blocks_output() -> None:
-    network = resnet(ResNetConfig(), (1, 28, 28), 10)
+    network = build(ResNetConfig(), (1, 28, 28), 10, seed=0)
     assert [type(layer) for layer in network] == [nn.Sequential, *[BasicBlock] * 8, nn.Sequential]
     activation = torch.randn(2, 1, 28, 28)
     shapes = [tuple((activation := layer(activation)).shape[1:]) for layer in network]
@@ -24,7 +25,7 @@ def test_layers_are_stem_eight_blocks_output() -> None:
 
 def test_resnet50_has_16_bottleneck_blocks_of_torchvisions_size() -> None:
     with torch.device("meta"):
-        network = resnet(ResNet50Config(), (3, 32, 32), 10)
+        network = build(ResNet50Config(), (3, 32, 32), 10, seed=0)
         reference = resnet50(num_classes=10)
     assert [type(layer) for layer in network] == [nn.Sequential, *[Bottleneck] * 16, nn.Sequential]
     sizes = [sum(p.numel() for p in n.parameters()) for n in (network, reference)]
@@ -33,7 +34,7 @@ def test_resnet50_has_16_bottleneck_blocks_of_torchvisions_size() -> None:
 
 @pytest.mark.parametrize("training", [True, False])
 def test_equals_torchvision_with_the_same_weights(training: bool) -> None:
-    network = resnet(ResNetConfig(), (3, 32, 32), 10).train(training)
+    network = build(ResNetConfig(), (3, 32, 32), 10, seed=0).train(training)
     reference = resnet18(num_classes=10)
     reference.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
     reference.maxpool = nn.Identity()
@@ -50,14 +51,14 @@ def test_equals_torchvision_with_the_same_weights(training: bool) -> None:
 
 def test_stem_is_initialised_like_torchvisions_convolutions() -> None:
     torch.manual_seed(0)
-    weight = resnet(ResNetConfig(), (16, 8, 8), 10)[0][0].weight
+    weight = build(ResNetConfig(), (16, 8, 8), 10, seed=0)[0][0].weight
     assert weight.shape == (64, 16, 3, 3)
     assert weight.std().item() == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.05)  # kaiming, fan out, normal
     assert weight.abs().max() > 3 * weight.std()
 
 
 def test_a_narrow_short_network_with_a_strided_stem() -> None:
-    network = resnet(ResNetConfig(stages=[1, 3], width=4, stride=2), (1, 28, 28), 10)
+    network = build(ResNetConfig(stages=[1, 3], width=4, stride=2), (1, 28, 28), 10, seed=0)
     activation = torch.randn(2, 1, 28, 28)
     shapes = [tuple((activation := layer(activation)).shape[1:]) for layer in network]
     assert shapes == [*[(4, 14, 14)] * 2, *[(8, 7, 7)] * 3, (10,)]
@@ -68,7 +69,7 @@ def test_a_narrow_short_network_with_a_strided_stem() -> None:
 )
 def test_published_size_of_resnet20_and_32(config: ResNetConfig, blocks: int, parameters: float) -> None:
     """Table 6 of He et al. (2016); the depth counts the weighted layers."""
-    network = resnet(config, (3, 32, 32), 10)
+    network = build(config, (3, 32, 32), 10, seed=0)
     assert len(network) == 2 + 3 * blocks
     assert sum(p.numel() for p in network.parameters()) == pytest.approx(parameters, abs=0.005e6)
     weighted = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
@@ -79,7 +80,7 @@ def test_published_size_of_resnet20_and_32(config: ResNetConfig, blocks: int, pa
     ("size", "sizes"), [((32, 32), [(32, 32), (16, 16), (8, 8)]), ((9, 5), [(9, 5), (5, 3), (3, 2)])]
 )
 def test_resnet20_has_three_stages_each_of_half_the_pixels(size: tuple[int, int], sizes: list[tuple[int, int]]) -> None:
-    network = resnet(ResNet20Config(), (1, *size), 10)
+    network = build(ResNet20Config(), (1, *size), 10, seed=0)
     activation = torch.randn(2, 1, *size)
     shapes = [tuple((activation := layer(activation)).shape[1:]) for layer in network]
     low, middle, high = ((channels, *s) for channels, s in zip((16, 32, 64), sizes, strict=True))
@@ -96,7 +97,7 @@ def test_shortcut_is_every_second_pixel_and_then_zeros() -> None:
 
 
 def test_a_block_that_halves_by_hand() -> None:
-    block = resnet(ResNet20Config(), (3, 8, 8), 10).eval()[4]
+    block = build(ResNet20Config(), (3, 8, 8), 10, seed=0).eval()[4]
     x = torch.randn(2, 16, 8, 8)
     hidden = block.bn1(nn.functional.conv2d(x, block.conv1.weight, stride=2, padding=1)).clamp(min=0)
     residual = block.bn2(nn.functional.conv2d(hidden, block.conv2.weight, padding=1))
@@ -106,6 +107,6 @@ def test_a_block_that_halves_by_hand() -> None:
 
 def test_convolutions_of_resnet20_are_initialised_for_relu() -> None:
     """He et al. (2015), fan out."""
-    for module in resnet(ResNet20Config(), (3, 8, 8), 10).modules():
+    for module in build(ResNet20Config(), (3, 8, 8), 10, seed=0).modules():
         if isinstance(module, nn.Conv2d) and module.weight.numel() > 1000:
             assert module.weight.std().item() == pytest.approx((2 / (module.out_channels * 9)) ** 0.5, rel=0.1)

@@ -3,7 +3,7 @@ import torch
 from torchvision.models import resnet18, resnet34, resnet50
 
 from counterflow.config import ResNet50Config, ResNetConfig
-from counterflow.models.networks import resnet
+from counterflow.models import build
 from counterflow.models.torchvision_names import to_torchvision
 
 
@@ -18,7 +18,7 @@ from counterflow.models.torchvision_names import to_torchvision
 )
 def test_every_name_and_shape_is_torchvisions(config, reference):
     with torch.device("meta"):
-        ours, theirs = resnet(config, (3, 224, 224), 1000).state_dict(), reference().state_dict()
+        ours, theirs = build(config, (3, 224, 224), 1000, seed=0).state_dict(), reference().state_dict()
     renamed = {to_torchvision(name, config.stages): value.shape for name, value in ours.items()}
     assert len(renamed) == len(ours)
     assert renamed == {name: value.shape for name, value in theirs.items()}

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from counterflow.config import TransformerConfig
-from counterflow.models.networks import transformer
+from counterflow.models import build
 from counterflow.models.partition import (
     balance,
     block_sizes,
@@ -18,7 +18,7 @@ SMALL = TransformerConfig(layers=3, width=8, hidden=12)
 
 
 def test_layers_are_embedding_encoders_output() -> None:
-    network = transformer(SMALL, (5,), 7)
+    network = build(SMALL, (5,), 7, seed=0)
     assert [type(layer).__name__ for layer in network] == [
         "Embedding",
         *["TransformerEncoderLayer"] * 3,
@@ -32,7 +32,7 @@ def test_layers_are_embedding_encoders_output() -> None:
 
 
 def test_embedding_adds_what_and_where() -> None:
-    embedding = transformer(SMALL, (3,), 7)[0]
+    embedding = build(SMALL, (3,), 7, seed=0)[0]
     (output,) = embedding(torch.tensor([[4, 0, 4]]))
     words, places = embedding.tokens.weight, embedding.positions
     assert torch.equal(output, torch.stack([words[4] + places[0], words[0] + places[1], words[4] + places[2]]))
@@ -41,7 +41,7 @@ def test_embedding_adds_what_and_where() -> None:
 @pytest.mark.parametrize("heads", [1, 2])
 @pytest.mark.parametrize("training", [True, False])
 def test_an_encoder_layer_by_hand(heads: int, training: bool) -> None:
-    layer = transformer(TransformerConfig(heads=heads, width=8, hidden=12), (5,), 7).train(training)[1]
+    layer = build(TransformerConfig(heads=heads, width=8, hidden=12), (5,), 7, seed=0).train(training)[1]
     x = torch.randn(2, 5, 8)
     with torch.no_grad():
         attention = layer.self_attn
@@ -54,7 +54,7 @@ def test_an_encoder_layer_by_hand(heads: int, training: bool) -> None:
 
 
 def test_every_position_sees_all_others() -> None:
-    network = transformer(SMALL, (5,), 7).eval()
+    network = build(SMALL, (5,), 7, seed=0).eval()
     tokens = torch.randint(6, (1, 5))
     other = tokens.clone()
     other[0, 4] = 6
@@ -63,7 +63,7 @@ def test_every_position_sees_all_others() -> None:
 
 @pytest.mark.parametrize("heads", [1, 2])
 def test_flops_are_counted_by_hand(heads: int) -> None:
-    network = transformer(TransformerConfig(layers=2, heads=heads, width=8, hidden=12), (5,), 7)
+    network = build(TransformerConfig(layers=2, heads=heads, width=8, hidden=12), (5,), 7, seed=0)
     projections, attention, hidden = 2 * 5 * 8 * 8 * 4, 2 * 5 * 5 * 8 * 2, 2 * 5 * 8 * 12 * 2
     encoder = projections + attention + hidden
     layers = profile_layers(network, torch.randint(7, (4, 5)))
@@ -72,7 +72,7 @@ def test_flops_are_counted_by_hand(heads: int) -> None:
 
 @pytest.mark.parametrize("cut", ["parameters", "flops", "profile"])
 def test_every_cut_works_on_tokens(cut: str) -> None:
-    network = transformer(SMALL, (5,), 7)
+    network = build(SMALL, (5,), 7, seed=0)
     tokens = torch.randint(7, (4, 5))
     layers, times = profile_layers(network, tokens), [sum(pair) for pair in layer_times(network, tokens)]
     for blocks in range(1, 6):
@@ -83,7 +83,7 @@ def test_every_cut_works_on_tokens(cut: str) -> None:
 
 def test_layers_inside_may_be_replaced_in_evaluation_too() -> None:
     """Feedback alignment does so."""
-    network = transformer(TransformerConfig(heads=2), (5,), 7)
+    network = build(TransformerConfig(heads=2), (5,), 7, seed=0)
     network[1].linear1, network[1].linear2 = nn.Sequential(network[1].linear1), nn.Sequential(network[1].linear2)
     for training in (True, False):
         with torch.no_grad():
@@ -91,5 +91,5 @@ def test_layers_inside_may_be_replaced_in_evaluation_too() -> None:
 
 
 def test_dropout() -> None:
-    network = transformer(TransformerConfig(dropout=0.3), (5,), 7)
+    network = build(TransformerConfig(dropout=0.3), (5,), 7, seed=0)
     assert {m.p for m in network.modules() if isinstance(m, nn.Dropout)} == {0.3}

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from counterflow.config import VGGConfig
-from counterflow.models.networks import vgg
+from counterflow.models import build
 
 
 def kinds(layer: nn.Module) -> list[str]:
@@ -16,7 +16,7 @@ def kinds(layer: nn.Module) -> list[str]:
 
 def network(shape: tuple[int, ...], **options: Any) -> nn.Sequential:
     with torch.device("meta"):
-        return vgg(VGGConfig(**options), shape, 10)
+        return build(VGGConfig(**options), shape, 10, seed=0)
 
 
 def test_default_is_vgg8b() -> None:
@@ -59,14 +59,14 @@ def test_dropout_is_before_pooling_and_after_hidden_layers() -> None:
     ],
 )
 def test_pooling_stops_at_one_pixel(size: tuple[int, int], sizes: list[tuple[int, int]]) -> None:
-    layers = vgg(VGGConfig(width=1 / 64, hidden=[8]), (1, *size), 10)
+    layers = build(VGGConfig(width=1 / 64, hidden=[8]), (1, *size), 10, seed=0)
     activation = torch.randn(2, 1, *size)
     shapes = [tuple((activation := layer(activation)).shape[1:]) for layer in layers]
     assert shapes == [*((c, *s) for c, s in zip([2, 4, 4, 8, 8, 8], sizes, strict=True)), (8,), (10,)]
 
 
 def test_pooling_takes_the_largest_pixel() -> None:
-    layer = vgg(VGGConfig(channels=[3], pools=[2]), (2, 4, 6), 10)[0].eval()
+    layer = build(VGGConfig(channels=[3], pools=[2]), (2, 4, 6), 10, seed=0)[0].eval()
     x = torch.randn(2, 2, 4, 6)
     patches = layer[:3](x).unfold(2, 2, 2).unfold(3, 2, 2)
     assert torch.equal(layer(x), patches.amax((-2, -1)))
@@ -80,6 +80,6 @@ def test_width_multiplies_channels_only() -> None:
 
 
 def test_without_hidden_layers_the_output_is_linear_in_the_last_map() -> None:
-    output = vgg(VGGConfig(channels=[4], pools=[2], hidden=[]), (1, 4, 4), 3)[-1]
+    output = build(VGGConfig(channels=[4], pools=[2], hidden=[]), (1, 4, 4), 3, seed=0)[-1]
     x = torch.randn(2, 4, 2, 2)
     torch.testing.assert_close(output(x), output[-1](x.reshape(2, 16)))
