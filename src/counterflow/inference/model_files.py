@@ -7,15 +7,16 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import load
 from torch import Tensor
 
-from counterflow.checkpoint.atomic_write import atomic_write
+from counterflow.checkpoint.atomic_write import atomic_write, sha256
 
 DESCRIPTION = "model.json"
 NETWORK = "model.safetensors"
@@ -25,6 +26,19 @@ READOUTS = "readouts.safetensors"
 BEST = "best.safetensors"
 """Parameters and buffers of the network as they were in the best evaluation (``checkpoint.best=true``)."""
 FORMAT = 1
+_TYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+"""Names of types in safetensors."""
 _MAX_BYTES = 16 << 20
 """Longer descriptions are no ones, and not read."""
 
@@ -76,10 +90,10 @@ class ModelFiles:
 
     def write(self, folder: Path) -> None:
         """Write the three files into ``folder``, the description last. Raises ``OSError``."""
-        contents = {NETWORK: save(dict(self.network)), READOUTS: save(dict(self.readouts))}
-        for name, content in contents.items():
-            atomic_write(folder / name, content)
-        sums = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+        sums = {}
+        for name, tensors in ((NETWORK, self.network), (READOUTS, self.readouts)):
+            atomic_write(folder / name, partial(write_tensors, tensors))
+            sums[name] = sha256(folder / name)
         text = json.dumps({**asdict(self.description), "sha256": sums}, indent=2)
         atomic_write(folder / DESCRIPTION, text.encode() + b"\n")
 
@@ -93,6 +107,22 @@ class ModelFiles:
         if set(network) != set(description.parameters):
             raise ValueError(f"{folder / NETWORK}: does not hold the parameters that {DESCRIPTION} lists")
         return cls(description, network, readouts)
+
+
+def write_tensors(tensors: Mapping[str, Tensor], file: BinaryIO) -> None:
+    """Write a safetensors file, tensor by tensor: the package's own function holds the bytes of all."""
+    header: dict[str, Any] = {}
+    end = 0
+    # The widest numbers first, so that each is aligned.
+    ordered = sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0]))
+    for name, tensor in ordered:
+        start, end = end, end + tensor.nbytes
+        header[name] = {"dtype": _TYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text = text.ljust(-(-len(text) // 8) * 8)
+    file.write(len(text).to_bytes(8, "little") + text)
+    for _, tensor in ordered:
+        file.write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
 def _read_description(folder: Path) -> ModelDescription:

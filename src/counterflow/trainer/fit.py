@@ -6,12 +6,12 @@ import signal
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from counterflow.checkpoint import BestWeights, BlockWritten, CheckpointDirectory, CheckpointWriter
@@ -20,7 +20,7 @@ from counterflow.config import TrainConfig
 from counterflow.engine.factory import build_engine, choose_partition
 from counterflow.engine.job import Job
 from counterflow.engine.run_context import PreemptedError, RankResult, RunContext, WaitTimes
-from counterflow.inference.model_files import BEST, ModelFiles
+from counterflow.inference.model_files import BEST, ModelFiles, write_tensors
 from counterflow.metrics.block_metrics import BlockMetrics, MetricsCallback
 from counterflow.metrics.callback import Callback
 from counterflow.metrics.loggers import make_logger
@@ -32,6 +32,7 @@ from counterflow.rank_info import RankInfo
 from counterflow.schedule.pipeline_schedules import block_owners
 from counterflow.signals import Signals
 from counterflow.trainer.early_stopping import EarlyEnd
+from counterflow.trainer.gathering import gather_tensors
 from counterflow.trainer.job_builder import materialized
 from counterflow.trainer.rank0 import CHECKPOINTS, EVALUATED, Rank0Services, ResumePoint, open_run_dir
 from counterflow.trainer.summary import describe, original_state, summarize
@@ -243,8 +244,9 @@ def fit(
             comm.all_gather(None, "the end")
             raise
         checkpoints.finish()
-        state = gather_state(job, result, comm)
-        readouts = {} if begin.path is None else gather_readouts(job, result, comm)
+        scratch = None if begin.path is None else begin.path / "weights.part"
+        state = original_state(job, gather_tensors(result.modules, comm, "the weights", scratch))
+        readouts = {} if scratch is None else gather_tensors(_named(result.readouts), comm, "the readouts", scratch)
         results = comm.all_gather((replace(result, modules={}, readouts={}), comm.reports_sent), "results")
         summary = None
         if services is not None:
@@ -291,30 +293,9 @@ def _initial_digest(job: Job, config: TrainConfig) -> bytes:
     return outline + (bytes.fromhex(sha256(Path(config.model.init).expanduser())) if config.model.init else b"")
 
 
-def gather_state(job: Job, result: RankResult, comm: Communicator) -> dict[str, Tensor]:
-    """Parameters and buffers of all forward blocks under their names in the network, on rank 0, block by block."""
-    return original_state(job, _gathered(job, result.modules, comm, "the weights"))
-
-
-def gather_readouts(job: Job, result: RankResult, comm: Communicator) -> dict[str, Tensor]:
-    """Parameters and buffers of all readouts and decoders, on rank 0: ``block.K.readout.NAME``."""
-    modules = {block: nn.ModuleDict({"block": nn.ModuleDict({str(block): m})}) for block, m in result.readouts.items()}
-    return _gathered(job, modules, comm, "the readouts")
-
-
-def _gathered(job: Job, modules: Mapping[int, nn.Module], comm: Communicator, what: str) -> dict[str, Tensor]:
-    """The ``state_dict`` of all blocks' modules on the CPU, on rank 0; each process has those of its blocks."""
-    state: dict[str, Tensor] = {}
-    for block in range(1, job.topology.blocks + 1):
-        mine = None
-        if block in modules:
-            content = modules[block].state_dict()
-            mine = {n: t.detach().cpu().clone(memory_format=torch.contiguous_format) for n, t in content.items()}
-        if comm.size > 1:
-            parts = comm.gather(mine, f"{what} of block {block}") or []
-            mine = next((part for part in parts if part is not None), None)
-        state |= mine or {}
-    return state
+def _named(readouts: Mapping[int, nn.ModuleDict]) -> dict[int, nn.Module]:
+    """Readouts and decoders under their names in `READOUTS`: ``block.K.readout.NAME``."""
+    return {k: nn.ModuleDict({"block": nn.ModuleDict({str(k): modules})}) for k, modules in readouts.items()}
 
 
 def _latest(begin: ResumePoint, job: Job) -> ResumePoint:
@@ -330,9 +311,7 @@ def _save_best(folder: Path, job: Job, best: BestWeights) -> dict[str, Any]:
         return {}
     try:
         state = original_state(job, best.load())
-        # A file of this format holds no tensor twice.
-        content = save({name: tensor.contiguous().clone() for name, tensor in state.items()})
-        atomic_write(folder / BEST, content)
+        atomic_write(folder / BEST, partial(write_tensors, state))
     except OSError as error:
         _log.warning(f"{folder}: no {BEST} ({error.strerror or error})")
         return {}
