@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from counterflow.transport import Communicator
 
-_PIECE = 16 << 20
+_PIECE = 4 << 20
 """Bytes that are gathered at a time: every process holds as many for each rank."""
 _ALIGNMENT = 64
 
