@@ -40,7 +40,7 @@ def _section(comparison: Comparison, shown: Sequence[Plot]) -> Iterator[str]:
     runs = comparison.runs
     yield markdown(table(comparison))
     if not (texts := text_table(comparison)).empty:
-        yield f"{TEXTS}:"
+        yield f"{TEXTS}."
         yield markdown(texts)
     again = [f"{_code(run.path)}: {run.tests} times" for run in runs if run.tests > 1]
     if again:

@@ -32,7 +32,8 @@ def bits_by_position(groups: Sequence[ConfigGroup]) -> Figure:
     figure, axes = subplots(len(groups), min(2, len(groups)), 3.0 if len(groups) > 1 else 4.2, sharey=True)
     for axis, group, name in zip(axes, groups, labels(groups), strict=True):
         draw_blocks(axis, group, by_position(group, measure), name, "block")
-        axis.set(xscale="log", xlabel=POSITION, ylabel=f"{measure.name} [bits per byte]")
+        axis.set_xscale("log", base=2)
+        axis.set(xlabel=POSITION, ylabel=f"{measure.name} [bits per byte]")
         axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
     return figure
 
