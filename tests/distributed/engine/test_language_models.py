@@ -2,6 +2,7 @@
 
 import json
 import math
+import random
 import shutil
 from collections.abc import Callable
 from functools import cache
@@ -85,8 +86,18 @@ def evaluations(run: Path) -> dict[int, tuple[float, float]]:
 
 @pytest.mark.parametrize("rule", ["predsim", "bp"])
 def test_the_best_weights_and_the_early_end_go_by_bits(run: Run, tmp_path: Path, rule: str) -> None:
-    """At a rate at which bits and accuracy disagree about the best evaluation."""
-    how = ("optimizer.lr=0.1", "optimizer.schedule=constant", "train.steps=40", "train.evaluate_every=2")
+    """At a rate at which bits and accuracy disagree about the best evaluation, on a text of 40 words."""
+    draw = random.Random(1)
+    words = ["".join(draw.choices("abcdefgh", k=draw.randint(1, 5))) for _ in range(40)]
+    text = tmp_path / "words.txt"
+    text.write_text(" ".join(draw.choices(words, k=6000)))
+    how = (
+        f"data.root={text}",
+        "optimizer.lr=0.1",
+        "optimizer.schedule=constant",
+        "train.steps=40",
+        "train.evaluate_every=2",
+    )
     more = ("checkpoint.best=true", "data.evaluated=16")
     whole = run(rule, 1, *how, *more, directory=tmp_path / "whole")
     found = evaluations(tmp_path / "whole")
