@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from counterflow.algorithms.chunked_loss import is_chunked, mean_of_rows
 from counterflow.algorithms.optimizer import BatchPart
 from counterflow.algorithms.rule import (
     BlockContext,
@@ -92,7 +93,7 @@ class ALRule(LocalRule):
         self._up: tuple[Tensor, Tensor] | None = None
 
     def forward_message(self, message: Payload) -> Payload:
-        s, t = self.block(message[0]), self.encoder(self._target(message[1]))
+        s, t = self.block(message[0]), self._encoded(message[1])
         self._up = s, t
         return s.detach(), t.detach()
 
@@ -101,7 +102,7 @@ class ALRule(LocalRule):
         s, t = self._up
         self._up = None
         associated = _distance(self.bridge(s), t.detach())
-        autoencoder = _distance(self.decoder(t), self._target(message[1]))
+        autoencoder = self._autoencoder_loss(t, message[1])
         self._optimizer.backward_and_step(associated, part)
         self._target_optimizer.backward_and_step(autoencoder, part)
         associated, autoencoder = associated.detach(), autoencoder.detach()
@@ -128,6 +129,28 @@ class ALRule(LocalRule):
     def _target(self, below: Tensor) -> Tensor:
         """``t_{i-1}``; at the bottom the one-hot labels."""
         return below if self._classes is None else F.one_hot(below, self._classes).float()
+
+    def _encoded(self, below: Tensor) -> Tensor:
+        """``t_i``, of many labels without their one-hot codes."""
+        if self._classes is not None and is_chunked(below.numel(), self._classes):
+            first, squash = self.encoder
+            assert isinstance(first, nn.Linear)
+            encoded = squash(F.embedding(below, first.weight.T) + first.bias)
+        else:
+            encoded = self.encoder(self._target(below))
+        assert isinstance(encoded, Tensor)
+        return encoded
+
+    def _autoencoder_loss(self, t: Tensor, below: Tensor) -> Tensor:
+        if self._classes is None or not is_chunked(below.numel(), self._classes):
+            return _distance(self.decoder(t), self._target(below))
+        assert isinstance(self.decoder, nn.Linear)
+        rows = t.flatten(0, -2), below.flatten()
+        (loss,) = mean_of_rows(self._decoding, rows, list(self.decoder.parameters()), self._classes)
+        return loss
+
+    def _decoding(self, t: Tensor, labels: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor]:
+        return (_distance(F.linear(t, weight, bias), self._target(labels)),)
 
 
 def _linear(inputs: int, outputs: int) -> nn.Linear:

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from counterflow.algorithms.chunked_loss import SplitTop, is_chunked, mean_of_rows
 from counterflow.algorithms.optimizer import BatchPart
 from counterflow.algorithms.rule import (
     BlockContext,
@@ -40,17 +41,34 @@ class BLL(LocalAlgorithm):
         return BLLRules(self, context)
 
 
-def posterior(u: Tensor, codes: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+def posterior(u: Tensor, codes: Tensor | None, labels: Tensor, smoothing: float = 0.0) -> Tensor:
     """Natural parameters of ``rho ~ alpha beta``: ``r = u + b(y) - E_{c ~ q(c|u)} b(c)``.
 
-    ``u`` is ``[B, d]``, ``codes`` ``[C, d]``, ``labels`` ``[B]``. The conjugate-computation step: the natural parameter
-    of the forward message plus the gradient of the log likelihood ``log q(y | u)``.
+    ``u`` is ``[B, d]``, ``codes`` ``[C, d]``, or None for one-hot codes, and ``labels`` ``[B]``. The
+    conjugate-computation step: the natural parameter of the forward message plus the gradient of the log likelihood
+    ``log q(y | u)``.
     With ``smoothing``, of its mean under smoothed labels: ``b(y)`` moves by this share to the mean code.
     """
+    return _posterior(u, scores(u, codes), codes, labels, smoothing)
+
+
+def scores(u: Tensor, codes: Tensor | None) -> Tensor:
+    """``log q(c | u)`` up to a constant, ``[B, C]``, of codes as `posterior` takes them."""
+    return u if codes is None else u @ codes.T
+
+
+def _posterior(u: Tensor, logits: Tensor, codes: Tensor | None, labels: Tensor, smoothing: float) -> Tensor:
+    """`posterior` with the scores ``logits``."""
+    likelihoods = logits.softmax(-1)
+    if codes is None:  # products with the identity would be exact: these are their bits
+        own = torch.zeros_like(likelihoods).scatter_(-1, labels.unsqueeze(-1), 1)
+        if smoothing:
+            own = torch.lerp(own, torch.ones_like(own[0]) / len(own[0]), smoothing)
+        return u + own - likelihoods
     own = codes[labels]
     if smoothing:
         own = torch.lerp(own, codes.mean(0), smoothing)
-    return u + own - (u @ codes.T).softmax(-1) @ codes
+    return u + own - likelihoods @ codes
 
 
 def latent_kl(family: str, categories: int, r: Tensor, u: Tensor) -> Tensor:
@@ -101,7 +119,7 @@ class Feedback(nn.Module):
     def __init__(self, above: int, below: int, config: FeedbackConfig) -> None:
         super().__init__()
         self.norm = config.norm
-        self.residual: nn.Module | None = None
+        self.residual: nn.Sequential | None = None
         if config.kind == "linear":
             self.skip = nn.Parameter(_skip(above, below))
         else:
@@ -110,10 +128,14 @@ class Feedback(nn.Module):
             nn.init.zeros_(last.weight)
             self.residual = nn.Sequential(nn.Linear(above, config.hidden), nn.ReLU(), last)
 
-    def forward(self, codes: Tensor) -> Tensor:
-        below = codes @ self.skip.T
+    def forward(self, codes: Tensor | None) -> Tensor:
+        """Code book of the block below. ``codes`` are None for one-hot ones, whose products have the bits of a copy."""
+        below = self.skip.T.contiguous() if codes is None else codes @ self.skip.T
         if self.residual is not None:
-            below = below + self.residual(codes)
+            first, *rest = self.residual
+            assert isinstance(first, nn.Linear)
+            hidden = first.weight.T.contiguous() + first.bias if codes is None else first(codes)
+            below = below + nn.Sequential(*rest)(hidden)
         return centre(below, self.norm)
 
 
@@ -143,10 +165,14 @@ class BLLRule(LocalRule):
         self.block = context.module
         self.head = head
         self.feedback = feedback
-        self.codes: Tensor | None
-        # The book that stands until a message brings another one: the top's, and no other block's.
-        self.register_buffer("codes", torch.eye(context.classes) if context.is_top else None)
         self._classes = context.classes
+        self._is_top = context.is_top
+        self._top = SplitTop(context)
+        self.codes: Tensor | None
+        """Book that stands until a message brings another one. The top needs none: it has one-hot codes, and keeps them
+        where they are small for its fingerprint."""
+        own = context.is_top and not is_chunked(self._classes, self._classes)
+        self.register_buffer("codes", torch.eye(self._classes) if own else None)
         self._family = "gaussian" if context.is_top else config.latent.family
         self._categories = config.latent.categories
         self._smoothing = config.smoothing
@@ -157,6 +183,8 @@ class BLLRule(LocalRule):
 
     def receive_target(self, n: int, message: Payload) -> Target:
         *book, labels = message
+        if self._is_top:
+            return (labels,)
         if book:
             (self.codes,) = book
         assert self.codes is not None, "the first target message brings a code book"
@@ -164,50 +192,72 @@ class BLLRule(LocalRule):
 
     @torch.no_grad()
     def make_target(self, n: int, target: Target) -> Payload:
-        codes, labels = target
+        codes, labels = _codes_and_labels(target)
         assert self.feedback is not None, "nothing is below the bottom block"
         return (self.feedback(codes), labels) if n % self._refresh == 0 else (labels,)
 
     def target_part(self, part: BatchPart, target: Target) -> Target:
-        codes, labels = target
-        return codes, labels.chunk(part.count)[part.index]
+        *book, labels = target
+        return *book, labels.chunk(part.count)[part.index]
 
     def forward_message(self, message: Payload) -> Payload:
-        a = self.block(message[0])
+        block, _ = self._top.parts(message) or (self.block, [])
+        a = block(message[0])
         self._u = self.head(a)
         return a.detach(), self._u.detach()
 
     def update(self, part: BatchPart, message: Payload, target: Target) -> Metrics:
         assert self._u is not None, "an update follows a forward pass"
-        codes, labels = target[0], target[1].flatten()
-        u = self._u.flatten(0, -2)
+        codes, labels = _codes_and_labels(target)
+        labels = labels.flatten()
+        rows = self._u.flatten(0, -2), labels
         self._u = None
-        with torch.no_grad():
-            rho = posterior(u, codes, labels, self._smoothing)
-            logits = u @ codes.T
-        loss = latent_kl(self._family, self._categories, rho, u).mean()
+        if (split := self._top.parts(message)) is not None:
+            loss, nll, accuracy = mean_of_rows(self._output_loss, rows, split[1], self._classes)
+        else:
+            books = [] if codes is None else [codes]
+            loss, nll, accuracy = mean_of_rows(self._local_loss, rows, books, self._classes)
         self._theta.backward_and_step(loss, part)
-        metrics = {
-            "loss": loss.detach(),
-            "nll": F.cross_entropy(logits, labels),
-            "accuracy": (logits.argmax(-1) == labels).float().mean(),
-        }
+        metrics = {"loss": loss.detach(), "nll": nll, "accuracy": accuracy}
         if self.feedback is not None and self._phi is not None:
             below = message[1].flatten(0, -2)
-            feedback_loss = F.cross_entropy(below @ self.feedback(codes).T, labels, label_smoothing=self._smoothing)
+            book = self.feedback(codes)
+            (feedback_loss,) = mean_of_rows(self._feedback_loss, (below, labels), [book], self._classes)
             self._phi.backward_and_step(feedback_loss, part)
             metrics["feedback_loss"] = feedback_loss.detach()
         return metrics
 
+    def _local_loss(self, u: Tensor, labels: Tensor, codes: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """The KL divergence, cross entropy and accuracy of ``u`` ``[R, d]``; one-hot codes if there are none."""
+        with torch.no_grad():
+            logits = scores(u, codes)
+            rho = _posterior(u, logits, codes, labels, self._smoothing)
+            nll, accuracy = F.cross_entropy(logits, labels), (logits.argmax(-1) == labels).float().mean()
+        return latent_kl(self._family, self._categories, rho, u).mean(), nll, accuracy
+
+    def _output_loss(self, features: Tensor, labels: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The same at the top before its output layer of ``parameters``."""
+        return self._local_loss(F.linear(features, *parameters), labels)
+
+    def _feedback_loss(self, below: Tensor, labels: Tensor, book: Tensor) -> tuple[Tensor]:
+        return (F.cross_entropy(below @ book.T, labels, label_smoothing=self._smoothing),)
+
     def predict(self, message: Payload, target: Target) -> tuple[Payload, Prediction]:
         a = self.block(message[0])
-        return (a,), Prediction.of(self.head(a) @ target[0].T)
+        codes, _ = _codes_and_labels(target)
+        return (a,), Prediction.of(scores(self.head(a), codes))
 
     def readout_module(self) -> nn.Module | None:
         if not isinstance(self.head, Head):
             return None  # the top's code is one-hot
         codes = torch.zeros(self._classes, self.head.dim) if self.codes is None else self.codes
         return nn.Sequential(self.head, CodeBook(codes))
+
+
+def _codes_and_labels(target: Target) -> tuple[Tensor | None, Tensor]:
+    """The parts of a target; at the top, whose codes are one-hot, no codes."""
+    *book, labels = target
+    return (book[0] if book else None), labels
 
 
 class BLLRules(RuleSet):

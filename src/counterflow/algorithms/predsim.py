@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from counterflow.algorithms.chunked_loss import SplitTop, mean_of_rows
 from counterflow.algorithms.optimizer import BatchPart
 from counterflow.algorithms.rule import (
     BlockContext,
@@ -123,6 +124,7 @@ class PredSimRule(LocalRule):
                     self.branches[name] = SimilarityBranch(shape)
                     layer.register_forward_hook(partial(self._keep, name))
         self._classes = context.classes
+        self._top = SplitTop(context)
         self._smoothing = config.smoothing
         self._optimizer = context.optimizer(self.parameters())
         self._a: Tensor | None = None
@@ -132,7 +134,8 @@ class PredSimRule(LocalRule):
             self._outputs[name] = output
 
     def forward_message(self, message: Payload) -> Payload:
-        self._a = self.block(message[0])
+        block, _ = self._top.parts(message) or (self.block, [])
+        self._a = block(message[0])
         return (self._a.detach(),)
 
     def update(self, part: BatchPart, message: Payload, target: Target) -> Metrics:
@@ -150,11 +153,14 @@ class PredSimRule(LocalRule):
         loss = torch.zeros((), device=a.device)
         metrics: dict[str, Tensor] = {}
         if self.classifier is not None:
-            logits = self.classifier(a).flatten(0, -2)
-            learnt = F.cross_entropy(logits, labels, label_smoothing=self._smoothing)
+            features, (_, parameters) = a, self._top.parts(message) or (self.block, [])
+            if isinstance(self.classifier, nn.Sequential):
+                head, output = self.classifier
+                features, parameters = head(a), list(output.parameters())
+            rows = features.flatten(0, -2), labels
+            learnt, nll, accuracy = mean_of_rows(self._classification, rows, parameters, self._classes)
             loss = loss + (1 - self._beta) * learnt
-            nll = F.cross_entropy(logits.detach(), labels) if self._smoothing else learnt.detach()
-            metrics |= {"nll": nll, "accuracy": (logits.argmax(-1) == labels).float().mean()}
+            metrics |= {"nll": nll, "accuracy": accuracy}
         if compared:
             wanted = similarity(F.one_hot(labels, self._classes).to(a.dtype))
             losses = [(beta, F.mse_loss(similarity(branch(output)), wanted)) for beta, branch, output in compared]
@@ -163,6 +169,16 @@ class PredSimRule(LocalRule):
             metrics["sim"] = torch.stack([sim for _, sim in losses]).detach().sum()
         self._optimizer.backward_and_step(loss, part)
         return {"loss": loss.detach(), **metrics}
+
+    def _classification(self, features: Tensor, labels: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The cross entropy that is learnt, that without smoothing, and the accuracy.
+
+        ``features`` are ``[R, d]``, and ``parameters`` the weight and bias of a linear layer, or none for scores.
+        """
+        logits = F.linear(features, *parameters) if parameters else features
+        learnt = F.cross_entropy(logits, labels, label_smoothing=self._smoothing)
+        nll = F.cross_entropy(logits.detach(), labels) if self._smoothing else learnt.detach()
+        return learnt, nll, (logits.argmax(-1) == labels).float().mean()
 
     def predict(self, message: Payload, target: Target) -> tuple[Payload, Prediction | None]:
         a = self.block(message[0])

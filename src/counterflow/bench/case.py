@@ -21,6 +21,7 @@ from counterflow.engine.factory import build_engine, choose_partition
 from counterflow.engine.job import Job
 from counterflow.engine.profile import rules_of
 from counterflow.engine.run_context import RunContext, WaitTimes
+from counterflow.metrics.block_metrics import Value
 from counterflow.rank_info import RankInfo
 from counterflow.trace.rank_trace import RankTrace
 from counterflow.trace.recorder import Recorder
@@ -83,7 +84,7 @@ class SteadyTimer:
         if n in (self._before, self._last):  # the last block of a rank overwrites the stamps of the others
             self._stamps[n] = perf_counter(), self._waits.receive, self._waits.send
 
-    def on_eval(self, block: int, n: int, split: str, figures: Mapping[str, float]) -> None:
+    def on_eval(self, block: int, n: int, split: str, figures: Mapping[str, Value]) -> None:
         raise AssertionError("benchmarks do not evaluate")
 
     def measurement(self, counts: Sequence[int]) -> RankMeasurement:

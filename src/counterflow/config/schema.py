@@ -262,7 +262,8 @@ class CheckpointConfig(Options, key="checkpoint"):
     keep: int = checked(2, at_least, 1)
     """So many of them, the newest ones."""
     best: bool = False
-    """Keep the weights of the best evaluation of held-out data, in ``best.safetensors``; of equal ones, the first."""
+    """Keep the weights of the best evaluation of held-out data, in ``best.safetensors``: of the highest accuracy, or
+    of text of the fewest bits per byte; of equal ones, the first."""
     grace: float = checked(25.0, positive, _LONGEST)
     """Seconds from SIGTERM or SIGINT to the end of the process, even if the checkpoint is not finished."""
 
@@ -282,8 +283,9 @@ class TrainLoopConfig(Options, key="train"):
     """Evaluate after every so many batches, on held out data (``data.validation``) or, if there is none, on the test
     data; 0 is only at the end."""
     patience: int = checked(0, at_least, 0)
-    """End the run early, some batches after so many evaluations of held-out data in a row without a higher accuracy
-    than the best before them; 0 is never. ``checkpoint.best`` keeps the weights of the best one."""
+    """End the run early, some batches after so many evaluations of held-out data in a row without a higher accuracy,
+    or of text without fewer bits per byte, than the best before them; 0 is never. ``checkpoint.best`` keeps the weights
+    of the best one."""
     test: bool = True
     """Evaluate on the test data after the last batch. Turn it off in runs that choose between settings."""
     log_every: int = checked(10, at_least, 1)

@@ -1,5 +1,6 @@
 """Evaluation results of blocks: accuracy, and activations that are kept for reports."""
 
+from itertools import pairwise
 from math import log
 
 import torch
@@ -7,6 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from counterflow.data.batch_loader import View
+from counterflow.metrics.block_metrics import Value
+from counterflow.metrics.positions import segments
 from counterflow.models.head import pooling
 from counterflow.schedule import RunPlan
 
@@ -20,8 +23,9 @@ class AccuracyMeter:
     def __init__(self, tokens_per_byte: float | None = None) -> None:
         """``tokens_per_byte``: of text; None where the inputs are no text."""
         self._tokens_per_byte = tokens_per_byte
-        self._nats: list[Tensor] = []
-        """Cross entropy of each position of text, float64 ``[K, positions]``."""
+        self._nats: Tensor | None = None
+        """Cross entropy of each position of text, summed over the samples so far: float64 ``[K, T]``."""
+        self._samples = 0
         self._right: list[Tensor] = []
         self._right_of_views: list[Tensor] = []
         self._scores: Tensor | None = None
@@ -36,7 +40,9 @@ class AccuracyMeter:
         if view.plain and self._scores is None:
             self._right.append(predictions == labels)
             if self._tokens_per_byte is not None:
-                self._nats.append(torch.stack([_nats(row, labels) for row in scores]))
+                nats = torch.stack([_nats(row, labels) for row in scores])
+                self._nats = nats if self._nats is None else self._nats + nats
+                self._samples += len(labels)
             return
         weighted = view.weight * scores.float()
         self._scores = weighted if self._scores is None else self._scores + weighted
@@ -45,38 +51,45 @@ class AccuracyMeter:
             self._right_of_views.append(self._scores.argmax(-1) == labels)
             self._scores = None
 
-    def take(self) -> list[dict[str, float]]:
+    def take(self) -> list[dict[str, Value]]:
         """Metrics of each row since the last call; an empty list if nothing was added.
 
         ``accuracy`` is the share of labels; of sequences there is also ``sequence_accuracy``, the share of sequences
         that are right at every position; with several views, ``tta_accuracy``, the accuracy of their average. Of text
-        there are ``perplexity``, of a token, and ``bits_per_byte``.
+        there are ``perplexity``, of a token, ``bits_per_byte``, and ``bits_by_position``, the same in every one of the
+        `segments` of a window.
         """
         if not self._right:
             return []
         right = torch.cat(self._right, 1)
         self._right.clear()
         hits = {"accuracy": right.flatten(1)}
-        if self._nats:
-            nats = torch.cat(self._nats, 1).mean(1)
-            self._nats.clear()
-        elif right.ndim > 2:
+        if self._nats is None and right.ndim > 2:
             hits["sequence_accuracy"] = right.flatten(2).all(2)
         if self._right_of_views:
             hits["tta_accuracy"] = torch.cat(self._right_of_views, 1).flatten(1)
             self._right_of_views.clear()
+        shares: dict[str, list[Value]]
         shares = {name: (hit.sum(1).double() / hit.shape[1]).tolist() for name, hit in hits.items()}
-        if self._tokens_per_byte is not None:
-            shares["perplexity"] = nats.exp().tolist()
-            shares["bits_per_byte"] = (nats * self._tokens_per_byte / log(2)).tolist()
+        if self._nats is not None and self._tokens_per_byte is not None:
+            nats, bits_per_nat = self._nats / self._samples, self._tokens_per_byte / log(2)
+            self._nats, self._samples = None, 0
+            shares["perplexity"] = nats.mean(1).exp().tolist()
+            shares["bits_per_byte"] = (nats.mean(1) * bits_per_nat).tolist()
+            means = [nats[:, start:end].mean(1) for start, end in pairwise(segments(nats.shape[1]))]
+            shares["bits_by_position"] = (torch.stack(means, 1) * bits_per_nat).tolist()
         return [{name: share[row] for name, share in shares.items()} for row in range(len(right))]
 
 
 def _nats(scores: Tensor, labels: Tensor) -> Tensor:
-    """Cross entropy of every position: ``[B, T, C]`` scores of ``[B, T]`` labels to float64 ``[B * T]``."""
-    # Sample by sample: the logarithms of all scores would take as much memory again.
-    rows = [F.cross_entropy(s.float(), y, reduction="none") for s, y in zip(scores, labels, strict=True)]
-    return torch.cat(rows).double()
+    """Cross entropy of every position, summed over samples: scores ``[B, T, C]`` of labels ``[B, T]``, float64 ``[T]``.
+
+    It goes sample by sample: the logarithms of all scores would take as much memory again.
+    """
+    total = torch.zeros(labels.shape[1], dtype=torch.float64, device=scores.device)
+    for one, own in zip(scores, labels, strict=True):
+        total += F.cross_entropy(one.float(), own, reduction="none")
+    return total
 
 
 class ActivationRecorder:

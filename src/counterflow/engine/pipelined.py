@@ -16,6 +16,7 @@ from torch.distributed import pipelining
 from torch.distributed.pipelining.schedules import PipelineScheduleSingle, get_schedule_class
 
 from counterflow.algorithms import EndToEnd
+from counterflow.algorithms.chunked_loss import mean_of_rows
 from counterflow.algorithms.muon import hidden_weights
 from counterflow.algorithms.optimizer import BlockOptimizer
 from counterflow.algorithms.weight_average import WeightAverage
@@ -383,7 +384,9 @@ class Pipeline:
 
 def _cross_entropy(output: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
     """The mean over samples, and over positions of sequences."""
-    return F.cross_entropy(output.flatten(0, -2), labels.flatten(), label_smoothing=smoothing)
+    rows = output.flatten(0, -2), labels.flatten()
+    (loss,) = mean_of_rows(lambda o, y: (F.cross_entropy(o, y, label_smoothing=smoothing),), rows, [], output.shape[-1])
+    return loss
 
 
 def _metrics(loss: Tensor, output: Tensor, labels: Tensor) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from counterflow.algorithms.rule import Metrics
 from counterflow.checkpoint import BlockState, CheckpointWriter
 from counterflow.engine.cost import ExitFlops, Flops
+from counterflow.metrics.block_metrics import Value
 from counterflow.schedule import RunPlan
 from counterflow.trace.recorder import Recorder
 from counterflow.transport import Communicator
@@ -25,7 +26,7 @@ class BlockCallback(Protocol):
 
     def on_step(self, block: int, n: int, metrics: Metrics) -> None: ...
 
-    def on_eval(self, block: int, n: int, split: str, metrics: Mapping[str, float]) -> None: ...
+    def on_eval(self, block: int, n: int, split: str, metrics: Mapping[str, Value]) -> None: ...
 
 
 @dataclass

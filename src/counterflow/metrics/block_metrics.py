@@ -1,6 +1,7 @@
 """Metrics of one block for one batch: their report to rank 0, and the rows that rank 0 assembles from all blocks."""
 
 import json
+import math
 import threading
 import time
 from collections import defaultdict
@@ -17,6 +18,8 @@ _EVENTS = ("train", "validation", "test")
 _INTERVAL = 0.2
 """Seconds between polls. A display needs no more, and every poll takes time from a core that trains."""
 
+Value = float | Sequence[float]
+"""One number, or several such as ``bits_by_position``."""
 Item = TypeVar("Item")
 
 
@@ -28,12 +31,28 @@ class BlockMetrics(Report):
     """Training batch."""
     block: int
     rank: int
-    metrics: Mapping[str, float]
+    metrics: Mapping[str, Value]
     """As `LocalRule.update` returns them, or of an evaluation."""
     seconds: float
     """Since this rank started, plus those of the run before it was resumed."""
     waited: float
     """Share of the time since this rank started that it waited for messages."""
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """The metrics of one number each."""
+        return {name: value for name, value in self.metrics.items() if not isinstance(value, Sequence)}
+
+
+def score(metrics: Mapping[str, float | None]) -> float | None:
+    """Score of an evaluation of the network, the greater the better; None if it has no prediction.
+
+    It is the accuracy, or of text the bits per byte with the sign changed. What is no number is the worst.
+    """
+    bits = metrics.get("bits_per_byte")
+    if bits is None:
+        return metrics.get("accuracy")
+    return -math.inf if math.isnan(bits) else -bits
 
 
 @dataclass(frozen=True)
@@ -64,7 +83,7 @@ class MetricsCallback:
         if self.should_log(n):
             self.on_eval(block, n, "train", {name: float(value) for name, value in metrics.items()})
 
-    def on_eval(self, block: int, n: int, split: str, metrics: Mapping[str, float]) -> None:
+    def on_eval(self, block: int, n: int, split: str, metrics: Mapping[str, Value]) -> None:
         seconds = perf_counter() - self.start
         waited = self.waited() / max(seconds, 1e-9)
         self.report(BlockMetrics(split, n, block, self.rank, metrics, self.before + seconds, waited))
@@ -93,11 +112,21 @@ class StepMetrics:
 
     def column(self, name: str) -> list[float | None]:
         """Metric ``name`` of every block; None for a block that does not report it."""
-        return [record.metrics.get(name) for record in self.records]
+        return [record.numbers.get(name) for record in self.records]
+
+    def lists(self, name: str) -> list[Sequence[float] | None]:
+        """Metric ``name`` of several numbers, of every block; None for a block that does not report it."""
+        values = (record.metrics.get(name) for record in self.records)
+        return [value if isinstance(value, Sequence) else None for value in values]
+
+    @property
+    def score(self) -> float | None:
+        """`score` of the network, which predicts at the top block."""
+        return score(self.records[-1].numbers)
 
     def scalars(self) -> dict[str, float]:
-        """All metrics by name, as loggers show them: ``train/free_energy``, ``train/loss/block1``."""
-        blocks = {f"{name}/block{r.block}": value for r in self.records for name, value in r.metrics.items()}
+        """All metrics of one number, as loggers show them: ``train/free_energy``, ``train/loss/block1``."""
+        blocks = {f"{name}/block{r.block}": value for r in self.records for name, value in r.numbers.items()}
         return {f"{self.event}/{name}": value for name, value in {**self.system, **blocks}.items()}
 
     def to_json(self) -> str:
@@ -109,7 +138,7 @@ class StepMetrics:
                 "n": self.n,
                 "seconds": round(self.seconds, 4),
                 **self.system,
-                **{name: self.column(name) for name in names},
+                **{name: [record.metrics.get(name) for record in self.records] for name in names},
                 "wait_fraction": [round(share, 4) for share in self.waited],
             }
         )
@@ -151,7 +180,7 @@ class RowAssembler:
             self._next = first[0], first[1] + 1
             records = [blocks[block] for block in sorted(blocks)]
             event = _EVENTS[first[1]]
-            system = self._summarize([r.metrics for r in records]) if event == "train" else {}
+            system = self._summarize([r.numbers for r in records]) if event == "train" else {}
             self._sink(StepMetrics(event, first[0], records, system))
 
 

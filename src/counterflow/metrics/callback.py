@@ -30,6 +30,8 @@ class RunInfo:
     """Seconds that the run had taken before it was resumed."""
     run_dir: Path | None = None
     """Run directory, if the run writes one."""
+    tokens: int | None = None
+    """Tokens of a sample of text; None for other data."""
 
 
 class Callback:
@@ -106,7 +108,8 @@ class ProgressDisplay(Callback):
         rate = (done - self._before[0]) * self._run.batch_size / max(seconds - self._before[1], 1e-9)
         self._before = done, seconds
         system = "  ".join(f"{name} {value:.4f}" for name, value in row.system.items())
-        self._progress.update(self._task, completed=done, description=f"{rate:,.0f} samples/s  {system}")
+        tokens = f"  {rate * self._run.tokens:,.0f} tokens/s" if self._run.tokens else ""
+        self._progress.update(self._task, completed=done, description=f"{rate:,.0f} samples/s{tokens}  {system}")
         self._refresh()
 
     def on_eval(self, row: StepMetrics) -> None:
@@ -125,9 +128,13 @@ class ProgressDisplay(Callback):
         self._console.print(self.table())
         accuracies = ((split, summary.get(f"{split}_accuracy")) for split in ("validation", "test"))
         parts = [f"{split} accuracy {accuracy:.4f}" for split, accuracy in accuracies if accuracy is not None]
-        if summary.get("bits_per_byte") is not None:
-            parts.append(f"test bits per byte {summary['bits_per_byte']:.4f}")
-        parts += [f"{summary['samples_per_second']:,.0f} samples/s", f"fingerprint {summary['fingerprint'][:16]}"]
+        for split, key in (("validation", "validation_bits_per_byte"), ("test", "bits_per_byte")):
+            if summary.get(key) is not None:
+                parts.append(f"{split} bits per byte {summary[key]:.4f}")
+        parts.append(f"{summary['samples_per_second']:,.0f} samples/s")
+        if summary.get("tokens_per_second") is not None:
+            parts.append(f"{summary['tokens_per_second']:,.0f} tokens/s")
+        parts.append(f"fingerprint {summary['fingerprint'][:16]}")
         if self._run.run_dir is not None:
             parts.append(str(self._run.run_dir / "summary.json"))
         self._console.print("  ".join(parts), soft_wrap=True)
@@ -146,7 +153,7 @@ class ProgressDisplay(Callback):
         if self._train is None:
             return table
         for record, rank, result in zip(self._train.records, owners, evaluated, strict=True):
-            numbers = map(_number, (record.metrics.get("loss"), record.metrics.get("accuracy"), result))
+            numbers = map(_number, (record.numbers.get("loss"), record.numbers.get("accuracy"), result))
             table.add_row(str(record.block), str(rank), *numbers, f"{record.waited:.0%}")
         return table
 

@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from counterflow.checkpoint.atomic_write import atomic_write
-from counterflow.metrics.block_metrics import StepMetrics
+from counterflow.metrics.block_metrics import StepMetrics, score
 from counterflow.metrics.provenance import config_hash, settings
 
 _MAX_KEYS = 3
@@ -101,13 +101,15 @@ class RunDirectory:
         self._unwritten += row.to_json().encode() + b"\n"
         self._flush()
 
-    def validation_accuracy(self) -> dict[int, float]:
-        """Accuracy of the network in every evaluation of held-out data so far, by the training batches before it."""
+    def validation_scores(self) -> dict[int, float]:
+        """`score` of every evaluation of held-out data so far, by the training batches before it."""
         rows = map(json.loads, (self.path / "metrics.jsonl").read_text().splitlines())
         found = {
-            row["n"] + 1: row["accuracy"][-1] for row in rows if row["event"] == "validation" and "accuracy" in row
+            row["n"] + 1: score({name: row[name][-1] for name in ("accuracy", "bits_per_byte") if name in row})
+            for row in rows
+            if row["event"] == "validation"
         }
-        return {batches: accuracy for batches, accuracy in found.items() if accuracy is not None}
+        return {batches: value for batches, value in found.items() if value is not None}
 
     def sync(self) -> None:
         """Wait until the metrics are on the disk. Raises ``OSError``."""

@@ -70,6 +70,16 @@ class Head(nn.Module):
         return normalised
 
 
+def split_output_layer(block: nn.Module, shape: tuple[int, ...]) -> tuple[nn.Module, nn.Linear] | None:
+    """The top ``block`` as the part up to its last features, and its output layer; None if it ends in anything else.
+
+    ``shape`` is that of one sample of its output. Both parts share their modules with ``block``.
+    """
+    features, _ = without_output_layer(block, shape)
+    *_, last = block.modules()
+    return (features, last) if features is not block and isinstance(last, nn.Linear) else None
+
+
 def without_output_layer(block: nn.Module, shape: tuple[int, ...]) -> tuple[nn.Module, tuple[int, ...]]:
     """The top ``block`` up to its last features, and their shape.
 

@@ -17,6 +17,8 @@ Accuracies are mean ± sample standard deviation over seeds. Gaps are to backpro
 batches, of the same experiment and scale. Of parameters, the effective ones predict and the affiliated ones only help
 to learn. Extra FLOPs are what training takes beyond backprop of the same network, as a share of that: heads, feedback
 and bridges, less the gradients that never leave a block. Speeds are compared on equal machines only."""
+TEXTS = "Language models: the fewer bits per byte, the better"
+"""Caption of their table."""
 _VERSIONS = {
     "torch": "torch_version",
     "torchvision": "torchvision_version",

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from counterflow.report.content import FIGURES, READING, Report, facts, notes
+from counterflow.report.content import FIGURES, READING, TEXTS, Report, facts, notes
+from counterflow.report.groups import Comparison
 from counterflow.report.line_plots import save
 from counterflow.report.plot_selection import Plot, plots
 from counterflow.report.runs import Run
-from counterflow.report.tables import TESTED_AGAIN, numeric_columns, run_records, table
+from counterflow.report.tables import TESTED_AGAIN, numeric_columns, run_records, table, text_table
 
 
 def write_report(folder: Path, report: Report) -> None:
@@ -28,15 +29,19 @@ def write_report(folder: Path, report: Report) -> None:
             if plot.draw is not None:
                 save(plot.draw, folder / FIGURES / plot.name)
                 shown.append(plot)
-        lines += [f"## {comparison.title}", *_section(comparison.runs, table(comparison), shown)]
+        lines += [f"## {comparison.title}", *_section(comparison, shown)]
     if report.left_out:
         lines.append("## Left out")
     lines += [_items(reason, [_code(path) for path in paths]) for reason, paths in report.left_out.items()]
     page.write_text("\n\n".join(lines) + "\n")
 
 
-def _section(runs: Sequence[Run], results: pd.DataFrame, shown: Sequence[Plot]) -> Iterator[str]:
-    yield markdown(results)
+def _section(comparison: Comparison, shown: Sequence[Plot]) -> Iterator[str]:
+    runs = comparison.runs
+    yield markdown(table(comparison))
+    if not (texts := text_table(comparison)).empty:
+        yield f"{TEXTS}."
+        yield markdown(texts)
     again = [f"{_code(run.path)}: {run.tests} times" for run in runs if run.tests > 1]
     if again:
         yield _items(f"{TESTED_AGAIN} Test data was looked at more than once", again)

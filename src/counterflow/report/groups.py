@@ -62,33 +62,39 @@ class ConfigGroup:
 
 
 @dataclass(frozen=True)
-class Accuracy:
-    """An accuracy in percent, on test data or on held-out data."""
+class Measure:
+    """A result of runs on test data or on held-out data: an accuracy in percent, or of text the bits per byte."""
 
     name: str
     field: str
     block_field: str = ""
+    factor: float = 100.0
+    """From the summary to what is shown."""
+    digits: int = 2
+    """Decimal places in tables."""
 
     def of(self, groups: Sequence[ConfigGroup]) -> pd.DataFrame:
         """``STATISTICS`` of the network, a row a group; the mean is NaN where no run of the group measured it."""
-        rows = [(100 * group.summaries[self.field].astype(float)).agg(STATISTICS).tolist() for group in groups]
+        rows = [(self.factor * group.summaries[self.field].astype(float)).agg(STATISTICS).tolist() for group in groups]
         return pd.DataFrame(rows, columns=STATISTICS)
 
     def of_blocks(self, group: ConfigGroup) -> pd.DataFrame:
         """``STATISTICS`` by block, from 1 at the bottom. Blocks that predict nothing by themselves are left out."""
         runs = pd.DataFrame(group.summaries[self.block_field].tolist(), dtype=float)
-        blocks = (100 * runs).melt(var_name="block").groupby("block")["value"].agg(STATISTICS)
+        blocks = (self.factor * runs).melt(var_name="block").groupby("block")["value"].agg(STATISTICS)
         return blocks.set_axis(blocks.index + 1).dropna(subset="mean")
 
     def of_exits(self, group: ConfigGroup) -> pd.DataFrame:
         """``STATISTICS`` by ``block`` and ``flops`` of a sample, of predictions that end at a block; bottom to top."""
         exits = pd.DataFrame([*chain(*group.summaries["exits"])], columns=["block", "flops", self.field])
-        percent = 100 * exits[self.field].astype(float)
-        return percent.groupby([exits["block"], exits["flops"]]).agg(STATISTICS).dropna(subset="mean")
+        values = self.factor * exits[self.field].astype(float)
+        return values.groupby([exits["block"], exits["flops"]]).agg(STATISTICS).dropna(subset="mean")
 
 
-TEST = Accuracy("test", "test_accuracy", "block_accuracy")
-VALIDATION = Accuracy("validation", "validation_accuracy", "validation_block_accuracy")
+TEST = Measure("test", "test_accuracy", "block_accuracy")
+VALIDATION = Measure("validation", "validation_accuracy", "validation_block_accuracy")
+TEST_BITS = Measure("test", "bits_per_byte", "block_bits_per_byte", factor=1, digits=4)
+VALIDATION_BITS = Measure("validation", "validation_bits_per_byte", "validation_block_bits_per_byte", 1, 4)
 
 
 def beside_backprop(groups: Sequence[ConfigGroup]) -> list[ConfigGroup]:
@@ -96,7 +102,7 @@ def beside_backprop(groups: Sequence[ConfigGroup]) -> list[ConfigGroup]:
     return [group for group in groups if group.first["algorithm"] != BASELINE]
 
 
-def main_accuracy(groups: Sequence[ConfigGroup]) -> Accuracy:
+def main_accuracy(groups: Sequence[ConfigGroup]) -> Measure:
     """The accuracy that more of ``groups`` have; test data if both are as common. A plot never mixes the two."""
     return max((TEST, VALIDATION), key=lambda accuracy: accuracy.of(groups)["mean"].count())
 

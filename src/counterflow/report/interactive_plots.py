@@ -24,6 +24,7 @@ from counterflow.report.line_data import (
 )
 from counterflow.report.line_styles import line_styles, shade, shades_text
 from counterflow.report.tables import mean_text
+from counterflow.report.text_data import BITS, POSITION, by_costs, by_position, position_measure
 
 _HEIGHT = 260
 """Pixels of the axes, without their labels and the legend."""
@@ -104,6 +105,27 @@ def _losses(groups: Sequence[ConfigGroup], metric: str, kind: str, y: str) -> Se
     return [_blocks(group, name, of, kind, y) for group, name, of in zip(groups, labels(groups), curves, strict=True)]
 
 
+def _bits_by_cost(groups: Sequence[ConfigGroup]) -> Sequence[Panel]:
+    result = []
+    for data in by_costs(groups):
+        plot = _axes(data.x, BITS)
+        for line in data.lines:
+            single = len(line.statistics) == 1
+            drawn = line if single else Line(line.name, {**line.style, "marker": ""}, line.statistics)
+            _draw(plot, drawn, spread="bars" if single else "band", form=".4f")
+        result.append(Panel("", _with_hover(plot)))
+    return result
+
+
+def _bits_by_position(groups: Sequence[ConfigGroup]) -> Sequence[Panel]:
+    measure = position_measure(groups)
+    y = f"{measure.name} [bits per byte]"
+    return [
+        _blocks(group, name, by_position(group, measure), "block", y, x=POSITION)
+        for group, name in zip(groups, labels(groups), strict=True)
+    ]
+
+
 _KINDS: Mapping[str, Callable[[Sequence[ConfigGroup]], Sequence[Panel]]] = {
     "curves": _learning_curves,
     "loss": lambda groups: _losses(groups, "loss", "block", "loss"),
@@ -113,10 +135,14 @@ _KINDS: Mapping[str, Callable[[Sequence[ConfigGroup]], Sequence[Panel]]] = {
     "blocks": lambda groups: _accuracies(by_blocks(groups), whole=True),
     "layers": lambda groups: _accuracies(by_layers(groups), whole=True),
     "flops": lambda groups: _accuracies(by_cost(groups)),
+    "lm": _bits_by_cost,
+    "positions": _bits_by_position,
 }
 
 
-def _blocks(group: ConfigGroup, name: str, curves: Sequence[pd.DataFrame], kind: str, y: str) -> Panel:
+def _blocks(
+    group: ConfigGroup, name: str, curves: Sequence[pd.DataFrame], kind: str, y: str, x: str = "batch"
+) -> Panel:
     """The means of all curves.
 
     Args:
@@ -125,13 +151,15 @@ def _blocks(group: ConfigGroup, name: str, curves: Sequence[pd.DataFrame], kind:
         curves: One a block, bottom to top.
         kind: Block or layer.
         y: Label of the y axis; one of losses is logarithmic if they are positive.
+        x: Label of the x axis; one of positions is logarithmic.
     """
     algorithm, count = group.first["algorithm"], len(curves)
-    logarithmic = not _is_percent(y) and (pd.concat(curves)["mean"] > 0).all()
-    plot = _axes("batch", y, y_axis_type="log" if logarithmic else "linear")
+    is_loss = not y.endswith("]")
+    logarithmic = is_loss and (pd.concat(curves)["mean"] > 0).all()
+    plot = _axes(x, y, y_axis_type="log" if logarithmic else "linear", x_axis_type="log" if x == POSITION else "linear")
     for k, curve in enumerate(curves, 1):
         line = Line(f"{kind} {k}", {"color": shade(algorithm, k, count), "linestyle": "-", "marker": ""}, curve)
-        _draw(plot, line, legend=False, form=".2f" if _is_percent(y) else ".3g")
+        _draw(plot, line, legend=False, form=".3g" if is_loss else ".2f")
     drawn = sum(not curve.empty for curve in curves)
     return Panel(shades_text(name, kind, count) if drawn > 1 else name, _with_hover(plot))
 

@@ -10,8 +10,8 @@ from counterflow.report.groups import (
     BASELINE,
     NAMES,
     STATISTICS,
-    Accuracy,
     ConfigGroup,
+    Measure,
     beside_backprop,
     labels,
     line_groups,
@@ -36,7 +36,7 @@ class LinePlot:
     x: str
     """Label of the x axis."""
     y: str
-    accuracy: Accuracy
+    accuracy: Measure
     lines: Sequence[Line]
     backprop: ConfigGroup | None = None
     """Its accuracy holds for all x."""
@@ -152,7 +152,7 @@ def with_curves(groups: Sequence[ConfigGroup], event: str, name: str) -> Sequenc
     return [group for group in groups if any(len(curve) > 1 for curve in metric_curves(group, event, name))]
 
 
-def _label(accuracy: Accuracy) -> str:
+def _label(accuracy: Measure) -> str:
     return f"{accuracy.name} accuracy [%]"
 
 
@@ -160,7 +160,7 @@ def _lines(
     groups: Sequence[ConfigGroup],
     attempts: Sequence[Collection[str]],
     x: str,
-    accuracy: Accuracy,
+    accuracy: Measure,
 ) -> Iterator[Line]:
     """Lines of ``line_groups``; groups without an accuracy or ``x`` are left out.
 

@@ -139,7 +139,7 @@ def learning_curves(groups: Sequence[ConfigGroup]) -> Figure:
         first.plot(mean, label=name, **{**style, "marker": ""})
         first.fill_between(mean.index, mean - deviation, mean + deviation, color=style["color"], alpha=0.2, linewidth=0)
     for axis, (group, name, curves) in zip(panels, local, strict=True):
-        _draw_blocks(axis, group, curves, name, "block")
+        draw_blocks(axis, group, curves, name, "block")
     for axis in (first, *panels):
         axis.set_xlabel("batch")
         percent(axis, "validation accuracy [%]")
@@ -154,7 +154,7 @@ def associated_losses(groups: Sequence[ConfigGroup]) -> Figure:
     height = _PANEL_HEIGHT if len(groups) > 1 else _HEIGHT
     figure, axes = subplots(len(groups), min(2, len(groups)), height, sharey=True)
     for axis, group, name in zip(axes, groups, labels(groups), strict=True):
-        _draw_blocks(axis, group, metric_curves(group, "train", "associated"), name, "layer")
+        draw_blocks(axis, group, metric_curves(group, "train", "associated"), name, "layer")
         axis.set(yscale="log", xlabel="batch", ylabel="associated loss")
         axis.yaxis.set(
             major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}", minor_formatter=NullFormatter()
@@ -184,7 +184,7 @@ def _accuracy_plot(data: LinePlot, height: float = _HEIGHT, labelled: bool = Tru
     return figure, axis
 
 
-def _draw_blocks(axis: Axes, group: ConfigGroup, curves: Sequence[pd.DataFrame], name: str, kind: str) -> None:
+def draw_blocks(axis: Axes, group: ConfigGroup, curves: Sequence[pd.DataFrame], name: str, kind: str) -> None:
     """Draw the means of all curves.
 
     Args:

@@ -15,13 +15,13 @@ from bokeh.model import Model
 from bokeh.resources import Resources
 from jinja2 import Environment
 
-from counterflow.report.content import FIGURES, READING, Report, facts, notes
+from counterflow.report.content import FIGURES, READING, TEXTS, Report, facts, notes
 from counterflow.report.groups import Comparison
 from counterflow.report.interactive_plots import THEME, panels
 from counterflow.report.plot_selection import Plot, plots
 from counterflow.report.run_table import run_table
 from counterflow.report.runs import Run
-from counterflow.report.tables import TESTED_AGAIN, numeric_columns, run_records, table
+from counterflow.report.tables import TESTED_AGAIN, numeric_columns, run_records, table, text_table
 
 _TEMPLATE = Path(__file__).with_name("page.html")
 _RESOURCES = Resources(mode="inline", log_level="warn", components=["bokeh", "bokeh-widgets", "bokeh-tables"])
@@ -44,6 +44,7 @@ def write_page(folder: Path, report: Report) -> None:
     html = template.render(
         report=report,
         reading=READING,
+        text_caption=TEXTS,
         bokeh=_RESOURCES.render_js(),
         runs=_embedded("", "run-table", run_table(report.comparisons)),
         sections=[_section(folder, comparison) for comparison in report.comparisons],
@@ -60,6 +61,7 @@ def _section(folder: Path, comparison: Comparison) -> dict[str, Any]:
         "name": comparison.slug,
         "title": comparison.title,
         "results": _cells(table(comparison)),
+        "texts": _cells(text_table(comparison)),
         "again": f"{TESTED_AGAIN} Test data was looked at more than once: {', '.join(again)}." if again else "",
         "notes": notes(runs),
         "plots": [_plot(folder, plot, runs) for plot in plots(comparison)],

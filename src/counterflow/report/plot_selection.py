@@ -26,6 +26,8 @@ from counterflow.report.line_plots import (
     block_accuracies,
     learning_curves,
 )
+from counterflow.report.text_data import with_positions, with_texts
+from counterflow.report.text_plots import bits_by_cost, bits_by_position
 
 _Groups = Sequence[ConfigGroup]
 _Kind = tuple[str, str, Callable[[_Groups], _Groups], Callable[[_Groups], Figure] | None]
@@ -66,6 +68,13 @@ _BY_NETWORK: Sequence[_Kind] = [
         lambda groups: groups if costs_vary(groups) else (),
         accuracy_by_cost,
     ),
+    (
+        "lm",
+        "Bits per byte of held-out text against tokens, wall-clock time and FLOPs of training{}: mean over seeds, with "
+        "a band of a standard deviation. Times are to be compared on equal machines only.",
+        with_texts,
+        bits_by_cost,
+    ),
 ]
 _BY_BLOCKS: Sequence[_Kind] = [
     (
@@ -73,6 +82,13 @@ _BY_BLOCKS: Sequence[_Kind] = [
         "Accuracy on held-out data during training{}: mean over seeds, with a band of a standard deviation.",
         lambda groups: with_curves(groups, "validation", "accuracy"),
         learning_curves,
+    ),
+    (
+        "positions",
+        "Bits per byte of every block by the position in the window{}, after training, mean over seeds: they fall "
+        "where a block uses the tokens before.",
+        with_positions,
+        bits_by_position,
     ),
     (
         "loss",

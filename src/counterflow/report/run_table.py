@@ -8,7 +8,7 @@ import pandas as pd
 from bokeh.models import ColumnDataSource
 from bokeh.models.widgets.tables import DataTable, NumberFormatter, StringFormatter, TableColumn
 
-from counterflow.report.groups import TEST, VALIDATION, Comparison
+from counterflow.report.groups import TEST, TEST_BITS, VALIDATION, VALIDATION_BITS, Comparison
 from counterflow.report.tables import SEQUENCES, VIEWS, option_texts
 
 _FORMATS: Mapping[str, str] = {
@@ -19,7 +19,10 @@ _FORMATS: Mapping[str, str] = {
     "with test-time augmentation [%]": "0.00",
     "sequences right [%]": "0.00",
     "validation accuracy [%]": "0.00",
+    "test [bits per byte]": "0.0000",
+    "validation [bits per byte]": "0.0000",
     "samples/s": "0,0",
+    "tokens/s": "0,0",
     "extra FLOPs [%]": "0.0",
     "effective parameters": "0,0",
     "affiliated parameters": "0,0",
@@ -64,7 +67,10 @@ def run_frame(comparisons: Sequence[Comparison]) -> pd.DataFrame:
             "with test-time augmentation [%]": _percent(run.summary[VIEWS.field]),
             "sequences right [%]": _percent(run.summary[SEQUENCES.field]),
             "validation accuracy [%]": _percent(run.summary[VALIDATION.field]),
+            "test [bits per byte]": run.summary[TEST_BITS.field],
+            "validation [bits per byte]": run.summary[VALIDATION_BITS.field],
             "samples/s": run.summary["samples_per_second"],
+            "tokens/s": run.summary["tokens_per_second"],
             "extra FLOPs [%]": _percent(run.summary["extra_flops"]),
             "model": run.summary["model"],
             "data": run.summary["data"],

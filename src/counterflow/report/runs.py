@@ -29,6 +29,7 @@ _FIELDS: Mapping[str, Any] = {
     "seed": int,
     "steps": int,
     "samples_per_second": float,
+    "tokens_per_second": float | None,  # of text, like bits
     "effective_parameters": int,
     "affiliated_parameters": int,
     "device": str,
@@ -51,6 +52,12 @@ _FIELDS: Mapping[str, Any] = {
     "validation_tta_accuracy": float | None,
     "validation_accuracy": float | None,
     "validation_block_accuracy": Sequence[float | None],
+    "bits_per_byte": float | None,  # on test data
+    "block_bits_per_byte": Sequence[float | None],
+    "block_bits_by_position": Sequence[Sequence[float] | None],  # in the parts of a window, see metrics.positions
+    "validation_bits_per_byte": float | None,
+    "validation_block_bits_per_byte": Sequence[float | None],
+    "validation_block_bits_by_position": Sequence[Sequence[float] | None],
     "cut": Sequence[int],  # layers of every block
     "flops": dict | None,  # of training a sample
     "exits": Sequence[dict[str, Any]],  # of every block that predicts by itself, bottom to top
@@ -99,6 +106,11 @@ class Run:
     def tests(self) -> int:
         """Number of evaluations on test data."""
         return sum(row["event"] == "test" for row in self.rows)
+
+    def seconds(self, event: str) -> pd.Series:
+        """Seconds since the start of the run by batch, of the rows of ``event`` that have them."""
+        rows = {row["n"]: row["seconds"] for row in self.rows if row["event"] == event and "seconds" in row}
+        return pd.Series(rows, dtype=float)
 
     def metric(self, event: str, name: str) -> pd.DataFrame:
         """Metric ``name``: a row a batch, a column a block, bottom to top; NaN where a block has no value."""
@@ -230,11 +242,13 @@ def _checked(path: Path, key: str, value: Any, annotation: Any) -> Any:
             raise ValueError(f"{path}: {key}={value}: must be a list")
         return tuple(_checked(path, key, entry, *get_args(annotation)) for entry in value or [])
     kind, *optional = get_args(annotation) if NoneType in get_args(annotation) else (annotation,)
-    kind = get_origin(kind) or kind
     if value is None:
         if NoneType not in optional:
             raise ValueError(f"{path}: {key} is missing")
         return None
+    if get_origin(kind) is Sequence:
+        return _checked(path, key, value, kind)
+    kind = get_origin(kind) or kind
     fits = isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
     if not fits or (kind is float and not isfinite(value)):
         raise ValueError(f"{path}: {key}={value}: must be {_KINDS[kind]}")

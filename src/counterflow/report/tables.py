@@ -5,12 +5,22 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from counterflow.report.groups import TEST, VALIDATION, Accuracy, Comparison, ConfigGroup, differing_options, show
+from counterflow.report.groups import (
+    TEST,
+    TEST_BITS,
+    VALIDATION,
+    VALIDATION_BITS,
+    Comparison,
+    ConfigGroup,
+    Measure,
+    differing_options,
+    show,
+)
 from counterflow.report.runs import Run
 
 TESTED_AGAIN = "†"
-VIEWS = Accuracy("test, with test-time augmentation", "test_tta_accuracy")
-SEQUENCES = Accuracy("test sequence", "test_sequence_accuracy")
+VIEWS = Measure("test, with test-time augmentation", "test_tta_accuracy")
+SEQUENCES = Measure("test sequence", "test_sequence_accuracy")
 _HASH = 12
 """Digits of a hash that are shown."""
 _UNKNOWN = "not recorded"
@@ -66,6 +76,40 @@ def table(comparison: Comparison) -> pd.DataFrame:
     return frame.loc[:, (frame != "").any()]
 
 
+def text_table(comparison: Comparison) -> pd.DataFrame:
+    """Language models, the cells as text; no rows if there are none, and no columns of empty cells.
+
+    Bits of blocks are means over seeds. A gap is the difference of the means as a share of backprop's.
+    """
+    groups = comparison.groups
+    baselines = pd.Series([comparison.baseline(group) for group in groups], dtype=float)
+    rates = pd.Series([group.summaries["tokens_per_second"].astype(float).mean() for group in groups])
+    frame = pd.DataFrame(
+        {
+            "algorithm": [group.name for group in groups],
+            "blocks": [str(group.first["blocks"]) for group in groups],
+            "options": option_texts(groups),
+            "seeds": [str(len(group.runs)) for group in groups],
+            "batches": [f"{group.first['steps']:,}" for group in groups],
+            "test [bits per byte]": [_spread(group, TEST_BITS) for group in groups],
+            "validation [bits per byte]": [_spread(group, VALIDATION_BITS) for group in groups],
+            "test gap to BP [%]": _relative_gaps(groups, baselines, TEST_BITS),
+            "validation gap to BP [%]": _relative_gaps(groups, baselines, VALIDATION_BITS),
+            "test of blocks, bottom to top": [_of_blocks(group, TEST_BITS) for group in groups],
+            "validation of blocks, bottom to top": [_of_blocks(group, VALIDATION_BITS) for group in groups],
+            "extra FLOPs [%]": _texts(100 * pd.Series([g.first["extra_flops"] for g in groups], dtype=float), "{:.1f}"),
+            "tokens/s": _texts(rates, "{:,.0f}"),
+        }
+    )
+    frame = frame[[is_text(group) for group in groups]]
+    return frame.loc[:, (frame != "").any()]
+
+
+def is_text(group: ConfigGroup) -> bool:
+    """True if the runs are of a language model, and have its bits per byte."""
+    return any(group.summaries[measure.field].notna().any() for measure in (TEST_BITS, VALIDATION_BITS))
+
+
 def run_records(runs: Iterable[Run]) -> pd.DataFrame:
     """Records of the runs as text, a row a run: directory, seed, hashes, versions, machine."""
     return pd.DataFrame(
@@ -108,21 +152,35 @@ def _texts(values: pd.Series, text: str) -> Sequence[str]:
     return ["" if pd.isna(value) else text.format(value) for value in values]
 
 
-def _spread(group: ConfigGroup, accuracy: Accuracy) -> str:
+def _spread(group: ConfigGroup, accuracy: Measure) -> str:
     """Mean and deviation; the number of seeds if not all have a value, and a mark if test data was used again."""
     mean, deviation, count = accuracy.of([group]).iloc[0]
     if not count:
         return ""
-    text = mean_text(mean, deviation)
+    text = mean_text(mean, deviation, f".{accuracy.digits}f")
     if count < len(group.runs):
         text += f" (of {count:.0f})"
-    return f"{text} {TESTED_AGAIN}" if accuracy is TEST and any(run.tests > 1 for run in group.runs) else text
+    return (
+        f"{text} {TESTED_AGAIN}" if accuracy in (TEST, TEST_BITS) and any(run.tests > 1 for run in group.runs) else text
+    )
 
 
-def _gaps(groups: Sequence[ConfigGroup], baselines: pd.Series, accuracy: Accuracy) -> Sequence[str]:
+def _gaps(groups: Sequence[ConfigGroup], baselines: pd.Series, accuracy: Measure) -> Sequence[str]:
     """Differences of the means to those of the baselines; empty where one is unknown."""
     means = accuracy.of(groups)["mean"]
     return _texts(means - baselines.map(means), "{:+.2f}")
+
+
+def _relative_gaps(groups: Sequence[ConfigGroup], baselines: pd.Series, measure: Measure) -> Sequence[str]:
+    """Differences of the means to those of the baselines, in percent of these; empty where one is unknown."""
+    means = measure.of(groups)["mean"]
+    return _texts(100 * (means / baselines.map(means) - 1), "{:+.2f}")
+
+
+def _of_blocks(group: ConfigGroup, measure: Measure) -> str:
+    """Means of all blocks with a prediction; empty if only one has."""
+    means = measure.of_blocks(group)["mean"]
+    return ", ".join(f"{mean:.3f}" for mean in means) if len(means) > 1 else ""
 
 
 def _speedups(groups: Sequence[ConfigGroup], baselines: pd.Series, speeds: pd.Series) -> pd.Series:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -315,7 +316,11 @@ def _save_best(folder: Path, job: Job, best: BestWeights) -> dict[str, Any]:
     except OSError as error:
         _log.warning(f"{folder}: no {BEST} ({error.strerror or error})")
         return {}
-    return {"best_validation_accuracy": best.score, "best_steps": best.batches}
+    assert best.score is not None
+    if job.batches.dataset.tokens_per_byte is None:
+        return {"best_validation_accuracy": best.score, "best_steps": best.batches}
+    bits = -best.score if isfinite(best.score) else None
+    return {"best_validation_bits_per_byte": bits, "best_steps": best.batches}
 
 
 def _save_activations(folder: Path, job: Job, results: Sequence[RankResult]) -> None:

@@ -195,16 +195,17 @@ class Rank0Services:
             plan.start,
             point.seconds,
             directory.path if directory is not None else None,
+            None if job.batches.dataset.tokens_per_byte is None else job.task.input_shape[0],
         )
         self._rows = RowAssembler(job.topology.blocks, engine.summarize, self._sink, plan.start)
         self.best: BestWeights | None = None
         """Weights of the best evaluation, if they are kept."""
         if directory is not None and config.checkpoint.best:
             folder = CheckpointDirectory(directory.path / EVALUATED)
-            self.best = BestWeights(folder, job.topology.blocks, plan.start, directory.validation_accuracy())
+            self.best = BestWeights(folder, job.topology.blocks, plan.start, directory.validation_scores())
         self._patience: Patience | None = None
         if config.train.patience:
-            scores = directory.validation_accuracy() if directory is not None else {}
+            scores = directory.validation_scores() if directory is not None else {}
             self._patience = Patience(config.train.patience, scores, comm)
         self._committer: CheckpointCommitter | None = None
         if directory is not None:
@@ -280,8 +281,8 @@ class Rank0Services:
                 _log.warning(f"{self._directory.path}: no room for the metrics of batch {row.n} yet ({error.strerror})")
         if row.event != "train":
             self.evaluations[row.event] = row
-        if row.event == "validation" and (accuracy := row.column("accuracy")[-1]) is not None:
+        if row.event == "validation" and (score := row.score) is not None:
             for judge in (self.best, self._patience):
                 if judge is not None:
-                    judge.add_score(row.n + 1, accuracy)
+                    judge.add_score(row.n + 1, score)
         notify(self._callbacks, "on_step" if row.event == "train" else "on_eval", row)

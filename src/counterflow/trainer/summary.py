@@ -41,6 +41,7 @@ def summarize(
             *(["tta_accuracy"] if job.plan.views > 1 else []),
         )
     }
+    by_position = {split: row.lists("bits_by_position") for split, row in evaluations.items()} if text else {}
     digests = {block: value for result in results for block, value in result.digests.items()}
     flops = sum((result.flops for result in results), Flops(0, 0, 0))
     return {
@@ -65,7 +66,10 @@ def summarize(
         "perplexity": _top(metrics.get(("test", "perplexity"))),
         "validation_bits_per_byte": _top(metrics.get(("validation", "bits_per_byte"))),
         "validation_block_bits_per_byte": metrics.get(("validation", "bits_per_byte")),
+        "block_bits_by_position": by_position.get("test"),
+        "validation_block_bits_by_position": by_position.get("validation"),
         "best_validation_accuracy": None,
+        "best_validation_bits_per_byte": None,
         "best_steps": None,
         "samples_per_second": (rate := min(r.batches * job.batch_size / r.seconds for r in results)),
         "tokens_per_second": rate * job.task.input_shape[0] if text else None,

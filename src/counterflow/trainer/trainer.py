@@ -155,7 +155,8 @@ class Trainer:
             alternate: Flip every image in every second epoch.
             test_views: Views of an image that the last evaluation averages for ``tta_accuracy``: 1, 2 or 6.
             evaluate_every: Evaluate held-out data after every so many batches; 0 is only at the end.
-            patience: End early after so many evaluations of held-out data in a row without progress; 0 is never.
+            patience: End early after so many evaluations of held-out data in a row without progress: a higher
+                accuracy, or of text fewer bits per byte; 0 is never.
             evaluate_test: Evaluate the test data after the last batch.
             log_every: Report metrics after every so many batches.
             run_dir: Folder for metrics, checkpoints and the summary. Without it nothing is written.

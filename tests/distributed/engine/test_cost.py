@@ -33,16 +33,16 @@ def test_a_reference_costs_what_backprop_costs(pool: Pool) -> None:
 
 
 def test_bll_by_hand(pool: Pool) -> None:
-    """No gradient leaves a block; a book of 10 codes of 12 numbers is used in the posterior, and made by ``g_2``."""
+    """No gradient leaves a block, and a book of 10 codes of 12 numbers is used in the posterior of the lower one.
+
+    The top has one-hot codes: neither its posterior nor ``g_2``, whose weights are the book, multiplies anything.
+    """
     flops = summary_of(pool, 2, *MLP, "algorithm.feedback.kind=linear")["flops"]
     saved = 2 * LAYERS[1]  # the gradient that would go down
-    logits = {1: 2 * 12 * 10, 2: 2 * 10 * 10}
-    posterior = sum(
-        3 * product for product in logits.values()
-    )  # q's logits, the expected code, and the metrics' logits
-    codes = 2 * (2 * 10 * 10 * 12) / 32  # g_2 forward and its weights' gradient, once a batch
-    below = 2 * logits[1]  # u_1 against the book of g_2, and the book's gradient
-    assert flops["extra"] == posterior + codes + below - saved
+    product = 2 * 12 * 10
+    posterior = 2 * product  # q's logits, and the expected code
+    below = 2 * product  # u_1 against the book of g_2, and the book's gradient
+    assert flops["extra"] == posterior + below - saved
 
 
 @pytest.mark.parametrize("algorithm", ["bll", "al", "predsim"])

@@ -2,6 +2,7 @@
 
 import json
 import math
+import random
 import shutil
 from collections.abc import Callable
 from functools import cache
@@ -47,7 +48,10 @@ def run(pool: Pool, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return cache(lambda rule, ranks, *more, **how: summary_of(pool, ranks, *options(folder, rule), *more, **how))
 
 
-RESULTS = ("fingerprint", "bits_per_byte", "block_bits_per_byte", "validation_block_bits_per_byte", "perplexity")
+RESULTS = (
+    *("fingerprint", "bits_per_byte", "block_bits_per_byte", "validation_block_bits_per_byte", "perplexity"),
+    *("block_bits_by_position", "validation_block_bits_by_position"),
+)
 
 
 @pytest.mark.parametrize(("rule", "ranks"), [("bll", 2), ("bll", 4), ("predsim", 3), ("al", 4)])
@@ -56,6 +60,9 @@ def test_processes_change_nothing(run: Run, rule: str, ranks: int) -> None:
     assert {key: together[key] for key in RESULTS} == {key: alone[key] for key in RESULTS}
     assert alone["test_sequence_accuracy"] is None
     assert all(0 < bits < 16 for bits in alone["block_bits_per_byte"])
+    for bits, parts in zip(alone["block_bits_per_byte"], alone["block_bits_by_position"], strict=True):
+        lengths = (1, 1, 2, 4, 8)  # of a window of 16
+        assert sum(n * part for n, part in zip(lengths, parts, strict=True)) / 16 == pytest.approx(bits, rel=1e-9)
 
 
 def test_the_norm_of_the_whole_gradient_is_limited_on_several_processes(run: Run) -> None:
@@ -67,6 +74,44 @@ def test_the_norm_of_the_whole_gradient_is_limited_on_several_processes(run: Run
     )
     assert together == pytest.approx(alone, rel=1e-5)
     assert unlimited != pytest.approx(alone, rel=1e-2)
+
+
+def evaluations(run: Path) -> dict[int, tuple[float, float]]:
+    """Bits per byte and accuracy of the network on held-out text, by the batches before."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return {
+        row["n"] + 1: (row["bits_per_byte"][-1], row["accuracy"][-1]) for row in rows if row["event"] == "validation"
+    }
+
+
+@pytest.mark.parametrize("rule", ["predsim", "bp"])
+def test_the_best_weights_and_the_early_end_go_by_bits(run: Run, tmp_path: Path, rule: str) -> None:
+    """At a rate at which bits and accuracy disagree about the best evaluation, on a text of 40 words."""
+    draw = random.Random(1)
+    words = ["".join(draw.choices("abcdefgh", k=draw.randint(1, 5))) for _ in range(40)]
+    text = tmp_path / "words.txt"
+    text.write_text(" ".join(draw.choices(words, k=6000)))
+    how = (
+        f"data.root={text}",
+        "optimizer.lr=0.1",
+        "optimizer.schedule=constant",
+        "train.steps=40",
+        "train.evaluate_every=2",
+    )
+    more = ("checkpoint.best=true", "data.evaluated=16")
+    whole = run(rule, 1, *how, *more, directory=tmp_path / "whole")
+    found = evaluations(tmp_path / "whole")
+    best = min(found, key=lambda batches: found[batches])
+    assert found[best][1] < max(accuracy for _, accuracy in found.values()), "else it would be no test"
+    assert (whole["best_steps"], whole["best_validation_bits_per_byte"]) == (best, found[best][0])
+    assert whole["best_validation_accuracy"] is None
+    # The lowest so far is followed by two that are higher: some batches later the run ends.
+    early = run(rule, 2 if rule == "predsim" else 1, *how, *more, "train.patience=2", directory=tmp_path / "early")
+    bits = [found[batches][0] for batches in sorted(found)]
+    decided = next(i for i in range(2, len(bits)) if bits.index(min(bits[: i + 1])) <= i - 2)
+    notice = 2 * 3 + 2 + 2  # lag * (blocks - 1), the messages posted ahead, and 2
+    assert early["steps"] == 2 * (decided + 1) + notice < 40
+    assert list(evaluations(tmp_path / "early")) == [n for n in found if n <= early["steps"]]
 
 
 @pytest.mark.parametrize("rule", ["bll", "predsim", "al"])

@@ -43,9 +43,40 @@ def test_bits_of_text_by_hand() -> None:
         scores = torch.stack([even[rows], better[rows]])
         meter.add(scores.argmax(-1), scores, labels[rows], PLAIN)
     first, second = meter.take()
-    assert first == {"accuracy": 1 / 3, "perplexity": pytest.approx(4), "bits_per_byte": pytest.approx(2 * 0.75)}
-    assert second == {"accuracy": 1.0, "perplexity": pytest.approx(2), "bits_per_byte": pytest.approx(0.75)}
+    assert first == {
+        "accuracy": 1 / 3,
+        "perplexity": pytest.approx(4),
+        "bits_per_byte": pytest.approx(2 * 0.75),
+        "bits_by_position": pytest.approx([1.5, 1.5, 1.5]),
+    }
+    assert second == {
+        "accuracy": 1.0,
+        "perplexity": pytest.approx(2),
+        "bits_per_byte": pytest.approx(0.75),
+        "bits_by_position": pytest.approx([0.75, 0.75, 0.75]),
+    }
     assert meter.take() == []
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 16, 21])
+def test_bits_of_every_part_of_a_window(length: int) -> None:
+    """Against the logarithms of all scores, position by position; batches of different size."""
+    generator = torch.Generator().manual_seed(length)
+    scores = torch.randn(2, 5, length, 7, generator=generator)
+    labels = torch.randint(7, (5, length), generator=generator)
+    meter = AccuracyMeter(tokens_per_byte=0.5)
+    for rows in (slice(0, 4), slice(4, 5)):
+        meter.add(scores[:, rows].argmax(-1), scores[:, rows], labels[rows], PLAIN)
+    likelihoods = scores.double().softmax(-1)
+    for block, found in enumerate(meter.take()):
+        parts: dict[int, list[float]] = {}
+        for t in range(length):  # 0; 1; 2 and 3; 4 to 7; ..
+            own = [-log(float(likelihoods[block, b, t, labels[b, t]])) for b in range(5)]
+            parts.setdefault(len(f"{t:b}") if t else 0, []).extend(own)
+        expected = [sum(part) / len(part) * 0.5 / log(2) for part in parts.values()]
+        assert found["bits_by_position"] == pytest.approx(expected, rel=1e-6)
+        whole = sum(sum(part) for part in parts.values()) / (5 * length)
+        assert found["bits_per_byte"] == pytest.approx(whole * 0.5 / log(2), rel=1e-6)
 
 
 def test_views_are_averaged_by_weight_and_plain_ones_counted_apart() -> None:

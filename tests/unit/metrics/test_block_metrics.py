@@ -1,10 +1,11 @@
 import json
 import math
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from counterflow.metrics.block_metrics import BlockMetrics, StepMetrics
+from counterflow.metrics.block_metrics import BlockMetrics, StepMetrics, score
 
 numbers = st.floats(allow_nan=False)
 records = st.builds(
@@ -85,3 +86,28 @@ def test_figures_keep_all_their_digits() -> None:
         "accuracy": [value],
         "wait_fraction": [0.1235],
     }
+
+
+def test_metrics_of_several_numbers_are_in_the_line_and_no_curve() -> None:
+    """The lower block predicts nothing; what is read back is what was reported."""
+    upper = BlockMetrics("test", 7, 2, 0, {"accuracy": 0.5, "bits_by_position": [4.0, 2.5]}, 1.0, 0.0)
+    lower = BlockMetrics("test", 7, 1, 0, {}, 1.0, 0.0)
+    row = StepMetrics("test", 7, [lower, BlockMetrics.from_json(upper.to_json())], {})
+    assert row.lists("bits_by_position") == [None, [4.0, 2.5]]
+    assert row.column("bits_by_position") == [None, None]
+    assert json.loads(row.to_json())["bits_by_position"] == [None, [4.0, 2.5]]
+    assert row.scalars() == {"test/accuracy/block2": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("metrics", "expected"),
+    [
+        ({}, None),
+        ({"accuracy": 0.75}, 0.75),
+        ({"accuracy": 0.75, "bits_per_byte": 2.5}, -2.5),
+        ({"accuracy": 0.75, "bits_per_byte": math.nan}, -math.inf),
+        ({"accuracy": None}, None),
+    ],
+)
+def test_scores(metrics: dict[str, float | None], expected: float | None) -> None:
+    assert score(metrics) == expected

@@ -141,6 +141,20 @@ def test_a_terminal_shows_progress_and_speed() -> None:
     assert re.search(r"^batch +8/10 .* 256 samples/s  free_energy 2\.5000$", plain(text_of(second)), re.MULTILINE)
 
 
+def test_tokens_are_counted_of_text_alone() -> None:
+    """Samples of 100 tokens."""
+    to = console(terminal=True)
+    display = ProgressDisplay(to)
+    display.on_start(RunInfo((), 10, 32, RANKS, tokens=100))
+    display.on_step(train(3, 2.0))
+    text = {"bits_per_byte": 1.5, "validation_bits_per_byte": 1.25, "tokens_per_second": 1234560.0}
+    display.on_end({**SUMMARY, **text})
+    display.close()
+    assert re.search(r"64 samples/s  6,400 tokens/s  free_energy", plain(text_of(to)))
+    last = plain(text_of(to)).splitlines()[-1]
+    assert "validation bits per byte 1.2500  test bits per byte 1.5000  12,346 samples/s  1,234,560 tokens/s" in last
+
+
 def test_a_terminal_shows_the_table_instead_of_lines() -> None:
     to = console(terminal=True)
     with started(to, 10) as display:

@@ -51,6 +51,8 @@ def test_paths_without_runs_are_refused(tmp_path: Path) -> None:
         ("validation_accuracy", "high", "validation_accuracy=high: must be a number"),
         ("block_accuracy", 0.5, "block_accuracy=0.5: must be a list"),
         ("block_accuracy", [0.5, 2], "block_accuracy=2: must be between 0 and 1"),
+        ("block_bits_by_position", [0.5], "block_bits_by_position=0.5: must be a list"),
+        ("block_bits_by_position", [None, [2.5, "few"]], "block_bits_by_position=few: must be a number"),
         ("hardware", 7, "hardware=7: must be text"),
         ("flops", {"training": 0, "extra": 1}, "flops.training=0: must be greater than 0"),
         ("exits", [0.5], "exits=0.5: must be an object"),
