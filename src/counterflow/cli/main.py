@@ -13,6 +13,7 @@ _COMMANDS = {
     "doctor": ("counterflow.doctor.cli", "check a machine before a run"),
     "report": ("counterflow.report.cli", "write tables, figures and a page of finished runs"),
     "export": ("counterflow.cli.export", "write the network of a run for use elsewhere"),
+    "tokenize": ("counterflow.cli.tokenize", "train a tokenizer of text, for data.tokenizer"),
     "predict": ("counterflow.cli.predict", "predict classes of files by the network of a run"),
     "generate": ("counterflow.cli.generate", "continue a text by the language model of a run"),
     "evaluate": ("counterflow.cli.evaluate", "measure the network of a run on test data"),

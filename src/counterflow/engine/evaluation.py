@@ -1,5 +1,6 @@
 """Evaluation results of blocks: accuracy, and activations that are kept for reports."""
 
+from collections.abc import Mapping
 from math import log
 
 import torch
@@ -17,8 +18,8 @@ _MOST_DIMENSIONS = 4096
 class AccuracyMeter:
     """Counts correct predictions of one or several blocks over the batches of an evaluation; of text, also its bits."""
 
-    def __init__(self, tokens_per_byte: float | None = None) -> None:
-        """``tokens_per_byte``: of text; None where the inputs are no text."""
+    def __init__(self, tokens_per_byte: Mapping[str, float] | None = None) -> None:
+        """``tokens_per_byte``: of text in each split; None where the inputs are no text."""
         self._tokens_per_byte = tokens_per_byte
         self._nats: list[Tensor] = []
         """Cross entropy of each position of text, float64 ``[K, positions]``."""
@@ -45,8 +46,8 @@ class AccuracyMeter:
             self._right_of_views.append(self._scores.argmax(-1) == labels)
             self._scores = None
 
-    def take(self) -> list[dict[str, float]]:
-        """Metrics of each row since the last call; an empty list if nothing was added.
+    def take(self, split: str) -> list[dict[str, float]]:
+        """Metrics of each row since the last call, of the data of ``split``; an empty list if nothing was added.
 
         ``accuracy`` is the share of labels; of sequences there is also ``sequence_accuracy``, the share of sequences
         that are right at every position; with several views, ``tta_accuracy``, the accuracy of their average. Of text
@@ -68,7 +69,7 @@ class AccuracyMeter:
         shares = {name: (hit.sum(1).double() / hit.shape[1]).tolist() for name, hit in hits.items()}
         if self._tokens_per_byte is not None:
             shares["perplexity"] = nats.exp().tolist()
-            shares["bits_per_byte"] = (nats * self._tokens_per_byte / log(2)).tolist()
+            shares["bits_per_byte"] = (nats * self._tokens_per_byte[split] / log(2)).tolist()
         return [{name: share[row] for name, share in shares.items()} for row in range(len(right))]
 
 
