@@ -8,12 +8,12 @@ from counterflow.cli.console import closed_pipe_allowed
 _COMMANDS = {
     "train": ("counterflow.cli.launch", "train a network, on one process or with --ranks N on several"),
     "sweep": ("counterflow.cli.stages", "train every combination of options, one after the other"),
+    "tokenize": ("counterflow.cli.tokenize", "train a tokenizer on a text, for data.tokenizer"),
     "plan": ("counterflow.planner.cli", "choose blocks, cut, lag and depth for a set of machines"),
     "bench": ("counterflow.bench.cli", "measure cases side by side"),
     "doctor": ("counterflow.doctor.cli", "check a machine before a run"),
     "report": ("counterflow.report.cli", "write tables, figures and a page of finished runs"),
     "export": ("counterflow.cli.export", "write the network of a run for use elsewhere"),
-    "tokenize": ("counterflow.cli.tokenize", "train a tokenizer of text, for data.tokenizer"),
     "predict": ("counterflow.cli.predict", "predict classes of files by the network of a run"),
     "generate": ("counterflow.cli.generate", "continue a text by the language model of a run"),
     "evaluate": ("counterflow.cli.evaluate", "measure the network of a run on test data"),

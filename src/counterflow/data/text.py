@@ -4,21 +4,10 @@ Tokens are the bytes of UTF-8, or subwords by ``data.tokenizer``, and one more e
 the cache once, by one of the processes that need them, and mapped from there.
 """
 
-import codecs
-import fcntl
-import hashlib
-import json
-import logging
 import os
-import shutil
 import sysconfig
-import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
-from itertools import chain
-from math import floor
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,53 +15,13 @@ import torch
 
 from counterflow.config import DataConfig
 from counterflow.data.dataset import Dataset, Split
-from counterflow.data.token_windows import TYPES, TokenWindows
+from counterflow.data.documents import SPLITS, checked_reader, documents, read_document
+from counterflow.data.token_cache import MANIFEST, TOKENIZER, cached_tokens, read_manifest
+from counterflow.data.token_windows import TokenWindows
 from counterflow.data.tokenization import SubwordTokenizer, TextTokenizer, load_tokenizer, pieces, train_tokenizer
 
-SPLITS = ("train", "validation", "test")
-MANIFEST = "manifest.json"
-TOKENIZER = "tokenizer.json"
-"""The tokenizer's file in a cache."""
-_FORMAT = 1
-"""Version of the cache's files."""
-_BY_FILE = 40
-"""From so many files on, whole files are held out; of fewer, a part of each."""
-_TEST = 0.05
-"""Share of the text that is test data."""
-_CHUNK = 1 << 24
-"""Bytes that are read at a time."""
-_LONGEST = 3600
-"""Seconds that a process waits for another one that writes the same cache."""
-_VERIFIED = 256 << 20
-"""Bytes up to which the files of a cache are compared with their checksums before every run."""
-_SPECIMEN = "Größe \u2126 = 5 €\n\n\tif x:  # 日本語\r\n"
-"""Text that comes back from a tokenizer only if that loses nothing: characters, blanks, and compositions."""
-_log = logging.getLogger(__name__)
 _TESTS = {"test", "tests", "idle_test", "site-packages", "__pycache__"}
 """Folders that are left out of the standard library."""
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """Content of a cache."""
-
-    format: int
-    tokens: dict[str, int]
-    """Tokens of every split."""
-    bytes: dict[str, int]
-    """Bytes of the text of every split."""
-    sha256: dict[str, str]
-    """Checksum of the file of every split."""
-    type: str = "uint8"
-    """Type of the tokens in the files."""
-    tokenizer: str = ""
-    """Checksum of the tokenizer's file; empty for bytes."""
-
-    @property
-    def digest(self) -> str:
-        """One checksum for all."""
-        sums = [*(self.sha256[name] for name in SPLITS), self.tokenizer]
-        return hashlib.sha256("".join(sums).encode()).hexdigest()
 
 
 def load(config: DataConfig) -> Dataset:
@@ -88,16 +37,18 @@ def load(config: DataConfig) -> Dataset:
     tokenizer = load_tokenizer(config.tokenizer)
     root, paths = _sources(config)
     if config.name == "text" and (root / MANIFEST).is_file():
-        folder, found = root, _read_manifest(root)
+        folder, found = root, read_manifest(root)
         if found is None:
             raise ValueError(f"data.root={config.root}: its files are not the tokens that {MANIFEST} describes")
         if found.tokenizer != tokenizer.sha256:
-            theirs = f"data.tokenizer={root / TOKENIZER}" if found.tokenizer else "bytes, no data.tokenizer"
-            raise ValueError(f"data.tokenizer={config.tokenizer}: data.root={config.root} has tokens of {theirs}")
+            raise ValueError(
+                f"data.tokenizer={config.tokenizer or 'null'}: is not that of the tokens in data.root={config.root}, "
+                f"allowed is {root / TOKENIZER if found.tokenizer else 'null'}"
+            )
         manifest = found
     else:
         _require_text(config, paths)
-        folder, manifest = _cached(root, paths, config, tokenizer)
+        folder, manifest = cached_tokens(root, paths, config, tokenizer)
     splits: dict[str, Split | None] = {}
     for name in SPLITS:
         most = config.limit if name == "train" else config.evaluated
@@ -147,13 +98,13 @@ def train_on(config: DataConfig, vocabulary: int) -> TrainedTokenizer:
     root, paths = _sources(config)
     _require_text(config, paths)
 
-    def documents(split: str) -> Iterator[tuple[int, Iterator[bytes]]]:
-        found = _documents(root, paths, config.validation, whole_characters=True)
+    def parts_of(split: str) -> Iterator[tuple[int, Iterator[bytes]]]:
+        found = documents(root, paths, config.validation, whole_characters=True)
         return ((size, chunks) for name, size, chunks in found if name == split)
 
-    tokenizer = train_tokenizer((text for _, chunks in documents("train") for text in pieces(chunks)), vocabulary)
+    tokenizer = train_tokenizer((text for _, chunks in parts_of("train") for text in pieces(chunks)), vocabulary)
     tokens = text = 0
-    for size, chunks in documents("validation"):
+    for size, chunks in parts_of("validation"):
         tokens += 1 + sum(map(len, tokenizer.encode(chunks)))
         text += size
     if not text:
@@ -190,8 +141,8 @@ def windows_of(path: Path, length: int, tokenizer: TextTokenizer) -> tuple[Split
     Raises ``ValueError`` if it has none or is no UTF-8, and ``OSError`` if it cannot be read.
     """
     size = path.stat().st_size
-    read = _checked(path, path.parent)
-    found = [*tokenizer.encode(_document(read, size, last=True)), np.array([tokenizer.end])]
+    read = checked_reader(path, path.parent)
+    found = [*tokenizer.encode(read_document(read, size, last=True)), np.array([tokenizer.end])]
     tokens = torch.from_numpy(np.concatenate(found).astype(np.int64))
     windows = (len(tokens) - 1) // length
     if not windows:
@@ -199,187 +150,3 @@ def windows_of(path: Path, length: int, tokenizer: TextTokenizer) -> tuple[Split
         raise ValueError(f"{path}: has {len(tokens) - 1} {kind}: must have at least {length}, those of a window")
     split = Split(*(tokens[shift : shift + windows * length].view(windows, length) for shift in (0, 1)))
     return split, len(tokens) / size
-
-
-def _cached(root: Path, paths: Sequence[Path], config: DataConfig, tokenizer: TextTokenizer) -> tuple[Path, Manifest]:
-    """The folder of the cache, which is written if there is none or if it is damaged."""
-    listing = [(str(path.relative_to(root)), *_state(path)) for path in paths]
-    described = [_FORMAT, str(root), config.validation, listing, *([tokenizer.sha256] if tokenizer.sha256 else [])]
-    key = hashlib.sha256(json.dumps(described).encode()).hexdigest()[:16]
-    cache = Path(os.path.expanduser(config.cache))
-    folder = cache / f"{config.name}-{key}"
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with _locked(cache / f"{folder.name}.lock"):
-            manifest = _read_manifest(folder)
-            if manifest is None:
-                shutil.rmtree(folder, ignore_errors=True)
-                manifest = _write(folder, root, paths, config.validation, tokenizer)
-                changed = next(
-                    (p for p, (_, *state) in zip(paths, listing, strict=True) if [*_state(p)] != state), None
-                )
-                if changed is not None:
-                    shutil.rmtree(folder)
-                    raise ValueError(f"data.root={config.root}: {changed.relative_to(root)} changed while it was read")
-                if isinstance(tokenizer, SubwordTokenizer) and not tokenizer.keeps(_SPECIMEN):
-                    _log.warning(
-                        f"data.tokenizer={config.tokenizer}: loses parts of a text: bits per byte do not compare"
-                    )
-    except OSError as error:
-        raise ValueError(f"data.cache={config.cache}: cannot be written ({error.strerror or error})") from error
-    return folder, manifest
-
-
-def _state(path: Path) -> tuple[int, int]:
-    status = path.stat()
-    return status.st_size, status.st_mtime_ns
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold the lock of the file ``path``, which one process at a time does."""
-    with path.open("w") as file:
-        deadline = time.monotonic() + _LONGEST
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise ValueError(f"{path}: another process has held it for {_LONGEST} s") from None
-                time.sleep(0.05)
-        yield
-
-
-def _read_manifest(folder: Path) -> Manifest | None:
-    """The manifest of ``folder``; None if there is none, or if the files are not those that it describes."""
-    try:
-        manifest = Manifest(**json.loads((folder / MANIFEST).read_text()))
-        for name in SPLITS:
-            path = folder / f"{name}.bin"
-            size = path.stat().st_size
-            expected = manifest.tokens[name] * np.dtype(manifest.type).itemsize
-            if size != expected or (size <= _VERIFIED and _sha256(path) != manifest.sha256[name]):
-                return None
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
-    return manifest if manifest.format == _FORMAT and manifest.type in TYPES else None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _write(folder: Path, root: Path, paths: Sequence[Path], validation: float, tokenizer: TextTokenizer) -> Manifest:
-    """Write the tokens of ``paths``; ``folder`` appears when it is complete."""
-    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    kind, subwords = np.dtype(tokenizer.type).newbyteorder("<"), tokenizer.content is not None
-    try:
-        text, tokens = dict.fromkeys(SPLITS, 0), dict.fromkeys(SPLITS, 0)
-        with ExitStack() as stack:
-            files = {name: stack.enter_context((scratch / f"{name}.bin").open("wb")) for name in SPLITS}
-            for name, size, chunks in _documents(root, paths, validation, whole_characters=subwords):
-                for found in chain(tokenizer.encode(chunks), [np.array([tokenizer.end])]):
-                    files[name].write(found.astype(kind).tobytes())
-                    tokens[name] += len(found)
-                text[name] += size
-        manifest = Manifest(
-            _FORMAT,
-            tokens,
-            text,
-            {name: _sha256(scratch / f"{name}.bin") for name in SPLITS},
-            tokenizer.type,
-            tokenizer.sha256,
-        )
-        if tokenizer.content is not None:
-            (scratch / TOKENIZER).write_bytes(tokenizer.content)
-        (scratch / MANIFEST).write_text(json.dumps(asdict(manifest), indent=1))
-        scratch.rename(folder)
-    except BaseException:
-        shutil.rmtree(scratch, ignore_errors=True)
-        raise
-    return manifest
-
-
-def _documents(
-    root: Path, paths: Sequence[Path], validation: float, *, whole_characters: bool
-) -> Iterator[tuple[str, int, Iterator[bytes]]]:
-    """The split, the bytes and the content, which is to be read at once, of every part of every file that has any.
-
-    Parts of a file may end within a character, unless they shall have ``whole_characters``.
-
-    Raises ``ValueError`` that names the first wrong byte of a file that is no UTF-8.
-    """
-    for number, path in enumerate(paths):
-        read = _checked(path, root)
-        parts = _parts(path.stat().st_size, number, len(paths), validation)
-        if whole_characters:
-            parts = _whole_characters(path, parts)
-        for index, (name, size) in enumerate(parts):
-            chunks = _document(read, size, last=index == len(parts) - 1)
-            if size:
-                yield name, size, chunks
-            for _ in chunks:  # what the reader has not taken
-                pass
-
-
-def _document(read: Callable[[int], bytes], size: int, *, last: bool) -> Iterator[bytes]:
-    """The next ``size`` bytes of a file, a chunk at a time; the ``last`` ones must end with a whole character."""
-    while size and (chunk := read(min(size, _CHUNK))):
-        yield chunk
-        size -= len(chunk)
-    if last:
-        read(0)
-
-
-def _checked(path: Path, root: Path) -> Callable[[int], bytes]:
-    """Read the next bytes of a file, which must be UTF-8, or with 0 make sure that it ended with a whole character.
-
-    Raises ``ValueError`` that names the first wrong byte.
-    """
-    file, decoder, before = path.open("rb"), codecs.getincrementaldecoder("utf-8")(), 0
-
-    def read(size: int) -> bytes:
-        nonlocal before
-        pending = len(decoder.getstate()[0])
-        content = file.read(size)
-        try:
-            decoder.decode(content, final=size == 0)
-        except UnicodeDecodeError as error:
-            raise ValueError(
-                f"data.root={root}: {path.relative_to(root)} is no UTF-8: its byte {before - pending + error.start} is "
-                f"0x{error.object[error.start]:02x}"
-            ) from None
-        finally:
-            if size == 0:
-                file.close()
-        before += len(content)
-        return content
-
-    return read
-
-
-def _parts(size: int, number: int, files: int, validation: float) -> list[tuple[str, int]]:
-    """The splits that file ``number`` of ``files``, of ``size`` bytes, belongs to in turn, with the bytes of each."""
-    if files >= _BY_FILE:
-        for name, share, offset in (("test", _TEST, 0.0), ("validation", validation, 0.5)):
-            if floor((number + 1) * share + offset) > floor(number * share + offset):
-                return [(name, size)]
-        return [("train", size)]
-    test, held_out = (floor(size * share) for share in (_TEST, validation))
-    return [("train", size - test - held_out), ("validation", held_out), ("test", test)]
-
-
-def _whole_characters(path: Path, parts: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
-    """``parts`` of a file, each of which takes the rest of a character that would be in two of them."""
-    found, end, before = [], 0, 0
-    with path.open("rb") as file:
-        for name, size in parts:
-            end += size
-            file.seek(end)
-            following = file.read(3)
-            inside = next((i for i, byte in enumerate(following) if byte & 0xC0 != 0x80), len(following))
-            found.append((name, max(0, end + inside - before)))
-            before = max(before, end + inside)
-    return found
