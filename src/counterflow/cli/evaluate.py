@@ -78,17 +78,18 @@ def _data(run: Path, overrides: Sequence[str], subwords: bool) -> "DataConfig":
     for override in overrides:
         if not override.startswith(("data=", "data.")):
             raise ValueError(f"{override}: allowed are data=NAME and data.KEY=VALUE")
-    names = [override.partition("=")[2] for override in overrides if override.startswith("data=")]
-    if subwords and (not names or names[-1] in ("text", "stdlib")):
-        overrides = [f"data.tokenizer={run / TOKENIZER}", *overrides]
-    if not names:
+    given = {override.split("=")[0] for override in overrides}
+    if "data" not in given:
         own = OmegaConf.load(run / "config.yaml").data
         if own.name not in DATA:
             raise ValueError(f"run={run}: was trained on data of a script; name a data set by data=NAME data.root=DIR")
-        given = {override.split("=")[0] for override in overrides}
         # The share that is held out decides which files of a text are test data.
         keys = ("root", "length", "evaluated", "validation", "cache")
         kept = [key for key in keys if key in own and f"data.{key}" not in given]
         data = load_config([f"data={own.name}", *overrides]).data
-        return replace(data, **{key: own[key] for key in kept})
-    return load_config(overrides).data
+        data = replace(data, **{key: own[key] for key in kept})
+    else:
+        data = load_config(overrides).data
+    if subwords and data.name in ("text", "stdlib") and "data.tokenizer" not in given:
+        data = replace(data, tokenizer=str(run / TOKENIZER))
+    return data
