@@ -26,6 +26,9 @@ from counterflow.models.head import Head
 
 _MOST_CLASSES = 1 << 15
 """Codes of the largest book."""
+_MATRIX = 1024
+"""Classes up to which the one-hot code of the top is a matrix. A larger one is an empty book, with the same bits:
+products with C x C numbers would be most of the work of a run, and they say nothing."""
 
 
 @dataclass(kw_only=True)
@@ -48,12 +51,32 @@ def posterior(u: Tensor, codes: Tensor, labels: Tensor, smoothing: float = 0.0) 
 
     ``u`` is ``[B, d]``, ``codes`` ``[C, d]``, ``labels`` ``[B]``. The conjugate-computation step: the natural parameter
     of the forward message plus the gradient of the log likelihood ``log q(y | u)``.
-    With ``smoothing``, of its mean under smoothed labels: ``b(y)`` moves by this share to the mean code.
+    With ``smoothing``, of its mean under smoothed labels: ``b(y)`` moves by this share to the mean code. An empty book
+    is the one-hot code.
     """
-    own = codes[labels]
+    likely = scores_of(u, codes).softmax(-1)
+    if len(codes):
+        own, mean, expected = codes[labels], codes.mean(0), likely @ codes
+    else:
+        own, mean, expected = (
+            torch.zeros_like(u).scatter_(1, labels[:, None], 1.0),
+            u.new_tensor(1 / u.shape[1]),
+            likely,
+        )
     if smoothing:
-        own = torch.lerp(own, codes.mean(0), smoothing)
-    return u + own - (u @ codes.T).softmax(-1) @ codes
+        own = torch.lerp(own, mean, smoothing)
+    return u + own - expected
+
+
+def scores_of(u: Tensor, codes: Tensor) -> Tensor:
+    """Scores ``[.., C]`` of natural parameters ``[.., d]`` by a code book ``[C, d]``, or by the one-hot code, which is
+    an empty book: products of C x C numbers would say nothing more."""
+    return u @ codes.T if len(codes) else u
+
+
+def _one_hot(classes: int) -> Tensor:
+    """The one-hot code ``[C, C]``, or an empty book in its place."""
+    return torch.eye(classes) if classes <= _MATRIX else torch.empty(0, classes)
 
 
 def latent_kl(family: str, categories: int, r: Tensor, u: Tensor) -> Tensor:
@@ -99,12 +122,13 @@ class Feedback(nn.Module):
     """Feedback block: maps a code book ``[C, above]`` to a code book ``[C, below]``.
 
     ``kind: linear`` is one matrix that starts as a skip; ``kind: mlp`` is a fixed skip plus an MLP that starts at zero.
+    An empty book is the one-hot code, of ``above`` classes.
     """
 
     def __init__(self, above: int, below: int, config: FeedbackConfig) -> None:
         super().__init__()
         self.norm = config.norm
-        self.residual: nn.Module | None = None
+        self.residual: nn.Sequential | None = None
         if config.kind == "linear":
             self.skip = nn.Parameter(_skip(above, below))
         else:
@@ -114,9 +138,14 @@ class Feedback(nn.Module):
             self.residual = nn.Sequential(nn.Linear(above, config.hidden), nn.ReLU(), last)
 
     def forward(self, codes: Tensor) -> Tensor:
-        below = codes @ self.skip.T
+        if len(codes):
+            below = codes @ self.skip.T
+            return centre(below if self.residual is None else below + self.residual(codes), self.norm)
+        below = self.skip.T.contiguous()  # sums over another layout are rounded otherwise
         if self.residual is not None:
-            below = below + self.residual(codes)
+            first, *rest = self.residual
+            assert isinstance(first, nn.Linear)
+            below = below + nn.Sequential(*rest)(first.weight.T.contiguous() + first.bias)
         return centre(below, self.norm)
 
 
@@ -148,7 +177,7 @@ class BLLRule(LocalRule):
         self.feedback = feedback
         self.codes: Tensor | None
         # The book that stands until a message brings another one: the top's, and no other block's.
-        self.register_buffer("codes", torch.eye(context.classes) if context.is_top else None)
+        self.register_buffer("codes", _one_hot(context.classes) if context.is_top else None)
         self._classes = context.classes
         self._family = "gaussian" if context.is_top else config.latent.family
         self._categories = config.latent.categories
@@ -183,7 +212,7 @@ class BLLRule(LocalRule):
         self._u = None
         with torch.no_grad():
             rho = posterior(u, codes, labels, self._smoothing)
-            logits = u @ codes.T
+            logits = scores_of(u.detach(), codes)
         loss = latent_kl(self._family, self._categories, rho, u).mean()
         self._theta.backward_and_step(loss, part)
         metrics = {
@@ -200,7 +229,7 @@ class BLLRule(LocalRule):
 
     def predict(self, message: Payload, target: Target) -> tuple[Payload, Prediction]:
         a = self.block(message[0])
-        return (a,), Prediction.of(self.head(a) @ target[0].T)
+        return (a,), Prediction.of(scores_of(self.head(a), target[0]))
 
     def readout_module(self) -> nn.Module | None:
         if not isinstance(self.head, Head):

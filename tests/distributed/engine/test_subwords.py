@@ -90,17 +90,19 @@ def test_a_run_keeps_its_tokenizer_and_has_the_bits_of_its_text(
 def test_generation_by_subwords_goes_to_text_and_back(
     moved: tuple[Path, dict[str, Any]], tokenizer: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The likeliest tokens, one after the other, within the window of training."""
+    """The likeliest tokens, one after the other, up to the end of a text or of the window of training."""
     folder, _ = moved
-    library, predictor = Tokenizer.from_file(str(tokenizer)), cf.load(folder)
-    tokens = library.encode("def größer").ids
-    expected = list(tokens)
-    for _ in range(16 - len(tokens)):
-        expected.append(int(predictor(torch.tensor([expected]))[0, -1].argmax()))
-    assert 0 not in expected
-    count = str(16 - len(tokens))
-    assert generate.main([str(folder), "--prompt", "def größer", "--temperature", "0", "--tokens", count]) == 0
-    assert capsys.readouterr().out == library.decode(expected, skip_special_tokens=False) + "\n"
+    library, predictor, generated = Tokenizer.from_file(str(tokenizer)), cf.load(folder), 0
+    for prompt in ("def größer", "class ", "import", "\n"):
+        tokens = library.encode(prompt).ids
+        expected = list(tokens)
+        while len(expected) < 16 and (token := int(predictor(torch.tensor([expected]))[0, -1].argmax())):
+            expected.append(token)
+        generated += len(expected) - len(tokens)
+        count = str(16 - len(tokens))
+        assert generate.main([str(folder), "--prompt", prompt, "--temperature", "0", "--tokens", count]) == 0
+        assert capsys.readouterr().out == library.decode(expected, skip_special_tokens=False) + "\n"
+    assert generated, "not all of them end at once"
 
 
 def _refused(capsys: pytest.CaptureFixture[str], command: Any, *arguments: str) -> str:
@@ -147,6 +149,19 @@ def test_a_run_does_not_go_on_with_another_tokenizer(pool: Pool, tmp_path: Path,
         AssertionError, match=r"run.resume: \S+ is of another configuration: .*data.tokenizer=\w{16} there"
     ):
         summary_of(pool, 1, *overrides, "checkpoint.keep=9", directory=tmp_path / "run")
+
+
+def test_code_books_of_many_tokens_go_on_with_the_same_bits(pool: Pool, tmp_path: Path) -> None:
+    """Of 1,100, where the top's one-hot code is no matrix: on two processes, and from a checkpoint on one."""
+    texts = [source.read_text() for source in sorted(SOURCE.glob("*.py"))]
+    (tmp_path / "bpe.json").write_bytes(train_tokenizer(texts, 1100).content or b"")
+    overrides = (*options(tmp_path / "cache", "bll"), f"data.tokenizer={tmp_path}/bpe.json", "checkpoint.every=4")
+    whole = summary_of(pool, 2, *overrides, "checkpoint.keep=9", directory=tmp_path / "run")
+    assert len(cf.load(tmp_path / "run").class_names) == 1100
+    interrupt(tmp_path / "run", 8)
+    again = summary_of(pool, 1, *overrides, "checkpoint.keep=9", directory=tmp_path / "run")
+    assert again["resumed_after"] == 8
+    assert {key: again[key] for key in RESULTS} == {key: whole[key] for key in RESULTS}
 
 
 def test_a_vocabulary_that_code_books_cannot_have_is_one_line(tmp_path: Path) -> None:

@@ -1,13 +1,15 @@
 """The contract of BLL's rules with an engine: messages, their shapes, parameters from the seed."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from counterflow.algorithms import ALGORITHMS
-from counterflow.algorithms.bll import BLL, BLLRule
+from counterflow.algorithms import bll as module
+from counterflow.algorithms.bll import BLL, BLLRule, BLLRules
 from counterflow.algorithms.optimizer import BatchPart
 from counterflow.algorithms.rule import Prediction, RuleContext, RuleSet, Task
 from counterflow.config import SGD, FeedbackConfig, HeadConfig, LatentConfig
@@ -218,3 +220,42 @@ def test_categories_that_do_not_divide_the_latent_are_refused() -> None:
     # The option belongs to the categorical family alone, and the output layer is no latent of that family.
     build(vectors, LatentConfig(family="bernoulli", categories=3))
     build(vectors, LatentConfig(family="categorical", categories=2))
+
+
+@pytest.mark.parametrize("name", ["vectors", "sequences"])
+@pytest.mark.parametrize("kind", ["linear", "mlp"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_a_one_hot_code_that_is_no_matrix_changes_no_bit(
+    name: str, kind: str, smoothing: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the top block, after three updates: its parameters, messages down, metrics and scores."""
+    found: list[list[Tensor]] = []
+    case = CASES[name]
+    for most in (CLASSES, CLASSES - 1):
+        monkeypatch.setattr(module, "_MATRIX", most)
+        rules = system(name, feedback=FeedbackConfig(kind=kind, lr_scale=1.0))
+        assert isinstance(rules, BLLRules)
+        rules.config = replace(rules.config, smoothing=smoothing)
+        top = rules.rule(len(case.dims))
+        assert isinstance(top, BLLRule)
+        torch.manual_seed(1)
+        message = tuple(tensor.float() for tensor in inputs(name, len(case.dims)))
+        results: list[Tensor] = []
+        for n in range(3):
+            target = top.receive_target(n, (labels(name, 4),))
+            results += [*top.make_target(n, target), *top.forward_message(message)]
+            results += [torch.as_tensor(metric) for metric in top.update(BatchPart(n), message, target).values()]
+        results += [top.predict(message, target)[1].scores, *top.parameters()]
+        assert len(target[0]) == (CLASSES if most == CLASSES else 0)
+        found.append(results)
+    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
+
+
+def test_code_books_of_more_classes_are_refused() -> None:
+    many = (1 << 15) + 1
+    task = Task((4,), many, ())
+    context = RuleContext([nn.Linear(4, 2), nn.Linear(2, many)], [(2,), (many,)], task, SGD(), batches=1, seed=0)
+    with pytest.raises(
+        ValueError, match=r"^algorithm=bll: for 32769 classes a message down is .* allowed are at most 32"
+    ):
+        BLL().rule_set(context)
