@@ -49,6 +49,7 @@ ELSEWHERE = {
     "data.length": "train",
     "data.evaluated": "train",
     "data.cache": "train",
+    "data.tokenizer": "train",
     "model.cut": "cut",
     "engine.lag": "lag",
     "train.test": "evaluate_test",

@@ -25,6 +25,9 @@ from counterflow.config import FeedbackConfig, HeadConfig, LatentConfig
 from counterflow.config.validators import checked, fraction
 from counterflow.models.head import Head
 
+_MOST_CLASSES = 1 << 15
+"""Codes of the largest book."""
+
 
 @dataclass(kw_only=True)
 class BLL(LocalAlgorithm):
@@ -114,6 +117,7 @@ class Feedback(nn.Module):
     """Feedback block: maps a code book ``[C, above]`` to a code book ``[C, below]``.
 
     ``kind: linear`` is one matrix that starts as a skip; ``kind: mlp`` is a fixed skip plus an MLP that starts at zero.
+    An empty book is the one-hot code, of ``above`` classes.
     """
 
     def __init__(self, above: int, below: int, config: FeedbackConfig) -> None:
@@ -262,7 +266,14 @@ def _codes_and_labels(target: Target) -> tuple[Tensor | None, Tensor]:
 
 class BLLRules(RuleSet):
     def __init__(self, config: BLL, context: RuleContext) -> None:
+        """Raises ``ValueError`` if there are more classes than code books can have, or if ``latent`` does not fit."""
         super().__init__(context)
+        classes = self.task.classes
+        if classes > _MOST_CLASSES:
+            raise ValueError(
+                f"algorithm=bll: for {classes} classes a message down is a code book of {classes} x d numbers, allowed "
+                f"are at most {_MOST_CLASSES} classes; algorithm=predsim sends labels alone"
+            )
         self.config = config
         latent = config.latent
         with torch.device("meta"):

@@ -1,7 +1,6 @@
 """Command line of ``counterflow generate``."""
 
 import argparse
-import codecs
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,31 +31,36 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     import torch  # a parser needs none of it
 
-    from counterflow.data.text import END
+    from counterflow.data.tokenization import tokenizer_of
     from counterflow.inference.generation import generate
     from counterflow.inference.load import load
+    from counterflow.inference.model_files import TOKENIZER
 
     if not options.prompt:
         parser.error("--prompt: must not be empty")
     try:
         predictor = load(options.run, blocks=options.blocks, best=options.best)
-        tokens = generate(
+        tokenizer = tokenizer_of(predictor.tokenizer, str(options.run / TOKENIZER))
+        prompt = [int(token) for tokens in tokenizer.encode([options.prompt.encode()]) for token in tokens]
+        if not prompt:
+            raise ValueError(f"--prompt: has no token of {options.run / TOKENIZER}")
+        generated = generate(
             predictor,
-            torch.tensor(list(options.prompt.encode())),
+            torch.tensor(prompt),
             options.tokens,
             temperature=options.temperature,
             top_k=options.top_k,
             seed=options.seed,
         )
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        stream = tokenizer.stream(prompt)
         with closed_pipe_allowed():
             sys.stdout.write(options.prompt)
-            for token in tokens:
-                if token == END:
+            for token in generated:
+                if token == tokenizer.end:
                     break
-                sys.stdout.write(decoder.decode(bytes([token])))
+                sys.stdout.write(stream.add(token))
                 sys.stdout.flush()
-            print(decoder.decode(b"", final=True))
+            print(stream.finish())
     except (ValueError, OSError) as error:
         parser.error(str(error))
     return 0

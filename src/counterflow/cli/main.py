@@ -8,6 +8,7 @@ from counterflow.cli.console import closed_pipe_allowed
 _COMMANDS = {
     "train": ("counterflow.cli.launch", "train a network, on one process or with --ranks N on several"),
     "sweep": ("counterflow.cli.stages", "train every combination of options, one after the other"),
+    "tokenize": ("counterflow.cli.tokenize", "train a tokenizer on a text, for data.tokenizer"),
     "plan": ("counterflow.planner.cli", "choose blocks, cut, lag and depth for a set of machines"),
     "bench": ("counterflow.bench.cli", "measure cases side by side"),
     "doctor": ("counterflow.doctor.cli", "check a machine before a run"),

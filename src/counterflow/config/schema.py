@@ -47,6 +47,9 @@ class DataConfig(Options, key="data"):
     evaluated: int = checked(1024, size, 1)
     """Windows of the held-out text, and of the test text, that are evaluated, at even distances; all if there are
     fewer (``text`` and ``stdlib`` only)."""
+    tokenizer: str | None = None
+    """Tokenizer file of Hugging Face's ``tokenizers`` by which text becomes tokens; bytes if not set (``text`` and
+    ``stdlib`` only)."""
     cache: str = "~/.cache/counterflow"
     """Folder for the tokens of a text, which are written there once."""
     augment: bool = False
@@ -67,6 +70,8 @@ class DataConfig(Options, key="data"):
         super().__post_init__()
         if self.test_views > 1 and not self.flip:
             raise ValueError(f"data.test_views={self.test_views}: flips images, allowed with data.flip=false is 1")
+        if self.tokenizer is not None and self.name not in ("text", "stdlib"):
+            raise ValueError(f"data.tokenizer={self.tokenizer}: is for data=text and data=stdlib, not data={self.name}")
 
 
 DATA = {

@@ -4,7 +4,7 @@ They are read from tensors and Datasets of torch.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import sqrt
@@ -84,8 +84,11 @@ class Dataset:
     """Part of the training data, held out. Choices are made on it, so that test data is evaluated once."""
     class_names: Sequence[str] = ()
     """A name for each class; by default its number."""
-    tokens_per_byte: float | None = None
-    """Tokens that stand for a byte of text; None where the inputs are no text."""
+    tokens_per_byte: Mapping[str, float] | None = None
+    """Tokens that stand for a byte of text in each split: ``train``, ``validation``, ``test``; None where the inputs
+    are no text."""
+    tokenizer: bytes | None = None
+    """Content of the tokenizer's file; None where tokens are bytes, and where the inputs are no text."""
     content: str = ""
     """Checksum of all that is in files; empty where the data is in memory."""
 

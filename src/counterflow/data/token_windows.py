@@ -9,6 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+TYPES = ("uint8", "uint16", "uint32")
+"""Types of tokens in a file."""
+
 
 @dataclass(frozen=True)
 class TokenWindows:
@@ -20,7 +23,7 @@ class TokenWindows:
 
     path: Path
     type: str
-    """Type of the tokens in the file, little endian: ``uint8``, ``uint16`` or ``uint32``."""
+    """Type of the tokens in the file, one of `TYPES`, little endian."""
     length: int
     shift: int = 0
     most: int | None = None

@@ -1,5 +1,6 @@
 """Evaluation results of blocks: accuracy, and activations that are kept for reports."""
 
+from collections.abc import Mapping
 from itertools import pairwise
 from math import log
 
@@ -20,8 +21,8 @@ _MOST_DIMENSIONS = 4096
 class AccuracyMeter:
     """Counts correct predictions of one or several blocks over the batches of an evaluation; of text, also its bits."""
 
-    def __init__(self, tokens_per_byte: float | None = None) -> None:
-        """``tokens_per_byte``: of text; None where the inputs are no text."""
+    def __init__(self, tokens_per_byte: Mapping[str, float] | None = None) -> None:
+        """``tokens_per_byte``: of text in each split; None where the inputs are no text."""
         self._tokens_per_byte = tokens_per_byte
         self._nats: Tensor | None = None
         """Cross entropy of each position of text, summed over the samples so far: float64 ``[K, T]``."""
@@ -51,8 +52,8 @@ class AccuracyMeter:
             self._right_of_views.append(self._scores.argmax(-1) == labels)
             self._scores = None
 
-    def take(self) -> list[dict[str, Value]]:
-        """Metrics of each row since the last call; an empty list if nothing was added.
+    def take(self, split: str) -> list[dict[str, Value]]:
+        """Metrics of each row since the last call, of the data of ``split``; an empty list if nothing was added.
 
         ``accuracy`` is the share of labels; of sequences there is also ``sequence_accuracy``, the share of sequences
         that are right at every position; with several views, ``tta_accuracy``, the accuracy of their average. Of text
@@ -72,7 +73,7 @@ class AccuracyMeter:
         shares: dict[str, list[Value]]
         shares = {name: (hit.sum(1).double() / hit.shape[1]).tolist() for name, hit in hits.items()}
         if self._nats is not None and self._tokens_per_byte is not None:
-            nats, bits_per_nat = self._nats / self._samples, self._tokens_per_byte / log(2)
+            nats, bits_per_nat = self._nats / self._samples, self._tokens_per_byte[split] / log(2)
             self._nats, self._samples = None, 0
             shares["perplexity"] = nats.mean(1).exp().tolist()
             shares["bits_per_byte"] = (nats.mean(1) * bits_per_nat).tolist()

@@ -377,7 +377,8 @@ class Pipeline:
                 for block in (block for stage in mine for block in self._stages[stage]):
                     if split == "validation":
                         context.checkpoints.save_evaluated(block, n + 1, job.blocks[block - 1].state_dict())
-                    context.callback.on_eval(block, n, split, meter.take()[0] if block == job.topology.blocks else {})
+                    metrics = meter.take(split)[0] if block == job.topology.blocks else {}
+                    context.callback.on_eval(block, n, split, metrics)
         for stage, blocks in mine.items():
             train_unfrozen(blocks, [layer for block in self._stages[stage] for layer in job.frozen_layers(block)])
 

@@ -222,7 +222,7 @@ class Stage:
         come down; else of this block, which may have none."""
         split = self._plan.split_ending(e)
         if split is not None:
-            for block, metrics in enumerate(self._meter.take() or [{}], self.block):
+            for block, metrics in enumerate(self._meter.take(split) or [{}], self.block):
                 self._context.callback.on_eval(block, n, split, metrics)
 
     def _receive(self, channel: Receiver, tag: Tag) -> Payload:

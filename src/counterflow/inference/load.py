@@ -35,7 +35,8 @@ def load(
     """The network of a finished run, ready to predict: on the CPU, in evaluation mode.
 
     Args:
-        run: The run directory, or a copy of its ``model.json``, ``model.safetensors`` and ``readouts.safetensors``.
+        run: The run directory, or a copy of its ``model.json``, ``model.safetensors``, ``readouts.safetensors`` and, if
+            it has one, ``tokenizer.json``.
         blocks: Predict with the readout of this block, by the layers up to it: an early exit. None is all blocks.
         model: A network of the run's architecture, which receives the weights. Needed where it was not made by an
             importable factory.
@@ -81,6 +82,7 @@ def load(
         described.input_shape,
         dtype,
         described.tokens_per_byte,
+        files.tokenizer,
     )
     return predictor.eval().requires_grad_(False)
 

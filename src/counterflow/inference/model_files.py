@@ -1,11 +1,12 @@
-"""Files of a trained network in a run directory: ``model.safetensors``, ``readouts.safetensors``, ``model.json``.
+"""Files of a trained network in a run directory: ``model.safetensors``, ``readouts.safetensors``, ``model.json``, and
+``tokenizer.json`` of a language model of subwords.
 
 Weights are in safetensors and the architecture is names and numbers: nothing is pickled, and reading runs no code.
 """
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,8 @@ READOUTS = "readouts.safetensors"
 """Tensors that only a rule brings to predictions: ``block.K.readout.NAME`` and ``block.K.decoder.NAME``."""
 BEST = "best.safetensors"
 """Parameters and buffers of the network as they were in the best evaluation (``checkpoint.best=true``)."""
+TOKENIZER = "tokenizer.json"
+"""Copy of the tokenizer's file, of a language model whose tokens are not bytes."""
 FORMAT = 1
 _TYPES = {
     torch.float64: "F64",
@@ -74,9 +77,9 @@ class ModelDescription:
     fingerprint: str
     """Fingerprint of the run."""
     tokens_per_byte: float | None = None
-    """Tokens that stand for a byte of text; None where the inputs are no text."""
+    """Tokens that stand for a byte of the test text; None where the inputs are no text."""
     sha256: Mapping[str, str] = field(default_factory=dict)
-    """Checksums of the files of weights."""
+    """Checksums of the other files; `TOKENIZER` is among them where there is one."""
     format: int = FORMAT
 
 
@@ -87,13 +90,20 @@ class ModelFiles:
     description: ModelDescription
     network: Mapping[str, Tensor]
     readouts: Mapping[str, Tensor]
+    tokenizer: bytes | None = None
+    """Content of the tokenizer's file; None where tokens are bytes, and where the inputs are no text."""
 
     def write(self, folder: Path) -> None:
-        """Write the three files into ``folder``, the description last. Raises ``OSError``."""
-        sums = {}
-        for name, tensors in ((NETWORK, self.network), (READOUTS, self.readouts)):
-            atomic_write(folder / name, partial(write_tensors, tensors))
-            sums[name] = sha256(folder / name)
+        """Write the files into ``folder``, the description last. Raises ``OSError``."""
+        contents: dict[str, bytes | Callable[[BinaryIO], object]] = {
+            NETWORK: partial(write_tensors, self.network),
+            READOUTS: partial(write_tensors, self.readouts),
+        }
+        if self.tokenizer is not None:
+            contents[TOKENIZER] = self.tokenizer
+        for name, content in contents.items():
+            atomic_write(folder / name, content)
+        sums = {name: sha256(folder / name) for name in contents}
         text = json.dumps({**asdict(self.description), "sha256": sums}, indent=2)
         atomic_write(folder / DESCRIPTION, text.encode() + b"\n")
 
@@ -106,7 +116,8 @@ class ModelFiles:
         )
         if set(network) != set(description.parameters):
             raise ValueError(f"{folder / NETWORK}: does not hold the parameters that {DESCRIPTION} lists")
-        return cls(description, network, readouts)
+        tokenizer = description.sha256.get(TOKENIZER)
+        return cls(description, network, readouts, None if tokenizer is None else _read(folder / TOKENIZER, tokenizer))
 
 
 def write_tensors(tensors: Mapping[str, Tensor], file: BinaryIO) -> None:
@@ -149,13 +160,19 @@ def _read_description(folder: Path) -> ModelDescription:
 
 def read_tensors(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
     """Tensors of a safetensors file. ``ValueError`` of one line where it is damaged, or not the one of ``sha256``."""
+    content = _read(path, sha256)
+    try:
+        return load(content)
+    except (SafetensorError, ValueError, torch.OutOfMemoryError) as error:
+        raise ValueError(f"{path}: is no safetensors file: {str(error).splitlines()[0]}") from error
+
+
+def _read(path: Path, sha256: str | None) -> bytes:
+    """Content of a file. ``ValueError`` of one line where it is missing, or not the one of ``sha256``."""
     try:
         content = path.read_bytes()
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
     if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
         raise ValueError(f"{path}: is not the file that the run wrote (damaged, or of another run)")
-    try:
-        return load(content)
-    except (SafetensorError, ValueError, torch.OutOfMemoryError) as error:
-        raise ValueError(f"{path}: is no safetensors file: {str(error).splitlines()[0]}") from error
+    return content

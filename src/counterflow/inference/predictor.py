@@ -40,6 +40,7 @@ class Predictor(nn.Module):
         input_shape: Sequence[int],
         dtype: torch.dtype,
         tokens_per_byte: float | None = None,
+        tokenizer: bytes | None = None,
     ) -> None:
         """
         Args:
@@ -49,7 +50,8 @@ class Predictor(nn.Module):
             class_names: A name for each class.
             input_shape: Shape of one sample of the inputs.
             dtype: Type of the inputs in the data set.
-            tokens_per_byte: Of text; None where the inputs are no text.
+            tokens_per_byte: Of the test text; None where the inputs are no text.
+            tokenizer: Content of the tokenizer's file; None where tokens are bytes, and where the inputs are no text.
         """
         super().__init__()
         self.network = network
@@ -59,6 +61,7 @@ class Predictor(nn.Module):
         self.input_shape = tuple(input_shape)
         self.dtype = dtype
         self.tokens_per_byte = tokens_per_byte
+        self.tokenizer = tokenizer
 
     def forward(self, inputs: Tensor) -> Tensor:
         scores: Tensor = self.readout(self.network(self.normalisation(inputs)))

@@ -258,7 +258,8 @@ def fit(
             if services.best is not None and begin.path is not None:
                 summary |= _save_best(begin.path, job, services.best)
             if begin.path is not None:
-                files = ModelFiles(describe(job, config, summary, state), state, readouts)
+                description, tokenizer = describe(job, config, summary, state), job.batches.dataset.tokenizer
+                files = ModelFiles(description, state, readouts, tokenizer)
                 files.write(begin.path)
             services.summarize(summary)
         if tracing is not None:

@@ -1,5 +1,6 @@
 """Rank 0's part of a run: where it begins, metrics files, callbacks, checkpoint commits."""
 
+import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -147,6 +148,8 @@ def identity(job: Job, config: TrainConfig) -> Mapping[str, Any]:
         "schedule": job.schedule,
         "data.root": job.batches.dataset.digest,
     }
+    if (tokenizer := job.batches.dataset.tokenizer) is not None:
+        used["data.tokenizer"] = hashlib.sha256(tokenizer).hexdigest()[:16]
     if job.schedule in PIPELINES:  # gradients of micro-batches add up differently on one process and on several
         used["ranks"] = job.topology.ranks
     if config.train.patience:  # the end comes when no channel has posted a later batch

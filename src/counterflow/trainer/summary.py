@@ -143,7 +143,7 @@ def describe(
         exits=[one["block"] for one in summary["exits"]],
         predicts_down=job.plan.predicts_down,
         fingerprint=summary["fingerprint"],
-        tokens_per_byte=dataset.tokens_per_byte,
+        tokens_per_byte=(dataset.tokens_per_byte or {}).get("test"),
     )
 
 

@@ -22,8 +22,8 @@ def counterflow(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     [
         (
             ("nope",),
-            "error: nope: no such command, allowed are train, sweep, plan, bench, doctor, report, export, predict, "
-            "generate, evaluate",
+            "error: nope: no such command, allowed are train, sweep, tokenize, plan, bench, doctor, report, export, "
+            "predict, generate, evaluate",
         ),
         (("train", "--ranks", "0"), "error: --ranks=0: must be a whole number of at least 1"),
         (("train", "--max-restarts=x"), "error: --max-restarts=x: must be a whole number of at least 0"),
@@ -72,7 +72,8 @@ def test_help_names_real_choices(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["train", "sweep", "plan", "bench", "doctor", "report", "export", "predict", "generate", "evaluate"]
+    "command",
+    ["train", "sweep", "tokenize", "plan", "bench", "doctor", "report", "export", "predict", "generate", "evaluate"],
 )
 def test_help_fits_a_screen_and_shows_two_examples(command: str, tmp_path: Path) -> None:
     done = forked(MAIN, command, "--help", cwd=tmp_path)

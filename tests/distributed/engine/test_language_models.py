@@ -139,7 +139,7 @@ def test_every_exit_has_the_bits_of_the_run(
     for one in summary["exits"]:
         predictor = cf.load(tmp_path, blocks=one["block"])
         nats = F.cross_entropy(predictor(inputs).flatten(0, 1), labels.flatten())
-        bits = float(nats) * dataset.tokens_per_byte / math.log(2)
+        bits = float(nats) * dataset.tokens_per_byte["test"] / math.log(2)
         assert bits == pytest.approx(summary["block_bits_per_byte"][one["block"] - 1], rel=1e-5)
     assert evaluate.main([str(tmp_path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["bits_per_byte"] == pytest.approx(summary["bits_per_byte"], rel=1e-5)

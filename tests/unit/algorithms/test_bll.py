@@ -218,3 +218,13 @@ def test_categories_that_do_not_divide_the_latent_are_refused() -> None:
     # The option belongs to the categorical family alone, and the output layer is no latent of that family.
     build(vectors, LatentConfig(family="bernoulli", categories=3))
     build(vectors, LatentConfig(family="categorical", categories=2))
+
+
+def test_code_books_of_more_classes_are_refused() -> None:
+    many = (1 << 15) + 1
+    task = Task((4,), many, ())
+    context = RuleContext([nn.Linear(4, 2), nn.Linear(2, many)], [(2,), (many,)], task, SGD(), batches=1, seed=0)
+    with pytest.raises(
+        ValueError, match=r"^algorithm=bll: for 32769 classes a message down is .* allowed are at most 32"
+    ):
+        BLL().rule_set(context)

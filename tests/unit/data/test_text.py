@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from counterflow.config import DATA, DataConfig
-from counterflow.data import Dataset, text
+from counterflow.data import Dataset, documents, text
+from counterflow.data.token_cache import sha256
 from counterflow.data.token_windows import TokenWindows
 
 END = 255
@@ -67,10 +68,10 @@ def test_every_document_ends_with_a_token_of_its_own(config: DataConfig) -> None
 def test_of_many_files_some_are_held_out_as_a_whole(config: DataConfig) -> None:
     write(config, **{f"{number:02}": bytes([65 + number]) * 20 for number in range(60)})
     dataset = text.load(config)
-    assert dataset.tokens_per_byte == 21 / 20
-    counts = {name: tokens(cached(config) / f"{name}.bin").count(END) for name in text.SPLITS}
+    assert dataset.tokens_per_byte == dict.fromkeys(documents.SPLITS, 21 / 20)
+    counts = {name: tokens(cached(config) / f"{name}.bin").count(END) for name in documents.SPLITS}
     assert counts == {"train": 54, "validation": 3, "test": 3}
-    letters = [set((cached(config) / f"{name}.bin").read_bytes()) - {END} for name in text.SPLITS]
+    letters = [set((cached(config) / f"{name}.bin").read_bytes()) - {END} for name in documents.SPLITS]
     assert not letters[0] & letters[1]
     assert not (letters[0] | letters[1]) & letters[2]
 
@@ -132,13 +133,13 @@ def test_a_file_that_changes_meanwhile_is_refused_and_leaves_nothing(
     config: DataConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(config, a=b"x" * 200)
-    parts = text._parts
+    parts = documents._parts
 
     def grow(size: int, *others: Any) -> Any:
         (Path(config.root) / "a").write_bytes(b"x" * 204)
         return parts(size, *others)
 
-    monkeypatch.setattr(text, "_parts", grow)
+    monkeypatch.setattr(documents, "_parts", grow)
     with pytest.raises(ValueError, match=r"^data.root=\S+: a changed while it was read$"):
         text.load(config)
     assert [path for path in Path(config.cache).iterdir() if path.is_dir()] == []
@@ -181,9 +182,9 @@ def test_a_file_is_read_in_pieces_that_may_end_within_a_character(
 ) -> None:
     content = "größer als €".encode() * 20
     write(config, a=content)
-    monkeypatch.setattr(text, "_CHUNK", 3)
+    monkeypatch.setattr(documents, "_CHUNK", 3)
     text.load(config)
-    parts = [tokens(cached(config) / f"{name}.bin")[:-1] for name in text.SPLITS]
+    parts = [tokens(cached(config) / f"{name}.bin")[:-1] for name in documents.SPLITS]
     assert b"".join(map(bytes, parts)) == content
     write(config, a=content + b"\x82")
     with pytest.raises(ValueError, match=rf"a is no UTF-8: its byte {len(content)} is 0x82$"):
@@ -255,7 +256,7 @@ def test_private_memory_does_not_depend_on_the_size_of_the_text(tmp_path: Path) 
         for split, tokens_of_split in sizes.items():
             (folder / f"{split}.bin").touch()
             os.truncate(folder / f"{split}.bin", tokens_of_split)
-        sums = {split: text._sha256(folder / f"{split}.bin") if sizes[split] < 1 << 20 else "" for split in sizes}
+        sums = {split: sha256(folder / f"{split}.bin") if sizes[split] < 1 << 20 else "" for split in sizes}
         manifest = {"format": 1, "tokens": sizes, "bytes": sizes, "sha256": sums}
         (folder / "manifest.json").write_text(json.dumps(manifest))
         output = subprocess.run([sys.executable, "-c", MEASURE, folder], capture_output=True, check=True).stdout

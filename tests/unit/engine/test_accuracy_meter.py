@@ -18,8 +18,8 @@ def test_accuracy_over_batches_of_different_size() -> None:
     meter = AccuracyMeter()
     add(meter, torch.tensor([[1, 2, 3], [1, 0, 0]]), torch.tensor([1, 2, 0]))
     add(meter, torch.tensor([[5], [4]]), torch.tensor([5]))
-    assert meter.take() == [{"accuracy": 0.75}, {"accuracy": 0.5}]
-    assert meter.take() == []
+    assert meter.take("test") == [{"accuracy": 0.75}, {"accuracy": 0.5}]
+    assert meter.take("test") == []
 
 
 def test_a_sequence_is_right_where_every_position_is() -> None:
@@ -27,7 +27,7 @@ def test_a_sequence_is_right_where_every_position_is() -> None:
     labels = torch.tensor([[1, 2, 3, 4], [4, 3, 2, 1]])
     one_wrong = torch.tensor([[1, 2, 3, 4], [4, 3, 2, 0]])
     add(meter, torch.stack([labels, one_wrong]), labels)
-    assert meter.take() == [
+    assert meter.take("test") == [
         {"accuracy": 1.0, "sequence_accuracy": 1.0},
         {"accuracy": 0.875, "sequence_accuracy": 0.5},
     ]
@@ -35,14 +35,14 @@ def test_a_sequence_is_right_where_every_position_is() -> None:
 
 def test_bits_of_text_by_hand() -> None:
     """Two blocks; the first gives every label a quarter, the second the right ones a half; 3 tokens for 4 bytes."""
-    meter = AccuracyMeter(tokens_per_byte=0.75)
+    meter = AccuracyMeter({"validation": 1.0, "test": 0.75})
     labels = torch.tensor([[1, 2, 3], [0, 0, 1]])
     even = torch.zeros(2, 3, 4)
     better = torch.nn.functional.one_hot(labels, 4) * log(3)  # 3 of 6
     for rows in (slice(0, 1), slice(1, 2)):
         scores = torch.stack([even[rows], better[rows]])
         meter.add(scores.argmax(-1), scores, labels[rows], PLAIN)
-    first, second = meter.take()
+    first, second = meter.take("test")
     assert first == {
         "accuracy": 1 / 3,
         "perplexity": pytest.approx(4),
@@ -55,7 +55,7 @@ def test_bits_of_text_by_hand() -> None:
         "bits_per_byte": pytest.approx(0.75),
         "bits_by_position": pytest.approx([0.75, 0.75, 0.75]),
     }
-    assert meter.take() == []
+    assert meter.take("test") == []
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 16, 21])
@@ -64,11 +64,11 @@ def test_bits_of_every_part_of_a_window(length: int) -> None:
     generator = torch.Generator().manual_seed(length)
     scores = torch.randn(2, 5, length, 7, generator=generator)
     labels = torch.randint(7, (5, length), generator=generator)
-    meter = AccuracyMeter(tokens_per_byte=0.5)
+    meter = AccuracyMeter({"test": 0.5})
     for rows in (slice(0, 4), slice(4, 5)):
         meter.add(scores[:, rows].argmax(-1), scores[:, rows], labels[rows], PLAIN)
     likelihoods = scores.double().softmax(-1)
-    for block, found in enumerate(meter.take()):
+    for block, found in enumerate(meter.take("test")):
         parts: dict[int, list[float]] = {}
         for t in range(length):  # 0; 1; 2 and 3; 4 to 7; ..
             own = [-log(float(likelihoods[block, b, t, labels[b, t]])) for b in range(5)]
@@ -88,6 +88,6 @@ def test_views_are_averaged_by_weight_and_plain_ones_counted_apart() -> None:
         meter.add(scores.argmax(-1), scores, labels, view)  # sums 6, 6 (a tie, class 0) and 4, 6
     for view, scores in ((View(False, 1, 1), light), (PLAIN, plain)):
         meter.add(scores.argmax(-1), scores, labels, view)  # sums 6, 3 and 4, 3
-    assert meter.take() == [{"accuracy": 0.5, "tta_accuracy": 0.75}]
+    assert meter.take("test") == [{"accuracy": 0.5, "tta_accuracy": 0.75}]
     add(meter, torch.tensor([[0, 1]]), labels)
-    assert meter.take() == [{"accuracy": 1.0}], "nothing is left of the views before"
+    assert meter.take("test") == [{"accuracy": 1.0}], "nothing is left of the views before"
