@@ -12,8 +12,7 @@ from counterflow.cli.predict import positive
 _EXAMPLES = """\
 examples:
   counterflow tokenize --data stdlib --vocabulary 4096 --out bpe.json
-  counterflow tokenize --data text --root books --out bpe.json
-  counterflow train data=text data.root=books data.tokenizer=bpe.json model=gpt"""
+  counterflow tokenize --root books --out bpe.json"""
 
 
 def main(arguments: Sequence[str]) -> int:
