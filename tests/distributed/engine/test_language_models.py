@@ -76,7 +76,7 @@ def test_the_norm_of_the_whole_gradient_is_limited_on_several_processes(run: Run
     assert unlimited != pytest.approx(alone, rel=1e-2)
 
 
-def evaluations(run: Path) -> dict[int, tuple[float, float]]:
+def evaluations(run: Path) -> dict[int, float]:
     """Bits per byte of the network on held-out text, by the batches before."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return {row["n"] + 1: row["bits_per_byte"][-1] for row in rows if row["event"] == "validation"}
