@@ -100,7 +100,7 @@ LANGUAGE_MODEL = (
     "data=stdlib", "data.length=16", "data.evaluated=32", "model=gpt", "model.layers=4", "model.width=16",
     "model.heads=2", "model.hidden=24", "model.dropout=0.1", "blocks=4", "optimizer.clip=1", "train.batch_size=8",
     "train.steps=160", "train.evaluate_every=40", "checkpoint.every=10", "engine.threads=1", "engine.timeout=60",
-    "engine.recompute=true", "run.display=false",
+    "engine.recompute=true", "engine.wire=bf16", "train.accumulate=2", "run.display=false",
 )  # fmt: skip
 
 
