@@ -1,15 +1,18 @@
 """The channels of a rank's blocks: local ones inside the process, remote ones to its neighbours, inputs and labels."""
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from functools import cache
 
 import torch
+from torch import Tensor
 
 from counterflow.algorithms.rule import MessageSpec, RuleSet
+from counterflow.data.batch_loader import BatchKey, Column
 from counterflow.data.prefetch import prefetch
 from counterflow.engine.job import Job
 from counterflow.message import MessageKind, Tag
+from counterflow.schedule import RunPlan
 from counterflow.topology import Edge, Stream
 from counterflow.transport import Communicator, LocalChannel, MessageLayout, Payload, Receiver, Sender, TensorSpec
 
@@ -42,8 +45,7 @@ def message_layouts(rules: RuleSet, job: Job, edge: Edge) -> Callable[[Tag], Mes
                 target = rules.target(edge.lower, tag.n, batch)
                 if tag.kind is MessageKind.GRADIENT or not job.plan.evaluates_after(tag.n):
                     return target
-                labels = batches.labels_of(job.plan.evaluation(tag.n))
-                return (*target, (tuple(labels.shape), labels.dtype))
+                return (*target, (batches.shape_of_labels(job.plan.evaluation(tag.n)), torch.int64))
 
     @cache
     def layout(tensors: MessageSpec) -> MessageLayout:
@@ -78,14 +80,19 @@ def input_stream(job: Job) -> InputChannel:
     """
     batches, plan = job.batches, job.plan
 
-    def items() -> Generator[Item]:
+    def keys(plan: RunPlan) -> Iterator[BatchKey]:
         for tag in plan.activations():
-            test = tag.kind is MessageKind.TEST
-            (x,) = job.runtime.pack((batches.evaluation_inputs(tag.e) if test else batches.inputs(tag.n),))
-            if plan.predicts_down:
-                yield tag, (x, batches.evaluation_labels(tag.e) if test else batches.labels(tag.n))
-            else:
-                yield tag, (x,)
+            evaluation = tag.kind is MessageKind.TEST
+            yield BatchKey(tag.e if evaluation else tag.n, evaluation)
+
+    def stream(column: Column) -> Iterator[Tensor]:
+        return batches.stream(column, keys(plan), keys(plan.undecided))
+
+    def items() -> Generator[Item]:
+        labels = stream("labels") if plan.predicts_down else None
+        for tag, inputs in zip(plan.activations(), stream("inputs"), strict=True):
+            (x,) = job.runtime.pack((inputs,))
+            yield tag, (x,) if labels is None else (x, next(labels))
 
     # Data that lies on a GPU is prepared there, in the order of its stream: a thread would only be in the way.
     return InputChannel(items() if batches.resident else prefetch(items()), job.device)
@@ -93,15 +100,23 @@ def input_stream(job: Job) -> InputChannel:
 
 def label_stream(job: Job) -> InputChannel:
     """Labels for the top block: of every training batch, and of all batches of the evaluation after it."""
-    batches, plan = job.batches, job.plan
+    batches, plan, top = job.batches, job.plan, job.topology.blocks
+
+    def keys(plan: RunPlan) -> Iterator[BatchKey]:
+        for tag in plan.targets(top):
+            if tag.kind is not MessageKind.PREDICTION:
+                yield BatchKey(tag.n)
+                yield from batches.plain(plan.evaluation(tag.n))
 
     def items() -> Generator[Item]:
-        for tag in plan.targets(job.topology.blocks):
+        labels = batches.stream("labels", keys(plan), keys(plan.undecided))
+        for tag in plan.targets(top):
             if tag.kind is MessageKind.PREDICTION:
                 yield tag, ()
-            else:
-                tests = (batches.labels_of(plan.evaluation(tag.n)),) if plan.evaluates_after(tag.n) else ()
-                yield tag, (batches.labels(tag.n), *tests)
+                continue
+            train = next(labels)
+            tests = [next(labels) for _ in batches.plain(plan.evaluation(tag.n))]
+            yield tag, (train, torch.cat(tests)) if tests else (train,)
 
     return InputChannel(items(), job.device)
 

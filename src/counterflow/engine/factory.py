@@ -11,10 +11,12 @@ from torch import Tensor
 
 from counterflow.algorithms import EndToEnd, LocalAlgorithm
 from counterflow.algorithms.stale_gradient import StaleGradient, TrueGradient
+from counterflow.config import PIPELINES
 from counterflow.engine import local
 from counterflow.engine.job import Job
 from counterflow.engine.profile import profiled_cut
 from counterflow.engine.run_context import RankResult, RunContext
+from counterflow.schedule.pipeline_schedules import blocks_of_stages, owners
 
 BlockValues = Sequence[Mapping[str, float]]
 """Metrics of all blocks about one batch, bottom to top."""
@@ -35,21 +37,30 @@ def choose_partition(job: Job) -> tuple[int, ...]:
     return job.cut if job.cut is not None else tuple(profiled_cut(job))
 
 
+def block_owners(job: Job) -> list[int]:
+    """The rank of each block, bottom to top."""
+    if job.schedule not in PIPELINES:
+        return [job.topology.rank_of(block) for block in range(1, job.topology.blocks + 1)]
+    stages = blocks_of_stages(job.schedule, job.topology)
+    ranks = owners(job.schedule, job.topology.ranks, len(stages))
+    return [rank for stage, rank in zip(stages, ranks, strict=True) for _ in stage]
+
+
 def build_engine(job: Job) -> Engine:
     """The engine for the algorithm and schedule of ``job``, whose cut is settled."""
-    owners = [job.topology.rank_of(block) for block in range(1, job.topology.blocks + 1)]
+    owned_by = block_owners(job)
     if isinstance(job.algorithm, LocalAlgorithm):
         rules = job.algorithm.rule_set(job.rule_context)
-        return Engine(partial(local.run, job, rules), rules.summarize, owners)
+        return Engine(partial(local.run, job, rules), rules.summarize, owned_by)
     assert isinstance(job.algorithm, EndToEnd)
     job.algorithm.convert(job.network, job.seed)
     if job.schedule == "naive":
         stale = StaleGradient(job.rule_context, _true_gradient(job, job.algorithm.smoothing), job.algorithm.smoothing)
-        return Engine(partial(local.run, job, stale), stale.summarize, owners)
+        return Engine(partial(local.run, job, stale), stale.summarize, owned_by)
     from counterflow.engine import pipelined  # a second of import, for every process that waits for nobody
 
     pipeline = pipelined.Pipeline(job)
-    return Engine(pipeline.run, pipelined.summarize, pipeline.owners)
+    return Engine(pipeline.run, pipelined.summarize, owned_by)
 
 
 def _true_gradient(job: Job, smoothing: float) -> TrueGradient:

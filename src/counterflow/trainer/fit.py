@@ -2,8 +2,8 @@
 
 import logging
 import signal
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,10 @@ from torch import Tensor, nn
 from counterflow.checkpoint import BestWeights, BlockWritten, CheckpointDirectory, CheckpointWriter
 from counterflow.checkpoint.atomic_write import atomic_write
 from counterflow.config import TrainConfig
-from counterflow.engine.factory import build_engine, choose_partition
+from counterflow.data.batch_loader import Column
+from counterflow.data.items import Items
+from counterflow.data.workers import Workers
+from counterflow.engine.factory import block_owners, build_engine, choose_partition
 from counterflow.engine.job import Job
 from counterflow.engine.run_context import PreemptedError, RankResult, RunContext, WaitTimes
 from counterflow.inference.model_files import BEST, ModelFiles
@@ -102,6 +105,39 @@ def connect_and_fit(
     """Join the processes of ``job``, train, and part. Arguments and errors are those of `Trainer.fit`."""
     if info.size > 1:
         interfaces(info)  # a wrong one is refused before there is a folder
+    # Before there is anything that a worker should not inherit: the lock of the folder, sockets to other ranks.
+    with _workers(job, config, info) as workers:
+        if workers is not None:
+            job = replace(job, batches=replace(job.batches, workers=workers))
+            if info.rank == block_owners(job)[0] and job.batches.dataset.train.images:
+                _ = job.batches.moments  # while no rank waits for a batch
+        return _join_and_fit(job, config, info, callbacks, control)
+
+
+@contextmanager
+def _workers(job: Job, config: TrainConfig, info: RankInfo) -> Iterator[Workers | None]:
+    """The processes that read what this rank needs and what is not in memory; None if there is no such thing."""
+    owners = block_owners(job)
+    bottom, top = owners[0], owners[-1]
+    columns: set[Column] = set()
+    if info.rank == bottom:
+        columns |= {"inputs", "labels"} if job.plan.predicts_down else {"inputs"}
+    if info.rank == top:
+        columns.add("labels")
+    if not any(job.batches.read_by_workers(column) for column in columns):
+        yield None
+        return
+    sources = {name: source for name, source in job.batches.sources.items() if isinstance(source, Items)}
+    workers = Workers(config.data.workers, sources, config.engine.timeout)
+    try:
+        yield workers
+    finally:
+        workers.close()
+
+
+def _join_and_fit(
+    job: Job, config: TrainConfig, info: RankInfo, callbacks: Sequence[Callback], control: ProcessControl
+) -> FitResult:
     again = control.restarted is not None and control.restarted.restart_count > 0
     point = _resume_point(job, config, info, again) if info.is_main else None
     grace, signals = config.checkpoint.grace, control.signals
@@ -321,7 +357,8 @@ def _save_best(folder: Path, job: Job, best: BestWeights) -> dict[str, Any]:
 
 def _save_activations(folder: Path, job: Job, results: Sequence[RankResult]) -> None:
     """``block_1`` .. ``block_N``, ``[M, d]``, bottom to top, and ``labels``."""
-    arrays: dict[str, Any] = {"labels": job.batches.labels_of(job.batches.test)[: job.activations].numpy()}
+    batches, needed = job.batches.test, -(-job.activations // job.batch_size) * job.plan.views
+    arrays: dict[str, Any] = {"labels": job.batches.labels_of(batches[:needed])[: job.activations].numpy()}
     for result in results:
         arrays |= {f"block_{block}": values.numpy() for block, values in result.activations.items()}
     np.savez(folder / "activations.npz", **arrays)

@@ -109,6 +109,7 @@ class Trainer:
         microbatches: int = 4,
         validation: float = 0.0,
         limit: int | None = None,
+        workers: int = 0,
         augment: bool = False,
         padding: int = 2,
         flip: bool = True,
@@ -146,6 +147,8 @@ class Trainer:
             microbatches: Parts of a batch under a pipeline schedule of torch.
             validation: Share of the training data that is held out.
             limit: Train on so many of the remaining samples.
+            workers: Processes that read the samples of Datasets when batches need them, so that transforms draw anew in
+                every epoch; 0 reads them into memory, once. `data.workers` of a `DataConfig`.
             augment: Random crops after ``padding`` pixels of ``pad`` and, with ``flip``, horizontal flips, of images.
             padding: See ``augment``.
             flip: See ``augment``.
@@ -184,6 +187,7 @@ class Trainer:
             else OwnDataConfig(
                 validation=validation,
                 limit=limit,
+                workers=workers,
                 augment=augment,
                 padding=padding,
                 pad=pad,
@@ -230,7 +234,8 @@ class Trainer:
         if isinstance(train, DataConfig):
             dataset = load(train)
         else:
-            dataset = as_dataset(train, test, validation=validation, limit=limit)
+            seed = self.seed if workers else None
+            dataset = as_dataset(train, test, validation=validation, limit=limit, seed=seed)
         job = build_job(config, self._network(dataset), dataset, info)
         return connect_and_fit(job, config, info, callbacks, control or ProcessControl())
 
