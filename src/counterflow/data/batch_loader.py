@@ -18,7 +18,7 @@ from counterflow.data.augment import augment
 from counterflow.data.dataset import Dataset, Rows, Split, chunks, pixel_moments
 from counterflow.data.items import EVALUATION, Items
 from counterflow.data.keyed_permutation import keyed_permutation
-from counterflow.data.workers import Request, Workers
+from counterflow.data.reader_pool import ReaderPool, Request
 from counterflow.seeding import derive_seed
 
 CPU = torch.device("cpu")
@@ -26,7 +26,7 @@ _LARGEST_TABLE = 2**20
 """Samples up to which the order of an epoch is a table in memory."""
 
 
-Column = Literal["inputs", "labels"]
+Field = Literal["inputs", "labels"]
 
 
 class BatchKey(NamedTuple):
@@ -127,7 +127,7 @@ class BatchLoader:
     order: EpochSampler
     device: torch.device = CPU
     """Device on which batches are prepared, if the data fits there."""
-    workers: Workers | None = None
+    workers: ReaderPool | None = None
     """Processes that read the samples that are not in memory; this process reads them if there are none."""
     _placed: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False)
 
@@ -162,46 +162,46 @@ class BatchLoader:
 
     @property
     def sources(self) -> dict[str, Rows]:
-        """The columns of all splits, by the names that requests have for them."""
+        """The fields of all splits, by the names that requests have for them."""
         splits = {"train": self.dataset.train, "validation": self.dataset.validation, "test": self.dataset.test}
         return {
-            f"{name}.{column}": source
+            f"{name}.{field}": source
             for name, split in splits.items()
             if split is not None
-            for column, source in (("inputs", split.inputs), ("labels", split.labels))
+            for field, source in (("inputs", split.inputs), ("labels", split.labels))
         }
 
-    def read_by_workers(self, column: Column) -> bool:
-        """Samples of ``column`` are not in memory, and worker processes are to read them."""
-        found = (source for name, source in self.sources.items() if name.endswith(column))
+    def read_by_workers(self, field: Field) -> bool:
+        """Samples of ``field`` are not in memory, and worker processes are to read them."""
+        found = (source for name, source in self.sources.items() if name.endswith(field))
         return self.config.workers > 0 and any(isinstance(source, Items) for source in found)
 
-    def stream(self, column: Column, keys: Iterable[BatchKey], expected: Iterable[BatchKey]) -> Iterator[Tensor]:
-        """``column`` of the batches ``keys``, in order, as `inputs`, `labels` and their siblings of evaluation have them.
+    def stream(self, field: Field, keys: Iterable[BatchKey], expected: Iterable[BatchKey]) -> Iterator[Tensor]:
+        """``field`` of the batches ``keys``, in order, as `inputs`, `labels` and the methods of evaluation have them.
 
         What is not in memory is read some batches ahead, by worker processes.
 
         Args:
-            column: Inputs or labels.
+            field: Inputs or labels.
             keys: The batches. The next one may be known late, if a run may end early.
             expected: The same, as far as it is known beforehand: these are read ahead. It never waits.
         """
-        if self.workers is None or not self.read_by_workers(column):
+        if self.workers is None or not self.read_by_workers(field):
             for key in keys:
-                yield self._prepared(column, key, self._read(column, key))
+                yield self._prepared(field, key, self._read(field, key))
             return
         keys = iter(keys)
         ahead, expected = tee(expected)
-        with closing(self.workers.read(self._request(column, key) for key in ahead)) as batches:
+        with closing(self.workers.read(self._request(field, key) for key in ahead)) as batches:
             for key in keys:
                 if key != next(expected, None):
                     break
-                yield self._prepared(column, key, next(batches))
+                yield self._prepared(field, key, next(batches))
             else:
                 return
         rest = [key, *keys]  # after an early end, the last evaluation
-        for key, batch in zip(rest, self.workers.read(self._request(column, key) for key in rest), strict=True):
-            yield self._prepared(column, key, batch)
+        for key, batch in zip(rest, self.workers.read(self._request(field, key) for key in rest), strict=True):
+            yield self._prepared(field, key, batch)
 
     def inputs(self, n: int) -> Tensor:
         """Inputs of training batch ``n``: images, normalised and, if configured, augmented, float32 ``[B, C, H, W]``;
@@ -278,22 +278,22 @@ class BatchLoader:
         count = sum(self.evaluation_size(key.number) for key in self.plain(batches))
         return (count, *self.dataset.train.labels.shape[1:])
 
-    def _read(self, column: Column, key: BatchKey) -> Tensor:
-        """``column`` of a batch as it is in the data set, read by this process."""
+    def _read(self, field: Field, key: BatchKey) -> Tensor:
+        """``field`` of a batch as it is in the data set, read by this process."""
         split, rows, epoch = self._located(key)
-        source = split.inputs if column == "inputs" else split.labels
+        source = split.inputs if field == "inputs" else split.labels
         if isinstance(source, Items):
             return source.rows(rows, epoch)
-        if column == "labels" and key.evaluation:
+        if field == "labels" and key.evaluation:
             return source[rows]
         source = self._place(source)
         if isinstance(source, Tensor) and isinstance(rows, Tensor):
             rows = self.order.indices(key.number, source.device)
         return source[rows]
 
-    def _request(self, column: Column, key: BatchKey) -> Request:
+    def _request(self, field: Field, key: BatchKey) -> Request:
         split, rows, epoch = self._located(key)
-        name = next(name for name, source in self.sources.items() if source is getattr(split, column))
+        name = next(name for name, source in self.sources.items() if source is getattr(split, field))
         numbers = np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows.numpy()
         return Request(name, numbers, epoch)
 
@@ -303,9 +303,9 @@ class BatchLoader:
             return *self._part(key.number), EVALUATION
         return self.dataset.train, self.order.indices(key.number), self.order.epoch(key.number)
 
-    def _prepared(self, column: Column, key: BatchKey, batch: Tensor) -> Tensor:
+    def _prepared(self, field: Field, key: BatchKey, batch: Tensor) -> Tensor:
         """``batch`` as it was read, as it enters the network."""
-        if column == "labels":
+        if field == "labels":
             return batch
         if key.evaluation:
             view = self.view(key.number)

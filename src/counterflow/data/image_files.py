@@ -255,13 +255,13 @@ def _read_folders(root: Path, lazily: bool) -> Dataset:
     from torchvision.datasets.folder import find_classes
 
     classes, _ = find_classes(str(root / "train"))
-    present, _ = find_classes(str(root / "test"))
-    unknown = set(present) - set(classes)
-    if unknown:
-        raise ValueError(f"test/{min(unknown)} is a class that train/ does not have")
     first: str | None = None
     splits = []
-    for split, names in (("train", classes), ("test", present)):
+    for split in ("train", "test"):
+        names, _ = find_classes(str(root / split))
+        unknown = set(names) - set(classes)
+        if unknown:
+            raise ValueError(f"{split}/{min(unknown)} is a class that train/ does not have")
         labels = array("q")
         images = ImageItems.of(root, _files(root, split, {name: classes.index(name) for name in names}, labels), first)
         first = images.first

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from counterflow.algorithms.rule import MessageSpec, RuleSet
-from counterflow.data.batch_loader import BatchKey, Column
+from counterflow.data.batch_loader import BatchKey, Field
 from counterflow.data.prefetch import prefetch
 from counterflow.engine.job import Job
 from counterflow.message import MessageKind, Tag
@@ -85,8 +85,8 @@ def input_stream(job: Job) -> InputChannel:
             evaluation = tag.kind is MessageKind.TEST
             yield BatchKey(tag.e if evaluation else tag.n, evaluation)
 
-    def stream(column: Column) -> Iterator[Tensor]:
-        return batches.stream(column, keys(plan), keys(plan.undecided))
+    def stream(field: Field) -> Iterator[Tensor]:
+        return batches.stream(field, keys(plan), keys(plan.undecided))
 
     def items() -> Generator[Item]:
         labels = stream("labels") if plan.predicts_down else None

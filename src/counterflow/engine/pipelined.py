@@ -21,7 +21,7 @@ from counterflow.algorithms.muon import hidden_weights
 from counterflow.algorithms.optimizer import BlockOptimizer
 from counterflow.algorithms.weight_average import WeightAverage
 from counterflow.checkpoint import BlockState
-from counterflow.data.batch_loader import BatchKey, Column
+from counterflow.data.batch_loader import BatchKey, Field
 from counterflow.data.prefetch import prefetch
 from counterflow.engine import cost
 from counterflow.engine.cost import ExitFlops, Flops
@@ -187,8 +187,8 @@ class Pipeline:
         begin, timed_from = (start := perf_counter()), plan.start
         other, waited = 0.0, 0.0  # updates, and evaluations as a whole, are no waiting
         bottom, top, nothing = 0 in mine, len(self._stages) - 1 in mine, torch.empty(0)
-        inputs = self._column("inputs") if bottom else repeat(nothing)
-        labels = self._column("labels") if top else repeat(nothing)
+        inputs = self._field("inputs") if bottom else repeat(nothing)
+        labels = self._field("labels") if top else repeat(nothing)
         for n in plan.numbers(plan.start):
             try:
                 metrics = step(n, next(inputs).to(job.device), next(labels).to(job.device))
@@ -248,7 +248,7 @@ class Pipeline:
             activations={block: kept for block, of in recorders.items() if (kept := of.take()) is not None},
         )
 
-    def _column(self, column: Column) -> Iterator[Tensor]:
+    def _field(self, field: Field) -> Iterator[Tensor]:
         """Inputs or labels of every training batch, and of the evaluation after it."""
         batches, plan = self._job.batches, self._job.plan
 
@@ -257,8 +257,8 @@ class Pipeline:
                 yield BatchKey(n)
                 yield from (BatchKey(e, evaluation=True) for e in plan.evaluation(n))
 
-        items = batches.stream(column, keys(plan), keys(plan.undecided))
-        return items if batches.resident or column == "labels" else prefetch(items)
+        items = batches.stream(field, keys(plan), keys(plan.undecided))
+        return items if batches.resident or field == "labels" else prefetch(items)
 
     def _squared_norm(self, trained: Mapping[int, _Trained]) -> Tensor:
         """That of the gradient of the whole network, summed block by block, bottom to top."""

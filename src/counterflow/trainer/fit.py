@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from counterflow.checkpoint import BestWeights, BlockWritten, CheckpointDirectory, CheckpointWriter
 from counterflow.checkpoint.atomic_write import atomic_write
 from counterflow.config import TrainConfig
-from counterflow.data.batch_loader import Column
+from counterflow.data.batch_loader import Field
 from counterflow.data.items import Items
-from counterflow.data.workers import Workers
+from counterflow.data.reader_pool import ReaderPool
 from counterflow.engine.factory import block_owners, build_engine, choose_partition
 from counterflow.engine.job import Job
 from counterflow.engine.run_context import PreemptedError, RankResult, RunContext, WaitTimes
@@ -115,20 +115,20 @@ def connect_and_fit(
 
 
 @contextmanager
-def _workers(job: Job, config: TrainConfig, info: RankInfo) -> Iterator[Workers | None]:
+def _workers(job: Job, config: TrainConfig, info: RankInfo) -> Iterator[ReaderPool | None]:
     """The processes that read what this rank needs and what is not in memory; None if there is no such thing."""
     owners = block_owners(job)
     bottom, top = owners[0], owners[-1]
-    columns: set[Column] = set()
+    fields: set[Field] = set()
     if info.rank == bottom:
-        columns |= {"inputs", "labels"} if job.plan.predicts_down else {"inputs"}
+        fields |= {"inputs", "labels"} if job.plan.predicts_down else {"inputs"}
     if info.rank == top:
-        columns.add("labels")
-    if not any(job.batches.read_by_workers(column) for column in columns):
+        fields.add("labels")
+    if not any(job.batches.read_by_workers(field) for field in fields):
         yield None
         return
     sources = {name: source for name, source in job.batches.sources.items() if isinstance(source, Items)}
-    workers = Workers(config.data.workers, sources, config.engine.timeout)
+    workers = ReaderPool(config.data.workers, sources, config.engine.timeout)
     try:
         yield workers
     finally:

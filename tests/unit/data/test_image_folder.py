@@ -131,7 +131,10 @@ def test_folder_without_classes_or_images(tmp_path):
     assert_refused(config(tmp_path), "Found no valid file for the classes ant")
 
 
-WANTED = "must hold train/ and test/ with a folder for each class, or one .npz file; holds "
+WANTED = (
+    "must hold train/ and test/ with a folder for each class, or one .npz file, or the .npy files train_images, "
+    "train_labels, test_images, test_labels; holds "
+)
 
 
 def test_other_roots(tmp_path, images):

@@ -40,7 +40,7 @@ class _Failure:
     text: str
 
 
-class Workers:
+class ReaderPool:
     """Processes forked from this one, which read samples of ``sources`` as long as it lives.
 
     They inherit whatever this process has open, so they are started before it has sockets and locks. They leave
