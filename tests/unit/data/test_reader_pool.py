@@ -94,7 +94,9 @@ def test_a_sample_that_cannot_be_read_is_named(pool_of, count):
 @pytest.mark.parametrize("count", [1, 2])
 def test_the_sample_that_killed_a_worker_is_named(pool_of, count):
     start = time.monotonic()
-    with pytest.raises(RuntimeError, match=rf"^data.workers={count}: .* ended \(status -9\) while it read numbers\[7\]$"):
+    with pytest.raises(
+        RuntimeError, match=rf"^data.workers={count}: .* ended \(status -9\) while it read numbers\[7\]$"
+    ):
         list(pool_of(count, fatal=7).read(requests(10)))
     assert time.monotonic() - start < 10
 
