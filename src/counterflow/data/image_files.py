@@ -12,7 +12,6 @@ import math
 import os
 import tempfile
 import zlib
-from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from http.client import HTTPException
 from pathlib import Path
@@ -26,7 +25,7 @@ from torch import Tensor
 from counterflow.config import DataConfig
 from counterflow.data.dataset import Dataset, Split
 from counterflow.data.image_items import ImageItems, read_image
-from counterflow.data.items import in_file
+from counterflow.data.items import Spool, in_file
 from counterflow.data.mapped_images import MappedImages, mapped_member
 
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
@@ -262,22 +261,24 @@ def _read_folders(root: Path, lazily: bool) -> Dataset:
         unknown = set(names) - set(classes)
         if unknown:
             raise ValueError(f"{split}/{min(unknown)} is a class that train/ does not have")
-        labels = array("q")
+        labels = Spool(np.int64)
         images = ImageItems.of(root, _files(root, split, {name: classes.index(name) for name in names}, labels), first)
         first = images.first
-        known = torch.from_numpy(in_file(np.frombuffer(labels, np.int64)))
+        known = torch.from_numpy(labels.mapped())
         splits.append(Split(images, known) if lazily else Split(images[:], known.clone()))
     return Dataset(splits[0], splits[1], len(classes), class_names=classes)
 
 
-def _files(root: Path, split: str, classes: Mapping[str, int], labels: "array[int]") -> Iterator[str]:
-    """The image files of ``split``, class by class, whose labels are appended to ``labels``."""
+def _files(root: Path, split: str, classes: Mapping[str, int], labels: Spool) -> Iterator[list[str]]:
+    """The image files of every class of ``split``, whose labels are appended to ``labels``."""
     from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
     for name, label in classes.items():  # one at a time: names of all files would take 200 bytes each
-        for path, _ in make_dataset(str(root / split), {name: label}, IMG_EXTENSIONS):
-            labels.append(label)
-            yield os.path.relpath(path, root)
+        paths = [
+            os.path.relpath(path, root) for path, _ in make_dataset(str(root / split), {name: label}, IMG_EXTENSIONS)
+        ]
+        labels.append(np.full(len(paths), label))
+        yield paths
 
 
 def _read_arrays(path: Path, lazily: bool) -> Dataset:

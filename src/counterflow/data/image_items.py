@@ -1,8 +1,7 @@
 """Image files in folders, which are read one by one."""
 
 import os
-from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from counterflow.data.items import Items, in_file
+from counterflow.data.items import Items, Spool
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,21 +28,19 @@ class ImageItems(Items):
     dtype = torch.uint8
 
     @staticmethod
-    def of(root: Path, names: Iterable[str], first: str | None = None) -> "ImageItems":
-        """The files ``names`` below ``root``, of which there is one at least; ``first`` is the first of them."""
-        buffer, ends = bytearray(), array("q")
-        for name in names:
-            buffer += os.fsencode(name)
-            ends.append(len(buffer))
-        first = first if first is not None else os.fsdecode(bytes(buffer[: ends[0]]))
+    def of(root: Path, groups: Iterable[Sequence[str]], first: str | None = None) -> "ImageItems":
+        """The files ``groups`` of names below ``root``, of which there is one at least; ``first`` is the first."""
+        names, ends, size = Spool(np.uint8), Spool(np.int64), 0
+        for group in groups:
+            encoded = [os.fsencode(name) for name in group]
+            names.append(np.frombuffer(b"".join(encoded), np.uint8))
+            stops = size + np.cumsum([len(name) for name in encoded])
+            ends.append(stops)
+            size, first = int(stops[-1]), group[0] if first is None else first
+        assert first is not None, "there are no files"
         height, width, channels = read_image(root, first).shape
-        return ImageItems(
-            root,
-            first,
-            torch.Size((len(ends), channels, height, width)),
-            in_file(np.frombuffer(buffer, np.uint8)),
-            in_file(np.frombuffer(ends, np.int64)),
-        )
+        found = ends.mapped()
+        return ImageItems(root, first, torch.Size((len(found), channels, height, width)), names.mapped(), found)
 
     def name(self, index: int) -> str:
         start = int(self.ends[index - 1]) if index else 0

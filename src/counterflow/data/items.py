@@ -1,5 +1,6 @@
 """Samples that are not in memory: each is read when a batch needs it."""
 
+import os
 import tempfile
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -87,10 +88,26 @@ class Selected(Items):
         return self.source.read(int(self.indices[index]), epoch)
 
 
-def in_file(array: NDArray[Any]) -> NDArray[Any]:
-    """The same array, mapped from a temporary file without a name: pages that the system can take back, so that the
-    private memory of a process does not grow with it."""
-    with tempfile.TemporaryFile() as file:
-        np.ascontiguousarray(array).tofile(file)
-        file.flush()
-        return np.memmap(file, array.dtype, "r+", shape=array.shape) if array.size else array
+class Spool:
+    """An array that grows in a temporary file without a name, and is then mapped from there: pages that the system can
+    take back, so that the private memory of a process does not grow with it."""
+
+    def __init__(self, kind: type[np.generic]) -> None:
+        self._kind = kind
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115  # closed once it is mapped
+
+    def append(self, values: NDArray[Any]) -> None:
+        np.ascontiguousarray(values).tofile(self._file)
+
+    def mapped(self) -> NDArray[Any]:
+        """All values, one after the other; none can be appended any more."""
+        with self._file as file:
+            file.flush()
+            return np.memmap(file, self._kind, "r+") if os.fstat(file.fileno()).st_size else np.empty(0, self._kind)
+
+
+def in_file(array: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The same array ``[M]`` in a `Spool`."""
+    spool = Spool(np.int64)
+    spool.append(array)
+    return spool.mapped()

@@ -27,6 +27,10 @@ _DEATH = 2.0
 """Seconds until the system says how a process ended."""
 
 
+class ReaderError(Exception):
+    """A reader that ended, or that hangs; the text names the sample that it read."""
+
+
 class Request(NamedTuple):
     """Samples of one source, to be read."""
 
@@ -80,7 +84,7 @@ class ReaderPool:
 
         Raises:
             ValueError: A sample cannot be read; the text names it.
-            RuntimeError: A worker ended, or took longer than the timeout; the text names the sample.
+            ReaderError: A worker ended, or took longer than the timeout.
         """
         left, pending = iter(requests), deque[tuple[int, Request, Future[Any]]]()
         try:
@@ -108,7 +112,7 @@ class ReaderPool:
             self._raise_death()
         except TimeoutError:
             sample = self._current(lambda pid, reading: reading == number)
-            raise RuntimeError(
+            raise ReaderError(
                 f"data.workers={self._number}: {sample or 'a sample'} was not read within {self._timeout:g} s"
             ) from None
         if isinstance(found, _Failure):
@@ -123,7 +127,7 @@ class ReaderPool:
         sample = self._current(lambda pid, reading: pid in pids)
         status = f" (status {dead[0].exitcode})" if dead else ""
         where = f" while it read {sample}" if sample else ""
-        raise RuntimeError(f"data.workers={self._number}: a worker ended{status}{where}") from None
+        raise ReaderError(f"data.workers={self._number}: a worker ended{status}{where}") from None
 
     def _current(self, wanted: Any) -> str:
         """Name of the sample that the first worker reads of which ``wanted(process, request)`` is true."""

@@ -179,6 +179,7 @@ class Trainer:
             CallbackError: A callback failed; the text names it.
             ChannelError: A rank was lost, or a wait ran out; the text names rank, edge and batch.
             FinishedError: ``run_dir`` holds this run, and it has finished.
+            ReaderError: A process of ``workers`` ended, or hangs; the text names the sample.
             PreemptedError: ``control`` passed on a signal, and the run ended after a checkpoint.
         """
         data = (

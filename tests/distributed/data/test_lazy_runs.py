@@ -123,7 +123,7 @@ def test_a_killed_reader_ends_the_run_with_one_line(root: Path, tmp_path: Path) 
     lines = [line for line in job.output().splitlines() if "data.workers" in line]
     assert len(lines) == 1, job.output()
     assert "rank 0: block 1: " in lines[0]
-    assert "RuntimeError: data.workers=2: a worker ended (status -9)" in lines[0]
+    assert "ReaderError: data.workers=2: a worker ended (status -9)" in lines[0]
     assert "Traceback" not in job.output()
 
 
@@ -246,7 +246,7 @@ def _memory(rank: int, size: int, store_path: str, root: str) -> None:
         return result
 
     fit.fit = measured
-    trainer = cf.Trainer(cf.MLP(hidden=[8]), blocks=2, engine=cf.EngineConfig(threads=1))
+    trainer = cf.Trainer(cf.MLP(widths=[8]), blocks=2, engine=cf.EngineConfig(threads=1))
     trainer.fit(cf.DataConfig(name="image_folder", root=root, workers=1), steps=20)
     print(*inside)
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from counterflow.data.items import Items
-from counterflow.data.reader_pool import ReaderPool, Request
+from counterflow.data.reader_pool import ReaderError, ReaderPool, Request
 from tests.helpers.elastic import alive, children
 from tests.helpers.processes import Fresh
 
@@ -95,7 +95,7 @@ def test_a_sample_that_cannot_be_read_is_named(pool_of, count):
 def test_the_sample_that_killed_a_worker_is_named(pool_of, count):
     start = time.monotonic()
     with pytest.raises(
-        RuntimeError, match=rf"^data.workers={count}: .* ended \(status -9\) while it read numbers\[7\]$"
+        ReaderError, match=rf"^data.workers={count}: .* ended \(status -9\) while it read numbers\[7\]$"
     ):
         list(pool_of(count, fatal=7).read(requests(10)))
     assert time.monotonic() - start < 10
@@ -103,14 +103,14 @@ def test_the_sample_that_killed_a_worker_is_named(pool_of, count):
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_sample_that_hangs_is_named(pool_of, count):
-    with pytest.raises(RuntimeError, match=rf"^data.workers={count}: numbers\[7\] was not read within 1 s$"):
+    with pytest.raises(ReaderError, match=rf"^data.workers={count}: numbers\[7\] was not read within 1 s$"):
         list(pool_of(count, timeout=1, endless=7).read(requests(10)))
 
 
 def test_a_dead_pool_says_so_again(pool_of):
     pool = pool_of(fatal=7)
     for _ in range(2):
-        with pytest.raises(RuntimeError, match="a worker ended"):
+        with pytest.raises(ReaderError, match="a worker ended"):
             list(pool.read(requests(10)))
 
 
