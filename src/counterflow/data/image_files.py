@@ -269,16 +269,23 @@ def _read_folders(root: Path, lazily: bool) -> Dataset:
     return Dataset(splits[0], splits[1], len(classes), class_names=classes)
 
 
-def _files(root: Path, split: str, classes: Mapping[str, int], labels: Spool) -> Iterator[list[str]]:
-    """The image files of every class of ``split``, whose labels are appended to ``labels``."""
-    from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
+def _files(root: Path, split: str, classes: Mapping[str, int], labels: Spool) -> Iterator[list[bytes]]:
+    """The image files of every folder of ``split``, below ``root``, in torchvision's order; their labels are appended
+    to ``labels``. Names are bytes, and of one class at a time: strings of all files would take 200 bytes each."""
+    from torchvision.datasets.folder import IMG_EXTENSIONS
 
-    for name, label in classes.items():  # one at a time: names of all files would take 200 bytes each
-        paths = [
-            os.path.relpath(path, root) for path, _ in make_dataset(str(root / split), {name: label}, IMG_EXTENSIONS)
-        ]
-        labels.append(np.full(len(paths), label))
-        yield paths
+    suffixes = tuple(map(os.fsencode, IMG_EXTENSIONS))
+    for name, label in classes.items():
+        found = 0
+        for folder, _, names in sorted(os.walk(os.fsencode(root / split / name), followlinks=True)):
+            below = os.path.relpath(folder, os.fsencode(root))
+            files = [os.path.join(below, file) for file in sorted(names) if file.lower().endswith(suffixes)]
+            if files:
+                labels.append(np.full(len(files), label))
+                found += len(files)
+                yield files
+        if not found:
+            raise ValueError(f"{split}/{name} holds no image ({', '.join(IMG_EXTENSIONS)})")
 
 
 def _read_arrays(path: Path, lazily: bool) -> Dataset:

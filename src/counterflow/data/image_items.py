@@ -28,15 +28,14 @@ class ImageItems(Items):
     dtype = torch.uint8
 
     @staticmethod
-    def of(root: Path, groups: Iterable[Sequence[str]], first: str | None = None) -> "ImageItems":
-        """The files ``groups`` of names below ``root``, of which there is one at least; ``first`` is the first."""
+    def of(root: Path, groups: Iterable[Sequence[bytes]], first: str | None = None) -> "ImageItems":
+        """The files ``groups`` of names below ``root``, none of them empty; ``first`` is the first of them."""
         names, ends, size = Spool(np.uint8), Spool(np.int64), 0
         for group in groups:
-            encoded = [os.fsencode(name) for name in group]
-            names.append(np.frombuffer(b"".join(encoded), np.uint8))
-            stops = size + np.cumsum([len(name) for name in encoded])
+            names.append(np.frombuffer(b"".join(group), np.uint8))
+            stops = size + np.cumsum(np.fromiter(map(len, group), np.int64))
             ends.append(stops)
-            size, first = int(stops[-1]), group[0] if first is None else first
+            size, first = int(stops[-1]), os.fsdecode(group[0]) if first is None else first
         assert first is not None, "there are no files"
         height, width, channels = read_image(root, first).shape
         found = ends.mapped()
