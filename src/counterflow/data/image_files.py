@@ -44,6 +44,8 @@ SIDE = 32
 """Pixels along each side of a tile."""
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 """Names of own arrays."""
+_GROUP = 1000
+"""Names of files that are collected at a time."""
 _UINT8 = 0x0800
 """Magic number of an idx file of bytes, without its number of dimensions."""
 _GRID: dict[str, Callable[[Any], Any]] = {
@@ -270,22 +272,25 @@ def _read_folders(root: Path, lazily: bool) -> Dataset:
 
 
 def _files(root: Path, split: str, classes: Mapping[str, int], labels: Spool) -> Iterator[list[bytes]]:
-    """The image files of every folder of ``split``, below ``root``, in torchvision's order; their labels are appended
-    to ``labels``. Names are bytes, and of one class at a time: strings of all files would take 200 bytes each."""
+    """The image files of ``split``, below ``root``, in torchvision's order, some at a time, with labels in ``labels``.
+
+    Names are bytes: strings of all files would take 200 bytes each.
+    """
     from torchvision.datasets.folder import IMG_EXTENSIONS
 
     suffixes = tuple(map(os.fsencode, IMG_EXTENSIONS))
-    for name, label in classes.items():
+    for title, label in classes.items():
         found = 0
-        for folder, _, names in sorted(os.walk(os.fsencode(root / split / name), followlinks=True)):
+        for folder, _, names in sorted(os.walk(os.fsencode(root / split / title), followlinks=True)):
             below = os.path.relpath(folder, os.fsencode(root))
-            files = [os.path.join(below, file) for file in sorted(names) if file.lower().endswith(suffixes)]
-            if files:
+            names = sorted(name for name in names if name.lower().endswith(suffixes))
+            found += len(names)
+            for start in range(0, len(names), _GROUP):
+                files = [os.path.join(below, name) for name in names[start : start + _GROUP]]
                 labels.append(np.full(len(files), label))
-                found += len(files)
                 yield files
         if not found:
-            raise ValueError(f"{split}/{name} holds no image ({', '.join(IMG_EXTENSIONS)})")
+            raise ValueError(f"{split}/{title} holds no image ({', '.join(IMG_EXTENSIONS)})")
 
 
 def _read_arrays(path: Path, lazily: bool) -> Dataset:
