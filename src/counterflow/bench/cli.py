@@ -25,6 +25,7 @@ from counterflow.bench.emulated_suites import (
     measure_scaling,
     measure_slowlink,
 )
+from counterflow.bench.loader_suite import measure_loader
 from counterflow.bench.options import BenchContext, BenchOptions
 from counterflow.bench.results import SuiteResult, goal_lines, markdown, terminal_table
 from counterflow.bench.training_suites import (
@@ -57,6 +58,7 @@ SUITES: Mapping[str, tuple[Measure, Draw | None]] = {
     "scaling": (measure_scaling, draw_scaling),
     "timeline": (measure_timeline, None),
     "flops": (measure_flops, draw_flops),
+    "loader": (measure_loader, None),
 }
 
 

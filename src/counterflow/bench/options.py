@@ -12,7 +12,9 @@ from hydra.core.config_store import ConfigStore
 from counterflow.bench.cases import CaseFactory
 from counterflow.config.validators import Options, at_least, checked, positive, size
 
-SUITE_NAMES = ("cpu2", "emulated", "slowlink", "jitter", "transport", "memory", "scaling", "timeline", "flops")
+SUITE_NAMES = (
+    *("cpu2", "emulated", "slowlink", "jitter", "transport", "memory", "scaling", "timeline", "flops", "loader"),
+)
 
 
 def _duration(key: str, value: float, most: float) -> None:

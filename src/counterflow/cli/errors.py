@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from counterflow.cli.console import EXIT_FAILURE, EXIT_USAGE
+from counterflow.data.reader_pool import ReaderError
 from counterflow.engine.run_context import BlockError
 from counterflow.metrics.callback import CallbackError
 from counterflow.transport import ChannelError
@@ -35,7 +36,7 @@ def exit_with_usage_error(error: ValueError | str) -> NoReturn:
 
 def exit_with_error(error: Exception) -> NoReturn:
     """Print the reason, with the traceback of an unforeseen one, and end the process, so that its neighbours notice."""
-    if isinstance(error, BlockError | CallbackError | ChannelError):
+    if isinstance(error, BlockError | CallbackError | ChannelError | ReaderError):
         explain(error)
         # A report of all waits has a line for each rank; an exception of a block is one, whatever torch made of it.
         text = str(error) if isinstance(error, ChannelError) else " ".join(str(error).split())
@@ -53,7 +54,9 @@ def exit_with_error(error: Exception) -> NoReturn:
 def explain(error: Exception) -> None:
     """Print the traceback of an unforeseen cause."""
     cause = error.__cause__
-    foreseen = cause is None or isinstance(cause, FloatingPointError | ValueError) or is_out_of_memory(cause)
+    foreseen = (
+        cause is None or isinstance(cause, FloatingPointError | ValueError | ReaderError) or is_out_of_memory(cause)
+    )
     if isinstance(error, BlockError) and not foreseen:
         traceback.print_exception(cause)
 

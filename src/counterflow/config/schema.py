@@ -52,6 +52,9 @@ class DataConfig(Options, key="data"):
     ``stdlib`` only)."""
     cache: str = "~/.cache/counterflow"
     """Folder for the tokens of a text, which are written there once."""
+    workers: int = checked(0, size, 0, 256)
+    """Processes that read images from files ahead of the block that needs them; 0 reads all into memory at the start
+    (``image_folder`` and Datasets only). A process has its own, if inputs or labels enter the network there."""
     augment: bool = False
     """Random crops of a padded image, and horizontal flips, deterministic in (seed, epoch, index)."""
     padding: int = checked(2, size, 0)

@@ -27,8 +27,8 @@ def at_least(key: str, value: float, least: float) -> None:
     _require(value >= least, key, value, f"must be at least {least}")
 
 
-def size(key: str, value: float, least: int) -> None:
-    _require(least <= value <= LARGEST, key, value, f"must be at least {least} and at most {LARGEST}")
+def size(key: str, value: float, least: int, most: int = LARGEST) -> None:
+    _require(least <= value <= most, key, value, f"must be at least {least} and at most {most}")
 
 
 def sizes(key: str, values: Collection[int], fewest: int = 1) -> None:

@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 from counterflow.config import DataConfig
 from counterflow.data import builtin, image_files, text
-from counterflow.data.dataset import Dataset, Source, Split, as_dataset, as_split
+from counterflow.data.dataset import Dataset, Split
+from counterflow.data.sources import Source, as_dataset, as_split
 
 __all__ = ["LOADERS", "Dataset", "Source", "Split", "as_dataset", "as_split", "load"]
 

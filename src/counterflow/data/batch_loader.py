@@ -1,23 +1,39 @@
 """Batches that enter the network: their order, inputs at the bottom, with crops and flips, and labels at the top."""
 
+from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from itertools import tee
 from math import inf
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from counterflow.config import DataConfig
-from counterflow.data.dataset import Dataset, Split
+from counterflow.data.augment import augment
+from counterflow.data.dataset import Dataset, Rows, Split, chunks, pixel_moments
+from counterflow.data.items import EVALUATION, Items
 from counterflow.data.keyed_permutation import keyed_permutation
-from counterflow.data.token_windows import TokenWindows
+from counterflow.data.reader_pool import ReaderPool, Request
 from counterflow.seeding import derive_seed
 
 CPU = torch.device("cpu")
 _LARGEST_TABLE = 2**20
 """Samples up to which the order of an epoch is a table in memory."""
+
+
+Field = Literal["inputs", "labels"]
+
+
+class BatchKey(NamedTuple):
+    """Training batch ``number``, or evaluation batch."""
+
+    number: int
+    evaluation: bool = False
 
 
 class View(NamedTuple):
@@ -113,12 +129,19 @@ class BatchLoader:
     """Device on which batches are prepared, if the data fits there."""
     parts: int = 1
     """Parts of a training batch; an evaluation batch is as large as one."""
+    workers: ReaderPool | None = None
+    """Processes that read the samples that are not in memory; this process reads them if there are none."""
     _placed: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         assert self.order.size == len(self.dataset.train)
         if self.config.augment and not self.dataset.train.images:
             raise ValueError(f"data.augment=true: is for images, allowed for data={self.config.name} is false")
+        if self.config.workers and not any(isinstance(source, Items) for source in self.sources.values()):
+            raise ValueError(
+                f"data.workers={self.config.workers}: is for images in files and Datasets, allowed for "
+                f"data={self.config.name} is 0"
+            )
         side = min(self.dataset.train.inputs.shape[2:], default=0)
         if self.config.augment and self.config.pad == "reflect" and self.config.padding >= side:
             raise ValueError(
@@ -139,36 +162,80 @@ class BatchLoader:
         inputs = [split.inputs for split in (self.dataset.train, self.dataset.test) if split]
         return sum(tensor.nbytes if isinstance(tensor, Tensor) else inf for tensor in inputs) < free / 2
 
+    @property
+    def sources(self) -> dict[str, Rows]:
+        """The fields of all splits, by the names that requests have for them."""
+        splits = {"train": self.dataset.train, "validation": self.dataset.validation, "test": self.dataset.test}
+        return {
+            f"{name}.{field}": source
+            for name, split in splits.items()
+            if split is not None
+            for field, source in (("inputs", split.inputs), ("labels", split.labels))
+        }
+
+    def read_by_workers(self, field: Field) -> bool:
+        """Samples of ``field`` are not in memory, and worker processes are to read them."""
+        found = (source for name, source in self.sources.items() if name.endswith(field))
+        return self.config.workers > 0 and any(isinstance(source, Items) for source in found)
+
+    def stream(self, field: Field, keys: Iterable[BatchKey], expected: Iterable[BatchKey]) -> Iterator[Tensor]:
+        """``field`` of the batches ``keys``, in order, as `inputs`, `labels` and the methods of evaluation have them.
+
+        What is not in memory is read some batches ahead, by worker processes.
+
+        Args:
+            field: Inputs or labels.
+            keys: The batches. The next one may be known late, if a run may end early.
+            expected: The same, as far as it is known beforehand: these are read ahead. It never waits.
+        """
+        if self.workers is None or not self.read_by_workers(field):
+            for key in keys:
+                yield self._prepared(field, key, self._read(field, key))
+            return
+        keys = iter(keys)
+        ahead, expected = tee(expected)
+        with closing(self.workers.read(self._request(field, key) for key in ahead)) as batches:
+            for key in keys:
+                if key != next(expected, None):
+                    break
+                yield self._prepared(field, key, next(batches))
+            else:
+                return
+        rest = [key, *keys]  # after an early end, the last evaluation
+        for key, batch in zip(rest, self.workers.read(self._request(field, key) for key in rest), strict=True):
+            yield self._prepared(field, key, batch)
+
     def inputs(self, n: int) -> Tensor:
         """Inputs of training batch ``n``: images, normalised and, if configured, augmented, float32 ``[B, C, H, W]``;
         tokens, int64 ``[B, T]``; or numbers, float32 ``[B, ...]``.
         """
-        source = self._place(self.dataset.train.inputs)
-        indices = self.order.indices(n, _device(source))
-        inputs = source[indices]
-        if self.config.augment:
-            inputs = augment(
-                inputs,
-                indices,
-                seed=self.order.seed,
-                epoch=self.order.epoch(n),
-                size=self.order.size,
-                padding=self.config.padding,
-                flip=self.config.flip,
-                pad=self.config.pad,
-                alternate=self.config.alternate,
-            )
-        return self.dataset.normalised(inputs)
+        return self._prepared("inputs", BatchKey(n), self._read("inputs", BatchKey(n)))
 
     def first_inputs(self, most: int) -> Tensor:
         """The first samples of training, up to ``most``, as those of `inputs`, on the CPU: neither shuffled nor
         augmented, the same ones for every seed."""
-        return self.dataset.normalised(self.dataset.train.inputs[:most].cpu())
+        rows = chunks(torch.arange(min(most, len(self.dataset.train))))
+        return self._normalised(torch.cat(list(self._train_inputs(rows))).cpu())
+
+    @property
+    def example(self) -> Tensor:
+        """A batch with the type and the shape of `inputs`, on the CPU; zeros if the samples are not in memory."""
+        source = self.dataset.train.inputs
+        if not isinstance(source, Items):
+            return self.inputs(0).cpu()
+        dtype = source.dtype if source.dtype == torch.int64 else torch.float32
+        return torch.zeros(self.order.batch_size, *source.shape[1:], dtype=dtype)
+
+    @cached_property
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Those of the data set."""
+        if self.workers is None or not self.read_by_workers("inputs"):
+            return self.dataset.moments
+        return pixel_moments(self._train_inputs(self.dataset.measured))
 
     def labels(self, n: int) -> Tensor:
         """Labels of training batch ``n``, int64 ``[B]``, or ``[B, T]`` of sequences."""
-        labels = self._place(self.dataset.train.labels)
-        return labels[self.order.indices(n, _device(labels))]
+        return self._read("labels", BatchKey(n))
 
     @property
     def validation(self) -> range:
@@ -183,9 +250,8 @@ class BatchLoader:
 
     def evaluation_inputs(self, e: int) -> Tensor:
         """Inputs of evaluation batch ``e``, as those of `inputs`, in the view of this batch."""
-        split, part = self._part(e)
-        inputs, view = self._place(split.inputs)[part], self.view(e)
-        return self.dataset.normalised(inputs if view.plain else view.of(inputs))
+        key = BatchKey(e, evaluation=True)
+        return self._prepared("inputs", key, self._read("inputs", key))
 
     def view(self, e: int) -> View:
         """The view of the images in evaluation batch ``e``."""
@@ -193,25 +259,89 @@ class BatchLoader:
 
     def evaluation_labels(self, e: int) -> Tensor:
         """Labels of evaluation batch ``e``, int64 ``[M]``, or ``[M, T]``."""
-        split, part = self._part(e)
-        return split.labels[part]
+        return self._read("labels", BatchKey(e, evaluation=True))
 
     def evaluation_size(self, e: int) -> int:
         """Number of samples in evaluation batch ``e``: those of a part, or fewer in the last batch of a split."""
-        return len(self.evaluation_labels(e))
+        _, part = self._part(e)
+        return int(part.stop - part.start)
+
+    def plain(self, batches: range) -> list[BatchKey]:
+        """Those of the evaluation batches ``batches`` that are in the plain view, one for all views of a sample."""
+        return [BatchKey(e, evaluation=True) for e in batches if self.view(e).plain]
 
     def labels_of(self, batches: range) -> Tensor:
         """Labels of evaluation batches in order, once for all views of a sample: int64 ``[M]``, or ``[M, T]``."""
-        none = self.dataset.train.labels[:0]  # there may be no batches
-        return torch.cat([none, *(self.evaluation_labels(e) for e in batches if self.view(e).plain)])
+        none = torch.empty(0, *self.dataset.train.labels.shape[1:], dtype=torch.int64)  # there may be no batches
+        return torch.cat([none, *(self._read("labels", key) for key in self.plain(batches))])
 
-    def _place(self, tensor: Tensor | TokenWindows) -> Tensor | TokenWindows:
-        """Return ``tensor`` on the device if the data is resident; it is moved once, at its first use."""
-        if not self.resident or not isinstance(tensor, Tensor):
-            return tensor
-        if id(tensor) not in self._placed:
-            self._placed[id(tensor)] = tensor.to(self.device)
-        return self._placed[id(tensor)]
+    def shape_of_labels(self, batches: range) -> tuple[int, ...]:
+        """The shape of `labels_of`, which reads nothing."""
+        count = sum(self.evaluation_size(key.number) for key in self.plain(batches))
+        return (count, *self.dataset.train.labels.shape[1:])
+
+    def _read(self, field: Field, key: BatchKey) -> Tensor:
+        """``field`` of a batch as it is in the data set, read by this process."""
+        split, rows, epoch = self._located(key)
+        source = split.inputs if field == "inputs" else split.labels
+        if isinstance(source, Items):
+            return source.rows(rows, epoch)
+        if field == "labels" and key.evaluation:
+            return source[rows]
+        source = self._place(source)
+        if isinstance(source, Tensor) and isinstance(rows, Tensor):
+            rows = self.order.indices(key.number, source.device)
+        return source[rows]
+
+    def _request(self, field: Field, key: BatchKey) -> Request:
+        split, rows, epoch = self._located(key)
+        name = next(name for name, source in self.sources.items() if source is getattr(split, field))
+        numbers = np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows.numpy()
+        return Request(name, numbers, epoch)
+
+    def _located(self, key: BatchKey) -> tuple[Split, Tensor | slice, int]:
+        """The split of a batch, its rows there, and the epoch for which they are read."""
+        if key.evaluation:
+            return *self._part(key.number), EVALUATION
+        return self.dataset.train, self.order.indices(key.number), self.order.epoch(key.number)
+
+    def _prepared(self, field: Field, key: BatchKey, batch: Tensor) -> Tensor:
+        """``batch`` as it was read, as it enters the network."""
+        if field == "labels":
+            return batch
+        if key.evaluation:
+            view = self.view(key.number)
+            return self._normalised(batch if view.plain else view.of(batch))
+        if self.config.augment:
+            batch = augment(
+                batch,
+                self.order.indices(key.number, batch.device),
+                seed=self.order.seed,
+                epoch=self.order.epoch(key.number),
+                size=self.order.size,
+                padding=self.config.padding,
+                flip=self.config.flip,
+                pad=self.config.pad,
+                alternate=self.config.alternate,
+            )
+        return self._normalised(batch)
+
+    def _normalised(self, inputs: Tensor) -> Tensor:
+        return self.dataset.normalised(inputs, self.moments if self.dataset.train.images else None)
+
+    def _train_inputs(self, parts: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Training inputs of ``parts``, rows each, as they are in the data set."""
+        if self.workers is not None and self.read_by_workers("inputs"):
+            return self.workers.read(Request("train.inputs", rows.numpy(), EVALUATION) for rows in parts)
+        return (self.dataset.train.inputs[rows] for rows in parts)
+
+    def _place(self, source: Rows) -> Rows:
+        """Return ``source`` on the device if the data is resident; it is moved once, at its first use."""
+        if not self.resident or not isinstance(source, Tensor):
+            return source
+        if id(source) not in self._placed:
+            self._placed[id(source)] = source.to(self.device)
+        return self._placed[id(source)]
 
     def _count(self, split: Split | None) -> int:
         return 0 if split is None else -(-len(split) // self._evaluated) * self.config.test_views
@@ -222,87 +352,13 @@ class BatchLoader:
         split = self.dataset.validation if held_out else self.dataset.test
         assert split is not None
         batch = (e if held_out else e - self.test.start) // self.config.test_views
-        start = batch * self._evaluated
-        return split, slice(start, start + self._evaluated)
+        start, size = batch * self._evaluated, self._evaluated
+        return split, slice(start, min(start + size, len(split)))
 
     @property
     def _evaluated(self) -> int:
         """Samples of an evaluation batch."""
         return self.order.batch_size // self.parts
-
-
-def _device(source: Tensor | TokenWindows) -> torch.device:
-    return source.device if isinstance(source, Tensor) else CPU
-
-
-def augment(
-    images: Tensor,
-    indices: Tensor,
-    *,
-    seed: int,
-    epoch: int,
-    size: int,
-    padding: int,
-    flip: bool,
-    pad: str = "zeros",
-    alternate: bool = False,
-) -> Tensor:
-    """Crop images at random after padding, and flip half of them horizontally.
-
-    The crop and the flip of an image depend on (seed, epoch, index) only, never on its batch.
-
-    Args:
-        images: uint8 ``[B, C, H, W]``.
-        indices: Positions of these images in the training data, int64 ``[B]``.
-        seed: Seed of the run.
-        epoch: Every epoch has other crops and flips.
-        size: Number of training images.
-        padding: Pixels on every side before the crop; with ``reflect`` fewer than the image has.
-        flip: Flips are made.
-        pad: ``zeros``, or ``reflect``: the image's own pixels, mirrored at its edge.
-        alternate: An image is flipped in every second epoch, beginning with the first or the second: the alternating
-            flips of Jordan (arXiv 2404.00498, section 3.6).
-    """
-    device = images.device
-    top, left, mirrored = (table[indices, None] for table in _tables(seed, epoch, size, padding, device))
-    channels, height, width = images.shape[1:]
-    rows = top + torch.arange(height, device=device)
-    columns = left + torch.arange(width, device=device)
-    if flip:
-        if alternate:
-            mirrored = _first_flips(seed, size, device)[indices, None] ^ (epoch % 2 == 1)
-        columns = columns.flip(1).where(mirrored, columns)
-    if pad == "reflect":
-        rows, columns = _reflected(rows - padding, height), _reflected(columns - padding, width)
-    else:
-        images = F.pad(images, (padding,) * 4)
-    return images[
-        torch.arange(len(images), device=device)[:, None, None, None],
-        torch.arange(channels, device=device)[:, None, None],
-        rows[:, None, :, None],
-        columns[:, None, None, :],
-    ]
-
-
-def _reflected(positions: Tensor, side: int) -> Tensor:
-    """Positions in ``0 .. side - 1`` for those up to ``side - 1`` beyond either edge, which is not repeated."""
-    return side - 1 - (side - 1 - positions.abs()).abs()
-
-
-@lru_cache(maxsize=1)
-def _first_flips(seed: int, size: int, device: torch.device) -> Tensor:
-    """Images that the first epoch flips if flips alternate, bool ``[size]``."""
-    generator = torch.Generator().manual_seed(derive_seed(seed, "flips"))
-    return torch.randint(2, (size,), generator=generator).bool().to(device)
-
-
-@lru_cache(maxsize=1)
-def _tables(seed: int, epoch: int, size: int, padding: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Top row and left column of every crop, int64 in ``0..2 * padding``, and flips, bool; ``[size]`` each."""
-    generator = torch.Generator().manual_seed(derive_seed(seed, "augment", epoch))
-    top, left = torch.randint(2 * padding + 1, (2, size), generator=generator)
-    mirrored = torch.randint(2, (size,), generator=generator).bool()
-    return top.to(device), left.to(device), mirrored.to(device)
 
 
 # Two entries: a process may hold both ends of the network, which reach the next epoch at different times.

@@ -1,26 +1,23 @@
-"""Labelled inputs, in memory or in mapped files: images, sequences of tokens, or numbers.
-
-They are read from tensors and Datasets of torch.
-"""
+"""Labelled inputs, in memory or read when they are needed: images, sequences of tokens, or numbers."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import sqrt
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils import data
 
+from counterflow.data.items import Items, Selected, describe, in_file
 from counterflow.data.token_windows import TokenWindows
 
-
-def describe(tensor: Tensor | TokenWindows) -> str:
-    """Type and shape, for errors: ``float32 [3, 5]``."""
-    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+MEASURED = 2**14
+"""Images that are not in memory of which the moments of channels are taken, at most."""
+_CHUNK = 256
+"""Samples that are read at a time."""
+Rows = Tensor | TokenWindows | Items
+"""Samples ``[M, ...]``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,8 +29,8 @@ class Split:
     enter the network as they are. Raises ``ValueError`` if inputs and labels do not fit.
     """
 
-    inputs: Tensor | TokenWindows
-    labels: Tensor | TokenWindows
+    inputs: Rows
+    labels: Rows
 
     def __post_init__(self) -> None:
         kind = self.inputs.dtype, self.inputs.ndim
@@ -58,7 +55,15 @@ class Split:
 
     def __getitem__(self, indices: Tensor | slice | list[int]) -> "Split":
         indices = torch.tensor(indices) if isinstance(indices, list) else indices
-        return Split(*self.rows(indices))
+        if not isinstance(self.inputs, Items):
+            return Split(*self.rows(indices))
+        rows = torch.arange(len(self))[indices] if isinstance(indices, slice) else indices
+        numbers = in_file(rows.numpy())
+        labels = self.labels
+        kept = (
+            Selected(labels, numbers) if isinstance(labels, Items) else torch.from_numpy(in_file(labels[rows].numpy()))
+        )
+        return Split(Selected(self.inputs, numbers), kept)
 
     @property
     def images(self) -> bool:
@@ -90,7 +95,8 @@ class Dataset:
     tokenizer: bytes | None = None
     """Content of the tokenizer's file; None where tokens are bytes, and where the inputs are no text."""
     content: str = ""
-    """Checksum of all that is in files; empty where the data is in memory."""
+    """Checksum of all that is in files, or a name of data whose labels are not known before they are read; empty where
+    labels are in memory."""
 
     def __post_init__(self) -> None:
         names = tuple(map(str, self.class_names)) or tuple(map(str, range(self.classes)))
@@ -102,7 +108,7 @@ class Dataset:
             tokens = [("token", split.inputs)] if split.sequences else []
             for kind, tensor in (("label", split.labels), *tokens):
                 if not isinstance(tensor, Tensor):
-                    continue  # whoever wrote the file has counted its tokens
+                    continue  # checked where they are written, or read
                 wrong = tensor[(tensor < 0) | (tensor >= self.classes)]
                 if len(wrong):
                     raise ValueError(
@@ -142,137 +148,49 @@ class Dataset:
         labels = self.train.labels
         if not isinstance(labels, Tensor):
             return self.content[:16]
-        content = f"{list(self.train.inputs.shape)}".encode() + labels.cpu().contiguous().numpy().tobytes()
-        return hashlib.sha256(content).hexdigest()[:16]
+        sha = hashlib.sha256(f"{list(self.train.inputs.shape)}".encode())
+        sha.update(labels.cpu().contiguous().numpy().data)
+        return sha.hexdigest()[:16]
 
-    def normalised(self, inputs: Tensor) -> Tensor:
+    def normalised(self, inputs: Tensor, moments: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """Images as float32, with mean 0 and variance 1 in every channel of training; other inputs as they are."""
         if not self.train.images:
             return inputs
-        mean, std = (moment.to(inputs.device, non_blocking=True) for moment in self.moments)
+        mean, std = (moment.to(inputs.device, non_blocking=True) for moment in moments or self.moments)
         return (inputs.float() - mean[:, None, None]) / std[:, None, None]
 
     @cached_property
     def moments(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of the training pixels of every channel, float32 ``[C]``, in units of the uint8
-        values; a constant channel has the standard deviation 1.
-        """
-        mean, std = [], []
-        values = torch.arange(256)
-        images = self.train.inputs
-        assert isinstance(images, Tensor), "images are in memory"
-        for channel in images.unbind(1):
-            # Integers up to the last step: a sum of floats would depend on the number of threads.
-            counts = torch.bincount(channel.flatten(), minlength=256)
-            total, first, second = (int((counts * values**power).sum()) for power in range(3))
-            mean.append(first / total)
-            std.append(sqrt(total * second - first**2) / total or 1.0)
-        return torch.tensor(mean, dtype=torch.float32), torch.tensor(std, dtype=torch.float32)
+        """`pixel_moments` of the `measured` training images."""
+        return pixel_moments(self.train.inputs[rows] for rows in self.measured)
+
+    @property
+    def measured(self) -> Iterator[Tensor]:
+        """Rows of the training images that the moments are taken of, in chunks: all, or of those that are not in memory
+        `MEASURED` at even distances."""
+        total = len(self.train)
+        count = min(total, MEASURED) if isinstance(self.train.inputs, Items) else total
+        return chunks(torch.arange(count) * total // count)
 
 
-Source = Split | tuple[Tensor, Tensor] | data.Dataset[Any]
-"""Data that a Trainer accepts."""
+def chunks(rows: Tensor) -> Iterator[Tensor]:
+    """``rows`` in parts that are read at a time."""
+    return (rows[start : start + _CHUNK] for start in range(0, len(rows), _CHUNK))
 
 
-def as_dataset(
-    train: Source,
-    test: Source | None = None,
-    classes: int | None = None,
-    validation: float = 0.0,
-    limit: int | None = None,
-) -> Dataset:
-    """Dataset of one or two sources that `as_split` accepts.
-
-    Args:
-        train: Source of the training data.
-        test: Source of the test data; None if nothing is tested.
-        classes: Number of classes; None is the largest label (or token) of all sources, plus 1.
-        validation: Share of the training data that is held out for validation.
-        limit: Number of the remaining samples that are trained on; None is all.
-
-    Raises:
-        ValueError: If a source is refused, or if the sources and the numbers do not fit together.
+def pixel_moments(parts: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the pixels of every channel of images uint8 ``[B, C, H, W]``, float32 ``[C]``, in
+    units of the uint8 values; a constant channel has the standard deviation 1.
     """
-    splits = [as_split(source, name) for source, name in ((train, "train"), (test, "test")) if source is not None]
-    values = [
-        tensor
-        for split in splits
-        for tensor in (split.labels, split.inputs)
-        if tensor.dtype == torch.int64 and isinstance(tensor, Tensor)
-    ]
-    classes = classes or 1 + max(int(tensor.max()) for tensor in values)
-    names = getattr(train, "classes", None)  # as torchvision's data sets have them
-    names = names if isinstance(names, list | tuple) and len(names) == classes else ()
-    dataset = Dataset(splits[0], splits[-1] if test is not None else None, classes, class_names=names)
-    return dataset.split_validation(validation, limit)
-
-
-def as_split(source: Any, name: str) -> Split:
-    """Split of a `Split`, a pair of tensors (inputs, labels), or a map-style Dataset of pairs (input, label).
-
-    Samples of a Dataset are stacked. Tensors, arrays and numbers keep their type, a number becomes ``[1]``, and a PIL
-    image becomes uint8 ``[C, H, W]``. Raises ``ValueError`` beginning with ``name`` and the index of the sample if
-    something does not fit.
-    """
-    if isinstance(source, Split):
-        inputs, labels = source.inputs, source.labels
-    elif isinstance(source, tuple | list) and len(source) == 2 and all(isinstance(part, Tensor) for part in source):
-        inputs, labels = source
-    elif isinstance(source, data.IterableDataset) or not (
-        hasattr(source, "__len__") and hasattr(source, "__getitem__")
-    ):
-        raise ValueError(
-            f"{name}={type(source).__name__}: must be a Split, a pair of tensors (inputs, labels), "
-            "or a Dataset with __len__ and __getitem__"
-        )
-    else:
-        samples = [_sample(source[index], f"{name}[{index}]") for index in range(len(source))]
-        if not samples:
-            raise ValueError(f"{name}={type(source).__name__}: must not be empty")
-        inputs, labels = (_stack(list(tensors), name) for tensors in zip(*samples, strict=True))
-    try:
-        split = Split(inputs, labels)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
-    negative = (labels < 0).nonzero().tolist() if isinstance(labels, Tensor) else []
-    if negative:
-        assert isinstance(labels, Tensor)
-        index = negative[0]
-        raise ValueError(f"{name}{index}: label={int(labels[tuple(index)])}: must not be negative")
-    return split
-
-
-def _sample(item: Any, name: str) -> tuple[Tensor, Tensor]:
-    """Input, and label, int64, of one sample; errors begin with ``name``."""
-    if not (isinstance(item, tuple | list) and len(item) == 2):
-        raise ValueError(f"{name}={type(item).__name__}: must be a pair (input, label)")
-    source, label = item
-    is_image = hasattr(source, "getbands")  # of PIL, which this check does not import
-    inputs = pixels(source, name).permute(2, 0, 1) if is_image else _tensor(source, f"{name}: input")
-    labels = _tensor(label, f"{name}: label")
-    if labels.dtype not in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64):
-        raise ValueError(f"{name}: label is {describe(labels)}: must be whole numbers")
-    return inputs if inputs.ndim else inputs.view(1), labels.long()
-
-
-def _tensor(value: Any, name: str) -> Tensor:
-    try:
-        return torch.as_tensor(value)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{name} is {type(value).__name__}: must be a tensor, an array or a number") from error
-
-
-def _stack(tensors: list[Tensor], name: str) -> Tensor:
-    first = describe(tensors[0])
-    for index, tensor in enumerate(tensors):
-        if describe(tensor) != first:
-            raise ValueError(f"{name}[{index}] has {describe(tensor)}: must be {first}, as {name}[0]")
-    return torch.stack(tensors)
-
-
-def pixels(image: Any, name: str) -> Tensor:
-    """Pixels of a grey or RGB PIL image, uint8 ``[H, W, C]``; errors call it ``name``."""
-    if image.mode not in ("L", "RGB"):
-        raise ValueError(f"{name} has pixels of mode {image.mode}: must be L (grey) or RGB")
-    array = np.array(image)
-    return torch.from_numpy(array).view(*array.shape[:2], -1)
+    counts: list[Tensor] = []
+    for images in parts:
+        found = [torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)]
+        counts = [one + other for one, other in zip(counts, found, strict=True)] if counts else found
+    mean, std = [], []
+    values = torch.arange(256, device=counts[0].device)
+    for count in counts:
+        # Integers up to the last step: a sum of floats would depend on the number of threads.
+        total, first, second = (int((count * values**power).sum()) for power in range(3))
+        mean.append(first / total)
+        std.append(sqrt(total * second - first**2) / total or 1.0)
+    return torch.tensor(mean, dtype=torch.float32), torch.tensor(std, dtype=torch.float32)

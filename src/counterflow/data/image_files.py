@@ -1,7 +1,8 @@
 """Data sets of image files below ``data.root``: MNIST, Fashion-MNIST, CIFAR-10, CIFAR-100, and the user's own.
 
 CIFAR-10 may also be image grids: lossless images, each a grid of tiles of one class, listed in ``manifest.json``. Own
-images are in folders by class, or in one ``.npz`` file of numpy, which may also be ``data.root`` itself.
+images are in folders by class, or in one ``.npz`` file of numpy, which may also be ``data.root`` itself, or in ``.npy``
+files.
 """
 
 import gzip
@@ -11,7 +12,7 @@ import math
 import os
 import tempfile
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from counterflow.config import DataConfig
-from counterflow.data.dataset import Dataset, Split, pixels
+from counterflow.data.dataset import Dataset, Split
+from counterflow.data.image_items import ImageItems, read_image
+from counterflow.data.items import Spool, in_file
+from counterflow.data.mapped_images import MappedImages, mapped_member
 
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 TORCHVISION = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}
@@ -38,6 +42,10 @@ CLASS_NAMES = {
 MANIFEST = "manifest.json"
 SIDE = 32
 """Pixels along each side of a tile."""
+ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
+"""Names of own arrays."""
+_GROUP = 1000
+"""Names of files that are collected at a time."""
 _UINT8 = 0x0800
 """Magic number of an idx file of bytes, without its number of dimensions."""
 _GRID: dict[str, Callable[[Any], Any]] = {
@@ -65,7 +73,7 @@ def load(config: DataConfig) -> Dataset:
     root = Path(os.path.expanduser(config.root))
     try:
         if config.name == "image_folder":
-            return _read_own(root)
+            return _read_own(root, config.workers > 0)
         if config.name in TORCHVISION:
             paths = _paths(root, TORCHVISION[config.name], config.download)
             train, test = _read_pair(*paths[:2]), _read_pair(*paths[2:])
@@ -183,7 +191,7 @@ def _manifest(folder: Path) -> list[dict[str, Any]]:
 
 def _tiles(folder: Path, grid: dict[str, Any]) -> Tensor:
     """Read the tiles of one grid, uint8 ``[M, 32, 32, 3]``."""
-    image, columns, rows = _read_image(folder, grid["file"]), grid["columns"], grid["rows"]
+    image, columns, rows = read_image(folder, grid["file"]), grid["columns"], grid["rows"]
     expected = [rows * SIDE, columns * SIDE, 3]
     if list(image.shape) != expected:
         raise ValueError(f"{grid['file']} has shape {list(image.shape)}: {MANIFEST} says that it is {expected}")
@@ -216,75 +224,99 @@ def _download(fetch: Callable[[str], object], root: Path, folder: str, names: It
         raise ValueError(f"the download failed: {' '.join(str(error).split())}") from error
 
 
-def _read_own(root: Path) -> Dataset:
-    """Read the folders below ``root``, or the ``.npz`` file that it holds or is."""
+def _read_own(root: Path, lazily: bool) -> Dataset:
+    """Read the folders below ``root``, or the ``.npz`` file that it holds or is, or the four ``.npy`` files.
+
+    If it is done ``lazily``, images are read when batches need them.
+    """
     if not root.is_dir():
         if not root.exists():
             raise ValueError("is not there")
         if root.suffix != ".npz":
             raise ValueError("must be a folder or an .npz file")
-        return _read_npz(root)
+        return _read_arrays(root, lazily)
     folders = [name for name in ("train", "test") if (root / name).is_dir()]
     files = sorted(path.name for path in root.glob("*.npz"))
-    if folders == ["train", "test"] and not files:
-        return _read_folders(root)
-    if len(files) == 1 and not folders:
-        return _read_npz(root / files[0])
-    content = ", ".join([*(f"{name}/" for name in folders), *files]) or "neither"
-    raise ValueError(f"must hold train/ and test/ with a folder for each class, or one .npz file; holds {content}")
-
-
-def _read_folders(root: Path) -> Dataset:
-    """Classes are the folders of ``train/``, numbered in the order of their names."""
-    from torchvision.datasets import ImageFolder
-
-    train, test = ImageFolder(root / "train"), ImageFolder(root / "test")
-    unknown = test.class_to_idx.keys() - train.class_to_idx.keys()
-    if unknown:
-        raise ValueError(f"test/{min(unknown)} is a class that train/ does not have")
-    classes = [train.class_to_idx[name] for name in test.classes]
-    first = os.path.relpath(train.samples[0][0], root)
-    return Dataset(
-        _read_images(root, train.samples, first),
-        _read_images(root, [(path, classes[label]) for path, label in test.samples], first),
-        classes=len(train.classes),
-        class_names=train.classes,
+    arrays = sorted(name for name in ARRAYS if (root / f"{name}.npy").is_file())
+    if folders == ["train", "test"] and not files and not arrays:
+        return _read_folders(root, lazily)
+    if len(files) == 1 and not folders and not arrays:
+        return _read_arrays(root / files[0], lazily)
+    if arrays and not files and not folders:
+        return _read_arrays(root, lazily)
+    content = ", ".join([*(f"{name}/" for name in folders), *files, *(f"{name}.npy" for name in arrays)]) or "neither"
+    raise ValueError(
+        "must hold train/ and test/ with a folder for each class, or one .npz file, or the .npy files "
+        f"{', '.join(ARRAYS)}; holds {content}"
     )
 
 
-def _read_images(root: Path, samples: list[tuple[str, int]], first: str) -> Split:
-    """Read the images of ``samples``, each of the size and the channels of the image ``first``."""
-    height, width, channels = _read_image(root, first).shape
-    images = torch.empty(len(samples), channels, height, width, dtype=torch.uint8)
-    for image, (path, _) in zip(images, samples, strict=True):
-        name = os.path.relpath(path, root)
-        found = _read_image(root, name)
-        if found.shape != (height, width, channels):
-            raise ValueError(
-                f"{name} has height, width and channels {list(found.shape)}: "
-                f"must be {[height, width, channels]}, those of {first}"
-            )
-        image.copy_(found.permute(2, 0, 1))
-    return Split(images, torch.tensor([label for _, label in samples]))
+def _read_folders(root: Path, lazily: bool) -> Dataset:
+    """Classes are the folders of ``train/``, numbered in the order of their names."""
+    from torchvision.datasets.folder import find_classes
+
+    classes, _ = find_classes(str(root / "train"))
+    first: str | None = None
+    splits = []
+    for split in ("train", "test"):
+        names, _ = find_classes(str(root / split))
+        unknown = set(names) - set(classes)
+        if unknown:
+            raise ValueError(f"{split}/{min(unknown)} is a class that train/ does not have")
+        labels = Spool(np.int64)
+        images = ImageItems.of(root, _files(root, split, {name: classes.index(name) for name in names}, labels), first)
+        first = images.first
+        known = torch.from_numpy(labels.mapped())
+        splits.append(Split(images, known) if lazily else Split(images[:], known.clone()))
+    return Dataset(splits[0], splits[1], len(classes), class_names=classes)
 
 
-def _read_npz(path: Path) -> Dataset:
-    """Read ``train_images``, ``train_labels``, ``test_images`` and ``test_labels``.
+def _files(root: Path, split: str, classes: Mapping[str, int], labels: Spool) -> Iterator[list[bytes]]:
+    """The image files of ``split``, below ``root``, in torchvision's order, some at a time, with labels in ``labels``.
+
+    Names are bytes: strings of all files would take 200 bytes each.
+    """
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    suffixes = tuple(map(os.fsencode, IMG_EXTENSIONS))
+    for title, label in classes.items():
+        found = 0
+        for folder, _, names in sorted(os.walk(os.fsencode(root / split / title), followlinks=True)):
+            below = os.path.relpath(folder, os.fsencode(root))
+            names = sorted(name for name in names if name.lower().endswith(suffixes))
+            found += len(names)
+            for start in range(0, len(names), _GROUP):
+                files = [os.path.join(below, name) for name in names[start : start + _GROUP]]
+                labels.append(np.full(len(files), label))
+                yield files
+        if not found:
+            raise ValueError(f"{split}/{title} holds no image ({', '.join(IMG_EXTENSIONS)})")
+
+
+def _read_arrays(path: Path, lazily: bool) -> Dataset:
+    """Read ``train_images``, ``train_labels``, ``test_images`` and ``test_labels``, from one ``.npz`` file or from four
+    ``.npy`` files in a folder.
 
     Images are uint8 ``[M, H, W]`` or ``[M, H, W, C]``, labels are whole numbers ``[M]``.
     """
-    names = [f"{split}_{kind}" for split in ("train", "test") for kind in ("images", "labels")]
+    arrays: dict[str, NDArray[Any]] = {}
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in names if name in file}
+        if path.is_dir():
+            for name in ARRAYS:
+                if (path / f"{name}.npy").is_file():
+                    arrays[name] = np.load(path / f"{name}.npy", "r" if lazily else None, allow_pickle=False)
+        else:
+            with np.load(path, allow_pickle=False) as file:
+                for name in (name for name in ARRAYS if name in file):
+                    arrays[name] = mapped_member(path, name) if lazily else file[name]
     # zipfile, zlib and numpy report damage by exceptions of many types.
     except Exception as error:
         raise ValueError(f"{path.name} cannot be read: {' '.join(str(error).split())}") from error
-    for name in names:
+    for name in ARRAYS:
         if name not in arrays:
-            raise ValueError(f"{path.name} has no {name}: must have {', '.join(names)}")
+            raise ValueError(f"{path.name} has no {name}: must have {', '.join(ARRAYS)}")
     train, test = (
-        _array_split(split, arrays[f"{split}_images"], arrays[f"{split}_labels"]) for split in ("train", "test")
+        _array_split(split, arrays[f"{split}_images"], arrays[f"{split}_labels"], lazily) for split in ("train", "test")
     )
     labels = train.labels[:]
     unknown = set(test.labels[:].tolist()) - set(labels.tolist())
@@ -293,7 +325,7 @@ def _read_npz(path: Path) -> Dataset:
     return Dataset(train, test, classes=int(labels.max()) + 1)
 
 
-def _array_split(name: str, images: NDArray[np.uint8], labels: NDArray[np.integer]) -> Split:
+def _array_split(name: str, images: NDArray[np.uint8], labels: NDArray[np.integer], lazily: bool) -> Split:
     if images.ndim == 3:
         images = images[..., None]
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
@@ -304,25 +336,11 @@ def _array_split(name: str, images: NDArray[np.uint8], labels: NDArray[np.intege
         raise ValueError(
             f"{name}_labels={labels.dtype} {list(labels.shape)}: must be whole numbers {list(images.shape[:1])}"
         )
+    if lazily:
+        return Split(MappedImages(images, f"{name}_images"), torch.from_numpy(in_file(labels.astype(np.int64))))
     return _split(images, labels.astype(np.int64))
 
 
 def _split(images: NDArray[np.uint8], labels: NDArray[np.int64] | list[int]) -> Split:
     """Split of images uint8 ``[M, H, W, C]``."""
     return Split(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), torch.as_tensor(labels))
-
-
-def _read_image(root: Path, name: str) -> Tensor:
-    """Read the pixels of the grey or RGB image ``name`` below ``root``, uint8 ``[H, W, C]``, without conversion.
-
-    Raises ``ValueError`` naming the file and the fault.
-    """
-    from PIL import Image
-
-    try:
-        with Image.open(root / name) as image:
-            image.load()
-    # Every format of PIL reports damage by an exception of its own.
-    except Exception as error:
-        raise ValueError(f"{name} cannot be read: {' '.join(str(error).split())}") from error
-    return pixels(image, name)

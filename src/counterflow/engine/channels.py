@@ -5,11 +5,14 @@ from dataclasses import dataclass
 from functools import cache
 
 import torch
+from torch import Tensor
 
 from counterflow.algorithms.rule import MessageSpec, RuleSet
+from counterflow.data.batch_loader import BatchKey, Field
 from counterflow.data.prefetch import prefetch
 from counterflow.engine.job import Job
 from counterflow.message import MessageKind, Tag
+from counterflow.schedule import RunPlan
 from counterflow.topology import Edge, Stream
 from counterflow.transport import Communicator, LocalChannel, MessageLayout, Payload, Receiver, Sender, TensorSpec
 
@@ -42,8 +45,7 @@ def message_layouts(rules: RuleSet, job: Job, edge: Edge) -> Callable[[Tag], Mes
                 target = rules.target(edge.lower, tag.n, batch)
                 if tag.kind is MessageKind.GRADIENT or not job.plan.evaluates_after(tag.n):
                     return target
-                labels = batches.labels_of(job.plan.evaluation(tag.n))
-                return (*target, (tuple(labels.shape), labels.dtype))
+                return (*target, (batches.shape_of_labels(job.plan.evaluation(tag.n)), torch.int64))
 
     @cache
     def layout(tensors: MessageSpec) -> MessageLayout:
@@ -81,20 +83,25 @@ def input_stream(job: Job) -> InputChannel:
     """
     batches, plan = job.batches, job.plan
 
-    def parts_of(n: int) -> Iterator[Payload]:
-        whole = (batches.inputs(n), batches.labels(n)) if plan.predicts_down else (batches.inputs(n),)
-        return zip(*(tensor.chunk(plan.parts) for tensor in whole), strict=True)
+    def keys(plan: RunPlan) -> Iterator[BatchKey]:
+        for tag in plan.activations():
+            if tag.kind is MessageKind.TEST:
+                yield BatchKey(tag.e, evaluation=True)
+            elif tag.e == 0:
+                yield BatchKey(tag.n)
+
+    def stream(field: Field) -> Iterator[Tensor]:
+        return batches.stream(field, keys(plan), keys(plan.undecided))
 
     def items() -> Generator[Item]:
+        streams = [stream("inputs"), *([stream("labels")] if plan.predicts_down else [])]
         parts: Iterator[Payload] = iter(())
         for tag in plan.activations():
             if tag.kind is MessageKind.TEST:
-                labels = [batches.evaluation_labels(tag.e)] if plan.predicts_down else []
-                x = batches.evaluation_inputs(tag.e)
-            else:
-                if tag.e == 0:
-                    parts = parts_of(tag.n)
-                x, *labels = next(parts)
+                parts = iter([tuple(next(tensors) for tensors in streams)])
+            elif tag.e == 0:
+                parts = zip(*(next(tensors).chunk(plan.parts) for tensors in streams), strict=True)
+            x, *labels = next(parts)
             yield tag, (*job.runtime.arrange((x,)), *labels)
 
     # Data that lies on a GPU is prepared there, in the order of its stream: a thread would only be in the way.
@@ -103,15 +110,23 @@ def input_stream(job: Job) -> InputChannel:
 
 def label_stream(job: Job) -> InputChannel:
     """Labels for the top block: of every training batch, and of all batches of the evaluation after it."""
-    batches, plan = job.batches, job.plan
+    batches, plan, top = job.batches, job.plan, job.topology.blocks
+
+    def keys(plan: RunPlan) -> Iterator[BatchKey]:
+        for tag in plan.targets(top):
+            if tag.kind is not MessageKind.PREDICTION:
+                yield BatchKey(tag.n)
+                yield from batches.plain(plan.evaluation(tag.n))
 
     def items() -> Generator[Item]:
-        for tag in plan.targets(job.topology.blocks):
+        labels = batches.stream("labels", keys(plan), keys(plan.undecided))
+        for tag in plan.targets(top):
             if tag.kind is MessageKind.PREDICTION:
                 yield tag, ()
-            else:
-                tests = (batches.labels_of(plan.evaluation(tag.n)),) if plan.evaluates_after(tag.n) else ()
-                yield tag, (batches.labels(tag.n), *tests)
+                continue
+            train = next(labels)
+            tests = [next(labels) for _ in batches.plain(plan.evaluation(tag.n))]
+            yield tag, (train, torch.cat(tests)) if tests else (train,)
 
     return InputChannel(items(), job.device)
 

@@ -5,6 +5,7 @@ On one process it is the plain loop: forward, backward and update of the whole n
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import repeat
 from time import perf_counter
 from typing import Any
 
@@ -21,6 +22,7 @@ from counterflow.algorithms.muon import hidden_weights
 from counterflow.algorithms.optimizer import BlockOptimizer
 from counterflow.algorithms.weight_average import WeightAverage
 from counterflow.checkpoint import BlockState
+from counterflow.data.batch_loader import BatchKey, Field
 from counterflow.data.prefetch import prefetch
 from counterflow.engine import cost
 from counterflow.engine.cost import ExitFlops, Flops
@@ -38,6 +40,7 @@ from counterflow.engine.runtime import Runtime
 from counterflow.metrics.callback import CallbackError
 from counterflow.metrics.provenance import digest
 from counterflow.models.freezing import train_unfrozen
+from counterflow.schedule import RunPlan
 from counterflow.schedule.pipeline_schedules import blocks_of_stages, owners
 from counterflow.trace.recorder import Recorder, span
 from counterflow.transport import ChannelError, Communicator
@@ -190,14 +193,11 @@ class Pipeline:
         begin, timed_from = (start := perf_counter()), plan.start
         other, waited = 0.0, 0.0  # updates, and evaluations as a whole, are no waiting
         bottom, top, nothing = 0 in mine, len(self._stages) - 1 in mine, torch.empty(0)
-        items = (
-            (job.batches.inputs(n) if bottom else nothing, job.batches.labels(n) if top else nothing)
-            for n in plan.numbers(plan.start)
-        )
-        batches = items if job.batches.resident else prefetch(items)
-        for n, (inputs, labels) in enumerate(batches, plan.start):
+        inputs = self._field("inputs") if bottom else repeat(nothing)
+        labels = self._field("labels") if top else repeat(nothing)
+        for n in plan.numbers(plan.start):
             try:
-                metrics = step(n, inputs.to(job.device), labels.to(job.device))
+                metrics = step(n, next(inputs).to(job.device), next(labels).to(job.device))
                 stepped = perf_counter()
                 if comm.size > 1:
                     waits.receive = max(0.0, stepped - begin - busy() - other)
@@ -210,7 +210,7 @@ class Pipeline:
                 with ExitStack() as averages:
                     for average in (pair.average for pair in trained.values() if pair.average is not None):
                         averages.enter_context(average.applied())
-                    self._evaluate(mine, n, context, recorders)
+                    self._evaluate(mine, n, context, recorders, inputs, labels)
                 halts = not plan.ends_with(n) and comm.stop.should_stop_after(n)
                 if halts or plan.saves_after(n):
                     for block, pair in trained.items():
@@ -253,6 +253,18 @@ class Pipeline:
             },
             activations={block: kept for block, of in recorders.items() if (kept := of.take()) is not None},
         )
+
+    def _field(self, field: Field) -> Iterator[Tensor]:
+        """Inputs or labels of every training batch, and of the evaluation after it."""
+        batches, plan = self._job.batches, self._job.plan
+
+        def keys(plan: RunPlan) -> Iterator[BatchKey]:
+            for n in plan.numbers(plan.start):
+                yield BatchKey(n)
+                yield from (BatchKey(e, evaluation=True) for e in plan.evaluation(n))
+
+        items = batches.stream(field, keys(plan), keys(plan.undecided))
+        return items if batches.resident or field == "labels" else prefetch(items)
 
     def _squared_norm(self, trained: Mapping[int, _Trained]) -> Tensor:
         """That of the gradient of the whole network, summed block by block, bottom to top."""
@@ -333,7 +345,7 @@ class Pipeline:
         """A micro-batch as it leaves ``stage``; as it enters the network for stage -1."""
         job = self._job
         if stage < 0:
-            return job.batches.inputs(0)[:size].to(job.device)
+            return job.batches.example[:size].to(job.device)
         shape = (size, *job.shapes[self._stages[stage][-1] - 1])
         dtype = torch.float32 if stage == len(self._stages) - 1 else job.runtime.wire
         return torch.empty(shape, dtype=dtype, device=job.device, requires_grad=True)
@@ -345,6 +357,8 @@ class Pipeline:
         n: int,
         context: RunContext,
         recorders: Mapping[int, ActivationRecorder],
+        inputs: Iterator[Tensor],
+        labels: Iterator[Tensor],
     ) -> None:
         """Send every evaluation batch after batch ``n`` up through all stages, forward only."""
         job, last, recorder = self._job, len(self._stages) - 1, context.recorder
@@ -357,7 +371,7 @@ class Pipeline:
                 lane = self._lane(stage)
                 with span(recorder, "evaluate", lane, n, e):
                     if stage == 0:
-                        activation = job.batches.evaluation_inputs(e).to(job.device)
+                        activation = next(inputs).to(job.device)
                     elif stage - 1 not in mine:
                         activation = torch.empty_like(self._example(stage - 1, job.batches.evaluation_size(e)))
                         with span(recorder, "receive", lane, n, e):
@@ -369,9 +383,8 @@ class Pipeline:
                         with span(recorder, "send", lane, n, e):
                             dist.send(activation.to(job.runtime.wire), self._ranks[stage + 1], group=self._group)
                     elif stage == last:
-                        labels = job.batches.evaluation_labels(e).to(job.device)
                         scores = activation.unsqueeze(0)
-                        meter.add(scores.argmax(-1), scores, labels, job.batches.view(e))
+                        meter.add(scores.argmax(-1), scores, next(labels).to(job.device), job.batches.view(e))
             split = job.plan.split_ending(e)
             if split is not None:
                 for block in (block for stage in mine for block in self._stages[stage]):

@@ -41,7 +41,12 @@ def settings(config: Any) -> dict[str, Any]:
     ``config`` is a configuration dataclass, or a nested mapping such as one read from a file.
     """
     content: Any = config if isinstance(config, Mapping) else asdict(config)
-    return {key: value for key, value in _flat("", content) if affects_result(key)}
+    found = {key: value for key, value in _flat("", content) if affects_result(key)}
+    if found.get("data.workers", 0) == 0:
+        found.pop("data.workers", None)
+    else:  # any number of workers reads the same, though not what is read into memory once
+        found["data.workers"] = True
+    return found
 
 
 def affects_result(key: str) -> bool:

@@ -10,7 +10,7 @@ number of processes. As a timetable (3 blocks, lag 1; T = take target and emit t
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from counterflow.message import MessageKind, Tag
@@ -74,6 +74,11 @@ class RunPlan:
         while not self.ends_with(n - 1):
             yield n
             n += 1
+
+    @property
+    def undecided(self) -> "RunPlan":
+        """The same plan as if no evaluation could end it early. It never waits."""
+        return replace(self, decided_by=_never)
 
     def lead(self, block: int) -> int:
         """``D_k``: number of batches by which a target leaves ``block`` for the block below before its activation."""

@@ -3,8 +3,8 @@
 import hashlib
 import logging
 import signal
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from math import isfinite
@@ -18,6 +18,9 @@ from torch import Tensor, nn
 from counterflow.checkpoint import BestWeights, BlockWritten, CheckpointDirectory, CheckpointWriter
 from counterflow.checkpoint.atomic_write import atomic_write, sha256
 from counterflow.config import TrainConfig
+from counterflow.data.batch_loader import Field
+from counterflow.data.items import Items
+from counterflow.data.reader_pool import ReaderPool
 from counterflow.engine.factory import build_engine, choose_partition
 from counterflow.engine.job import Job
 from counterflow.engine.run_context import PreemptedError, RankResult, RunContext, WaitTimes
@@ -108,6 +111,39 @@ def connect_and_fit(
     """Join the processes of ``job``, train, and part. Arguments and errors are those of `Trainer.fit`."""
     if info.size > 1:
         interfaces(info)  # a wrong one is refused before there is a folder
+    # Before there is anything that a worker should not inherit: the lock of the folder, sockets to other ranks.
+    with _workers(job, config, info) as workers:
+        if workers is not None:
+            job = replace(job, batches=replace(job.batches, workers=workers))
+            if info.rank == block_owners(job.schedule, job.topology)[0] and job.batches.dataset.train.images:
+                _ = job.batches.moments  # while no rank waits for a batch
+        return _join_and_fit(job, config, info, callbacks, control)
+
+
+@contextmanager
+def _workers(job: Job, config: TrainConfig, info: RankInfo) -> Iterator[ReaderPool | None]:
+    """The processes that read what this rank needs and what is not in memory; None if there is no such thing."""
+    owners = block_owners(job.schedule, job.topology)
+    bottom, top = owners[0], owners[-1]
+    fields: set[Field] = set()
+    if info.rank == bottom:
+        fields |= {"inputs", "labels"} if job.plan.predicts_down else {"inputs"}
+    if info.rank == top:
+        fields.add("labels")
+    if not any(job.batches.read_by_workers(field) for field in fields):
+        yield None
+        return
+    sources = {name: source for name, source in job.batches.sources.items() if isinstance(source, Items)}
+    workers = ReaderPool(config.data.workers, sources, config.engine.timeout)
+    try:
+        yield workers
+    finally:
+        workers.close()
+
+
+def _join_and_fit(
+    job: Job, config: TrainConfig, info: RankInfo, callbacks: Sequence[Callback], control: ProcessControl
+) -> FitResult:
     again = control.restarted is not None and control.restarted.restart_count > 0
     point = _resume_point(job, config, info, again) if info.is_main else None
     grace, signals = config.checkpoint.grace, control.signals
@@ -326,7 +362,8 @@ def _save_best(folder: Path, job: Job, best: BestWeights) -> dict[str, Any]:
 
 def _save_activations(folder: Path, job: Job, results: Sequence[RankResult]) -> None:
     """``block_1`` .. ``block_N``, ``[M, d]``, bottom to top, and ``labels``."""
-    arrays: dict[str, Any] = {"labels": job.batches.labels_of(job.batches.test)[: job.activations].numpy()}
+    batches, needed = job.batches.test, -(-job.activations // (job.batch_size // job.plan.parts)) * job.plan.views
+    arrays: dict[str, Any] = {"labels": job.batches.labels_of(batches[:needed])[: job.activations].numpy()}
     for result in results:
         arrays |= {f"block_{block}": values.numpy() for block, values in result.activations.items()}
     np.savez(folder / "activations.npz", **arrays)

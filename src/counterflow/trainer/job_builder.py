@@ -71,7 +71,7 @@ def build_job(config: TrainConfig, network: nn.Sequential, dataset: Dataset, inf
             _log.warning(f"model.init={config.model.init}: {' and '.join(kept)} do not fit it, and start at random")
     frozen = freeze(network, config.model.freeze)
     task = task_of(dataset)
-    layers = profile_layers(network, batches.inputs(0).cpu())
+    layers = profile_layers(network, batches.example)
     found, wanted = layers[-1].shape, (*task.label_shape, task.classes)
     if found != wanted:
         raise ValueError(

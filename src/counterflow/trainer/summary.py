@@ -126,7 +126,7 @@ def describe(
     job: Job, config: TrainConfig, summary: Mapping[str, Any], state: Mapping[str, Tensor]
 ) -> ModelDescription:
     dataset = job.batches.dataset
-    moments = [moment.tolist() for moment in dataset.moments] if dataset.train.images else [None, None]
+    moments = [moment.tolist() for moment in job.batches.moments] if dataset.train.images else [None, None]
     names = original_state(job, job.network.state_dict())
     return ModelDescription(
         model={key: value for key, value in asdict(config.model).items() if key not in _OF_TRAINING},

@@ -110,6 +110,7 @@ class Trainer:
         accumulate: int = 1,
         validation: float = 0.0,
         limit: int | None = None,
+        workers: int = 0,
         augment: bool = False,
         padding: int = 2,
         flip: bool = True,
@@ -148,6 +149,8 @@ class Trainer:
             accumulate: Parts of a batch under a local rule, which travel and are learnt one after the other.
             validation: Share of the training data that is held out.
             limit: Train on so many of the remaining samples.
+            workers: Processes that read the samples of Datasets when batches need them, so that transforms draw anew in
+                every epoch; 0 reads them into memory, once. `data.workers` of a `DataConfig`.
             augment: Random crops after ``padding`` pixels of ``pad`` and, with ``flip``, horizontal flips, of images.
             padding: See ``augment``.
             flip: See ``augment``.
@@ -179,6 +182,7 @@ class Trainer:
             CallbackError: A callback failed; the text names it.
             ChannelError: A rank was lost, or a wait ran out; the text names rank, edge and batch.
             FinishedError: ``run_dir`` holds this run, and it has finished.
+            ReaderError: A process of ``workers`` ended, or hangs; the text names the sample.
             PreemptedError: ``control`` passed on a signal, and the run ended after a checkpoint.
         """
         data = (
@@ -187,6 +191,7 @@ class Trainer:
             else OwnDataConfig(
                 validation=validation,
                 limit=limit,
+                workers=workers,
                 augment=augment,
                 padding=padding,
                 pad=pad,
@@ -234,7 +239,8 @@ class Trainer:
         if isinstance(train, DataConfig):
             dataset = load(train)
         else:
-            dataset = as_dataset(train, test, validation=validation, limit=limit)
+            seed = self.seed if workers else None
+            dataset = as_dataset(train, test, validation=validation, limit=limit, seed=seed)
         job = build_job(config, self._network(dataset), dataset, info)
         return connect_and_fit(job, config, info, callbacks, control or ProcessControl())
 

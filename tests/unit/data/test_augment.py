@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from counterflow.data.batch_loader import _tables, augment
+from counterflow.data.augment import _tables, augment
 
 SIZE = 64
 IMAGES = torch.randint(1, 256, (SIZE, 3, 7, 5), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

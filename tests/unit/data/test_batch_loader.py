@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from counterflow.config import DataConfig
-from counterflow.data.batch_loader import BatchLoader, EpochSampler, augment
+from counterflow.data.augment import augment
+from counterflow.data.batch_loader import BatchLoader, EpochSampler
 from counterflow.data.dataset import Dataset, Split
 
 TRAIN, TEST, BATCH = 30, 10, 4

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.datasets import ImageFolder
 
 from counterflow.config import DataConfig
 from counterflow.data import load
@@ -69,6 +70,16 @@ def test_folders(tmp_path, images):
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_files_are_in_torchvisions_order(tmp_path, images):
+    tree(tmp_path, images)
+    for name in ("10.PNG", "9.png", "z/1.png", "a/b/2.png", "ä.png"):
+        save(tmp_path / "train" / "bee" / name, np.full_like(images["train"]["ant"][0], len(name)))
+    expected = ImageFolder(str(tmp_path / "train"))
+    found = load(DataConfig(name="image_folder", root=str(tmp_path), workers=1)).train
+    names = [str(tmp_path / found.inputs.name(i)) for i in range(len(found))]
+    assert list(zip(names, found.labels.tolist(), strict=True)) == expected.samples
+
+
 @pytest.mark.parametrize("suffix", ["bmp", "tiff", "png"])
 def test_formats(tmp_path, images, suffix):
     tree(tmp_path, images)
@@ -128,10 +139,13 @@ def test_folder_without_classes_or_images(tmp_path):
     (tmp_path / "test").mkdir()
     assert_refused(config(tmp_path), f"Couldn't find any class folder in {tmp_path / 'train'}")
     (tmp_path / "train" / "ant").mkdir()
-    assert_refused(config(tmp_path), "Found no valid file for the classes ant")
+    assert_refused(config(tmp_path), "train/ant holds no image (.jpg, .jpeg, .png,")
 
 
-WANTED = "must hold train/ and test/ with a folder for each class, or one .npz file; holds "
+WANTED = (
+    "must hold train/ and test/ with a folder for each class, or one .npz file, or the .npy files train_images, "
+    "train_labels, test_images, test_labels; holds "
+)
 
 
 def test_other_roots(tmp_path, images):

@@ -113,3 +113,8 @@ def test_versions_are_those_that_may_round_differently() -> None:
     found = versions(torch.device("cpu"))
     assert set(found) == {"counterflow", "python", "torch", "torchvision", "hardware"}
     assert found["torch"] == torch.__version__
+
+
+def test_any_number_of_workers_counts_as_one() -> None:
+    assert hashes("data.workers=1") == hashes("data.workers=3") != hashes("data.workers=0")
+    assert "data.workers" not in settings(configured(PRESET)), "runs of before had no such key"
