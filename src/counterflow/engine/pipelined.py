@@ -36,7 +36,7 @@ from counterflow.engine.run_context import (
     raise_if_preempted,
     restore_block,
 )
-from counterflow.engine.runtime import Runtime
+from counterflow.engine.stage_blocks import StageBlocks
 from counterflow.metrics.callback import CallbackError
 from counterflow.metrics.provenance import digest
 from counterflow.models.freezing import train_unfrozen
@@ -97,32 +97,6 @@ class _Stage(pipelining.PipelineStage):
         self.busy += perf_counter() - start
 
 
-class _Blocks(nn.Sequential):
-    """The blocks of a stage. Its messages are contiguous numbers of the wire's type, whatever it computes with."""
-
-    def __init__(self, blocks: Sequence[nn.Module], runtime: Runtime, is_top: bool) -> None:
-        super().__init__(*blocks)
-        self._runtime = runtime
-        self._is_top = is_top
-
-    def outputs(self, activation: Tensor) -> Iterator[Tensor]:
-        """The output of every block, bottom to top."""
-        if activation.dtype == torch.bfloat16:
-            activation = activation.float()
-        if self._runtime.channels_last and activation.ndim == 4:
-            activation = activation.contiguous(memory_format=torch.channels_last)
-        for number, block in enumerate(self, 1):
-            with self._runtime.autocast():
-                activation = block(activation)
-            if not (self._is_top and number == len(self)):
-                activation = self._runtime.rounded(activation)
-            yield activation
-
-    def forward(self, activation: Tensor) -> Tensor:
-        *_, output = self.outputs(activation)
-        return output.to(torch.float32 if self._is_top else self._runtime.wire).contiguous()
-
-
 class _Trained(nn.Module):
     """A block and its optimizer, as checkpoints hold them."""
 
@@ -169,7 +143,7 @@ class Pipeline:
         comm, waits, recorder = context.comm, context.waits, context.recorder
         job, plan = self._job, self._job.plan
         mine = {
-            stage: _Blocks([job.blocks[block - 1] for block in blocks], job.runtime, stage == len(self._stages) - 1)
+            stage: StageBlocks([job.blocks[block - 1] for block in blocks], job.runtime, stage == len(self._stages) - 1)
             for stage, (blocks, rank) in enumerate(zip(self._stages, self._ranks, strict=True))
             if rank == comm.rank
         }
@@ -353,7 +327,7 @@ class Pipeline:
     @torch.no_grad()
     def _evaluate(
         self,
-        mine: Mapping[int, "_Blocks"],
+        mine: Mapping[int, StageBlocks],
         n: int,
         context: RunContext,
         recorders: Mapping[int, ActivationRecorder],
