@@ -20,7 +20,8 @@ def bits_by_cost(groups: Sequence[ConfigGroup]) -> Figure:
         for line in plot.lines:
             _curve(axis, line)
         axis.set(xlabel=plot.x)
-        axis.set_xlim(0, 1.05 * max(line.statistics.index.max() for line in plot.lines))
+        lasts = [float(line.statistics.index.max()) for line in plot.lines]  # none where no run has the cost
+        axis.set_xlim(0, 1.05 * max(lasts) if lasts else None)
     axes[0].set_ylabel(BITS)
     legend(figure, max(axes, key=lambda axis: len(axis.get_legend_handles_labels()[1])))
     return figure
