@@ -2,6 +2,7 @@
 
 import ipaddress
 import os
+import random
 import socket
 import sys
 from contextlib import suppress
@@ -11,10 +12,15 @@ Address = tuple[str, int]
 
 
 def free_port() -> int:
-    """A port of the loopback interface on which nothing listens."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
+    """A port of the loopback interface on which nothing listens.
+
+    Not one of those that the system hands out by itself: a store of another test could get it meanwhile, and what this
+    test sends there.
+    """
+    for port in random.SystemRandom().sample(range(10_000, 32_000), 100):
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise AssertionError("no free port in 100 tries")
 
 
 def listening(pid: int) -> set[Address]:
