@@ -117,7 +117,6 @@ class Feedback(nn.Module):
     """Feedback block: maps a code book ``[C, above]`` to a code book ``[C, below]``.
 
     ``kind: linear`` is one matrix that starts as a skip; ``kind: mlp`` is a fixed skip plus an MLP that starts at zero.
-    An empty book is the one-hot code, of ``above`` classes.
     """
 
     def __init__(self, above: int, below: int, config: FeedbackConfig) -> None:
@@ -202,7 +201,7 @@ class BLLRule(LocalRule):
 
     def target_part(self, part: BatchPart, target: Target) -> Target:
         *book, labels = target
-        return *book, labels.chunk(part.count)[part.index]
+        return *book, *super().target_part(part, (labels,))
 
     def forward_message(self, message: Payload) -> Payload:
         block, _ = self._top.parts(message) or (self.block, [])

@@ -54,9 +54,8 @@ def execute(program: Iterable[Action], stages: Mapping[int, Stage], context: Run
     """
     for action in program:
         stage, n, e = stages[action.block], action.n, action.e
-        part = e if action.op in (Op.EVALUATE, Op.PREDICT) or action.parts > 1 else -1
         try:
-            with span(context.recorder, _SPANS[action.op], action.block, n, part):
+            with span(context.recorder, _SPANS[action.op], action.block, n, action.part):
                 match action.op:
                     case Op.TARGET:
                         stage.target(n)

@@ -78,13 +78,15 @@ def _digest(content: Mapping[str, Any]) -> str:
 
 
 def digest(module: "torch.nn.Module") -> bytes:
-    """SHA-256 over names, types, shapes and bytes of all parameters and buffers of ``module``."""
+    """SHA-256 over names, types, shapes and bytes of all parameters and buffers of ``module``; those on the meta device
+    have no bytes."""
     import torch
 
     sha = hashlib.sha256()
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         sha.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        sha.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        if not tensor.is_meta:
+            sha.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return sha.digest()
 
 

@@ -184,8 +184,12 @@ class Action:
     """Parts of that training batch."""
 
     def __str__(self) -> str:
-        numbered = self.op in (Op.EVALUATE, Op.PREDICT) or self.parts > 1
-        return f"{self.block}{self.op.value}{self.n}" + (f".{self.e}" if numbered else "")
+        return f"{self.block}{self.op.value}{self.n}" + (f".{self.part}" if self.part >= 0 else "")
+
+    @property
+    def part(self) -> int:
+        """Number of the evaluation batch, or of the part of a training batch; -1 for a whole one."""
+        return self.e if self.op in (Op.EVALUATE, Op.PREDICT) or self.parts > 1 else -1
 
     @property
     def completes(self) -> tuple[int, int] | None:

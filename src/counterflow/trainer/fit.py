@@ -1,6 +1,5 @@
 """A whole run as one rank sees it: the engine, its reports, and its result, the weights and the summary."""
 
-import hashlib
 import logging
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -324,11 +323,8 @@ def _check_initial_weights(job: Job, config: TrainConfig, comm: Communicator) ->
 def _initial_digest(job: Job, config: TrainConfig) -> bytes:
     """Checksum of the initial weights, or of what each process makes its own layers from: names and shapes, and the
     file of ``model.init``."""
-    if not is_outline(job.network):
-        return digest(job.network)
-    names = [f"{name} {list(value.shape)}" for name, value in job.network.state_dict().items()]
-    outline = hashlib.sha256("\n".join(names).encode()).digest()
-    return outline + (bytes.fromhex(sha256(Path(config.model.init).expanduser())) if config.model.init else b"")
+    file = config.model.init if is_outline(job.network) else None
+    return digest(job.network) + (bytes.fromhex(sha256(Path(file).expanduser())) if file else b"")
 
 
 def _named(readouts: Mapping[int, nn.ModuleDict]) -> dict[int, nn.Module]:
