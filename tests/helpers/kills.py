@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from counterflow.checkpoint.atomic_write import sha256
+from counterflow.checksum import sha256
 from tests.helpers.elastic import Elastic, children
 
 JOB = (

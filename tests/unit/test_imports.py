@@ -29,21 +29,22 @@ MAY_IMPORT = {
     "config": set[str](),
     "rank_info": set[str](),
     "signals": set[str](),
+    "checksum": set[str](),
     "plot_style": set[str](),
-    "checkpoint": set[str](),
+    "checkpoint": {"checksum"},
     "schedule": {"message", "topology"},
     "transport": {"message", "topology", "rank_info"},
-    "data": {"config", "seeding"},
+    "data": {"config", "seeding", "checksum"},
     "models": {"config", "seeding"},
     "algorithms": {"config", "seeding", "data", "models"},
-    "inference": {"config", "data", "models", "algorithms", "checkpoint"},
+    "inference": {"config", "data", "models", "algorithms", "checkpoint", "checksum"},
     "metrics": {"checkpoint"},
     "trace": {"checkpoint", "transport", "plot_style"},
     "engine": VALUES | {"schedule", "transport", "data", "models", "algorithms", "metrics", "checkpoint", "trace"},
     "recovery": {"message", "topology", "signals", "transport"},
     "trainer": VALUES
     | {"schedule", "transport", "data", "models", "algorithms", "metrics", "checkpoint", "trace", "engine"}
-    | {"signals", "recovery", "inference"},
+    | {"signals", "recovery", "inference", "checksum"},
     "cli": VALUES
     | {"transport", "algorithms", "metrics", "engine", "signals", "recovery", "trainer"}
     | {"data", "inference"},

@@ -1,6 +1,5 @@
 """Atomic file writes: after a crash the file is complete or absent."""
 
-import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -27,9 +26,3 @@ def atomic_write(path: Path, content: bytes | Callable[[BinaryIO], object]) -> N
         os.fsync(folder)  # the new name survives a crash only once its folder is on the disk
     finally:
         os.close(folder)
-
-
-def sha256(path: Path) -> str:
-    """Checksum of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

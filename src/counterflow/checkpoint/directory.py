@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from counterflow.checkpoint.atomic_write import atomic_write, sha256
+from counterflow.checkpoint.atomic_write import atomic_write
+from counterflow.checksum import sha256
 
 _log = logging.getLogger(__name__)
 

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from counterflow.checkpoint.atomic_write import atomic_write, sha256
+from counterflow.checkpoint.atomic_write import atomic_write
 from counterflow.checkpoint.directory import BlockWritten, CheckpointDirectory, block_file
+from counterflow.checksum import sha256
 
 Messages = Mapping[int, tuple[Tensor, ...]]
 """Messages by training batch."""

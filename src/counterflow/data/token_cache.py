@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from counterflow.checksum import sha256
 from counterflow.config import DataConfig
 from counterflow.data.documents import SPLITS, documents
 from counterflow.data.token_windows import TYPES
@@ -126,12 +127,6 @@ def read_manifest(folder: Path) -> Manifest | None:
     except (OSError, ValueError, TypeError, KeyError):
         return None
     return manifest if manifest.format == _FORMAT and manifest.type in TYPES else None
-
-
-def sha256(path: Path) -> str:
-    """Checksum of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _write(folder: Path, root: Path, paths: Sequence[Path], validation: float, tokenizer: TextTokenizer) -> Manifest:

@@ -17,7 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from counterflow.checkpoint.atomic_write import atomic_write, sha256
+from counterflow.checkpoint.atomic_write import atomic_write
+from counterflow.checksum import sha256
 
 DESCRIPTION = "model.json"
 NETWORK = "model.safetensors"

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from counterflow.checkpoint import BestWeights, BlockWritten, CheckpointDirectory, CheckpointWriter
-from counterflow.checkpoint.atomic_write import atomic_write, sha256
+from counterflow.checkpoint.atomic_write import atomic_write
+from counterflow.checksum import sha256
 from counterflow.config import TrainConfig
 from counterflow.data.batch_loader import Field
 from counterflow.data.items import Items

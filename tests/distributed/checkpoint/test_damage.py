@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from counterflow.checkpoint.atomic_write import sha256
 from counterflow.checkpoint.directory import block_file
+from counterflow.checksum import sha256
 from counterflow.engine.run_context import BlockError
 from counterflow.rank_info import RankInfo
 from counterflow.trainer.job_builder import load_job

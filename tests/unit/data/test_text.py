@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from counterflow.checksum import sha256
 from counterflow.config import DATA, DataConfig
 from counterflow.data import Dataset, documents, text
-from counterflow.data.token_cache import sha256
 from counterflow.data.token_windows import TokenWindows
 
 END = 255
