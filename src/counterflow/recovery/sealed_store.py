@@ -16,19 +16,25 @@ class SealedStore(LauncherStore):
         super().__init__(store._store, store.rank, store._prefix)
         self._key = key
 
+    def with_prefix(self, prefix: str) -> "SealedStore":
+        return SealedStore(super().with_prefix(prefix), self._key)
+
     def set(self, key: str, value: str | bytes) -> None:
         content = value.encode() if isinstance(value, str) else value
-        super().set(key, self._key.proof(f"value of {key}", content) + content)
+        super().set(key, self._key.proof(self._purpose(key), content) + content)
 
     def get(self, key: str) -> bytes:
         """Value of ``key``, which must be there. Raises `ChannelError` if no rank of the run wrote it."""
         sealed = super().get(key)
         proof, content = sealed[:PROOF_BYTES], sealed[PROOF_BYTES:]
-        if not self._key.proves(proof, f"value of {key}", content):
+        if not self._key.proves(proof, self._purpose(key), content):
             raise ChannelError(
                 f"rank {self.rank}: the launcher's store holds a {key} that no rank with this engine.secret_file wrote"
             )
         return content
+
+    def _purpose(self, key: str) -> str:
+        return f"value of {self._prefix}{key}"
 
 
 def check_same_secret(store: LauncherStore, size: int, key: RunKey, timeout: float) -> None:

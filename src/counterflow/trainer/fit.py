@@ -115,6 +115,11 @@ def connect_and_fit(
     if info.size > 1:
         interfaces(info)  # a wrong one is refused before there is a folder
     if config.engine.secret_file is not None:
+        if info.size > 1 and control.restarted is None:
+            raise ValueError(
+                f"engine.secret_file={config.engine.secret_file}: guards the sockets of engine.recovery=rank, which is "
+                "for programs of the command line; allowed here is None"
+            )
         control = replace(control, secret=read_secret(config.engine.secret_file))
     # Before there is anything that a worker should not inherit: the lock of the folder, sockets to other ranks.
     with _workers(job, config, info) as workers:
