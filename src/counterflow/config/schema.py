@@ -262,7 +262,7 @@ class EngineConfig(Options, key="engine"):
         if self.secret_file is not None and self.recovery != "rank":
             raise ValueError(
                 f"engine.secret_file={self.secret_file}: guards the sockets of engine.recovery=rank, allowed with "
-                f"engine.recovery={self.recovery} is null: gloo's sockets cannot be guarded by it (docs/trust.md)"
+                f"engine.recovery={self.recovery} is null"
             )
         room = 1 if self.lag == "exact" else self.lag
         if self.target_depth is not None and self.target_depth < room:
