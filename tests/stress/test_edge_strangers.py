@@ -12,7 +12,8 @@ import pytest
 
 from counterflow.transport.handshake import MAX_HANDSHAKES
 from tests.helpers.edge_strangers import SECRET, GuardedJob, attempts, let_in
-from tests.helpers.kills import JOB, unbroken_run
+from tests.helpers.elastic import Elastic
+from tests.helpers.kills import JOB, fingerprint
 from tests.helpers.ports import open_files
 
 COUNT = 500
@@ -52,4 +53,6 @@ def test_hundreds_of_strangers_change_nothing(tmp_path: Path) -> None:
         assert all(len(text.splitlines()) <= 1 for text in texts), texts
         written = b"".join(path.read_bytes() for path in job.folder.rglob("*") if path.is_file())
         assert SECRET.encode() not in written
-    assert found == unbroken_run(tmp_path, "unbroken", *JOB, *LONG, ranks=1)[0]
+    alone = Elastic.start(2, tmp_path / "log", *JOB, *LONG, f"run.dir={tmp_path / 'run'}")
+    assert alone.wait(LIMIT) == 0, alone.output()
+    assert found == fingerprint(tmp_path / "run")
