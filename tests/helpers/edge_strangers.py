@@ -34,7 +34,7 @@ STARTS_WITHIN = 60.0
 
 @dataclass(frozen=True)
 class Known:
-    """What a stranger may know: all but the secret."""
+    """Knowledge of a stranger: all but the secret."""
 
     token: bytes
     """Word of the run, from the launcher's store."""
