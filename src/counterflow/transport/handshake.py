@@ -18,7 +18,7 @@ import secrets
 import socket
 import threading
 import time
-from collections import OrderedDict
+from collections import Counter
 from collections.abc import Callable
 
 from counterflow.transport.shared_secret import PROOF_BYTES, RunKey
@@ -26,7 +26,7 @@ from counterflow.transport.shared_secret import PROOF_BYTES, RunKey
 HANDSHAKE_SECONDS = 5.0
 """Time limit of a whole handshake, however the bytes come."""
 MAX_HANDSHAKES = 32
-"""Handshakes of one listener that may be under way; one more ends the oldest."""
+"""Handshakes of one listener that may be under way; one more ends the oldest of the host that has most of them."""
 _NONCE_BYTES = 32
 _PAUSE = 0.05
 """Seconds after a connection that could not be accepted, such as for want of file descriptors."""
@@ -143,8 +143,8 @@ class AuthenticatedListener:
         self._serve = serve
         self._start_thread = start_thread
         self._lock = threading.Lock()
-        self._unproven: OrderedDict[socket.socket, None] = OrderedDict()
-        """Connections whose handshake is under way, the oldest first."""
+        self._unproven: dict[socket.socket, str] = {}
+        """Connections whose handshake is under way, with the host of each, the oldest first."""
         self._closed = False
         start_thread(self._accept)
 
@@ -159,20 +159,25 @@ class AuthenticatedListener:
     def _accept(self) -> None:
         while not self._closed:
             try:
-                connection, _ = self._socket.accept()
+                connection, (host, *_) = self._socket.accept()
             except OSError:
                 # The listener was closed, or the other side has left already, or there are too many open files.
                 if not self._closed:
                     time.sleep(_PAUSE)
                 continue
             with self._lock:
-                self._unproven[connection] = None
-                oldest = next(iter(self._unproven)) if len(self._unproven) > MAX_HANDSHAKES else None
-            if oldest is not None:
-                # One that says nothing has waited longer than a peer, which needs two round trips.
-                self._forget(oldest)
-                wake(oldest)
+                self._unproven[connection] = host
+                surplus = self._longest_waiting() if len(self._unproven) > MAX_HANDSHAKES else None
+            if surplus is not None:
+                self._forget(surplus)
+                wake(surplus)
             self._start_thread(lambda connection=connection: self._check(connection))  # type: ignore[misc]
+
+    def _longest_waiting(self) -> socket.socket:
+        """The oldest connection of the host that has most: a stranger's that says nothing, rather than that of a peer,
+        which needs two round trips and may be on another host."""
+        ((busiest, _),) = Counter(self._unproven.values()).most_common(1)
+        return next(connection for connection, host in self._unproven.items() if host == busiest)
 
     def _check(self, connection: socket.socket) -> None:
         with connection:

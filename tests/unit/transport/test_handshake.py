@@ -216,6 +216,20 @@ def test_many_strangers_cost_few_threads_and_files_and_keep_no_peer_out(
         assert open_files() - before - theirs <= MAX_HANDSHAKES + 2
 
 
+def test_strangers_of_one_host_end_none_of_another(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(handshake, "HANDSHAKE_SECONDS", 60.0)
+    with ExitStack() as stay:
+        first = stay.enter_context(door.knock())
+        for _ in range(3 * MAX_HANDSHAKES):
+            stay.enter_context(socket.create_connection(_address(door), 10, source_address=("127.0.0.2", 0)))
+        first.sendall(bytes(32))
+        first.settimeout(5)
+        assert len(first.recv(32, socket.MSG_WAITALL)) == 32, "its handshake goes on"
+        first.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            first.recv(1)
+
+
 def test_it_goes_on_after_connections_that_cannot_be_accepted(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
     """Such as for want of file descriptors, or because the other side has left again."""
     failures = iter([OSError(24, "Too many open files"), ConnectionAbortedError(103, "aborted")])
