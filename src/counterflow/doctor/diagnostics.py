@@ -27,7 +27,6 @@ from counterflow.doctor.link_benchmark import (
     check_wall_clocks,
     measure_link,
 )
-from counterflow.doctor.listeners import check_node_listeners
 from counterflow.doctor.machine import check_machine, compare_versions, installed_versions, ranks_by_value
 from counterflow.rank_info import RankInfo
 from counterflow.topology import Topology
@@ -107,8 +106,7 @@ def run_diagnostics(
         communicator, reason = None, line.removeprefix(f"rank {rank}: ")
     post(store, f"met/{rank}", reason)
     if checks_node:
-        found = [*check_machine(rank_info, config.run_dir), check_node_listeners(rank_info)]
-        post(store, f"node/{rank}", [asdict(check) for check in found])
+        post(store, f"node/{rank}", [asdict(check) for check in check_machine(rank_info, config.run_dir)])
     if rank == 0:
         return _coordinate(store, communicator, rank_info.size, config)
     _assist(store, communicator, rank, config)

@@ -11,7 +11,6 @@ from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 
 from counterflow.doctor.check import Check, Status
-from counterflow.doctor.machine import gloo_address, interfaces, resolve
 from counterflow.rank_info import RankInfo
 
 _LISTENS = "0A"
@@ -32,14 +31,17 @@ class Listener:
         return f"{self.owner} on {where}, port {self.port}"
 
 
-def check_node_listeners(rank_info: RankInfo) -> Check:
-    """Check the listening sockets of this rank, of torchrun's agent if there is one, and of a store on this node."""
-    available = interfaces()
-    own, _, _ = resolve(rank_info.host)
-    _, chosen = gloo_address(os.environ.get("GLOO_SOCKET_IFNAME"), own, available)
+def check_node_listeners(rank_info: RankInfo, chosen: str | None, available: Mapping[str, str]) -> Check:
+    """Check the listening sockets of this rank, of torchrun's agent if there is one, and of a store on this node.
+
+    Args:
+        rank_info: This rank.
+        chosen: Address on which gloo listens.
+        available: IPv4 addresses of this node's interfaces, by name.
+    """
     name = next((name for name, address in available.items() if address == chosen), None)
-    allowed = {chosen, *interface_addresses(name)} if name is not None else {chosen}
-    return check_listeners(node_listeners(rank_info, {*available.values(), chosen}), allowed - {None}, name)
+    allowed = [] if name is None else list(interface_addresses(name))
+    return check_listeners(node_listeners(rank_info, available.values()), [chosen, *allowed], name)
 
 
 def check_listeners(listeners: Collection[Listener], allowed: Collection[str | None], interface: str | None) -> Check:
@@ -69,8 +71,11 @@ def check_listeners(listeners: Collection[Listener], allowed: Collection[str | N
     )
 
 
-def node_listeners(rank_info: RankInfo, addresses: Collection[str | None]) -> set[Listener]:
-    """Listening sockets of this process, of torchrun's agent, and of the store if its host is one of ``addresses``."""
+def node_listeners(rank_info: RankInfo, addresses: Collection[str]) -> set[Listener]:
+    """Listening sockets of this process, of torchrun's agent, and of a store at one of ``addresses``.
+
+    No name is resolved, which may take seconds: a store of another program, at another name of this node, is not found.
+    """
     table = listening_sockets()
     found = {Listener(_RANK, *table[inode]) for inode in socket_inodes(os.getpid()) & table.keys()}
     if rank_info.run_id is not None:
@@ -78,11 +83,11 @@ def node_listeners(rank_info: RankInfo, addresses: Collection[str | None]) -> se
     if rank_info.master is None:
         return found
     host, port = rank_info.master
-    here, _, _ = resolve(host)
-    if here is not None and (here in addresses or ip_address(here).is_loopback):
-        found = {listener for listener in found if listener.port != port}
-        found |= {Listener(_STORE, *place) for place in table.values() if place[1] == port}
-    return found
+    here = {listener for listener in found if listener.port == port}
+    stores = {Listener(_STORE, listener.address, port) for listener in here}
+    if host in (rank_info.host, "localhost", *addresses) or host.startswith("127."):
+        stores |= {Listener(_STORE, *place) for place in table.values() if place[1] == port}
+    return (found - here) | stores
 
 
 def listening_sockets(folder: Path = Path("/proc/net")) -> Mapping[int, tuple[str, int]]:

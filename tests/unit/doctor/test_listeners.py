@@ -4,13 +4,20 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 import torch.distributed as dist
 
 from counterflow.doctor import listeners
 from counterflow.doctor.check import Check, Status
-from counterflow.doctor.listeners import Listener, check_listeners, check_node_listeners, node_listeners
+from counterflow.doctor.listeners import (
+    Listener,
+    check_listeners,
+    check_node_listeners,
+    interface_addresses,
+    node_listeners,
+)
 from counterflow.rank_info import RankInfo
 from counterflow.transport.rendezvous import listen
 from tests.helpers.ports import free_port, listening
@@ -68,11 +75,12 @@ def test_a_store_on_one_address_is_well() -> None:
     assert check_listeners(found, ["127.0.0.1"], "lo").status is Status.OK
 
 
-def test_a_store_of_another_node_is_not_looked_for(sockets: ExitStack) -> None:
+def test_a_store_of_another_node_is_not_looked_for(sockets: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another program may have the same port here."""
     port = opened(sockets, "0.0.0.0")
-    owners = {listener.owner for listener in node_listeners(ranks(port, "203.0.113.9"), ["127.0.0.1"])}
-    assert STORE not in owners
+    monkeypatch.setattr(listeners, "socket_inodes", lambda pid: set())
+    for host, found in (("203.0.113.9", False), ("127.0.0.1", True), ("192.0.2.2", True), ("another", False)):
+        assert ({STORE} == {x.owner for x in node_listeners(ranks(port, host), ["192.0.2.2"])}) is found, host
 
 
 def test_the_agent_is_the_parent(sockets: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,6 +89,26 @@ def test_the_agent_is_the_parent(sockets: ExitStack, monkeypatch: pytest.MonkeyP
     agent = Listener("torchrun's agent", "0.0.0.0", port)
     assert agent in node_listeners(RankInfo(run_id="job"), [])
     assert agent not in node_listeners(RankInfo(), [])
+
+
+def test_ipv6_addresses_of_an_interface(tmp_path: Path) -> None:
+    table = tmp_path / "if_inet6"
+    table.write_text(
+        "00000000000000000000000000000001 01 80 10 80       lo\nfe800000000000000000000000000002 02 40 20 80     eth0\n"
+    )
+    assert list(interface_addresses("eth0", table)) == ["fe80::2"]
+    assert list(interface_addresses("eth", table)) == []
+    assert list(interface_addresses("lo", tmp_path / "none")) == []
+
+
+def test_this_process_is_checked_against_gloos_choice(sockets: ExitStack) -> None:
+    """A socket of this process on another address than gloo's is beyond it."""
+    ports = [opened(sockets, address) for address in ("127.0.0.1", "0.0.0.0")]
+    check = check_node_listeners(ranks(ports[1]), "127.0.0.1", {"lo": "127.0.0.1"})
+    assert check.status is Status.WARN
+    assert f"{STORE} on all interfaces, port {ports[1]}" in check.result
+    assert str(ports[0]) not in check.result
+    assert check.advice.startswith("let only lo reach port ")
 
 
 @pytest.mark.parametrize(
@@ -113,5 +141,5 @@ def test_all_that_listen_beyond_are_named() -> None:
 
 def test_without_the_kernels_tables_nothing_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listeners, "listening_sockets", lambda: {})
-    check = check_node_listeners(ranks(free_port()))
+    check = check_node_listeners(ranks(free_port()), "127.0.0.1", {"lo": "127.0.0.1"})
     assert check == Check("listeners", Status.OK, "no socket was found")
