@@ -37,6 +37,11 @@ def listening(pid: int) -> set[Address]:
     return {_address(row[1]) for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in inodes}
 
 
+def open_files(pid: int | str = "self") -> int:
+    """Number of files that a process has open."""
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
 def _address(text: str) -> Address:
     """Parse ``0100007F:1F90``: 32-bit words in the byte order of this machine."""
     host, port = text.split(":")

@@ -84,6 +84,18 @@ def send(connection: socket.socket, message: bytes) -> None:
         return
 
 
+def read_all(connection: socket.socket) -> bytes:
+    """Everything that the other side sends until it ends the connection; fails if that takes 20 s."""
+    received = b""
+    connection.settimeout(20)
+    try:
+        while piece := connection.recv(4096):
+            received += piece
+    except ConnectionError:
+        pass
+    return received
+
+
 def reset(connection: socket.socket) -> None:
     """Close the connection with a reset, as a machine that has restarted."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

@@ -248,6 +248,10 @@ class EngineConfig(Options, key="engine"):
     replay: int = checked(256, size, 1)
     """Megabytes of messages that an edge keeps in memory to send again; further ones are in a file
     (``recovery=rank`` only)."""
+    secret_file: str | None = None
+    """File with a secret of at least 16 bytes that all ranks share and that its owner alone may read: both ends of a
+    connection prove that they have it before anything else is read (``recovery=rank`` only; gloo and the launcher's
+    store do not know it)."""
     timeout: float = checked(300.0, positive, _LONGEST)
     """Seconds that any single wait may last before the run ends."""
 
@@ -255,6 +259,11 @@ class EngineConfig(Options, key="engine"):
         super().__post_init__()
         if self.compile and self.recompute:
             raise ValueError("engine.recompute=true: allowed with engine.compile=true is false")
+        if self.secret_file is not None and self.recovery != "rank":
+            raise ValueError(
+                f"engine.secret_file={self.secret_file}: guards the sockets of engine.recovery=rank, allowed with "
+                f"engine.recovery={self.recovery} is null"
+            )
         room = 1 if self.lag == "exact" else self.lag
         if self.target_depth is not None and self.target_depth < room:
             raise ValueError(

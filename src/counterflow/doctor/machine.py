@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from counterflow.doctor.check import Check, Status, with_timeout
+from counterflow.doctor.listeners import check_node_listeners
 from counterflow.metrics.provenance import torchvision_version
 from counterflow.rank_info import RankInfo
 from counterflow.transport.rendezvous import address
@@ -57,6 +58,7 @@ def check_machine(rank_info: RankInfo, run_dir: Path) -> list[Check]:
         check_host_name(rank_info.host, own, seconds, error),
         check_interface(reason, address, rank_info.one_node, available),
         *([] if address is None else [check_port(address)]),
+        *([] if rank_info.size == 1 else [check_node_listeners(rank_info, address, available)]),
         check_shared_memory(),
         check_run_dir(run_dir),
         check_clock(),

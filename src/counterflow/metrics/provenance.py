@@ -24,6 +24,7 @@ _WITHOUT_EFFECT = (
     "engine.timeout",
     "engine.recovery",
     "engine.replay",
+    "engine.secret_file",
     "engine.backend",
     "engine.recompute",
     "train.log_every",

@@ -15,12 +15,14 @@ from torch._C._distributed_c10d import Store
 
 from counterflow.message import Tag
 from counterflow.recovery.replaying_channels import ReplayEndpoint, ReplayingReceiver, ReplayingSender
+from counterflow.recovery.sealed_store import SealedStore, check_same_secret
 from counterflow.recovery.supervisor import SupervisedRank
 from counterflow.topology import Edge, Topology
 from counterflow.transport.buffers import MessageLayout, make_buffers
 from counterflow.transport.communicator import Communicator
 from counterflow.transport.control import Watchdog
 from counterflow.transport.rendezvous import LauncherStore, address, join
+from counterflow.transport.shared_secret import RunKey
 
 _PIECE = 4 << 20
 """Bytes of a value of the store: torch's TCPStore refuses 8 MB and more."""
@@ -35,7 +37,7 @@ class RecoverableCommunicator(Communicator):
         size: int,
         watchdog: Watchdog,
         on_stop: Callable[[int], None],
-        token: bytes,
+        run_key: RunKey,
         restart_count: int,
         replay_bytes: int,
     ) -> None:
@@ -46,11 +48,11 @@ class RecoverableCommunicator(Communicator):
             size: Number of ranks.
             watchdog: Limit of all waits.
             on_stop: Called once with the signal that stops the run, on any thread.
-            token: Secret that only ranks of this run know.
+            run_key: Key that only ranks of this run have.
             restart_count: Processes that were this rank before.
             replay_bytes: Bytes of messages that every edge holds in memory.
         """
-        self._token = token
+        self._run_key = run_key
         self._replay_bytes = replay_bytes
         self._first: Callable[[int, Edge], Tag | None] = lambda batches, edge: None
         self._checkpoint = b""
@@ -76,7 +78,7 @@ class RecoverableCommunicator(Communicator):
 
     def _replay_endpoint(self, edge: Edge, layouts: Callable[[Tag], MessageLayout], block: int) -> ReplayEndpoint:
         peer = self._topology.rank_of(block)
-        return ReplayEndpoint(edge, self.rank, peer, layouts, self._buffers, self.watchdog, self._store, self._token)
+        return ReplayEndpoint(edge, self.rank, peer, layouts, self._buffers, self.watchdog, self._store, self._run_key)
 
     def keep_replay_from(self, first: Callable[[int, Edge], Tag | None]) -> None:
         self._first = first
@@ -151,6 +153,7 @@ def connect_recoverable(
     timeout: float,
     on_stop: Callable[[int], None],
     replay_bytes: int,
+    secret: bytes | None = None,
 ) -> RecoverableCommunicator:
     """Meet the other ranks of a run, or take the place of one.
 
@@ -162,20 +165,23 @@ def connect_recoverable(
         timeout: Limit of every wait, in seconds.
         on_stop: Called once with the signal that stops the run, on any thread.
         replay_bytes: Bytes of messages that every edge holds in memory.
+        secret: Shared secret of all ranks; without one, ranks trust whatever reaches the store.
 
     Raises:
-        ChannelError: A rank did not come within ``timeout``, or the store does not answer.
+        ChannelError: A rank did not come within ``timeout``, or has another secret, or the store does not answer.
     """
     launcher, attempt = LauncherStore(store, rank), supervised.attempt
     if attempt is None:
         attempt = join(launcher, size, timeout)
         supervised.remember(attempt.encode())
+    own, run_key = launcher.with_prefix(attempt), RunKey(attempt.encode(), secret)
+    check_same_secret(own, size, run_key, timeout)
     return RecoverableCommunicator(
-        launcher.with_prefix(attempt),
+        own if secret is None else SealedStore(own, run_key),
         size,
         Watchdog(timeout),
         on_stop,
-        attempt.encode(),
+        run_key,
         supervised.restart_count,
         replay_bytes,
     )

@@ -1,13 +1,13 @@
 """Both ends of an edge that outlives the process at its other end (``engine.recovery=rank``), and its replay buffer.
 
 They use plain sockets, because a process group does not outlive a member: gloo does not tell a posted receive that the
-sender died, and nothing ends that receive, not even ``abort``. The receiver connects, says which message it needs
-next, and gets all messages from there on. It does so again when one of the two ranks has been replaced. A replaced
-rank computes the same bits again, so the two only have to agree on the position in the stream.
+sender died, and nothing ends that receive, not even ``abort``. The receiver connects, both prove that they belong to
+the run, and the receiver says which message it needs next, and gets all messages from there on. It does so again when
+one of the two ranks has been replaced. A replaced rank computes the same bits again, so the two only have to agree on
+the position in the stream.
 """
 
 import contextlib
-import hmac
 import socket
 import tempfile
 import time
@@ -21,14 +21,20 @@ from torch import Tensor
 
 from counterflow.message import HEADER_BYTES, MessageError, MessageKind, Tag, check_header, pack_header, unpack_header
 from counterflow.transport.channel import Payload
+from counterflow.transport.handshake import (
+    HANDSHAKE_SECONDS,
+    AuthenticatedListener,
+    UnprovenError,
+    connect_proven,
+    read_exactly,
+    wake,
+)
 from counterflow.transport.remote import Endpoint
 from counterflow.transport.rendezvous import LauncherStore
+from counterflow.transport.shared_secret import RunKey
 
 _PAUSE = 0.02
 """Seconds between attempts to reach a neighbour."""
-
-_HELLO_WITHIN = 5.0
-"""Seconds in which a connection has to prove that it belongs to the run."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +43,8 @@ class ReplayEndpoint(Endpoint):
 
     store: LauncherStore
     """Store in which the sender leaves the address on which it listens."""
-    token: bytes
-    """Secret that only ranks of this run know."""
+    run_key: RunKey
+    """Key that only ranks of this run have, of which both ends give proof."""
 
     @property
     def key(self) -> str:
@@ -142,10 +148,9 @@ class ReplayingSender(_ReplayingEnd):
         self._wanted: Tag | None = None
         """The first message that the peer needs; it has all before it."""
         self._credits = 0
-        self._listener = socket.create_server((host, 0))
-        endpoint.store.set(endpoint.key, f"{host} {self._listener.getsockname()[1]}")
-        for work in (self._accept, self._send_all):
-            endpoint.start_thread(work)
+        self._listener = AuthenticatedListener(host, endpoint.run_key, endpoint.key, self._serve, endpoint.start_thread)
+        endpoint.store.set(endpoint.key, self._listener.address)
+        endpoint.start_thread(self._send_all)
 
     def send(self, tag: Tag, tensors: Payload) -> None:
         """Copy and send; returns before the message has left. ``ValueError`` if ``tensors`` do not match the layout."""
@@ -177,27 +182,16 @@ class ReplayingSender(_ReplayingEnd):
         self.endpoint.watchdog.wait(lambda: self._position == len(self._replay), self.endpoint.sending("last messages"))
 
     def end(self) -> None:
-        _close(self._listener)
+        self._listener.close()
         super().end()
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):  # `end` closes the listener
-            while True:
-                connection, _ = self._listener.accept()
-                self.endpoint.start_thread(lambda connection=connection: self._serve(connection))  # type: ignore[misc]
 
     def _serve(self, connection: socket.socket) -> None:
         """Read which message the peer needs, and then its credits, until the connection ends."""
-        endpoint, token = self.endpoint, self.endpoint.token
+        endpoint = self.endpoint
         try:
-            connection.settimeout(_HELLO_WITHIN)
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            hello = bytearray(len(token) + HEADER_BYTES)
-            _fill(connection, memoryview(hello))
-            if not hmac.compare_digest(bytes(hello[: len(token)]), token):
-                connection.close()
-                return
-            wanted, credits = unpack_header(bytes(hello[len(token) :]))
+            wanted, credits = unpack_header(
+                read_exactly(connection, HEADER_BYTES, time.monotonic() + HANDSHAKE_SECONDS)
+            )
             connection.settimeout(None)
             with endpoint.watchdog:
                 if not self._replay.reaches(wanted):
@@ -216,7 +210,6 @@ class ReplayingSender(_ReplayingEnd):
         except OSError:
             pass
         self._forget(connection)
-        connection.close()
 
     def _forget(self, connection: socket.socket) -> None:
         """Stop to send on ``connection``, unless another one has replaced it already."""
@@ -294,15 +287,24 @@ class ReplayingReceiver(_ReplayingEnd):
         self.endpoint.watchdog.wait(lambda: self._expected is None, self.endpoint.receiving("last messages"))
 
     def _run(self) -> None:
+        endpoint = self.endpoint
+        unproven_since: float | None = None
         while self._expected is not None and not self._closed:
             try:
                 with self._connect() as connection:
+                    unproven_since = None
                     self._take_from(connection)
+            except UnprovenError:
+                # Perhaps a stranger has the port of a sender that was killed, until that is replaced.
+                unproven_since = unproven_since or time.monotonic()
+                if time.monotonic() > unproven_since + endpoint.watchdog.timeout / 2:
+                    raise endpoint.error("the other side did not prove that it has the same secret") from None
+                time.sleep(_PAUSE)
             except (OSError, ValueError):
                 time.sleep(_PAUSE)
             except MessageError as error:
-                raise self.endpoint.error(error) from error
-            with self.endpoint.watchdog:
+                raise endpoint.error(error) from error
+            with endpoint.watchdog:
                 self._connection = None
 
     def _connect(self) -> socket.socket:
@@ -310,14 +312,11 @@ class ReplayingReceiver(_ReplayingEnd):
         endpoint = self.endpoint
         if not endpoint.store.has(endpoint.key):
             raise OSError("no sender yet")
-        host, port = endpoint.store.get(endpoint.key).decode().split()
-        connection = socket.create_connection((host, int(port)), _HELLO_WITHIN)
-        connection.settimeout(None)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection = connect_proven(endpoint.run_key, endpoint.key, endpoint.store.get(endpoint.key).decode())
         with endpoint.watchdog:
             assert self._expected is not None
             credits = self._depth + 1 - len(self._arrived) - len(self._held)
-            connection.sendall(endpoint.token + pack_header(self._expected, credits))
+            connection.sendall(pack_header(self._expected, credits))
             self._connection = connection
         return connection
 
@@ -349,6 +348,5 @@ def _fill(connection: socket.socket, view: memoryview) -> None:
 
 def _close(connection: socket.socket) -> None:
     """Close ``connection``, and wake a thread that waits on it."""
-    with contextlib.suppress(OSError):
-        connection.shutdown(socket.SHUT_RDWR)
+    wake(connection)
     connection.close()

@@ -42,6 +42,7 @@ from counterflow.trainer.rank0 import CHECKPOINTS, EVALUATED, Rank0Services, Res
 from counterflow.trainer.summary import describe, original_state, summarize
 from counterflow.transport import Communicator, connect, rendezvous
 from counterflow.transport.rendezvous import interfaces
+from counterflow.transport.shared_secret import read_secret
 
 if TYPE_CHECKING:
     from counterflow.recovery.supervisor import SupervisedRank
@@ -97,12 +98,14 @@ class FitResult:
 
 @dataclass(frozen=True)
 class ProcessControl:
-    """Signals and restarts of a run's process."""
+    """Signals, restarts and secret of a run's process."""
 
     signals: Signals | None = None
     """End the run after a checkpoint, if it writes any."""
     restarted: "SupervisedRank | None" = None
     """This process, where a supervisor replaces ranks that are lost."""
+    secret: bytes | None = field(default=None, repr=False)
+    """The content of ``engine.secret_file``."""
 
 
 def connect_and_fit(
@@ -111,6 +114,13 @@ def connect_and_fit(
     """Join the processes of ``job``, train, and part. Arguments and errors are those of `Trainer.fit`."""
     if info.size > 1:
         interfaces(info)  # a wrong one is refused before there is a folder
+    if config.engine.secret_file is not None:
+        if info.size > 1 and control.restarted is None:
+            raise ValueError(
+                f"engine.secret_file={config.engine.secret_file}: guards the sockets of engine.recovery=rank, which is "
+                "for programs of the command line; allowed here is None"
+            )
+        control = replace(control, secret=read_secret(config.engine.secret_file))
     # Before there is anything that a worker should not inherit: the lock of the folder, sockets to other ranks.
     with _workers(job, config, info) as workers:
         if workers is not None:
@@ -154,7 +164,7 @@ def _join_and_fit(
             signals.expire(number, grace, message)
 
     with nullcontext() if point is None or point.directory is None else point.directory:
-        comm = _connect(config, info, control.restarted, on_stop)
+        comm = _connect(config, info, control, on_stop)
 
         def stop(number: int) -> bool:
             if comm.stop.possible:
@@ -171,9 +181,9 @@ def _join_and_fit(
 
 
 def _connect(
-    config: TrainConfig, info: RankInfo, restarted: "SupervisedRank | None", on_stop: Callable[[int], None]
+    config: TrainConfig, info: RankInfo, control: ProcessControl, on_stop: Callable[[int], None]
 ) -> Communicator:
-    timeout = config.engine.timeout
+    timeout, restarted = config.engine.timeout, control.restarted
     store = rendezvous(info, timeout)
     if restarted is None or store is None:
         return connect(store, info.rank, info.size, timeout=timeout, on_stop=on_stop)
@@ -187,6 +197,7 @@ def _connect(
         timeout=timeout,
         on_stop=on_stop,
         replay_bytes=config.engine.replay << 20,
+        secret=control.secret,
     )
 
 

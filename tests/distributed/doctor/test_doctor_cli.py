@@ -15,7 +15,7 @@ PROGRAM = str(ROOT / "launch" / "doctor.py")
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", "--nproc_per_node=2")
 LINES = {
     "versions", "torchvision", "gloo", "nccl", "cores", "threads", "memory", "host name", "interface", "port",
-    "shared memory", "run folder", "clock", "meeting", "edge 0->1", "edge 1->0", "wall clocks",
+    "shared memory", "run folder", "clock", "listeners", "meeting", "edge 0->1", "edge 1->0", "wall clocks",
 }  # fmt: skip
 
 
@@ -53,7 +53,7 @@ def test_two_ranks(launch: Callable[[Path], Done], tmp_path: Path) -> None:
     result = statuses(done)
     assert result.keys() == LINES
     assert "fail" not in result.values()
-    assert done.stdout.splitlines()[-1].startswith("17 checks: ")
+    assert done.stdout.splitlines()[-1].startswith("18 checks: ")
     assert not list(tmp_path.iterdir())
 
 

@@ -103,6 +103,10 @@ REFUSED = [
         "engine.target_depth=2: must be at least engine.lag=3, "
         "or the prologue and a full activation channel block each other",
     ),
+    (
+        ["engine.secret_file=FILE"],
+        "engine.secret_file=FILE: guards the sockets of engine.recovery=rank, allowed with engine.recovery=all is null",
+    ),
     (["engine.threads=0"], "engine.threads=0: allowed are auto and whole numbers of at least 1"),
     (["engine.threads=all"], "engine.threads=all: allowed are auto and whole numbers of at least 1"),
     (["engine.threads=true"], "engine.threads=True: allowed are auto and whole numbers of at least 1"),

@@ -100,6 +100,7 @@ def test_without_git_there_is_no_commit(tmp_path: Path, monkeypatch: pytest.Monk
 def test_keys_are_told_apart_by_whether_they_count() -> None:
     counted = ("seed", "model.width", "engine.lag", "scaled", "engine.depths")
     others = ("scale", "trace", "run.dir", "checkpoint.every", "engine.depth", "engine.recovery", "engine.replay")
+    others += ("engine.secret_file",)
     assert all(map(affects_result, counted))
     assert not any(map(affects_result, others))
 

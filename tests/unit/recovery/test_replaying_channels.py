@@ -2,6 +2,7 @@
 
 import contextlib
 import socket
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -15,12 +16,14 @@ from counterflow.topology import Edge, Stream
 from counterflow.transport import ChannelError, MessageLayout, TensorSpec
 from counterflow.transport.buffers import CpuGloo
 from counterflow.transport.control import Watchdog
+from counterflow.transport.handshake import MAX_HANDSHAKES
 from counterflow.transport.rendezvous import LauncherStore, address
+from counterflow.transport.shared_secret import RunKey
 from tests.helpers.links import soon
 
 EDGE = Edge(Stream.ACTIVATION, 1)
 LAYOUT = MessageLayout((TensorSpec((5,)), TensorSpec((3,), torch.int64)))
-TOKEN = b"t" * 32
+KEY = RunKey(b"run")
 
 
 def tags(first: int, end: int) -> Iterator[Tag]:
@@ -36,10 +39,13 @@ class Ends:
 
     def __init__(self) -> None:
         self.store = LauncherStore(dist.HashStore(), 0)
+        self.run_key = KEY
         self.made: list[ReplayingSender | ReplayingReceiver] = []
 
     def endpoint(self, rank: int, timeout: float = 20) -> ReplayEndpoint:
-        return ReplayEndpoint(EDGE, rank, 1 - rank, lambda tag: LAYOUT, CpuGloo(), Watchdog(timeout), self.store, TOKEN)
+        return ReplayEndpoint(
+            EDGE, rank, 1 - rank, lambda tag: LAYOUT, CpuGloo(), Watchdog(timeout), self.store, self.run_key
+        )
 
     def sender(self, first: int = 0, end: int = 0, timeout: float = 20) -> ReplayingSender:
         """A sender that has sent messages ``first`` .. ``end`` - 1, as far as there was room."""
@@ -155,18 +161,61 @@ def test_a_sender_that_skips_a_message_is_an_error(ends: Ends) -> None:
         b"",
         b"GET / HTTP/1.1\r\n\r\n" * 10,
         bytes(1000),
-        b"x" * 32 + pack_header(Tag(MessageKind.ACTIVATION, 0), 3),  # another run's
+        b"x" * 64 + pack_header(Tag(MessageKind.ACTIVATION, 0), 3),
     ],
 )
 def test_a_stranger_gets_no_message(ends: Ends, hello: bytes) -> None:
     sender = ends.sender(0, 2)
     host, port = ends.store.get(sender.endpoint.key).decode().split()
+    answer = b""
     # The sender may close the connection while the stranger sends.
     with contextlib.suppress(OSError), socket.create_connection((host, int(port)), 5) as stranger:
         stranger.sendall(hello)
         stranger.shutdown(socket.SHUT_WR)
-        assert stranger.recv(1) == b""
+        while piece := stranger.recv(4096):
+            answer += piece
+    nonce, refusal = answer[:32], answer[32:]
+    assert len(nonce) in (0, 32)
+    assert refusal in (b"", bytes(32)), "neither a proof nor a message"
     take(ends.receiver(0, 2), 0, 2)
+
+
+def test_ends_with_different_secrets_name_each_other(ends: Ends) -> None:
+    ends.sender(0, 2)
+    ends.run_key = RunKey(b"run", b"another secret of 16 bytes or more")
+    receiver = ends.receiver(0, 2, timeout=1)
+    with pytest.raises(
+        ChannelError,
+        match=r"^rank 1: activation edge 1->2 with rank 0: the other side did not prove that it has the same secret$",
+    ):
+        receiver.receive(Tag(MessageKind.ACTIVATION, 0))
+
+
+def test_a_port_that_a_stranger_took_costs_a_receiver_nothing(ends: Ends) -> None:
+    """A sender was killed, and another program has its port until it is replaced."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        ends.store.set(ends.endpoint(0).key, f"127.0.0.1 {taken.getsockname()[1]}")
+        receiver = ends.receiver(0, 2)
+        for _ in range(3):
+            connection, _ = taken.accept()
+            with connection:
+                connection.sendall(bytes(1000))
+    ends.sender(0, 2)
+    take(receiver, 0, 2)
+
+
+def test_strangers_who_stay_do_not_keep_a_replaced_peer_out(ends: Ends) -> None:
+    """More of them than there is room for; the real one needs no longer than without."""
+    sender = ends.sender(0, 2)
+    take(ends.receiver(0, 2), 0, 2)
+    host, port = ends.store.get(sender.endpoint.key).decode().split()
+    with contextlib.ExitStack() as stay:
+        for i in range(3 * MAX_HANDSHAKES):
+            stranger = stay.enter_context(socket.create_connection((host, int(port)), 5))
+            stranger.sendall(bytes(i % 70))
+        start = time.monotonic()
+        take(ends.receiver(0, 2), 0, 2)
+        assert time.monotonic() - start < 2
 
 
 def test_tensors_of_another_layout_are_refused(ends: Ends) -> None:
