@@ -60,6 +60,10 @@ class BlockOptimizer(nn.Module):
         super().__init__()
         self.observe: Callable[[str, int, float, float], object] | None = None
         """Called after every ``backward`` and ``update`` with the batch, and start and end in ``perf_counter``."""
+        self.waits = False
+        """True if `step` leaves its update to `step_after_waiting`: the gradients of other replicas are missing."""
+        self._due: int | None = None
+        """The batch whose update waits."""
         self._config = config
         self._batches = batches
         learning = [parameter for parameter in parameters if parameter.requires_grad]
@@ -96,6 +100,19 @@ class BlockOptimizer(nn.Module):
         """
         if not self._torch:
             return
+        if self.waits:
+            if self._due == n:
+                raise RuntimeError("an optimizer steps twice in a batch: allowed with replicas is once")
+            self._due = n
+            return
+        self._update(n, squared_norm)
+
+    def step_after_waiting(self, n: int) -> None:
+        """The update of batch ``n``, if `step` was to do it."""
+        if self._due == n:
+            self._update(n, None)
+
+    def _update(self, n: int, squared_norm: Tensor | None) -> None:
         start = perf_counter()
         if self._config.clip:
             norm = (self.squared_norm() if squared_norm is None else squared_norm).sqrt()

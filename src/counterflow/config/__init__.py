@@ -15,6 +15,7 @@ from counterflow.config.model import (
     TransformerConfig,
     VGGConfig,
 )
+from counterflow.config.replicas import SyncConfig, TopologyConfig
 from counterflow.config.schema import (
     DATA,
     OPTIMIZERS,
@@ -68,6 +69,8 @@ __all__ = [
     "ResNet50Config",
     "ResNetConfig",
     "RunConfig",
+    "SyncConfig",
+    "TopologyConfig",
     "TrainConfig",
     "TrainLoopConfig",
     "TransformerConfig",

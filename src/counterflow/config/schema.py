@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from omegaconf import MISSING
 
 from counterflow.config.model import ModelConfig
+from counterflow.config.replicas import SyncConfig, TopologyConfig
 from counterflow.config.validators import (
     NamedOptions,
     Options,
@@ -334,6 +335,8 @@ SCHEDULES = ("auto", "free", *PIPELINES, "naive")
 class TrainConfig(Options):
     seed: int = checked(1, at_least, 0)
     blocks: int = checked(4, size, 1)
+    replicas: int = checked(1, size, 1)
+    """Copies of the pipeline, each of which trains on its share of every batch (local rules only)."""
     scale: str = checked("full", one_of, SCALES)
     """Choice among the values of an experiment's preset: ``smoke`` for a minute, ``cpu`` for an hour, ``full``."""
     device: str = checked("auto", one_of, ("auto", "cpu", "cuda"))
@@ -347,6 +350,8 @@ class TrainConfig(Options):
     data: DataConfig = MISSING
     optimizer: OptimizerConfig = MISSING
     engine: EngineConfig = field(default_factory=EngineConfig)
+    topology: TopologyConfig = field(default_factory=TopologyConfig)
+    sync: SyncConfig = field(default_factory=SyncConfig)
     train: TrainLoopConfig = field(default_factory=TrainLoopConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     run: RunConfig = field(default_factory=RunConfig)
@@ -371,6 +376,19 @@ class TrainConfig(Options):
         parts, batch = self.train.accumulate, self.train.batch_size
         if batch % parts:
             raise ValueError(f"train.accumulate={parts}: must divide train.batch_size={batch}")
+        if batch % (parts * self.replicas):
+            raise ValueError(
+                f"replicas={self.replicas}: with train.accumulate={parts}, must divide train.batch_size={batch}"
+            )
+        if self.replicas == 1 and self.sync != SyncConfig():
+            raise ValueError(f"sync.mode={self.sync.mode}: has no effect without replicas of at least 2")
+        if self.sync.mode == "parameters":
+            # The outer copy is an average itself, and a meeting ahead would have to know when the run ends.
+            for key, number in (("optimizer.average", self.optimizer.average), ("train.patience", self.train.patience)):
+                if number:
+                    raise ValueError(f"{key}={number:g}: allowed for sync.mode=parameters is 0")
+        if self.replicas > 1 and self.engine.lag == "exact":
+            raise ValueError(f"engine.lag=exact: is for replicas=1, not for replicas={self.replicas}")
         cut = getattr(self.model, "cut", None)
         if isinstance(cut, list) and len(cut) != self.blocks:
             raise ValueError(f"model.cut={cut}: must name one layer count for each of blocks={self.blocks}")

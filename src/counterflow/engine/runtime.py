@@ -89,14 +89,20 @@ class Runtime:
         batch, channels, height, width = shape
         return batch, height, width, channels
 
-    def seed_forward(self, seed: int, piece: int, n: int, part: int = 0) -> None:
-        """Seed the generator of dropout for the forward pass of a ``piece`` of the network on a part of batch ``n``.
+    def seed_forward(self, seed: int, piece: int, n: int, part: int = 0, replica: int = 0) -> None:
+        """Seed the generator of dropout for the forward pass of a ``piece`` of the network, in a replica, on a part of
+        batch ``n``.
 
         The numbers are a function of what is computed, not of where or when.
         """
         cuda = self.device.type == "cuda"
         generator = torch.cuda.default_generators[self.device.index or 0] if cuda else torch.default_generator
-        generator.manual_seed(derive_seed(seed, "forward", piece, n, *([part] if part else [])))
+        name: list[str | int] = [piece, n]
+        if part:
+            name.append(part)
+        if replica:
+            name += ["replica", replica]
+        generator.manual_seed(derive_seed(seed, "forward", *name))
 
 
 def has_bf16_units(device: torch.device) -> bool:

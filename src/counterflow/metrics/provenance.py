@@ -26,6 +26,7 @@ _WITHOUT_EFFECT = (
     "engine.replay",
     "engine.backend",
     "engine.recompute",
+    "topology.inner",
     "train.log_every",
     "data.root",
     "data.cache",
