@@ -4,6 +4,7 @@ processes."""
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
+from functools import cached_property
 from typing import NamedTuple
 
 
@@ -80,7 +81,7 @@ class Topology:
             pieces = f"blocks={self.blocks}" + (f" times replicas={self.replicas}" if self.replicas > 1 else "")
             raise ValueError(f"ranks={self.ranks}: must be between 1 and {pieces}, a rank owns at least one block")
 
-    @property
+    @cached_property
     def pieces(self) -> list[Piece]:
         """All pieces, in the order in which ranks own runs of them."""
         blocks, replicas = range(1, self.blocks + 1), range(self.replicas)
@@ -102,8 +103,11 @@ class Topology:
 
     def rank_of(self, block: int, replica: int = 0) -> int:
         """The rank that owns ``block`` of ``replica``."""
-        piece = Piece(block, replica)
-        return next(rank for rank in range(self.ranks) if piece in self.pieces_of(rank))
+        return self._ranks[Piece(block, replica)]
+
+    @cached_property
+    def _ranks(self) -> dict[Piece, int]:
+        return {piece: rank for rank in range(self.ranks) for piece in self.pieces_of(rank)}
 
     def edges(self) -> list[Edge]:
         """All edges of the network, in the order in which every rank creates its process groups."""
