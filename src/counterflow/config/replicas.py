@@ -7,7 +7,7 @@ from counterflow.config.validators import Options, at_least, checked, fraction, 
 
 @dataclass(kw_only=True)
 class SyncConfig(Options, key="sync"):
-    """How the copies of a block in several replicas learn together."""
+    """Meetings of the copies of a block in several replicas."""
 
     mode: str = checked("gradients", one_of, ("gradients", "parameters"))
     """``gradients``: all step by the mean of their gradients after every batch. ``parameters``: each learns alone, and

@@ -229,7 +229,7 @@ class EngineConfig(Options, key="engine"):
     target_depth: int | None = None
     """The same for target messages; by default ``lag``, and never less."""
     threads: Any = checked("auto", count_or, "auto")
-    """Intra-op threads of every process; ``auto`` is cores / blocks, at least 1."""
+    """Intra-op threads of every process; ``auto`` is cores / (blocks * replicas), at least 1."""
     backend: str = checked("auto", one_of, ("auto", "gloo", "nccl"))
     precision: str = checked("fp32", one_of, ("fp32", "bf16", "auto"))
     """``bf16`` computes under autocast, with parameters and messages in float32; ``auto`` does so where the processor

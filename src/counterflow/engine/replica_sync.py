@@ -1,4 +1,4 @@
-"""What the copies of a block in several replicas exchange: one vector, summed up slice by slice in their order.
+"""Meetings of the copies of a block in several replicas: one vector, summed up slice by slice in their order.
 
 A meeting is a reduce-scatter by ordered sums, and an all-gather: copy r sums up slice r of the vectors of all copies,
 from copy 0 to the last one, and sends the mean to each. So no bit depends on who carries what, or on who comes first.
@@ -72,7 +72,7 @@ class ReplicaSync(ABC):
 
     @torch.no_grad()
     def scatter(self, resumed: bool) -> list[Tensor]:
-        """What this copy brings to a meeting, slice by slice; ``resumed`` says that a checkpoint holds it.
+        """The slices of what this copy brings to a meeting; ``resumed`` says that a checkpoint holds it.
 
         The slices stay as they are until the sums are there.
         """

@@ -112,15 +112,15 @@ def has_bf16_units(device: torch.device) -> bool:
     return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
 
 
-def intra_op_threads(setting: int | str, blocks: int) -> int:
-    """Threads of one process for ``engine.threads``: ``auto`` is cores / blocks, at least 1.
+def intra_op_threads(setting: int | str, pieces: int) -> int:
+    """Threads of one process for ``engine.threads``: ``auto`` is cores / pieces, at least 1.
 
-    A function of the machine and of N, never of P, because kernels round differently with another number of threads.
+    A function of the machine and of the number of blocks, in all replicas, never of P, because kernels round differently with another number of threads.
     OMP_NUM_THREADS, which launchers set, does not count, for the same reason.
     """
     if isinstance(setting, int):
         return setting
-    return max(1, len(os.sched_getaffinity(0)) // blocks)
+    return max(1, len(os.sched_getaffinity(0)) // pieces)
 
 
 @cache

@@ -312,7 +312,7 @@ def _turn(pieces: Sequence[Piece], n: int, plan: RunPlan) -> Iterator[Action]:
 
 
 def _meeting(pieces: Sequence[Piece], n: int, plan: RunPlan) -> Iterator[Action]:
-    """What the copies of each block do together after batch ``n``."""
+    """Actions of the copies of each block together after batch ``n``."""
     met, last = plan.pending_meeting(n), plan.ends_with(n)
     if met is not None and (n == plan.reduces_after(met) or (last and n < plan.reduces_after(met))):
         yield from _each(Op.REDUCE, pieces, met)
