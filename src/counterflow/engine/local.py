@@ -58,7 +58,7 @@ def execute(program: Iterable[Action], stages: Mapping[Piece, Stage], context: R
         piece, n, e = Piece(action.block, action.replica), action.n, action.e
         stage = stages[piece]
         try:
-            with span(context.recorder, _SPANS[action.op], action.block, n, action.part):
+            with span(context.recorder, _SPANS[action.op], stage.number, n, action.part):
                 match action.op:
                     case Op.TARGET:
                         stage.target(n)

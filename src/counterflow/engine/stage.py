@@ -20,6 +20,7 @@ from counterflow.engine.replica_sync import GradientSync, ReplicaSync
 from counterflow.engine.run_context import RunContext
 from counterflow.message import MessageKind, Tag
 from counterflow.models.freezing import train_unfrozen
+from counterflow.topology import Piece
 from counterflow.trace.recorder import span
 from counterflow.transport import Payload, Receiver, Sender
 
@@ -56,6 +57,8 @@ class Stage:
             self.average = WeightAverage(rule, rule.inference_modules[0], job.optimizer.average)
             rule.add_module("weight_average", self.average)
         if context.recorder is not None:
+            if job.replica:
+                context.recorder.lanes[self.number] = str(Piece(block, job.replica))
             for module in rule.modules():
                 if isinstance(module, BlockOptimizer):
                     module.observe = self._record
@@ -88,7 +91,7 @@ class Stage:
             self._test_labels[n] = last
         self._targets[n] = self.rule.receive_target(n, message)
         if self.channels.target_out is not None:
-            with span(self._context.recorder, "emit", self.block, n):
+            with span(self._context.recorder, "emit", self.number, n):
                 below = self.rule.make_target(n, self._targets[n])
             self._send(self.channels.target_out, tag, (*below, *tests))
 
@@ -132,7 +135,7 @@ class Stage:
         if self.average is not None and part.is_last and self.sync is None:
             self.average.update(n)
         if self._context.recorder is not None:
-            self._context.recorder.rest("loss", self.block, n, start, perf_counter())
+            self._context.recorder.rest("loss", self.number, n, start, perf_counter())
         self._input = ()
         self.channels.activation_in.release()
         if part.count > 1:
@@ -264,7 +267,7 @@ class Stage:
         return self._runtime.unpack(self._take(channel, tag))
 
     def _take(self, channel: Receiver, tag: Tag) -> Payload:
-        with span(self._context.recorder, "receive", self.block, tag.n, self._part(tag)):
+        with span(self._context.recorder, "receive", self.number, tag.n, self._part(tag)):
             start = perf_counter()
             message = channel.receive(tag)
             self._context.waits.receive += perf_counter() - start
@@ -280,7 +283,7 @@ class Stage:
         self._transmit(channel, tag, message)
 
     def _transmit(self, channel: Sender, tag: Tag, message: Payload) -> None:
-        with span(self._context.recorder, "send", self.block, tag.n, self._part(tag)):
+        with span(self._context.recorder, "send", self.number, tag.n, self._part(tag)):
             start = perf_counter()
             channel.send(tag, message)
             self._context.waits.send += perf_counter() - start
@@ -292,7 +295,7 @@ class Stage:
 
     def _record(self, name: str, n: int, start: float, end: float) -> None:
         assert self._context.recorder is not None
-        self._context.recorder.add(name, self.block, n, start, end)
+        self._context.recorder.add(name, self.number, n, start, end)
 
 
 def _apart(tensors: Payload, message: Payload) -> Payload:

@@ -22,9 +22,12 @@ NAMES = (
     "loss",
     "backward",
     "update",
+    "scatter",
+    "reduce",
+    "gather",
 )
 """Names of spans. Some lie within others: in ``target`` receive, emit, send; in ``forward`` receive, send; in ``learn``
-loss, backward, update. Pipeline schedules have no ``learn``: their backward passes and updates stand alone."""
+loss, backward, update; in the meetings of ``scatter``, ``reduce`` and ``gather`` send, receive, update. Pipeline schedules have no ``learn``: their backward passes and updates stand alone."""
 
 Spans = NDArray[np.void]
 """Array of `DTYPE`."""
