@@ -26,7 +26,8 @@ class MessageKind(IntEnum):
 @dataclass(frozen=True, order=True)
 class Tag:
     """Batch of a message: training batch ``n``, of activations its part ``e``, or test batch ``e`` of the evaluation
-    that follows batch ``n``; between copies of a block, of the meeting after batch ``n``."""
+    that follows batch ``n``; between copies of a block, bucket ``e`` of the meeting
+    after batch ``n``."""
 
     kind: MessageKind
     n: int

@@ -19,9 +19,6 @@ from counterflow.transport import Communicator, LocalChannel, MessageLayout, Pay
 
 Item = tuple[Tag, Payload]
 
-_SYNC_DEPTH = 1
-"""Messages that a copy of a block accepts ahead: a slice or a sum comes when all is set for it."""
-
 
 @dataclass(frozen=True)
 class StageChannels:
@@ -70,10 +67,11 @@ def message_layouts(rules: RuleSet, job: Job, edge: Edge) -> Callable[[Tag], Mes
 def sync_layouts(sync: ReplicaSync, edge: Edge) -> Callable[[Tag], MessageLayout]:
     """The same for an edge between copies of a block, one of which has ``sync``."""
     layouts = {
-        kind: MessageLayout((TensorSpec((sync.length(replica),)),))
+        (kind, bucket): MessageLayout((TensorSpec((sync.length(bucket, replica),)),))
         for kind, replica in ((MessageKind.SLICE, edge.peer), (MessageKind.SUM, edge.replica))
+        for bucket in range(sync.buckets)
     }
-    return lambda tag: layouts[tag.kind]
+    return lambda tag: layouts[tag.kind, tag.e]
 
 
 @dataclass(frozen=True)
@@ -189,9 +187,8 @@ class ChannelFactory:
         if edge in self._local:
             return self._local[edge]
         job = self._job
-        depths = {
-            Stream.ACTIVATION: job.depth,
-            Stream.TARGET: job.target_depth or job.plan.lag,
-            Stream.SYNC: _SYNC_DEPTH,
-        }
-        return self._comm.receiver(edge, self._layouts(edge, sync), depths[edge.stream], job.plan.messages(edge))
+        if sync is not None:
+            # All buckets of a meeting leave before any is taken, on both sides.
+            return self._comm.receiver(edge, self._layouts(edge, sync), sync.buckets, job.plan.meetings(sync.buckets))
+        depth = job.depth if edge.stream is Stream.ACTIVATION else job.target_depth or job.plan.lag
+        return self._comm.receiver(edge, self._layouts(edge, None), depth, job.plan.messages(edge))

@@ -5,7 +5,8 @@ from copy 0 to the last one, and sends the mean to each. So no bit depends on wh
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 
@@ -15,6 +16,9 @@ from torch import Tensor, nn
 from counterflow.algorithms.optimizer import BlockOptimizer
 from counterflow.algorithms.rule import LocalRule
 from counterflow.config import SyncConfig
+
+_BUCKET = 1 << 20
+"""Numbers of a vector that are sent together, at least."""
 
 
 class FlatTensors:
@@ -45,60 +49,92 @@ class FlatTensors:
 
 
 class ReplicaSync(ABC):
-    """One copy's part in the meetings of the copies of its block."""
+    """One copy's part in the meetings of the copies of its block.
+
+    The vector has the parameters from last to first, as their gradients come, and then the running buffers. It travels
+    in buckets of whole tensors, of `_BUCKET` numbers and more.
+    """
 
     def __init__(self, rule: LocalRule, replica: int, replicas: int) -> None:
         """Raises ``ValueError`` if ``rule`` learns parameters that are not float32."""
         self.rule = rule
         self.replica = replica
-        self.parameters = FlatTensors([p for p in rule.parameters() if p.requires_grad])
+        self.parameters = FlatTensors([p for p in rule.parameters() if p.requires_grad][::-1])
         self.moments = FlatTensors(rule.running_buffers())
-        for tensor in (*self.parameters.tensors, *self.moments.tensors):
+        tensors = [*self.parameters.tensors, *self.moments.tensors]
+        for tensor in tensors:
             if tensor.dtype != torch.float32:
                 raise ValueError(f"replicas={replicas}: a parameter is of {tensor.dtype}, allowed is torch.float32")
-        size = self.parameters.size + self.moments.size
-        self.slices = [slice(r * size // replicas, (r + 1) * size // replicas) for r in range(replicas)]
-        """The slice of the vector that each copy sums up."""
+        ends, size = [0], 0
+        for tensor in tensors:
+            size += tensor.numel()
+            if size - ends[-1] >= _BUCKET:
+                ends.append(size)
+        if ends[-1] < size or size == 0:
+            ends.append(size)
+        self._ends = ends
+        self.slices = [
+            [
+                slice(start + r * (end - start) // replicas, start + (r + 1) * (end - start) // replicas)
+                for r in range(replicas)
+            ]
+            for start, end in pairwise(ends)
+        ]
+        """Of every bucket, the slice of the vector that each copy sums up."""
+        self._device = tensors[0].device if tensors else torch.device("cpu")
         self._vector = torch.empty(0)
+        self._sent = 0
+        """Buckets that were sent to the next meeting."""
 
-    def length(self, replica: int) -> int:
+    @property
+    def buckets(self) -> int:
+        return len(self.slices)
+
+    def length(self, bucket: int, replica: int) -> int:
         """Numbers in the slice of ``replica``."""
-        part = self.slices[replica]
+        part = self.slices[bucket][replica]
         return int(part.stop - part.start)
 
     def split(self, vector: Tensor) -> tuple[Tensor, Tensor]:
         """Its parts of the parameters and of the running buffers."""
         return vector[: self.parameters.size], vector[self.parameters.size :]
 
-    @torch.no_grad()
-    def scatter(self, resumed: bool) -> list[Tensor]:
-        """The slices of what this copy brings to a meeting; ``resumed`` says that a checkpoint holds it.
-
-        The slices stay as they are until the sums are there.
-        """
-        device = self.parameters.tensors[0].device if self.parameters.tensors else "cpu"
-        self._vector = torch.empty(self.slices[-1].stop, device=device)
-        self._fill(self._vector, resumed)
-        return [self._vector[part] for part in self.slices]
+    def slice(self, bucket: int, replica: int) -> Tensor:
+        """What this copy brings to ``replica``. It stays as it is until the sums are there."""
+        return self._vector[self.slices[bucket][replica]]
 
     @torch.no_grad()
-    def reduce(self, others: Sequence[Tensor]) -> Tensor:
+    def scatter(self, resumed: bool, send: Callable[[int], None]) -> None:
+        """Call ``send`` with every bucket that was not sent yet; ``resumed`` says that a checkpoint holds it."""
+        if self._sent == 0:
+            self._vector = torch.empty(self._ends[-1], device=self._device)
+        self._fill(resumed)
+        for bucket in range(self._sent, self.buckets):
+            send(bucket)
+        self._sent = 0
+
+    @torch.no_grad()
+    def reduce(self, bucket: int, others: Sequence[Tensor]) -> Tensor:
         """The mean over all copies of this one's slice; ``others`` are those of all other copies, in their order."""
-        own = self._vector[self.slices[self.replica]]
+        own = self.slice(bucket, self.replica)
         in_order = [*others[: self.replica], own, *others[self.replica :]]
         mean = in_order[0].clone()
         for part in in_order[1:]:
             mean += part
-        mean /= len(self.slices)
+        mean /= len(in_order)
         own.copy_(mean)
         return mean
 
     @torch.no_grad()
-    def gather(self, n: int, others: Sequence[Tensor]) -> None:
-        """Learn from the means after batch ``n``; ``others`` are the slices of all other copies, in their order."""
-        places = [part for replica, part in enumerate(self.slices) if replica != self.replica]
+    def take(self, bucket: int, others: Sequence[Tensor]) -> None:
+        """Keep the means of a bucket; ``others`` are the slices of all other copies, in their order."""
+        places = [part for replica, part in enumerate(self.slices[bucket]) if replica != self.replica]
         for place, mean in zip(places, others, strict=True):
             self._vector[place] = mean
+
+    @torch.no_grad()
+    def learn(self, n: int) -> None:
+        """Learn from the means of all buckets after batch ``n``."""
         mean, self._vector = self._vector, torch.empty(0)
         self._learn(n, mean)
 
@@ -111,7 +147,8 @@ class ReplicaSync(ABC):
         """Leave the rule with the weights by which it is evaluated."""
 
     @abstractmethod
-    def _fill(self, vector: Tensor, resumed: bool) -> None: ...
+    def _fill(self, resumed: bool) -> None:
+        """Write the buckets that were not sent yet into the vector."""
 
     @abstractmethod
     def _learn(self, n: int, mean: Tensor) -> None: ...
@@ -120,24 +157,58 @@ class ReplicaSync(ABC):
 class GradientSync(ReplicaSync):
     """``sync.mode=gradients``: the copies step by the mean of their gradients, and stay equal bit by bit.
 
-    The rule's optimizers do not step in its own update: they wait for the meeting. Running buffers become their mean.
+    The rule's optimizers do not step in its own update: they wait for the meeting. A bucket leaves as soon as its
+    gradients are there, while the backward pass goes on. Running buffers become their mean.
     """
 
     def __init__(self, rule: LocalRule, replica: int, replicas: int) -> None:
         super().__init__(rule, replica, replicas)
+        self.send: Callable[[int], None] = lambda bucket: None
+        """Sends a bucket during the backward pass."""
         self._optimizers = [module for module in rule.modules() if isinstance(module, BlockOptimizer)]
         for optimizer in self._optimizers:
-            optimizer.waits = True
+            optimizer.wait_for_others(self._add_gradient)
+        self._missing = self._parameters_by_bucket()
 
-    def _fill(self, vector: Tensor, resumed: bool) -> None:
+    def _parameters_by_bucket(self) -> list[set[int]]:
+        """Ids of the parameters of every bucket whose gradients have not come."""
+        missing: list[set[int]] = [set() for _ in self.slices]
+        place = 0
+        for parameter in self.parameters.tensors:
+            missing[min(bisect_right(self._ends, place), self.buckets) - 1].add(id(parameter))
+            place += parameter.numel()
+        return missing
+
+    @torch.no_grad()
+    def _add_gradient(self, parameter: Tensor) -> None:
+        """Note that the gradient of ``parameter`` is whole, and send what is complete."""
+        for missing in self._missing:
+            missing.discard(id(parameter))
+        while self._sent < self.buckets - 1 and not self._missing[self._sent]:
+            if self._sent == 0:
+                self._vector = torch.empty(self._ends[-1], device=self._device)
+            self._write(self._ends[self._sent], self._ends[self._sent + 1])
+            self._sent += 1
+            self.send(self._sent - 1)
+
+    def _fill(self, resumed: bool) -> None:
         assert not resumed, "no meeting is under way at a checkpoint"
-        gradients, moments = self.split(vector)
+        self._write(self._ends[self._sent], self._ends[-1])
+        self._missing = self._parameters_by_bucket()
+
+    def _write(self, start: int, end: int) -> None:
+        """Write gradients and running buffers between two positions of the vector."""
+        gradients, moments = self.split(self._vector)
+        place = 0
         for parameter, part in self.parameters.views(gradients):
-            if parameter.grad is None:
-                part.zero_()
-            else:
-                part.copy_(parameter.grad)
-        self.moments.read(moments)
+            if start <= place < end:
+                if parameter.grad is None:
+                    part.zero_()
+                else:
+                    part.copy_(parameter.grad)
+            place += parameter.numel()
+        if end == self._ends[-1]:
+            self.moments.read(moments)
 
     def _learn(self, n: int, mean: Tensor) -> None:
         gradients, moments = self.split(mean)
@@ -184,14 +255,14 @@ class ParameterSync(ReplicaSync):
         self._outer = OuterWeights(self.parameters, self.moments)
         rule.add_module("outer", self._outer)
 
-    def _fill(self, vector: Tensor, resumed: bool) -> None:
+    def _fill(self, resumed: bool) -> None:
         if resumed:
-            vector.copy_(self._outer.brought)
+            self._vector.copy_(self._outer.brought)
             return
-        parameters, moments = self.split(vector)
+        parameters, moments = self.split(self._vector)
         self.parameters.read(parameters)
         self.moments.read(moments)
-        self._outer.brought.copy_(vector)
+        self._outer.brought.copy_(self._vector)
 
     def _learn(self, n: int, mean: Tensor) -> None:
         rate, momentum = self._config.outer_lr, self._config.outer_momentum

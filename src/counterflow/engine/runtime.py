@@ -115,8 +115,8 @@ def has_bf16_units(device: torch.device) -> bool:
 def intra_op_threads(setting: int | str, pieces: int) -> int:
     """Threads of one process for ``engine.threads``: ``auto`` is cores / pieces, at least 1.
 
-    A function of the machine and of the number of blocks, in all replicas, never of P, because kernels round differently with another number of threads.
-    OMP_NUM_THREADS, which launchers set, does not count, for the same reason.
+    A function of the machine, of N and of R, never of P, because kernels round differently with another number of
+    threads. OMP_NUM_THREADS, which launchers set, does not count, for the same reason.
     """
     if isinstance(setting, int):
         return setting

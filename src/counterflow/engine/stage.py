@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from time import perf_counter
 
 import torch
@@ -129,6 +130,8 @@ class Stage:
         if part.index == 0:
             self._learnt = self._targets.pop(n, ())
         target = self._learnt if part.count == 1 else self.rule.target_part(part, self._learnt)
+        if isinstance(self.sync, GradientSync):
+            self.sync.send = partial(self._send_bucket, n)
         start = perf_counter()
         with self._runtime.autocast():
             metrics = self.rule.update(part, self._input, target)
@@ -148,25 +151,32 @@ class Stage:
 
     def scatter(self, n: int) -> None:
         assert self.sync is not None
-        slices = self.sync.scatter(resumed=n < self._plan.start)
+        self.sync.scatter(n < self._plan.start, partial(self._send_bucket, n))
+
+    def _send_bucket(self, n: int, bucket: int) -> None:
+        assert self.sync is not None
         for peer, channel in self.channels.sync_out.items():
-            self._transmit(channel, Tag(MessageKind.SLICE, n), (slices[peer],))
+            self._transmit(channel, Tag(MessageKind.SLICE, n, bucket), (self.sync.slice(bucket, peer),))
 
     def reduce(self, n: int) -> None:
         assert self.sync is not None
-        tag = Tag(MessageKind.SLICE, n)
-        mean = self.sync.reduce([self._take(channel, tag)[0] for channel in self.channels.sync_in.values()])
-        self._release_sync()
-        for channel in self.channels.sync_out.values():
-            self._transmit(channel, Tag(MessageKind.SUM, n), (mean,))
+        for bucket in range(self.sync.buckets):
+            mean = self.sync.reduce(bucket, self._take_from_copies(Tag(MessageKind.SLICE, n, bucket)))
+            self._release_sync()
+            for channel in self.channels.sync_out.values():
+                self._transmit(channel, Tag(MessageKind.SUM, n, bucket), (mean,))
 
     def gather(self, n: int) -> None:
         assert self.sync is not None
-        tag = Tag(MessageKind.SUM, n)
-        self.sync.gather(n, [self._take(channel, tag)[0] for channel in self.channels.sync_in.values()])
-        self._release_sync()
+        for bucket in range(self.sync.buckets):
+            self.sync.take(bucket, self._take_from_copies(Tag(MessageKind.SUM, n, bucket)))
+            self._release_sync()
+        self.sync.learn(n)
         if self.average is not None:
             self.average.update(n)
+
+    def _take_from_copies(self, tag: Tag) -> list[Tensor]:
+        return [self._take(channel, tag)[0] for channel in self.channels.sync_in.values()]
 
     def _release_sync(self) -> None:
         for channel in self.channels.sync_in.values():

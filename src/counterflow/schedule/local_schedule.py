@@ -12,6 +12,7 @@ number of processes. As a timetable (3 blocks, lag 1; T = take target and emit t
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from itertools import chain
 
 from counterflow.message import MessageKind, Tag
 from counterflow.topology import Edge, Piece, Stream
@@ -175,14 +176,13 @@ class RunPlan:
         them, the rest for the sums. The run may end before."""
         return met + (self.sync_delay + 1) // 2
 
-    def meetings(self) -> Iterator[Tag]:
-        """Messages between two copies of a block, in order."""
+    def meetings(self, buckets: int = 1) -> Iterator[Tag]:
+        """Messages between two copies of a block whose slices and sums travel in ``buckets``, in order."""
         pending = self.pending_meeting(self.start)
-        if pending is not None:
-            yield from (Tag(MessageKind.SLICE, pending), Tag(MessageKind.SUM, pending))
-        for n in self.numbers(self.start):
-            if self.meets_after(n):
-                yield from (Tag(MessageKind.SLICE, n), Tag(MessageKind.SUM, n))
+        after = (n for n in self.numbers(self.start) if self.meets_after(n))
+        for n in after if pending is None else chain([pending], after):
+            for kind in (MessageKind.SLICE, MessageKind.SUM):
+                yield from (Tag(kind, n, bucket) for bucket in range(buckets))
 
     def messages(self, edge: Edge) -> Iterator[Tag]:
         """Messages that ``edge`` carries, in order."""

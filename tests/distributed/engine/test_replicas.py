@@ -15,6 +15,9 @@ from torch.utils.data import TensorDataset
 
 import counterflow as cf
 from counterflow.data.batch_loader import EpochSampler
+from counterflow.engine import replica_sync
+from counterflow.engine.replica_sync import GradientSync
+from counterflow.engine.stage import Stage
 from counterflow.models import build_seeded
 from counterflow.trainer.job_builder import load_job
 from tests.distributed.engine.test_resume import figures, interrupt
@@ -198,6 +201,29 @@ def test_parameters_are_the_loop_of_the_equations() -> None:
             learn()
     for (name, value), expected in zip(state.items(), outer, strict=True):
         assert torch.equal(value, expected), name
+
+
+def test_buckets_leave_during_the_backward_pass_and_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+
+    def weights(numbers: int) -> dict[str, Tensor]:
+        monkeypatch.setattr(replica_sync, "_BUCKET", numbers)
+        trainer = cf.Trainer(network, blocks=2, replicas=2, optimizer=cf.Muon())
+        return trainer.fit(data(48), batch_size=24, accumulate=2).state_dict()
+
+    whole = weights(10**6)
+    send, scatter = Stage._send_bucket, GradientSync.scatter
+    monkeypatch.setattr(Stage, "_send_bucket", lambda *a: (order.append(str(a[2])), send(*a))[1])
+    monkeypatch.setattr(GradientSync, "scatter", lambda *a: (order.append("scatter"), scatter(*a))[1])
+    small = weights(100)
+    assert all(torch.equal(small[name], value) for name, value in whole.items())
+    assert order.index("scatter") >= 4, "some leave before"
+    assert order[: order.index("scatter")].count("0") == 4, "the first buckets of two blocks in two replicas"
+
+
+def test_buckets_between_processes(pool: Pool) -> None:
+    wide = ("model=mlp", "model.width=1100", "model.hidden=2", "blocks=1", "train.steps=2", "train.evaluate_every=0")
+    assert results(summary_of(pool, 2, *wide, "replicas=2")) == results(summary_of(pool, 1, *wide, "replicas=2"))
 
 
 class Forgetful(cf.LocalRule):
