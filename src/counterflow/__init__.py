@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from counterflow.config import HeadConfig as HeadConfig
     from counterflow.config import LatentConfig as LatentConfig
     from counterflow.config import Muon as Muon
+    from counterflow.config import SyncConfig as SyncConfig
     from counterflow.engine.run_context import BlockError as BlockError
     from counterflow.engine.run_context import PreemptedError as PreemptedError
     from counterflow.inference.load import load as load
@@ -62,7 +63,7 @@ _MODULES = {
     ],
     "counterflow.config": [
         "SGD", "AdamW", "CheckpointConfig", "DataConfig", "EngineConfig", "FeedbackConfig", "HeadConfig",
-        "LatentConfig", "Muon",
+        "LatentConfig", "Muon", "SyncConfig",
     ],
     "counterflow.engine.run_context": ["BlockError", "PreemptedError"],
     "counterflow.inference.load": ["load"],

@@ -17,12 +17,17 @@ class MessageKind(IntEnum):
     """A message down for a test batch, under rules that predict at the bottom."""
     GRADIENT = 5
     """The gradient of an activation, under backprop with stale gradients."""
+    SLICE = 6
+    """From one copy of a block to another: the part of its gradients, or parameters, that the other one sums up."""
+    SUM = 7
+    """From one copy of a block to another: the part that it has summed up, of all copies."""
 
 
 @dataclass(frozen=True, order=True)
 class Tag:
     """Batch of a message: training batch ``n``, of activations its part ``e``, or test batch ``e`` of the evaluation
-    that follows batch ``n``."""
+    that follows batch ``n``; between copies of a block, bucket ``e`` of the meeting
+    after batch ``n``."""
 
     kind: MessageKind
     n: int

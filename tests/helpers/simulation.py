@@ -7,7 +7,7 @@ from typing import Any, Generic
 from counterflow.schedule import Action, RunPlan, rank_program
 from counterflow.schedule.event_sim import A, SimEdge, SimOp, local_programs, run
 from counterflow.schedule.forecast import Forecast, Workload, forecast
-from counterflow.topology import Stream, Topology
+from counterflow.topology import Piece, Stream, Topology
 
 RENDEZVOUS = (SimOp.SEND, SimOp.WAIT_SEND)
 """The sender goes on when its message leaves."""
@@ -54,12 +54,15 @@ class Durations:
     backward: float = 2.0
     save: float = 0.0
     resend: float = 0.0
+    scatter: float = 0.0
+    reduce: float = 0.0
+    gather: float = 0.0
     latency: float = 0.0
 
 
 def block_program(block: int, plan: RunPlan) -> Iterator[Action]:
     """The program of one block, to be run by a process of its own."""
-    return rank_program(range(block, block + 1), plan)
+    return rank_program([Piece(block)], plan)
 
 
 def simulate(
@@ -83,7 +86,7 @@ def simulate(
     timetable: Timetable[Action] = Timetable([[] for _ in range(topology.ranks)])
     programs = local_programs(
         topology,
-        lambda blocks: rank_program(blocks, plan),
+        lambda pieces: rank_program(pieces, plan),
         lambda edge, source, destination: SimEdge(
             source, destination, posted=room[edge.stream], latency=times.latency, sends=RENDEZVOUS
         ),

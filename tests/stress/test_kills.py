@@ -123,6 +123,23 @@ def test_language_models_recover(tmp_path: Path, rule: tuple[str, ...]) -> None:
         kill_and_wait(folder, (*options, f"engine.recovery={recovery}"), random.Random(seed), expected)
 
 
+REPLICAS = (*JOB, "blocks=2", "replicas=2", "optimizer.average=0")
+PARAMETERS = ("sync.mode=parameters", "sync.every=7", "sync.delay=5", "sync.outer_lr=0.7", "sync.outer_momentum=0.9")
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("mode", [(), PARAMETERS], ids=["gradients", "parameters"])
+@pytest.mark.parametrize("rule", ["bll", "al", "predsim"])
+def test_replicas_recover(tmp_path: Path, rule: str, mode: tuple[str, ...]) -> None:
+    """Checkpoints after every ten batches fall before, within and after meetings."""
+    options = (*REPLICAS, *mode, f"algorithm={rule}")
+    expected, _ = unbroken_run(tmp_path, "whole", *options)
+    for seed, recovery in itertools.product(range(4), ("all", "rank")):
+        folder = tmp_path / f"{recovery} {seed}"
+        folder.mkdir()
+        kill_and_wait(folder, (*options, f"engine.recovery={recovery}"), random.Random(seed), expected)
+
+
 @pytest.mark.timeout(3600)
 def test_fifty_kills_and_what_each_kind_of_recovery_costs(tmp_path: Path, unbroken: tuple[str, float]) -> None:
     """Seconds from the first checkpoint to the end of the job, with a kill on the way and without, side by side."""

@@ -31,7 +31,7 @@ def test_text_of_a_tag(tag: Tag, text: str) -> None:
 
 def test_kinds_keep_their_numbers() -> None:
     """They are on the wire."""
-    names = ["ACTIVATION", "TARGET", "TEST", "PREDICTION", "GRADIENT"]
+    names = ["ACTIVATION", "TARGET", "TEST", "PREDICTION", "GRADIENT", "SLICE", "SUM"]
     assert [(kind.name, kind.value) for kind in MessageKind] == [(name, i) for i, name in enumerate(names, 1)]
 
 
@@ -92,7 +92,7 @@ def sealed(magic: bytes, kind: int) -> bytes:
     return (fields + struct.pack("<I", zlib.crc32(fields))).ljust(HEADER_BYTES, b"\0")
 
 
-@pytest.mark.parametrize(("magic", "kind"), [(b"CNTRFLW2", 2), (b"CNTRFLW1", 0), (b"CNTRFLW1", 6), (b"HTTP/1.1", 2)])
+@pytest.mark.parametrize(("magic", "kind"), [(b"CNTRFLW2", 2), (b"CNTRFLW1", 0), (b"CNTRFLW1", 8), (b"HTTP/1.1", 2)])
 def test_a_foreign_header_with_a_right_checksum(magic: bytes, kind: int) -> None:
     check_header(sealed(b"CNTRFLW1", 2), Tag(MessageKind.TARGET, 4), 64)
     with pytest.raises(MessageError, match=r"^corrupt header where target of batch 4 was expected$"):

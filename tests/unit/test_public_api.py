@@ -63,7 +63,7 @@ def keys(config: Any, prefix: str = "") -> list[str]:
     found = []
     for field in fields(config):
         name, value = f"{prefix}{field.name}", getattr(config, field.name)
-        whole = name in ("algorithm", "optimizer", "engine", "checkpoint")
+        whole = name in ("algorithm", "optimizer", "engine", "checkpoint", "sync")
         found += keys(value, f"{name}.") if is_dataclass(value) and not whole and name != "model" else [name]
     return found
 

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from counterflow.topology import Edge, Stream, Topology
+from counterflow.topology import Edge, Piece, Stream, Topology
 
 UP, DOWN = Stream.ACTIVATION, Stream.TARGET
 
@@ -55,7 +55,46 @@ def test_ranks_share_out_the_column(topology: Topology) -> None:
     ],
 )
 def test_directions(edge: Edge, source: int, destination: int, text: str) -> None:
-    assert (edge.source, edge.destination, str(edge)) == (source, destination, text)
+    assert (edge.source, edge.destination, str(edge)) == (Piece(source), Piece(destination), text)
+
+
+@pytest.mark.parametrize(
+    ("inner", "ranks", "runs"),
+    [
+        ("pipeline", 1, [[(1, 0), (1, 1), (2, 0), (2, 1), (3, 0), (3, 1)]]),
+        ("pipeline", 2, [[(1, 0), (2, 0), (3, 0)], [(1, 1), (2, 1), (3, 1)]]),
+        ("pipeline", 4, [[(1, 0), (2, 0)], [(1, 1), (3, 0)], [(2, 1)], [(3, 1)]]),
+        ("replicas", 2, [[(1, 0), (1, 1), (2, 0)], [(2, 1), (3, 0), (3, 1)]]),
+        ("replicas", 3, [[(1, 0), (1, 1)], [(2, 0), (2, 1)], [(3, 0), (3, 1)]]),
+    ],
+)
+def test_pieces_of_ranks_by_hand(inner: str, ranks: int, runs: list[list[tuple[int, int]]]) -> None:
+    topology = Topology(3, ranks, 2, inner)
+    assert [topology.pieces_of(rank) for rank in range(ranks)] == runs
+
+
+@given(st.integers(1, 5), st.integers(1, 4), st.sampled_from(["pipeline", "replicas"]), st.data())
+def test_every_piece_has_one_rank(blocks: int, replicas: int, inner: str, data: st.DataObject) -> None:
+    topology = Topology(blocks, data.draw(st.integers(1, blocks * replicas)), replicas, inner)
+    owners = {piece: rank for rank in range(topology.ranks) for piece in topology.pieces_of(rank)}
+    assert sorted(owners) == sorted(Piece(b, r) for b in range(1, blocks + 1) for r in range(replicas))
+    assert all(topology.rank_of(*piece) == rank for piece, rank in owners.items())
+    for rank in range(topology.ranks):
+        pieces = topology.pieces_of(rank)
+        assert pieces == sorted(pieces)
+        for replica in {piece.replica for piece in pieces}:
+            run = [piece.block for piece in pieces if piece.replica == replica]
+            assert run == list(range(run[0], run[-1] + 1)), "the blocks of a replica on a rank are consecutive"
+
+
+def test_copies_of_a_block_share_an_edge_in_each_direction() -> None:
+    sync = [edge for edge in Topology(2, 1, 3).edges() if edge.stream is Stream.SYNC]
+    assert len(sync) == len(set(sync)) == 2 * 3 * 2
+    assert {(edge.source, edge.destination) for edge in sync} == {
+        (Piece(b, r), Piece(b, q)) for b in (1, 2) for r in range(3) for q in range(3) if q != r
+    }
+    assert str(Edge(Stream.SYNC, 2, 0, 1)) == "sync edge of block 2, replica 0->1"
+    assert str(Edge(UP, 1, 2)) == "activation edge 1->2 of replica 2"
 
 
 def test_edges_in_their_one_order() -> None:
@@ -76,7 +115,7 @@ def test_neighbours_share_two_edges(topology: Topology) -> None:
     """Every remote edge joins neighbouring ranks, one of each stream."""
     remote = topology.remote_edges()
     assert remote == [edge for edge in topology.edges() if edge in remote]  # a part of edges(), in its order
-    ends = [(topology.rank_of(edge.source), topology.rank_of(edge.destination)) for edge in remote]
+    ends = [(topology.rank_of(*edge.source), topology.rank_of(*edge.destination)) for edge in remote]
     assert ends == [pair for r in range(topology.ranks - 1) for pair in ((r, r + 1), (r + 1, r))]
 
 

@@ -60,14 +60,36 @@ class BlockOptimizer(nn.Module):
         super().__init__()
         self.observe: Callable[[str, int, float, float], object] | None = None
         """Called after every ``backward`` and ``update`` with the batch, and start and end in ``perf_counter``."""
+        self._on_gradient: Callable[[Tensor], None] | None = None
+        self._is_last = False
+        """A backward pass is under way after which no gradient changes before the update."""
+        self._due: int | None = None
+        """The batch whose update waits."""
         self._config = config
         self._batches = batches
         learning = [parameter for parameter in parameters if parameter.requires_grad]
         self._torch = _build(learning, config, scale, {id(parameter) for parameter in hidden})
 
+    def wait_for_others(self, on_gradient: Callable[[Tensor], None]) -> None:
+        """Leave all updates to `step_after_waiting`, as the gradients of other replicas are missing.
+
+        ``on_gradient`` is called with every parameter whose gradient is whole, during the last backward pass.
+        """
+        self._on_gradient = on_gradient
+
+        def notify(parameter: Tensor) -> None:
+            if self._is_last:
+                on_gradient(parameter)
+
+        for optimizer in self._torch:
+            for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
+                parameter.register_post_accumulate_grad_hook(notify)
+
     def backward_and_step(self, loss: Tensor, part: BatchPart) -> None:
         """Add the gradients of ``loss``, the mean over this part of the batch, and update after the last part."""
+        self._is_last = part.is_last
         self.backward(loss if part.count == 1 else loss / part.count, part.n)
+        self._is_last = False
         if part.is_last:
             self.step(part.n)
 
@@ -96,6 +118,19 @@ class BlockOptimizer(nn.Module):
         """
         if not self._torch:
             return
+        if self._on_gradient is not None:
+            if self._due == n:
+                raise RuntimeError("an optimizer steps twice in a batch: allowed with replicas is once")
+            self._due = n
+            return
+        self._update(n, squared_norm)
+
+    def step_after_waiting(self, n: int) -> None:
+        """The update of batch ``n``, if `step` was to do it."""
+        if self._due == n:
+            self._update(n, None)
+
+    def _update(self, n: int, squared_norm: Tensor | None) -> None:
         start = perf_counter()
         if self._config.clip:
             norm = (self.squared_norm() if squared_norm is None else squared_norm).sqrt()

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from counterflow.algorithms.muon import hidden_weights
 from counterflow.algorithms.optimizer import BatchPart, BlockOptimizer
@@ -193,6 +194,13 @@ class LocalRule(nn.Module, ABC):
                 if key in state:  # a buffer that comes with the first message
                     module.register_buffer(name, state[key].clone())
         self.load_state_dict(state)
+
+    def running_buffers(self) -> list[Tensor]:
+        """Buffers, float32, that every batch changes: those of norms, unless a rule says otherwise. The copies of this
+        block in replicas keep their mean."""
+        norms = [module for module in self.modules() if isinstance(module, _NormBase) and module.training]
+        moments = [moment for norm in norms for moment in (norm.running_mean, norm.running_var)]
+        return [moment for moment in moments if moment is not None]
 
     @property
     def inference_modules(self) -> Sequence[nn.Module]:

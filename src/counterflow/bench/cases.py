@@ -119,7 +119,7 @@ class CaseFactory:
         Args:
             schedule: ``free`` for BLL, or a pipeline of backprop.
             sleep: Times of a rank. Where a schedule has two stages per rank, they share these times.
-            ranks: Processes.
+            ranks: Processes, one for each block of each replica.
             batches: Update batches of one measurement.
             microbatches: Parts of an update batch, for a pipeline.
             options: Overrides beside those that the other arguments set.
@@ -127,7 +127,7 @@ class CaseFactory:
         """
         stages = 2 if schedule in ("interleaved1f1b", "zbv") else 1  # of a rank, which share its time
         times = {key: getattr(sleep, key) / stages for key in ("forward", "backward", "update")}
-        stage_sleep, blocks, local = replace(sleep, **times), ranks * stages, schedule == "free"
+        stage_sleep, blocks, local = replace(sleep, **times), ranks * stages // sleep.replicas, schedule == "free"
         config = self.config(
             sleep.batch,
             [
@@ -137,6 +137,7 @@ class CaseFactory:
                 "model.target=counterflow.bench.sleeping.sleeping_network",
                 f"model.cut={[1] * blocks}",
                 f"blocks={blocks}",
+                f"replicas={sleep.replicas}",
                 f"train.microbatches={microbatches}",
                 "optimizer=sgd",
                 *options,

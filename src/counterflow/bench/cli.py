@@ -27,6 +27,7 @@ from counterflow.bench.emulated_suites import (
 )
 from counterflow.bench.loader_suite import measure_loader
 from counterflow.bench.options import BenchContext, BenchOptions
+from counterflow.bench.replica_suite import draw_replicas, measure_replicas
 from counterflow.bench.results import SuiteResult, goal_lines, markdown, terminal_table
 from counterflow.bench.training_suites import (
     draw_cpu2,
@@ -59,6 +60,7 @@ SUITES: Mapping[str, tuple[Measure, Draw | None]] = {
     "timeline": (measure_timeline, None),
     "flops": (measure_flops, draw_flops),
     "loader": (measure_loader, None),
+    "replicas": (measure_replicas, draw_replicas),
 }
 
 

@@ -14,6 +14,7 @@ from counterflow.config.validators import Options, at_least, checked, positive, 
 
 SUITE_NAMES = (
     *("cpu2", "emulated", "slowlink", "jitter", "transport", "memory", "scaling", "timeline", "flops", "loader"),
+    "replicas",
 )
 
 
@@ -60,7 +61,7 @@ class StageOptions(Options, key="stage"):
 
 @dataclass(kw_only=True)
 class LinkOptions(Options, key="link"):
-    """The emulated link of ``suite=slowlink``, in both directions of every edge."""
+    """The emulated link of ``suite=slowlink`` and ``replicas``, in both directions of every edge."""
 
     bandwidth_gbps: float = checked(1.0, positive, 1000)
     latency_ms: float = checked(10.0, _duration, 10000)

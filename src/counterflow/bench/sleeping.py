@@ -55,6 +55,10 @@ class Sleep:
     width: int
     """Elements of an activation per sample, 4 bytes each."""
     jitter: Jitter | None = None
+    replicas: int = 1
+    """Copies of the pipeline; the seconds are for a share of the batch."""
+    parameters: int = 1
+    """Numbers that every block learns."""
 
     @property
     def total(self) -> float:
@@ -101,7 +105,7 @@ class SleepingLayer(nn.Module):
 
     def __init__(self, block: int, blocks: int, sleep: Sleep) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(()))
+        self.weight = nn.Parameter(torch.zeros(sleep.parameters))
         self._block = block
         self._out = sleep.width if block < blocks else CLASSES
         self._sleep = sleep
@@ -111,14 +115,14 @@ class SleepingLayer(nn.Module):
         size = x.shape[0]
         x = x.flatten(1)[:, :1].expand(-1, self._out)
         if not self.training:
-            return x + self.weight
+            return x + self.weight[0]
         sleep = self._sleep
         share = size / sleep.batch * sleep.factor(self._block, self._samples // sleep.batch)
         self._samples += size
         pause(share * sleep.forward)
         backward = share * sleep.backward
         input_seconds = backward / 2 if x.requires_grad else 0.0
-        return torch.add(_Pause.apply(x, input_seconds), _Pause.apply(self.weight, backward - input_seconds))
+        return torch.add(_Pause.apply(x, input_seconds), _Pause.apply(self.weight[0], backward - input_seconds))
 
 
 def sleeping_network(blocks: int, sleep: Sleep) -> nn.Sequential:
@@ -141,7 +145,7 @@ class SleepingRule(LocalRule):
         self._number = block.number
         self._sleep = sleep
         self._n = 0
-        self._up = torch.zeros(sleep.batch, sleep.width)
+        self._up = torch.zeros(sleep.batch // sleep.replicas, sleep.width)
         self._book = torch.zeros(CLASSES, CLASSES)
 
     def make_target(self, n: int, target: Target) -> Payload:
@@ -154,7 +158,7 @@ class SleepingRule(LocalRule):
     def update(self, part: BatchPart, message: Payload, target: Target) -> Metrics:
         (weight,) = self.block.parameters()
         seconds = self._sleep.factor(self._number, part.n) * self._sleep.backward
-        self._optimizer.backward_and_step(_Pause.apply(weight, seconds), part)
+        self._optimizer.backward_and_step(_Pause.apply(weight, seconds).sum(), part)
         self._n = part.n + 1
         return {}
 

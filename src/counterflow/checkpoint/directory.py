@@ -46,6 +46,7 @@ class BlockWritten(Report):
     batches: int
     """Training batches before the checkpoint."""
     block: int
+    """Number of the block; of the copies in further replicas, the numbers go on, replica after replica."""
     nbytes: int
     sha256: str
     error: str = ""
@@ -71,7 +72,7 @@ class Manifest(ManifestHeader):
     batches: int
     """Training batches before the checkpoint."""
     blocks: Sequence[Mapping[str, Any]]
-    """``nbytes`` and ``sha256`` of every block's file, bottom to top."""
+    """``nbytes`` and ``sha256`` of every block's file, bottom to top, replica after replica."""
     format: int = FORMAT
 
 
@@ -125,7 +126,7 @@ def _parse(path: Path) -> Manifest:
             and type(manifest.batches) is int
             and manifest.batches > 0
             and all(type(layers) is int for layers in manifest.cut)
-            and len(manifest.cut) == len(files) > 0
+            and len(files) > 0 == len(files) % len(manifest.cut)
             and isinstance(manifest.identity, dict)
             and isinstance(manifest.versions, dict)
         ):
@@ -213,6 +214,8 @@ class CheckpointCommitter:
     """Training batches before the newest checkpoint; at first, before this start of the run."""
     on_commit: Callable[[int], None] = lambda batches: None
     """Called with the number of batches of every completed checkpoint, except the run's last."""
+    replicas: int = 1
+    """Copies of every block."""
     pending: dict[int, dict[int, BlockWritten]] = field(default_factory=lambda: defaultdict(dict))
     """Reports about checkpoints that are not complete, by batches and block."""
 
@@ -222,7 +225,7 @@ class CheckpointCommitter:
             return
         blocks = self.pending[written.batches]
         blocks[written.block] = written
-        if len(blocks) < len(self.header.cut):
+        if len(blocks) < len(self.header.cut) * self.replicas:
             return
         del self.pending[written.batches]
         failures = sorted({f"block {b.block}: {b.error}" for b in blocks.values() if b.error})

@@ -15,14 +15,13 @@ from counterflow.config.model import (
     TransformerConfig,
     VGGConfig,
 )
+from counterflow.config.optimizer import OPTIMIZERS, SGD, AdamW, Muon, OptimizerConfig
+from counterflow.config.replicas import SyncConfig, TopologyConfig
 from counterflow.config.schema import (
     DATA,
-    OPTIMIZERS,
     PIPELINES,
     SCALES,
     SCHEDULES,
-    SGD,
-    AdamW,
     AlgorithmConfig,
     CheckpointConfig,
     DataConfig,
@@ -30,8 +29,6 @@ from counterflow.config.schema import (
     FeedbackConfig,
     HeadConfig,
     LatentConfig,
-    Muon,
-    OptimizerConfig,
     OwnDataConfig,
     RunConfig,
     TrainConfig,
@@ -68,6 +65,8 @@ __all__ = [
     "ResNet50Config",
     "ResNetConfig",
     "RunConfig",
+    "SyncConfig",
+    "TopologyConfig",
     "TrainConfig",
     "TrainLoopConfig",
     "TransformerConfig",

@@ -12,6 +12,8 @@ from typing import Any, ClassVar
 from omegaconf import MISSING
 
 from counterflow.config.model import ModelConfig
+from counterflow.config.optimizer import OptimizerConfig
+from counterflow.config.replicas import SyncConfig, TopologyConfig
 from counterflow.config.validators import (
     NamedOptions,
     Options,
@@ -152,74 +154,6 @@ class AlgorithmConfig(NamedOptions, key="algorithm"):
 
 
 @dataclass(kw_only=True)
-class OptimizerConfig(NamedOptions, key="optimizer"):
-    lr: float = checked(1e-3, rate)
-    weight_decay: float = checked(0.0, rate)
-    schedule: str = checked("cosine", one_of, ("constant", "cosine", "linear"))
-    """Learning rate as a function of the batch index: ``constant``, ``cosine`` or ``linear`` (both fall to 0)."""
-    warmup: int = checked(0, at_least, 0)
-    """Batches of linear warm-up."""
-    bias_lr_scale: float = checked(1.0, rate)
-    """Learning rate of biases, and of the scales and shifts of norms, as a multiple of that of weights."""
-    bias_decay: bool = True
-    """Weight decay of biases and norms too."""
-    clip: float = checked(0.0, rate)
-    """Largest norm of a gradient, which is scaled down to it: in local rules that of a block, and apart that of its
-    feedback; in backprop that of the network. 0 is no limit."""
-    floor: float = checked(0.0, fraction)
-    """Learning rate at the end of a schedule that falls, as a share of ``lr``."""
-    average: float = checked(0.0, fraction)
-    """Decay of an exponential moving average of the weights, by which blocks are evaluated and which a finished run
-    gives away; 0 is none. Messages and learning use the weights themselves."""
-
-
-@dataclass(kw_only=True)
-class SGD(OptimizerConfig):
-    name: str = "sgd"
-    lr: float = checked(0.1, rate)
-    momentum: float = checked(0.9, fraction)
-    nesterov: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.nesterov and not self.momentum:
-            raise ValueError("optimizer.nesterov=true: needs optimizer.momentum greater than 0")
-
-
-def _betas(key: str, values: list[float]) -> None:
-    if len(values) != 2:
-        raise ValueError(f"{key}={values}: must be two numbers")
-    for beta in values:
-        fraction(key, beta)
-
-
-@dataclass(kw_only=True)
-class AdamW(OptimizerConfig):
-    name: str = "adamw"
-    betas: list[float] = checked([0.9, 0.999], _betas)
-
-
-@dataclass(kw_only=True)
-class Muon(OptimizerConfig):
-    """Muon for the weights of convolutions, and of linear layers in forward blocks; AdamW for all else: the network's
-    last layer, embeddings, norms, biases, feedback blocks, linear layers that only a rule brings."""
-
-    name: str = "muon"
-    lr: float = checked(0.02, rate)
-    momentum: float = checked(0.95, fraction)
-    nesterov: bool = True
-    iterations: int = checked(5, size, 1)
-    """Steps of Newton-Schulz's iteration."""
-    adamw_lr: float = checked(1e-3, rate)
-    """Learning rate of AdamW's part."""
-    betas: list[float] = checked([0.9, 0.999], _betas)
-    """AdamW's."""
-
-
-OPTIMIZERS = (AdamW, Muon, SGD)
-
-
-@dataclass(kw_only=True)
 class EngineConfig(Options, key="engine"):
     lag: Any = checked(2, count_or, "exact")
     """Batches by which a target message leaves earlier, per hop; ``exact`` is the locked algorithm on one process."""
@@ -228,7 +162,7 @@ class EngineConfig(Options, key="engine"):
     target_depth: int | None = None
     """The same for target messages; by default ``lag``, and never less."""
     threads: Any = checked("auto", count_or, "auto")
-    """Intra-op threads of every process; ``auto`` is cores / blocks, at least 1."""
+    """Intra-op threads of every process; ``auto`` is cores / (blocks * replicas), at least 1."""
     backend: str = checked("auto", one_of, ("auto", "gloo", "nccl"))
     precision: str = checked("fp32", one_of, ("fp32", "bf16", "auto"))
     """``bf16`` computes under autocast, with parameters and messages in float32; ``auto`` does so where the processor
@@ -343,6 +277,8 @@ SCHEDULES = ("auto", "free", *PIPELINES, "naive")
 class TrainConfig(Options):
     seed: int = checked(1, at_least, 0)
     blocks: int = checked(4, size, 1)
+    replicas: int = checked(1, size, 1)
+    """Copies of the pipeline, each of which trains on its share of every batch (local rules only)."""
     scale: str = checked("full", one_of, SCALES)
     """Choice among the values of an experiment's preset: ``smoke`` for a minute, ``cpu`` for an hour, ``full``."""
     device: str = checked("auto", one_of, ("auto", "cpu", "cuda"))
@@ -356,6 +292,8 @@ class TrainConfig(Options):
     data: DataConfig = MISSING
     optimizer: OptimizerConfig = MISSING
     engine: EngineConfig = field(default_factory=EngineConfig)
+    topology: TopologyConfig = field(default_factory=TopologyConfig)
+    sync: SyncConfig = field(default_factory=SyncConfig)
     train: TrainLoopConfig = field(default_factory=TrainLoopConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     run: RunConfig = field(default_factory=RunConfig)
@@ -380,6 +318,19 @@ class TrainConfig(Options):
         parts, batch = self.train.accumulate, self.train.batch_size
         if batch % parts:
             raise ValueError(f"train.accumulate={parts}: must divide train.batch_size={batch}")
+        if batch % (parts * self.replicas):
+            raise ValueError(
+                f"replicas={self.replicas}: with train.accumulate={parts}, must divide train.batch_size={batch}"
+            )
+        if self.replicas == 1 and self.sync != SyncConfig():
+            raise ValueError(f"sync.mode={self.sync.mode}: has no effect without replicas of at least 2")
+        if self.sync.mode == "parameters":
+            # The outer copy is an average itself, and a meeting ahead would have to know when the run ends.
+            for key, number in (("optimizer.average", self.optimizer.average), ("train.patience", self.train.patience)):
+                if number:
+                    raise ValueError(f"{key}={number:g}: allowed for sync.mode=parameters is 0")
+        if self.replicas > 1 and self.engine.lag == "exact":
+            raise ValueError(f"engine.lag=exact: is for replicas=1, not for replicas={self.replicas}")
         cut = getattr(self.model, "cut", None)
         if isinstance(cut, list) and len(cut) != self.blocks:
             raise ValueError(f"model.cut={cut}: must name one layer count for each of blocks={self.blocks}")

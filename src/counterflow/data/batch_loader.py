@@ -30,10 +30,11 @@ Field = Literal["inputs", "labels"]
 
 
 class BatchKey(NamedTuple):
-    """Training batch ``number``, or evaluation batch."""
+    """Training batch ``number``, the shard of it that ``replica`` trains on, or evaluation batch."""
 
     number: int
     evaluation: bool = False
+    replica: int | None = None
 
 
 class View(NamedTuple):
@@ -128,7 +129,9 @@ class BatchLoader:
     device: torch.device = CPU
     """Device on which batches are prepared, if the data fits there."""
     parts: int = 1
-    """Parts of a training batch; an evaluation batch is as large as one."""
+    """Parts of a training batch, or of a shard; an evaluation batch is as large as one."""
+    replicas: int = 1
+    """Shards of a training batch."""
     workers: ReaderPool | None = None
     """Processes that read the samples that are not in memory; this process reads them if there are none."""
     _placed: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False)
@@ -290,7 +293,7 @@ class BatchLoader:
             return source[rows]
         source = self._place(source)
         if isinstance(source, Tensor) and isinstance(rows, Tensor):
-            rows = self.order.indices(key.number, source.device)
+            rows = self._indices(key, source.device)
         return source[rows]
 
     def _request(self, field: Field, key: BatchKey) -> Request:
@@ -303,7 +306,12 @@ class BatchLoader:
         """The split of a batch, its rows there, and the epoch for which they are read."""
         if key.evaluation:
             return *self._part(key.number), EVALUATION
-        return self.dataset.train, self.order.indices(key.number), self.order.epoch(key.number)
+        return self.dataset.train, self._indices(key), self.order.epoch(key.number)
+
+    def _indices(self, key: BatchKey, device: torch.device = CPU) -> Tensor:
+        """Indices of a training batch, or of a shard of it, into the training data."""
+        indices = self.order.indices(key.number, device)
+        return indices if key.replica is None else indices.chunk(self.replicas)[key.replica]
 
     def _prepared(self, field: Field, key: BatchKey, batch: Tensor) -> Tensor:
         """``batch`` as it was read, as it enters the network."""
@@ -315,7 +323,7 @@ class BatchLoader:
         if self.config.augment:
             batch = augment(
                 batch,
-                self.order.indices(key.number, batch.device),
+                self._indices(key, batch.device),
                 seed=self.order.seed,
                 epoch=self.order.epoch(key.number),
                 size=self.order.size,
@@ -358,7 +366,7 @@ class BatchLoader:
     @property
     def _evaluated(self) -> int:
         """Samples of an evaluation batch."""
-        return self.order.batch_size // self.parts
+        return self.order.batch_size // (self.parts * self.replicas)
 
 
 # Two entries: a process may hold both ends of the network, which reach the next epoch at different times.

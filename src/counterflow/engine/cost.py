@@ -69,7 +69,7 @@ def local(rules: RuleSet, block: int, rule: LocalRule, job: Job) -> Flops:
     each = (more - few) / SAMPLES
     once = few - SAMPLES * each  # costs of a part of any size: code books
     plain = backprop(rule.inference_modules[0], _message(rules, block, job, SAMPLES)[0], bottom=block == 1)
-    return Flops(plain.forward, plain.backprop, each + once * job.plan.parts / job.batch_size)
+    return Flops(plain.forward, plain.backprop, each + once * job.plan.parts / job.shard_size)
 
 
 def prediction(rules: RuleSet, block: int, rule: LocalRule, job: Job) -> ExitFlops:

@@ -40,13 +40,14 @@ def build_engine(job: Job) -> Engine:
     """The engine for the algorithm and schedule of ``job``, whose cut is settled."""
     owners = block_owners(job.schedule, job.topology)
     if isinstance(job.algorithm, LocalAlgorithm):
-        rules = job.algorithm.rule_set(job.rule_context)
-        return Engine(partial(local.run, job, rules), rules.summarize, owners)
+        algorithm = job.algorithm
+        summarize = algorithm.rule_set(job.rule_context).summarize
+        return Engine(partial(local.run, job, lambda view: algorithm.rule_set(view.rule_context)), summarize, owners)
     assert isinstance(job.algorithm, EndToEnd)
     job.algorithm.convert(job.network, job.seed)
     if job.schedule == "naive":
         stale = StaleGradient(job.rule_context, _true_gradient(job, job.algorithm.smoothing), job.algorithm.smoothing)
-        return Engine(partial(local.run, job, stale), stale.summarize, owners)
+        return Engine(partial(local.run, job, lambda view: stale), stale.summarize, owners)
     from counterflow.engine import pipelined  # a second of import, for every process that waits for nobody
 
     return Engine(pipelined.Pipeline(job).run, pipelined.summarize, owners)

@@ -1,7 +1,8 @@
 """One run as one process sees it, as plain objects."""
 
+import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import accumulate, islice
 
@@ -9,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from counterflow.algorithms import RuleContext, Task
-from counterflow.config import AlgorithmConfig, OptimizerConfig
-from counterflow.data.batch_loader import BatchLoader
+from counterflow.config import AlgorithmConfig, OptimizerConfig, SyncConfig
+from counterflow.data.batch_loader import BatchKey, BatchLoader
 from counterflow.engine.runtime import Runtime
 from counterflow.models.partition import LayerStats, block_shapes, split_network
 from counterflow.models.whitening import initialize
@@ -58,10 +59,34 @@ class Job:
     """That file was not read yet, as a checkpoint should hold what became of its weights."""
     frozen: frozenset[str] = frozenset()
     """Names of the layers that do not learn."""
+    sync: SyncConfig = field(default_factory=SyncConfig)
+    """How the copies of a block in several replicas learn together."""
+    replica: int = 0
+    """The replica whose view this is, see `of_replica`."""
 
     @property
     def batch_size(self) -> int:
         return self.batches.order.batch_size
+
+    @property
+    def shard_size(self) -> int:
+        """Samples of a batch that one replica trains on."""
+        return self.batch_size // self.topology.replicas
+
+    def shard(self, n: int) -> BatchKey:
+        """The part of training batch ``n`` that this replica trains on."""
+        return BatchKey(n) if self.topology.replicas == 1 else BatchKey(n, replica=self.replica)
+
+    def number(self, block: int) -> int:
+        """Number of the copy of ``block`` in this replica among all pieces, from 1, replica after replica."""
+        return self.replica * self.topology.blocks + block
+
+    def of_replica(self, replica: int, copied: bool) -> "Job":
+        """The run as ``replica`` sees it, with a copy of the network if ``copied``."""
+        if self.topology.replicas == 1:
+            return self
+        network = copy.deepcopy(self.network) if copied else self.network
+        return replace(self, replica=replica, plan=self.plan.of_replica(replica), network=network)
 
     @property
     def example(self) -> Tensor:

@@ -42,6 +42,7 @@ from counterflow.metrics.provenance import digest
 from counterflow.models.freezing import train_unfrozen
 from counterflow.schedule import RunPlan
 from counterflow.schedule.pipeline_schedules import blocks_of_stages, owners
+from counterflow.topology import Piece
 from counterflow.trace.recorder import Recorder, span
 from counterflow.transport import ChannelError, Communicator
 from counterflow.transport.channel import gloo_reason
@@ -156,7 +157,7 @@ class Pipeline:
             job.runtime.prepare_module(module, module)
         trained = {block: _Trained(job.blocks[block - 1], job, block == job.topology.blocks) for block in owned}
         for block, pair in trained.items():
-            restore_block(context, block, pair.restore)
+            restore_block(context, block, block, pair.restore)
         comm.stop.start(plan.start)
         busy, step = self._pipelined(mine, comm, recorder) if comm.size > 1 else self._alone(mine[0], recorder)
         lanes = {block: self._lane(stage) for stage in mine for block in self._stages[stage]}
@@ -205,7 +206,7 @@ class Pipeline:
                 break
         raise_if_preempted(context, plan)
         seconds = perf_counter() - start
-        digests = {block: pair.digest() for block, pair in trained.items()}
+        digests = {Piece(block): pair.digest() for block, pair in trained.items()}
         for pair in trained.values():
             if pair.average is not None:
                 pair.average.swap()

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -13,6 +13,7 @@ from counterflow.checkpoint import BlockState, CheckpointWriter
 from counterflow.engine.cost import ExitFlops, Flops
 from counterflow.metrics.block_metrics import Value
 from counterflow.schedule import RunPlan
+from counterflow.topology import Piece
 from counterflow.trace.recorder import Recorder
 from counterflow.transport import Communicator
 
@@ -47,7 +48,10 @@ class RunContext:
     """Recorder of spans, if they are wanted."""
 
     def report(self, device: torch.device, block: int, n: int, metrics: Metrics) -> None:
-        """Pass on the metrics of a training batch. Raises ``FloatingPointError`` if the loss is not finite."""
+        """Pass on the metrics of a training batch, of the piece of number ``block``.
+
+        Raises ``FloatingPointError`` if the loss is not finite.
+        """
         # On a GPU, to look at a number is to wait for it: the loss is checked when it is reported anyway.
         if "loss" in metrics and (device.type == "cpu" or self.callback.should_log(n)):
             loss = float(metrics["loss"])
@@ -58,8 +62,8 @@ class RunContext:
 
 @dataclass(frozen=True)
 class RankResult:
-    digests: dict[int, bytes]
-    """sha256 of the parameters and buffers of each of its blocks."""
+    digests: dict[Piece, bytes]
+    """sha256 of the parameters and buffers of each of its pieces."""
     modules: dict[int, nn.Module]
     """The trained forward block of each of its blocks."""
     readouts: dict[int, nn.ModuleDict]
@@ -104,10 +108,17 @@ class PreemptedError(Exception):
         self.signal = signal
 
 
-def restore_block(context: RunContext, block: int, load: Callable[[BlockState], object]) -> None:
-    """Call ``load`` with the state that ``block`` goes on from, if there is one. Raises `BlockError`."""
+def restore_block(context: RunContext, number: int, block: int, load: Callable[[BlockState], object]) -> None:
+    """Call ``load`` with the state that a piece goes on from, if there is one. Raises `BlockError`.
+
+    ``number`` is that of the piece, a copy of ``block``; if its state has no rule, it is that of the first replica.
+    """
     try:
-        state = context.checkpoints.restore(block)
+        state = context.checkpoints.restore(number)
+        if state is not None and not state.rule:
+            same = context.checkpoints.restore(block)
+            assert same is not None, "a checkpoint has all blocks"
+            state = replace(state, rule=same.rule)
         if state is not None:
             load(state)
     except (ValueError, RuntimeError) as error:  # torch's, for a state that does not fit

@@ -89,14 +89,20 @@ class Runtime:
         batch, channels, height, width = shape
         return batch, height, width, channels
 
-    def seed_forward(self, seed: int, piece: int, n: int, part: int = 0) -> None:
-        """Seed the generator of dropout for the forward pass of a ``piece`` of the network on a part of batch ``n``.
+    def seed_forward(self, seed: int, piece: int, n: int, part: int = 0, replica: int = 0) -> None:
+        """Seed the generator of dropout for the forward pass of a ``piece`` of the network, in a replica, on a part of
+        batch ``n``.
 
         The numbers are a function of what is computed, not of where or when.
         """
         cuda = self.device.type == "cuda"
         generator = torch.cuda.default_generators[self.device.index or 0] if cuda else torch.default_generator
-        generator.manual_seed(derive_seed(seed, "forward", piece, n, *([part] if part else [])))
+        name: list[str | int] = [piece, n]
+        if part:
+            name.append(part)
+        if replica:
+            name += ["replica", replica]
+        generator.manual_seed(derive_seed(seed, "forward", *name))
 
 
 def has_bf16_units(device: torch.device) -> bool:
@@ -106,15 +112,15 @@ def has_bf16_units(device: torch.device) -> bool:
     return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
 
 
-def intra_op_threads(setting: int | str, blocks: int) -> int:
-    """Threads of one process for ``engine.threads``: ``auto`` is cores / blocks, at least 1.
+def intra_op_threads(setting: int | str, pieces: int) -> int:
+    """Threads of one process for ``engine.threads``: ``auto`` is cores / pieces, at least 1.
 
-    A function of the machine and of N, never of P, because kernels round differently with another number of threads.
-    OMP_NUM_THREADS, which launchers set, does not count, for the same reason.
+    A function of the machine, of N and of R, never of P, because kernels round differently with another number of
+    threads. OMP_NUM_THREADS, which launchers set, does not count, for the same reason.
     """
     if isinstance(setting, int):
         return setting
-    return max(1, len(os.sched_getaffinity(0)) // blocks)
+    return max(1, len(os.sched_getaffinity(0)) // pieces)
 
 
 @cache

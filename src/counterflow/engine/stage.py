@@ -1,9 +1,10 @@
-"""A block pair between its channels: the actions of its program."""
+"""A block pair, or a copy of one in a replica, between its channels: the actions of its program."""
 
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from time import perf_counter
 
 import torch
@@ -16,9 +17,11 @@ from counterflow.checkpoint import BlockState
 from counterflow.engine.channels import StageChannels
 from counterflow.engine.evaluation import AccuracyMeter, ActivationRecorder
 from counterflow.engine.job import Job
+from counterflow.engine.replica_sync import GradientSync, ReplicaSync
 from counterflow.engine.run_context import RunContext
 from counterflow.message import MessageKind, Tag
 from counterflow.models.freezing import train_unfrozen
+from counterflow.topology import Piece
 from counterflow.trace.recorder import span
 from counterflow.transport import Payload, Receiver, Sender
 
@@ -34,7 +37,9 @@ class Stage:
         job: Job,
         context: RunContext,
         activations: ActivationRecorder,
+        sync: ReplicaSync | None = None,
     ) -> None:
+        """``job`` is as the block's replica sees it; ``sync`` meets the copies in other replicas, if there are any."""
         self.block = block
         self.rule = rule
         self.channels = channels
@@ -44,12 +49,17 @@ class Stage:
         self._runtime = job.runtime
         self._context = context
         self._activations = activations
+        self.sync = sync
+        self._replica = job.replica
+        self.number = job.number(block)
         self._frozen = job.frozen_layers(block)
         self.average: WeightAverage | None = None
         if job.optimizer.average:  # part of the rule's state
             self.average = WeightAverage(rule, rule.inference_modules[0], job.optimizer.average)
             rule.add_module("weight_average", self.average)
         if context.recorder is not None:
+            if job.replica:
+                context.recorder.lanes[self.number] = str(Piece(block, job.replica))
             for module in rule.modules():
                 if isinstance(module, BlockOptimizer):
                     module.observe = self._record
@@ -82,7 +92,7 @@ class Stage:
             self._test_labels[n] = last
         self._targets[n] = self.rule.receive_target(n, message)
         if self.channels.target_out is not None:
-            with span(self._context.recorder, "emit", self.block, n):
+            with span(self._context.recorder, "emit", self.number, n):
                 below = self.rule.make_target(n, self._targets[n])
             self._send(self.channels.target_out, tag, (*below, *tests))
 
@@ -92,7 +102,7 @@ class Stage:
         self._input = self._receive(self.channels.activation_in, tag)
         if self._plan.gradients_from:
             self._in_flight[n] = tuple(tensor.clone() for tensor in self._input)
-        self._runtime.seed_forward(self._seed, self.block, n, part.index)
+        self._runtime.seed_forward(self._seed, self.block, n, part.index, self._replica)
         with self._runtime.autocast():
             activation = _apart(self.rule.forward_message(self._input), self._input)
         self._send(self.channels.activation_out, tag, activation)
@@ -120,13 +130,15 @@ class Stage:
         if part.index == 0:
             self._learnt = self._targets.pop(n, ())
         target = self._learnt if part.count == 1 else self.rule.target_part(part, self._learnt)
+        if isinstance(self.sync, GradientSync):
+            self.sync.send = partial(self._send_bucket, n)
         start = perf_counter()
         with self._runtime.autocast():
             metrics = self.rule.update(part, self._input, target)
-        if self.average is not None and part.is_last:
+        if self.average is not None and part.is_last and self.sync is None:
             self.average.update(n)
         if self._context.recorder is not None:
-            self._context.recorder.rest("loss", self.block, n, start, perf_counter())
+            self._context.recorder.rest("loss", self.number, n, start, perf_counter())
         self._input = ()
         self.channels.activation_in.release()
         if part.count > 1:
@@ -135,7 +147,40 @@ class Stage:
                 return
             metrics = _means(self._metrics)
             self._metrics.clear()
-        self._context.report(self._runtime.device, self.block, n, metrics)
+        self._context.report(self._runtime.device, self.number, n, metrics)
+
+    def scatter(self, n: int) -> None:
+        assert self.sync is not None
+        self.sync.scatter(n < self._plan.start, partial(self._send_bucket, n))
+
+    def _send_bucket(self, n: int, bucket: int) -> None:
+        assert self.sync is not None
+        for peer, channel in self.channels.sync_out.items():
+            self._transmit(channel, Tag(MessageKind.SLICE, n, bucket), (self.sync.slice(bucket, peer),))
+
+    def reduce(self, n: int) -> None:
+        assert self.sync is not None
+        for bucket in range(self.sync.buckets):
+            mean = self.sync.reduce(bucket, self._take_from_copies(Tag(MessageKind.SLICE, n, bucket)))
+            self._release_sync()
+            for channel in self.channels.sync_out.values():
+                self._transmit(channel, Tag(MessageKind.SUM, n, bucket), (mean,))
+
+    def gather(self, n: int) -> None:
+        assert self.sync is not None
+        for bucket in range(self.sync.buckets):
+            self.sync.take(bucket, self._take_from_copies(Tag(MessageKind.SUM, n, bucket)))
+            self._release_sync()
+        self.sync.learn(n)
+        if self.average is not None:
+            self.average.update(n)
+
+    def _take_from_copies(self, tag: Tag) -> list[Tensor]:
+        return [self._take(channel, tag)[0] for channel in self.channels.sync_in.values()]
+
+    def _release_sync(self) -> None:
+        for channel in self.channels.sync_in.values():
+            channel.release()
 
     @torch.no_grad()
     def evaluate(self, n: int, e: int) -> None:
@@ -182,8 +227,9 @@ class Stage:
     def state(self, n: int) -> BlockState:
         """After batch ``n``. Its tensors are those that the block goes on with: to be copied before it does."""
         taken = replace(self._plan, start=n + 1).taken(self.block - 1) if not self._plan.ends_with(n) else n + 1
+        equal = isinstance(self.sync, GradientSync) and self._replica > 0
         return BlockState(
-            self.rule.state_dict(),
+            {} if equal else self.rule.state_dict(),  # the copy in the first replica has the same
             self._targets,
             self._test_labels,
             self._in_flight,
@@ -205,7 +251,8 @@ class Stage:
 
     def close(self) -> None:
         channels = self.channels
-        for channel in (channels.activation_out, channels.target_out, channels.activation_in, channels.target_in):
+        senders = (channels.activation_out, channels.target_out, *channels.sync_out.values())
+        for channel in (*senders, channels.activation_in, channels.target_in, *channels.sync_in.values()):
             if channel is not None:
                 channel.close()
 
@@ -213,7 +260,8 @@ class Stage:
     def _predicting(self) -> Iterator[None]:
         self.rule.eval()
         averages = nullcontext() if self.average is None else self.average.applied()
-        with averages, self._runtime.autocast():
+        outer = nullcontext() if self.sync is None else self.sync.evaluated()
+        with averages, outer, self._runtime.autocast():
             yield
         train_unfrozen(self.rule, self._frozen)
 
@@ -226,11 +274,14 @@ class Stage:
                 self._context.callback.on_eval(block, n, split, metrics)
 
     def _receive(self, channel: Receiver, tag: Tag) -> Payload:
-        with span(self._context.recorder, "receive", self.block, tag.n, self._part(tag)):
+        return self._runtime.unpack(self._take(channel, tag))
+
+    def _take(self, channel: Receiver, tag: Tag) -> Payload:
+        with span(self._context.recorder, "receive", self.number, tag.n, self._part(tag)):
             start = perf_counter()
             message = channel.receive(tag)
             self._context.waits.receive += perf_counter() - start
-        return self._runtime.unpack(message)
+        return message
 
     def _send(self, channel: Sender | None, tag: Tag, tensors: Payload) -> None:
         """Send a message, unless there is no ``channel``: above the top, and below the bottom."""
@@ -242,7 +293,7 @@ class Stage:
         self._transmit(channel, tag, message)
 
     def _transmit(self, channel: Sender, tag: Tag, message: Payload) -> None:
-        with span(self._context.recorder, "send", self.block, tag.n, self._part(tag)):
+        with span(self._context.recorder, "send", self.number, tag.n, self._part(tag)):
             start = perf_counter()
             channel.send(tag, message)
             self._context.waits.send += perf_counter() - start
@@ -254,7 +305,7 @@ class Stage:
 
     def _record(self, name: str, n: int, start: float, end: float) -> None:
         assert self._context.recorder is not None
-        self._context.recorder.add(name, self.block, n, start, end)
+        self._context.recorder.add(name, self.number, n, start, end)
 
 
 def _apart(tensors: Payload, message: Payload) -> Payload:

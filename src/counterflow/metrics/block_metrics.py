@@ -6,7 +6,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import Generic, TypeVar
 
@@ -30,6 +30,7 @@ class BlockMetrics(Report):
     n: int
     """Training batch."""
     block: int
+    """Number of the block; of the copies in further replicas, the numbers go on, replica after replica."""
     rank: int
     metrics: Mapping[str, Value]
     """As `LocalRule.update` returns them, or of an evaluation."""
@@ -99,6 +100,8 @@ class StepMetrics:
     """One per block, bottom to top."""
     system: Mapping[str, float]
     """Metrics of the whole model."""
+    copies: Sequence[BlockMetrics] = ()
+    """The records that were averaged, of all replicas; empty if there is one."""
 
     @property
     def seconds(self) -> float:
@@ -108,7 +111,7 @@ class StepMetrics:
     @property
     def waited(self) -> list[float]:
         """Share of the time that each rank waited."""
-        return list({record.rank: record.waited for record in self.records}.values())
+        return list({record.rank: record.waited for record in self.copies or self.records}.values())
 
     def column(self, name: str) -> list[float | None]:
         """Metric ``name`` of every block; None for a block that does not report it."""
@@ -157,14 +160,17 @@ class RowAssembler:
         summarize: Callable[[Sequence[Mapping[str, float]]], Mapping[str, float]],
         sink: Callable[[StepMetrics], None],
         start: int = 0,
+        replicas: int = 1,
     ) -> None:
         """Args:
         blocks: number of blocks that report each row.
         summarize: metrics of the whole model from those of its blocks, bottom to top.
         sink: called with every row.
         start: first batch of a resumed run. Metrics of earlier batches are dropped.
+        replicas: copies of every block, all of which report training batches. A row has their means.
         """
         self._blocks = blocks
+        self._replicas = replicas
         self._summarize = summarize
         self._sink = sink
         self._next = (start, 0)
@@ -175,13 +181,26 @@ class RowAssembler:
         if key < self._next:  # reported again by a restarted rank
             return
         self._partial[key][record.block] = record
-        while self._partial and len(self._partial[first := min(self._partial)]) == self._blocks:
-            blocks = self._partial.pop(first)
-            self._next = first[0], first[1] + 1
-            records = [blocks[block] for block in sorted(blocks)]
+        while self._partial:
+            first = min(self._partial)
             event = _EVENTS[first[1]]
+            if len(self._partial[first]) < self._blocks * (self._replicas if event == "train" else 1):
+                return
+            pieces = self._partial.pop(first)
+            self._next = first[0], first[1] + 1
+            copies = [pieces[number] for number in sorted(pieces)]
+            records = [_mean(copies[block :: self._blocks]) for block in range(self._blocks)]
             system = self._summarize([r.numbers for r in records]) if event == "train" else {}
-            self._sink(StepMetrics(event, first[0], records, system))
+            self._sink(StepMetrics(event, first[0], records, system, copies))
+
+
+def _mean(copies: Sequence[BlockMetrics]) -> BlockMetrics:
+    """The record of a block from those of its copies, which have equal shares of a batch."""
+    first, *others = copies
+    if not others:
+        return first
+    metrics = {name: sum(copy.numbers[name] for copy in copies) / len(copies) for name in first.numbers}
+    return replace(first, metrics=metrics, seconds=max(copy.seconds for copy in copies))
 
 
 class ReportPoller(Generic[Item]):

@@ -27,6 +27,7 @@ _WITHOUT_EFFECT = (
     "engine.secret_file",
     "engine.backend",
     "engine.recompute",
+    "topology.inner",
     "train.log_every",
     "data.root",
     "data.cache",

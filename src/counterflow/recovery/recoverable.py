@@ -17,7 +17,7 @@ from counterflow.message import Tag
 from counterflow.recovery.replaying_channels import ReplayEndpoint, ReplayingReceiver, ReplayingSender
 from counterflow.recovery.sealed_store import SealedStore, check_same_secret
 from counterflow.recovery.supervisor import SupervisedRank
-from counterflow.topology import Edge, Topology
+from counterflow.topology import Edge, Piece, Topology
 from counterflow.transport.buffers import MessageLayout, make_buffers
 from counterflow.transport.communicator import Communicator
 from counterflow.transport.control import Watchdog
@@ -76,8 +76,8 @@ class RecoverableCommunicator(Communicator):
     ) -> ReplayingReceiver:
         return self._opened(ReplayingReceiver(self._replay_endpoint(edge, layouts, edge.source), depth, tags))
 
-    def _replay_endpoint(self, edge: Edge, layouts: Callable[[Tag], MessageLayout], block: int) -> ReplayEndpoint:
-        peer = self._topology.rank_of(block)
+    def _replay_endpoint(self, edge: Edge, layouts: Callable[[Tag], MessageLayout], other: Piece) -> ReplayEndpoint:
+        peer = self._topology.rank_of(*other)
         return ReplayEndpoint(edge, self.rank, peer, layouts, self._buffers, self.watchdog, self._store, self._run_key)
 
     def keep_replay_from(self, first: Callable[[int, Edge], Tag | None]) -> None:

@@ -48,12 +48,14 @@ class ReplayEndpoint(Endpoint):
 
     @property
     def key(self) -> str:
-        return f"edge/{self.edge.stream.value}/{self.edge.lower}"
+        edge = self.edge
+        return f"edge/{edge.stream.value}/{edge.lower}/{edge.replica}/{edge.peer}"
 
 
 def order(tag: Tag) -> tuple[int, bool, int]:
-    """Sort key of the tags of one edge, in the order of its messages: a test batch comes after its training batch."""
-    return tag.n, tag.kind in (MessageKind.TEST, MessageKind.PREDICTION), tag.e
+    """Sort key of the tags of one edge, in the order of its messages: a test batch comes after its training batch, and
+    sums after slices."""
+    return tag.n, tag.kind in (MessageKind.TEST, MessageKind.PREDICTION, MessageKind.SUM), tag.e
 
 
 class ReplayBuffer:

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from counterflow.schedule.local_schedule import Action, Op
 from counterflow.schedule.pipeline_schedules import PipelineAction
-from counterflow.topology import Edge, Stream, Topology
+from counterflow.topology import Edge, Piece, Stream, Topology
 
 
 class DeadlockError(Exception):
@@ -155,7 +155,7 @@ def run(programs: Sequence[Iterable[TimedAction[A]]], record: Record[A]) -> None
 
 def local_programs(
     topology: Topology,
-    program: Callable[[range], Iterable[Action]],
+    program: Callable[[Sequence[Piece]], Iterable[Action]],
     connect: Callable[[Edge, int, int], SimEdge],
     seconds: Callable[[Action], float],
     holds_activations: bool = False,
@@ -164,23 +164,23 @@ def local_programs(
 
     Args:
         topology: Blocks and ranks.
-        program: Actions of a rank that owns these blocks.
+        program: Actions of a rank that owns these blocks, of one pipeline.
         connect: Channel of an edge between two ranks, from the edge, its source and its destination.
         seconds: Time that an action computes.
         holds_activations: A receive is posted again when a block has learnt from the activation, and not already when
             it has received the activation.
     """
-    owner = {block: rank for rank in range(topology.ranks) for block in topology.blocks_of(rank)}
+    owner = {piece: rank for rank in range(topology.ranks) for piece in topology.pieces_of(rank)}
     edges: dict[Edge, SimEdge] = {}
     for edge in topology.edges():
         source, destination = owner[edge.source], owner[edge.destination]
         edges[edge] = SimEdge(source, source) if source == destination else connect(edge, source, destination)
 
-    def timed(blocks: range) -> Iterator[TimedAction[Action]]:
-        steps = {(block, op.name): _steps(block, op, edges, holds_activations) for block in blocks for op in Op}
-        return ((a, seconds(a), steps[a.block, a.op.name]) for a in program(blocks))
+    def timed(pieces: Sequence[Piece]) -> Iterator[TimedAction[Action]]:
+        steps = {(block, op.name): _steps(block, op, edges, holds_activations) for block, _ in pieces for op in Op}
+        return ((a, seconds(a), steps[a.block, a.op.name]) for a in program(pieces))
 
-    return [timed(topology.blocks_of(rank)) for rank in range(topology.ranks)]
+    return [timed(topology.pieces_of(rank)) for rank in range(topology.ranks)]
 
 
 def _steps(block: int, op: Op, edges: Mapping[Edge, SimEdge], holds_activations: bool) -> tuple[SimStep, ...]:

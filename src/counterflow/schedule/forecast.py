@@ -28,7 +28,7 @@ from counterflow.schedule.pipeline_schedules import (
     owners,
     pipeline_actions,
 )
-from counterflow.topology import Edge, Stream, Topology
+from counterflow.topology import Edge, Piece, Stream, Topology
 
 Jitter = Callable[[int, int], float]
 """Factor by which a block (counted from 1) takes longer for an update batch (counted from 0)."""
@@ -233,8 +233,8 @@ class _Simulator:
             n = max(0, action.n - plan.lead(action.block)) if action.op is Op.TARGET else action.n
             return costs[action.op][action.block - 1] * self.jitter(action.block, n) + self.overhead
 
-        def program(blocks: range) -> Iterator[Action]:
-            actions = rank_program(blocks, plan, lambda n: n == self.batches - 1)
+        def program(pieces: Sequence[Piece]) -> Iterator[Action]:
+            actions = rank_program(pieces, plan, lambda n: n == self.batches - 1)
             return takewhile(lambda action: action.op is not Op.SAVE, actions)
 
         window = steady_window(self.batches, ranks, (blocks - 1) * lag + 1 if down else 1)

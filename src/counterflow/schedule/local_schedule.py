@@ -1,4 +1,4 @@
-"""Program of local rules: the course of a run, and a generator of actions for a rank and the blocks that it owns.
+"""Program of local rules: the course of a run, and a generator of actions for a rank and the pieces that it owns.
 
 A block waits for nothing but the next message of a named channel, so the same actions give the same result on any
 number of processes. As a timetable (3 blocks, lag 1; T = take target and emit the one below, F = forward, L = learn)::
@@ -9,12 +9,13 @@ number of processes. As a timetable (3 blocks, lag 1; T = take target and emit t
            prologue | fill           | steady: no waits
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from itertools import chain
 
 from counterflow.message import MessageKind, Tag
-from counterflow.topology import Edge, Stream
+from counterflow.topology import Edge, Piece, Stream
 
 
 def _never(n: int) -> bool:
@@ -38,6 +39,10 @@ class RunPlan:
 
     A batch travels up in ``parts`` equal parts, one message each; its target comes down once, before the first part.
 
+    The copies of a block in ``replicas`` pipelines meet after every ``sync_every`` batches, and after the last one:
+    each sends to every other one the slice that this one sums up, and then the sum of its own. What they learn from it
+    takes effect after ``sync_delay`` further batches, or after the last one if that comes first.
+
     Every block writes a checkpoint after every ``checkpoint_every`` batches, and after the last one (0: never). A run
     that goes on from one begins with batch ``start``.
 
@@ -57,11 +62,15 @@ class RunPlan:
     start: int = 0
     views: int = 1
     parts: int = 1
+    replicas: int = 1
+    sync_every: int = 1
+    sync_delay: int = 0
     decided_by: Callable[[int], bool] = field(default=_never, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         assert not (self.predicts_down and self.gradients_from)
-        assert self.parts == 1 or not self.gradients_from
+        assert (self.parts == 1 and self.replicas == 1) or not self.gradients_from
+        assert 0 <= self.sync_delay < self.sync_every
         assert 0 <= self.start < self.batches
 
     def ends_with(self, n: int) -> bool:
@@ -79,6 +88,10 @@ class RunPlan:
     def undecided(self) -> "RunPlan":
         """The same plan as if no evaluation could end it early. It never waits."""
         return replace(self, decided_by=_never)
+
+    def of_replica(self, replica: int) -> "RunPlan":
+        """The plan as ``replica`` sees it: the first one evaluates for all."""
+        return replace(self, evaluate_every=0, validation_batches=0, test_batches=0) if replica else self
 
     def lead(self, block: int) -> int:
         """``D_k``: number of batches by which a target leaves ``block`` for the block below before its activation."""
@@ -149,9 +162,34 @@ class RunPlan:
             else:
                 yield from (Tag(MessageKind.PREDICTION, n, e) for e in self.evaluation(n))
 
+    def meets_after(self, n: int) -> bool:
+        """True if the copies of a block meet after batch ``n``."""
+        return self.replicas > 1 and ((n + 1) % self.sync_every == 0 or self.ends_with(n))
+
+    def pending_meeting(self, n: int) -> int | None:
+        """The batch before ``n`` after which copies met, if that takes effect after batch ``n`` or later."""
+        met = n // self.sync_every * self.sync_every - 1
+        return met if self.replicas > 1 and met >= 0 and n <= met + self.sync_delay else None
+
+    def reduces_after(self, met: int) -> int:
+        """The batch after which the slices of the meeting after batch ``met`` are summed up: half of the delay for
+        them, the rest for the sums. The run may end before."""
+        return met + (self.sync_delay + 1) // 2
+
+    def meetings(self, buckets: int = 1) -> Iterator[Tag]:
+        """Messages between two copies of a block whose slices and sums travel in ``buckets``, in order."""
+        pending = self.pending_meeting(self.start)
+        after = (n for n in self.numbers(self.start) if self.meets_after(n))
+        for n in after if pending is None else chain([pending], after):
+            for kind in (MessageKind.SLICE, MessageKind.SUM):
+                yield from (Tag(kind, n, bucket) for bucket in range(buckets))
+
     def messages(self, edge: Edge) -> Iterator[Tag]:
         """Messages that ``edge`` carries, in order."""
-        return self.activations() if edge.stream is Stream.ACTIVATION else self.targets(edge.destination)
+        if edge.stream is Stream.SYNC:
+            return self.meetings()
+        plan = self.of_replica(edge.replica)
+        return plan.activations() if edge.stream is Stream.ACTIVATION else plan.targets(edge.destination.block)
 
 
 class Op(Enum):
@@ -167,6 +205,12 @@ class Op(Enum):
     """Take the predictions of a test batch from above and send them down (``plan.predicts_down`` only)."""
     BACKWARD = "B"
     """Take a gradient from above, send its successor down, and update (``plan.gradients_from`` only)."""
+    SCATTER = "X"
+    """Send to every other copy of the block the slice of gradients, or of parameters, that it sums up."""
+    REDUCE = "Y"
+    """Take the slices of all other copies, sum them up in the order of replicas, and send the sum to each."""
+    GATHER = "G"
+    """Take the sums of all other copies, and update with them."""
     SAVE = "S"
     """Write a checkpoint of the block and of what it has sent down beyond the batch; no message."""
     RESEND = "R"
@@ -182,9 +226,11 @@ class Action:
     """Evaluation batch, or part of a training batch."""
     parts: int = 1
     """Parts of that training batch."""
+    replica: int = 0
 
     def __str__(self) -> str:
-        return f"{self.block}{self.op.value}{self.n}" + (f".{self.part}" if self.part >= 0 else "")
+        of = f"{self.replica}:" if self.replica else ""
+        return f"{of}{self.block}{self.op.value}{self.n}" + (f".{self.part}" if self.part >= 0 else "")
 
     @property
     def part(self) -> int:
@@ -198,60 +244,88 @@ class Action:
         return (self.block, self.n) if learns and self.e == self.parts - 1 else None
 
 
-def _prologue(block: int, plan: RunPlan) -> Iterator[Action]:
-    if plan.start == 0:
-        for n in range(min(plan.lead(block), plan.batches)):
-            yield Action(Op.TARGET, block, n)
-    elif block > 1:
-        for n in range(plan.taken(block - 1), plan.taken(block)):
-            yield Action(Op.RESEND, block, n)
+def _prologue(pieces: Sequence[Piece], plan: RunPlan) -> Iterator[Action]:
+    for block, replica in reversed(pieces):
+        if plan.start == 0:
+            for n in range(min(plan.lead(block), plan.batches)):
+                yield Action(Op.TARGET, block, n, replica=replica)
+        elif block > 1:
+            for n in range(plan.taken(block - 1), plan.taken(block)):
+                yield Action(Op.RESEND, block, n, replica=replica)
+    met = plan.pending_meeting(plan.start)
+    if met is not None:
+        yield from _each(Op.SCATTER, pieces, met)
+        if plan.reduces_after(met) < plan.start:
+            yield from _each(Op.REDUCE, pieces, met)
 
 
-def rank_program(blocks: range, plan: RunPlan, halts_after: Callable[[int], bool] | None = None) -> Iterator[Action]:
-    """The programs of consecutive blocks, merged into one order in which none of them waits for another one of them.
+def rank_program(
+    pieces: Sequence[Piece], plan: RunPlan, halts_after: Callable[[int], bool] | None = None
+) -> Iterator[Action]:
+    """The programs of ``pieces``, by block and replica, merged into one order in which none waits for another of them.
 
-    Ascending order within a batch works because the target that block k needs at batch n left block k+1 at batch
-    n - lag. With ``plan.lag == 0`` targets come down first, and all blocks must be on one process.
+    The blocks of a replica among them are consecutive. Ascending order within a batch works because the target that
+    block k needs at batch n left block k+1 at batch n - lag. With ``plan.lag == 0`` targets come down first, and all
+    blocks must be on one process. Copies of a block meet once all pieces have learnt.
 
     ``halts_after`` is asked after every batch but the last; the program ends there, with a checkpoint, if it says so.
     """
-    for block in reversed(blocks):
-        yield from _prologue(block, plan)
+    yield from _prologue(pieces, plan)
+    evaluated = [piece for piece in pieces if piece.replica == 0]
     for n in plan.numbers(plan.start):
-        yield from _turn(blocks, n, plan)
+        yield from _turn(pieces, n, plan)
         last = plan.ends_with(n)
         if last and plan.gradients_from:
             # The gradients that come after the last batch has gone up.
-            for late in range(plan.batches, plan.batches + 2 * (plan.gradients_from - blocks[0])):
-                yield from _backward(blocks, late, plan)
+            for late in range(plan.batches, plan.batches + 2 * (plan.gradients_from - pieces[0].block)):
+                yield from _backward(pieces, late, plan)
+        yield from _meeting(pieces, n, plan)
         for e in plan.evaluation(n):
-            yield from (Action(Op.EVALUATE, block, n, e) for block in blocks)
+            yield from (Action(Op.EVALUATE, block, n, e) for block, _ in evaluated)
         for e in plan.evaluation(n) if plan.predicts_down else ():
-            yield from (Action(Op.PREDICT, block, n, e) for block in reversed(blocks))
+            yield from (Action(Op.PREDICT, block, n, e) for block, _ in reversed(evaluated))
         halts = not last and halts_after is not None and halts_after(n)
         if halts or plan.saves_after(n):
-            yield from (Action(Op.SAVE, block, n) for block in blocks)
+            yield from _each(Op.SAVE, pieces, n)
         if halts:
             return
 
 
-def _turn(blocks: range, n: int, plan: RunPlan) -> Iterator[Action]:
+def _each(op: Op, pieces: Sequence[Piece], n: int) -> Iterator[Action]:
+    return (Action(op, block, n, replica=replica) for block, replica in pieces)
+
+
+def _turn(pieces: Sequence[Piece], n: int, plan: RunPlan) -> Iterator[Action]:
     """Training on batch ``n``; the targets of an exact run come down first."""
     if exact := plan.lag == 0 and plan.targets_down:
-        yield from (Action(Op.TARGET, block, n) for block in reversed(blocks))
+        yield from _each(Op.TARGET, pieces[::-1], n)
     for part in range(plan.parts):
-        for block in blocks:
+        for block, replica in pieces:
             ahead = n + plan.lead(block)
             if part == 0 and plan.targets_down and not exact and not plan.ends_with(ahead - 1):
-                yield Action(Op.TARGET, block, ahead)
-            yield Action(Op.FORWARD, block, n, part, plan.parts)
+                yield Action(Op.TARGET, block, ahead, replica=replica)
+            yield Action(Op.FORWARD, block, n, part, plan.parts, replica)
             if not plan.gradients_from:
-                yield Action(Op.LEARN, block, n, part, plan.parts)
+                yield Action(Op.LEARN, block, n, part, plan.parts, replica)
     if plan.gradients_from:
-        yield from _backward(blocks, n, plan)
+        yield from _backward(pieces, n, plan)
 
 
-def _backward(blocks: range, n: int, plan: RunPlan) -> Iterator[Action]:
+def _meeting(pieces: Sequence[Piece], n: int, plan: RunPlan) -> Iterator[Action]:
+    """Actions of the copies of each block together after batch ``n``."""
+    met, last = plan.pending_meeting(n), plan.ends_with(n)
+    if met is not None and (n == plan.reduces_after(met) or (last and n < plan.reduces_after(met))):
+        yield from _each(Op.REDUCE, pieces, met)
+    if met is not None and (n == met + plan.sync_delay or last):
+        yield from _each(Op.GATHER, pieces, met)
+    if plan.meets_after(n):
+        yield from _each(Op.SCATTER, pieces, n)
+        if last or plan.sync_delay == 0:
+            yield from _each(Op.REDUCE, pieces, n)
+            yield from _each(Op.GATHER, pieces, n)
+
+
+def _backward(pieces: Sequence[Piece], n: int, plan: RunPlan) -> Iterator[Action]:
     """Backprop with a pipeline "added directly": no block waits for a gradient, so each one comes back late.
 
     Block k takes the gradient of batch n after it has sent batch n + 2 (N - k) up: so long is the way to the top and
@@ -261,7 +335,7 @@ def _backward(blocks: range, n: int, plan: RunPlan) -> Iterator[Action]:
         block 2 |    F0 | F1    | F2 B0 | F3 B1 | ..            two batches in flight
         block 1 | F0 F1 | F2    | F3    | F4 B0 | ..            four
     """
-    for block in blocks:
+    for block, _ in pieces:
         back = n - 2 * (plan.gradients_from - block)
         if 0 <= back < plan.batches:
             yield Action(Op.BACKWARD, block, back)

@@ -135,11 +135,20 @@ def owners(schedule: str, ranks: int, stages: int) -> list[int]:
 
 
 def block_owners(schedule: str, topology: Topology) -> list[int]:
-    """The rank of every block, bottom to top."""
+    """The rank of every block, bottom to top; of several replicas, in the first one."""
+    if topology.replicas > 1:
+        return [topology.rank_of(block) for block in range(1, topology.blocks + 1)]
     stages = blocks_of_stages(schedule, topology)
     return [
         rank for stage, rank in zip(stages, owners(schedule, topology.ranks, len(stages)), strict=True) for _ in stage
     ]
+
+
+def owned_blocks(schedule: str, topology: Topology, rank: int) -> list[int]:
+    """The blocks of ``rank``, bottom to top, whichever replicas they are of."""
+    if topology.replicas > 1:
+        return sorted({block for block, _ in topology.pieces_of(rank)})
+    return [block for block, owner in enumerate(block_owners(schedule, topology), 1) if owner == rank]
 
 
 def pipeline_actions(schedule: str, ranks: int, stages: int, microbatches: int) -> list[list[PipelineAction]]:

@@ -22,9 +22,13 @@ NAMES = (
     "loss",
     "backward",
     "update",
+    "scatter",
+    "reduce",
+    "gather",
 )
 """Names of spans. Some lie within others: in ``target`` receive, emit, send; in ``forward`` receive, send; in ``learn``
-loss, backward, update. Pipeline schedules have no ``learn``: their backward passes and updates stand alone."""
+loss, backward, update; in the meetings ``scatter``, ``reduce`` and ``gather`` receive, send, update. Pipeline schedules
+have no ``learn``: their backward passes and updates stand alone."""
 
 Spans = NDArray[np.void]
 """Array of `DTYPE`."""

@@ -42,6 +42,7 @@ class _BoxStyle:
 _LOSS = _BoxStyle("loss", "#7fd1b9")
 _TARGET = _BoxStyle("target", ORANGE, "black")
 _EVALUATION = _BoxStyle("evaluation", PINK, "black")
+_MEETING = _BoxStyle("meeting of copies", "#b8a9e0")
 _STYLES: Mapping[str, _BoxStyle] = {
     "target": _TARGET,
     "resend": _TARGET,
@@ -51,6 +52,9 @@ _STYLES: Mapping[str, _BoxStyle] = {
     "backward": _BoxStyle("backward", GREEN, "white", inner=True),
     "update": _BoxStyle("update", "#004d36", inner=True),
     "send": _BoxStyle("send", RED, inner=True),
+    "scatter": _MEETING,
+    "reduce": _MEETING,
+    "gather": _MEETING,
     "evaluate": _EVALUATION,
     "predict": _EVALUATION,
     "checkpoint": _BoxStyle("checkpoint", "#707070"),
@@ -158,6 +162,8 @@ def _name(trace: RankTrace) -> str:
     lanes = sorted(trace.lanes)
     if len(lanes) == 1:
         return f"rank {trace.rank}, {trace.lanes[lanes[0]]}"
+    if any(trace.lanes[lane] != f"block {lane}" for lane in lanes):
+        return f"rank {trace.rank}, {', '.join(trace.lanes[lane] for lane in lanes)}"
     return f"rank {trace.rank}, blocks {', '.join(map(str, lanes))}" if lanes else f"rank {trace.rank}"
 
 

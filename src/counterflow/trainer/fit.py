@@ -23,7 +23,7 @@ from counterflow.data.items import Items
 from counterflow.data.reader_pool import ReaderPool
 from counterflow.engine.factory import build_engine, choose_partition
 from counterflow.engine.job import Job
-from counterflow.engine.run_context import PreemptedError, RankResult, RunContext, WaitTimes
+from counterflow.engine.run_context import BlockError, PreemptedError, RankResult, RunContext, WaitTimes
 from counterflow.inference.model_files import BEST, ModelFiles, write_tensors
 from counterflow.metrics.block_metrics import BlockMetrics, MetricsCallback
 from counterflow.metrics.callback import Callback
@@ -33,8 +33,9 @@ from counterflow.metrics.run_dir import FinishedError
 from counterflow.models.initial_weights import load_initial_weights
 from counterflow.models.partition import is_outline
 from counterflow.rank_info import RankInfo
-from counterflow.schedule.pipeline_schedules import block_owners
+from counterflow.schedule.pipeline_schedules import owned_blocks
 from counterflow.signals import Signals
+from counterflow.topology import Piece
 from counterflow.trainer.early_stopping import EarlyEnd
 from counterflow.trainer.gathering import gather_tensors
 from counterflow.trainer.job_builder import materialized
@@ -125,7 +126,7 @@ def connect_and_fit(
     with _workers(job, config, info) as workers:
         if workers is not None:
             job = replace(job, batches=replace(job.batches, workers=workers))
-            if info.rank == block_owners(job.schedule, job.topology)[0] and job.batches.dataset.train.images:
+            if 1 in owned_blocks(job.schedule, job.topology, info.rank) and job.batches.dataset.train.images:
                 _ = job.batches.moments  # while no rank waits for a batch
         return _join_and_fit(job, config, info, callbacks, control)
 
@@ -133,12 +134,11 @@ def connect_and_fit(
 @contextmanager
 def _workers(job: Job, config: TrainConfig, info: RankInfo) -> Iterator[ReaderPool | None]:
     """The processes that read what this rank needs and what is not in memory; None if there is no such thing."""
-    owners = block_owners(job.schedule, job.topology)
-    bottom, top = owners[0], owners[-1]
+    blocks = owned_blocks(job.schedule, job.topology, info.rank)
     fields: set[Field] = set()
-    if info.rank == bottom:
+    if 1 in blocks:
         fields |= {"inputs", "labels"} if job.plan.predicts_down else {"inputs"}
-    if info.rank == top:
+    if job.topology.blocks in blocks:
         fields.add("labels")
     if not any(job.batches.read_by_workers(field) for field in fields):
         yield None
@@ -249,8 +249,7 @@ def fit(
             services.check()
 
     job = replace(job, plan=replace(job.plan, start=begin.batches), cut=tuple(begin.cut))
-    owners = block_owners(job.schedule, job.topology)
-    blocks = [block for block, rank in enumerate(owners, 1) if rank == comm.rank]
+    blocks = owned_blocks(job.schedule, job.topology, comm.rank)
     job = materialized(job, config, blocks, loads=begin.checkpoint is None)
     if config.train.patience:
         job = replace(job, plan=replace(job.plan, decided_by=EarlyEnd(job, comm, check).is_reached))
@@ -299,6 +298,7 @@ def fit(
         summary = None
         if services is not None:
             services.finish([sent for _, sent in results])
+            _check_copies(job, [rank_result for rank_result, _ in results])
             summary = summarize(job, config, begin, [rank_result for rank_result, _ in results], services.evaluations)
             if job.activations and begin.path is not None:
                 _save_activations(begin.path, job, [rank_result for rank_result, _ in results])
@@ -339,6 +339,19 @@ def _initial_digest(job: Job, config: TrainConfig) -> bytes:
     return digest(job.network) + (bytes.fromhex(sha256(Path(file).expanduser())) if file else b"")
 
 
+def _check_copies(job: Job, results: Sequence[RankResult]) -> None:
+    """Raise `BlockError` where copies that step together differ: a rule changes what it does not name."""
+    if job.sync.mode != "gradients":
+        return
+    digests = {piece: value for result in results for piece, value in result.digests.items()}
+    for piece in sorted(digests):
+        if digests[piece] != digests[Piece(piece.block)]:
+            raise BlockError(
+                f"{piece}: has other parameters or buffers than that of replica 0, although they step together; "
+                "LocalRule.running_buffers must name every buffer that a batch changes"
+            )
+
+
 def _named(readouts: Mapping[int, nn.ModuleDict]) -> dict[int, nn.Module]:
     """Readouts and decoders under their names in `READOUTS`: ``block.K.readout.NAME``."""
     return {k: nn.ModuleDict({"block": nn.ModuleDict({str(k): modules})}) for k, modules in readouts.items()}
@@ -370,7 +383,7 @@ def _save_best(folder: Path, job: Job, best: BestWeights) -> dict[str, Any]:
 
 def _save_activations(folder: Path, job: Job, results: Sequence[RankResult]) -> None:
     """``block_1`` .. ``block_N``, ``[M, d]``, bottom to top, and ``labels``."""
-    batches, needed = job.batches.test, -(-job.activations // (job.batch_size // job.plan.parts)) * job.plan.views
+    batches, needed = job.batches.test, -(-job.activations // (job.shard_size // job.plan.parts)) * job.plan.views
     arrays: dict[str, Any] = {"labels": job.batches.labels_of(batches[:needed])[: job.activations].numpy()}
     for result in results:
         arrays |= {f"block_{block}": values.numpy() for block, values in result.activations.items()}

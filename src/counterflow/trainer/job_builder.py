@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 
 def prepare_process(config: TrainConfig) -> None:
     """Set the number of intra-op threads, of which all bits are a function, and keep the memory that is freed."""
-    torch.set_num_threads(intra_op_threads(config.engine.threads, config.blocks))
+    torch.set_num_threads(intra_op_threads(config.engine.threads, config.blocks * config.replicas))
     disable_malloc_trim()
 
 
@@ -45,11 +45,11 @@ def build_job(config: TrainConfig, network: nn.Sequential, dataset: Dataset, inf
     Raises:
         ValueError: Something does not fit; one line that names the key, the value and what is allowed.
     """
-    topology = Topology(config.blocks, info.size)
+    topology = Topology(config.blocks, info.size, config.replicas, config.topology.inner)
     schedule = _schedule(config, info.size)
     device, backend = _device(config, schedule, info)
     order = EpochSampler(len(dataset.train), config.train.batch_size, config.seed)
-    batches = BatchLoader(dataset, config.data, order, device, config.train.accumulate)
+    batches = BatchLoader(dataset, config.data, order, device, config.train.accumulate, replicas=config.replicas)
     total = config.train.epochs * order.steps_per_epoch
     plan = RunPlan(
         batches=min(total, config.train.steps or total),
@@ -61,6 +61,9 @@ def build_job(config: TrainConfig, network: nn.Sequential, dataset: Dataset, inf
         checkpoint_every=config.checkpoint.every,
         views=config.data.test_views,
         parts=config.train.accumulate,
+        replicas=config.replicas,
+        sync_every=config.sync.every,
+        sync_delay=config.sync.delay,
         predicts_down=schedule == "free" and config.algorithm.predicts_down,
     )
     pretrained = config.model.init is not None
@@ -109,6 +112,7 @@ def build_job(config: TrainConfig, network: nn.Sequential, dataset: Dataset, inf
         pretrained=pretrained,
         resumes=resumes,
         frozen=frozen,
+        sync=config.sync,
     )
     if isinstance(config.algorithm, LocalAlgorithm) and job.cut is not None:
         config.algorithm.rule_set(job.rule_context)  # a wrong option of a rule is refused here, not by a run
@@ -167,6 +171,8 @@ def _schedule(config: TrainConfig, ranks: int) -> str:
         if config.engine.lag == "exact" and ranks > 1:
             raise ValueError(f"engine.lag=exact: the locked algorithm runs on one process, not on ranks={ranks}")
         return "free"
+    if config.replicas > 1:
+        raise ValueError(f"replicas={config.replicas}: allowed for algorithm={name} is 1, replicas are of local rules")
     if config.train.accumulate > 1:
         raise ValueError(
             f"train.accumulate={config.train.accumulate}: allowed for algorithm={name} is 1; a batch of its "

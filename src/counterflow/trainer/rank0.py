@@ -188,6 +188,7 @@ class Rank0Services:
             [
                 f"{config.algorithm.name}, {config.model.name} of {len(job.network)} layers cut {list(job.cut)} into "
                 f"{config.blocks} blocks",
+                f"{f'replicas {config.replicas}, ' if config.replicas > 1 else ''}"
                 f"processes {job.topology.ranks}, threads of each {torch.get_num_threads()} (engine.threads="
                 f"{config.engine.threads}), lag {config.engine.lag}, {job.device.type} over {job.backend}",
                 f"{config.data.name}, {plan.batches} batches of {job.batch_size}",
@@ -200,7 +201,7 @@ class Rank0Services:
             directory.path if directory is not None else None,
             None if job.batches.dataset.tokens_per_byte is None else job.task.input_shape[0],
         )
-        self._rows = RowAssembler(job.topology.blocks, engine.summarize, self._sink, plan.start)
+        self._rows = RowAssembler(job.topology.blocks, engine.summarize, self._sink, plan.start, job.topology.replicas)
         self.best: BestWeights | None = None
         """Weights of the best evaluation, if they are kept."""
         if directory is not None and config.checkpoint.best:
@@ -219,6 +220,7 @@ class Rank0Services:
                 plan.batches,
                 plan.start,
                 comm.announce_checkpoint,
+                replicas=job.topology.replicas,
             )
 
     def __enter__(self) -> "Rank0Services":

@@ -42,13 +42,14 @@ def summarize(
         )
     }
     by_position = {split: row.lists("bits_by_position") for split, row in evaluations.items()} if text else {}
-    digests = {block: value for result in results for block, value in result.digests.items()}
+    digests = {piece: value for result in results for piece, value in result.digests.items() if piece.replica == 0}
     flops = sum((result.flops for result in results), Flops(0, 0, 0))
     return {
         "algorithm": config.algorithm.name,
         "model": config.model.name,
         "data": config.data.name,
         "blocks": config.blocks,
+        "replicas": config.replicas,
         "ranks": job.topology.ranks,
         "seed": config.seed,
         "steps": results[0].last + 1,
@@ -77,7 +78,7 @@ def summarize(
         "send_wait_fraction": [r.send_wait / r.seconds for r in results],
         "resumed_after": begin.batches or None,
         "seconds": max((row.seconds for row in evaluations.values()), default=None),
-        "fingerprint": fingerprint(digests[block] for block in sorted(digests)),
+        "fingerprint": fingerprint(digests[piece] for piece in sorted(digests)),
         "effective_parameters": sum(r.effective_parameters for r in results),
         "affiliated_parameters": sum(r.affiliated_parameters for r in results),
         "exits": _exits(job, results, metrics),

@@ -21,6 +21,8 @@ from counterflow.config import (
     OwnDataConfig,
     OwnModelConfig,
     RunConfig,
+    SyncConfig,
+    TopologyConfig,
     TrainConfig,
     TrainLoopConfig,
 )
@@ -40,8 +42,8 @@ Network = nn.Sequential | Callable[[], nn.Sequential] | ModelConfig
 class Trainer:
     """Trains a network in blocks, each of which learns locally.
 
-    The result is a function of the arguments alone: one process, or any number of them up to ``blocks`` under torchrun
-    or `counterflow.spawn`, give the same bits.
+    The result is a function of the arguments alone: one process, or any number of them up to ``blocks * replicas``
+    under torchrun or `counterflow.spawn`, give the same bits.
     """
 
     def __init__(
@@ -53,6 +55,9 @@ class Trainer:
         blocks: int = 4,
         cut: str | Sequence[int] = "flops",
         lag: int | str | None = None,
+        replicas: int = 1,
+        sync: SyncConfig | None = None,
+        inner: str = "pipeline",
         seed: int = 1,
         init: str | Path | None = None,
         freeze: Sequence[int | str] | None = None,
@@ -72,6 +77,9 @@ class Trainer:
             cut: ``flops``, ``parameters``, ``profile``, or the number of layers of every block.
             lag: How many batches earlier a target leaves, per hop; ``exact`` is the locked algorithm on one process.
                 None is that of ``engine``.
+            replicas: Copies of the pipeline, each of which trains on its share of every batch (local rules only).
+            sync: How the copies of a block learn together; by default by the mean of their gradients.
+            inner: ``pipeline`` or ``replicas``: which pieces are neighbours on the ranks. No bit depends on it.
             seed: Seed of weights, data order, augmentation and dropout.
             init: File of the weights that training starts with, ``.safetensors``, ``.pt`` or ``.pth``. An output layer
                 of another shape, as for other classes, starts at random.
@@ -91,6 +99,9 @@ class Trainer:
         self.rule = rule if rule is not None else BLL()
         self.optimizer = optimizer if optimizer is not None else AdamW()
         self.blocks = blocks
+        self.replicas = replicas
+        self.sync = sync or SyncConfig()
+        self.topology = TopologyConfig(inner=inner)
         self.cut: Any = cut if isinstance(cut, str) else list(cut)
         self.init = init
         self.freeze = freeze
@@ -204,6 +215,7 @@ class Trainer:
         config = TrainConfig(
             seed=self.seed,
             blocks=self.blocks,
+            replicas=self.replicas,
             scale=scale,
             device=self.device,
             schedule=self.schedule,
@@ -213,6 +225,8 @@ class Trainer:
             data=data,
             optimizer=self.optimizer,
             engine=self.engine,
+            topology=self.topology,
+            sync=self.sync,
             train=TrainLoopConfig(
                 epochs=epochs,
                 batch_size=batch_size,

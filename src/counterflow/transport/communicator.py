@@ -79,7 +79,7 @@ class Communicator:
         """Create the process groups of all edges between ranks, in the same order everywhere, and warm them up."""
         self._buffers = make_buffers(backend, device)
         for edge in topology.remote_edges():
-            ends = [topology.rank_of(edge.source), topology.rank_of(edge.destination)]
+            ends = [topology.rank_of(*edge.source), topology.rank_of(*edge.destination)]
             try:
                 group = dist.new_group(ends, backend=backend, timeout=timedelta(seconds=self.watchdog.timeout))
                 if isinstance(group, dist.ProcessGroup):  # this rank is one of the two ends

@@ -12,7 +12,9 @@ from tests.helpers.kills import (
     RANKS,
     RECOVER,
     fingerprint,
+    kill_and_wait,
     kill_one,
+    unbroken_run,
     until_checkpoint,
 )
 
@@ -36,6 +38,15 @@ def test_replaced_ranks_end_with_the_same_bits(tmp_path: Path, unbroken: tuple[s
     assert output.count("note: ") == 2, output
     lines = (run / "metrics.jsonl").read_text().splitlines()
     assert len(lines) == len(set(lines)) == 16 + 1 + 4 + 1  # trained batches 0, 10, .., 159; validations; the test
+
+
+def test_replaced_ranks_meet_their_copies_again(tmp_path: Path) -> None:
+    """A copy that begins anew brings to a meeting what it had brought."""
+    options = (*JOB, "blocks=2", "replicas=2", "optimizer.average=0", "sync.mode=parameters", "sync.every=7")
+    options = (*options, "sync.delay=5")
+    expected, _ = unbroken_run(tmp_path, "whole", *options)
+    recover = (*options, "engine.recovery=rank")
+    kill_and_wait(tmp_path, recover, random.Random(1), expected, times=2)
 
 
 def test_a_signal_ends_all_ranks_after_a_checkpoint_here_too(tmp_path: Path, unbroken: tuple[str, float]) -> None:

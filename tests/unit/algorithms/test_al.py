@@ -116,7 +116,7 @@ def trained(job: Job, rule_set: RuleSet) -> tuple[list[ALRule], Seen]:
         return rule
 
     rule_set.rule = keep  # type: ignore[method-assign]
-    run(job, rule_set, unrecorded(connect(None, 0, 1, timeout=30), seen))
+    run(job, lambda _: rule_set, unrecorded(connect(None, 0, 1, timeout=30), seen))
     return [rules[k] for k in range(1, N + 1)], seen
 
 

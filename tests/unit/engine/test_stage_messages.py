@@ -48,7 +48,7 @@ def test_a_sent_message_outlives_the_receivers_buffer() -> None:
     below: Any = Buffer()
     up: Any = Holding()
     job = load_job(configured(*SMALL, "train.steps=3"))
-    channels = StageChannels(below, up, below, None)
+    channels = StageChannels(below, up, below, None, {}, {})
     rule: Any = Through()
     nothing: Any = None
     context = RunContext(nothing, nothing, CheckpointWriter())

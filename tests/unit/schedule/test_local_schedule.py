@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from counterflow.message import MessageKind, Tag
 from counterflow.schedule import Action, Op, RunPlan, rank_program
-from counterflow.topology import Edge, Stream, Topology
+from counterflow.topology import Edge, Piece, Stream, Topology, column
 from tests.helpers.simulation import block_program
 
 
@@ -64,7 +64,7 @@ def test_evaluation_follows_its_batch() -> None:
 
 def test_three_blocks_of_one_rank_lag_1() -> None:
     plan = RunPlan(batches=3, lag=1, evaluate_every=2, test_batches=1)
-    assert drawn(rank_program(range(1, 4), plan)) == timetable(
+    assert drawn(rank_program(column(range(1, 4)), plan)) == timetable(
         "3T0 3T1 2T0                                     ",  # a wave from the top
         "| 1T0 1F0 1L0 | 2T1 2F0 2L0 | 3T2 3F0 3L0       ",
         "| 1T1 1F1 1L1 | 2T2 2F1 2L1 |     3F1 3L1       ",
@@ -75,7 +75,7 @@ def test_three_blocks_of_one_rank_lag_1() -> None:
 
 
 def test_two_blocks_of_one_rank_lag_2() -> None:
-    assert drawn(rank_program(range(2, 4), RunPlan(batches=6, lag=2))) == timetable(
+    assert drawn(rank_program(column(range(2, 4)), RunPlan(batches=6, lag=2))) == timetable(
         "3T0 3T1 3T2 3T3 2T0 2T1   ",
         "| 2T2 2F0 2L0 | 3T4 3F0 3L0",
         "| 2T3 2F1 2L1 | 3T5 3F1 3L1",
@@ -88,7 +88,7 @@ def test_two_blocks_of_one_rank_lag_2() -> None:
 
 def test_exact_is_the_locked_algorithm() -> None:
     plan = RunPlan(batches=2, lag=0, test_batches=1)
-    assert drawn(rank_program(range(1, 4), plan)) == timetable(
+    assert drawn(rank_program(column(range(1, 4)), plan)) == timetable(
         "3T0 2T0 1T0 | 1F0 1L0 | 2F0 2L0 | 3F0 3L0",
         "3T1 2T1 1T1 | 1F1 1L1 | 2F1 2L1 | 3F1 3L1",
         "1E1.0 2E1.0 3E1.0",
@@ -104,7 +104,7 @@ def test_predictions_that_come_down(lag: int) -> None:
         "| 2F1 2L1 | 2E1.0 2E1.1 | 2P1.0 2P1.1",
         "| 2F2 2L2 | 2E2.0 2E2.1 | 2P2.0 2P2.1",
     )
-    assert drawn(rank_program(range(1, 3), RunPlan(2, lag, test_batches=2, predicts_down=True))) == timetable(
+    assert drawn(rank_program(column(range(1, 3)), RunPlan(2, lag, test_batches=2, predicts_down=True))) == timetable(
         "1F0 1L0 2F0 2L0",
         "1F1 1L1 2F1 2L1",
         "1E1.0 2E1.0 | 1E1.1 2E1.1",
@@ -124,7 +124,7 @@ def test_gradients_that_nobody_waits_for() -> None:
     assert drawn(block_program(1, plan)) == timetable(
         "1F0 | 1F1 1E1.0 | 1F2 | 1F3 1E3.0 | 1F4 1B0 | 1F5 1B1 | 1B2 | 1B3 | 1B4 | 1B5 1E5.0"
     )
-    assert drawn(rank_program(range(2, 4), RunPlan(batches=3, lag=2, gradients_from=3))) == timetable(
+    assert drawn(rank_program(column(range(2, 4)), RunPlan(batches=3, lag=2, gradients_from=3))) == timetable(
         "2F0 3F0 3B0 | 2F1 3F1 3B1 | 2F2 3F2 2B0 3B2 | 2B1 | 2B2"
     )
 
@@ -254,11 +254,11 @@ def exact_columns(draw: st.DrawFn) -> tuple[Topology, RunPlan]:
 
 
 @given(columns() | exact_columns())
-def test_a_rank_runs_the_programs_of_its_blocks(column: tuple[Topology, RunPlan]) -> None:
-    topology, plan = column
+def test_a_rank_runs_the_programs_of_its_blocks(case: tuple[Topology, RunPlan]) -> None:
+    topology, plan = case
     for rank in range(topology.ranks):
         blocks = topology.blocks_of(rank)
-        merged = list(rank_program(blocks, plan))
+        merged = list(rank_program(column(blocks), plan))
         assert {action.block for action in merged} <= set(blocks)
         for block in blocks:
             assert [action for action in merged if action.block == block] == list(block_program(block, plan))
@@ -299,14 +299,14 @@ def taken_and_sent(action: Action, plan: RunPlan) -> tuple[tuple[Edge, Tag] | No
 
 
 @given(columns() | exact_columns())
-def test_a_rank_never_waits_for_itself(column: tuple[Topology, RunPlan]) -> None:
+def test_a_rank_never_waits_for_itself(case: tuple[Topology, RunPlan]) -> None:
     """Between blocks of one rank, what is taken has been sent before, and nothing is left at the end."""
-    topology, plan = column
+    topology, plan = case
     for rank in range(topology.ranks):
         blocks = topology.blocks_of(rank)
-        inside = {Edge(stream, lower) for stream in Stream for lower in blocks[:-1]}
+        inside = {Edge(stream, lower) for stream in (Stream.ACTIVATION, Stream.TARGET) for lower in blocks[:-1]}
         queues: dict[Edge, deque[Tag]] = defaultdict(deque)
-        for action in rank_program(blocks, plan):
+        for action in rank_program(column(blocks), plan):
             taken, sent = taken_and_sent(action, plan)
             if taken and taken[0] in inside:
                 edge, tag = taken
@@ -318,12 +318,12 @@ def test_a_rank_never_waits_for_itself(column: tuple[Topology, RunPlan]) -> None
 
 
 @given(columns() | exact_columns())
-def test_an_edge_carries_what_the_plan_says(column: tuple[Topology, RunPlan]) -> None:
-    topology, plan = column
+def test_an_edge_carries_what_the_plan_says(case: tuple[Topology, RunPlan]) -> None:
+    topology, plan = case
     sent: dict[Edge, list[Tag]] = defaultdict(list)
     taken: dict[Edge, list[Tag]] = defaultdict(list)
     for rank in range(topology.ranks):
-        for action in rank_program(topology.blocks_of(rank), plan):
+        for action in rank_program(topology.pieces_of(rank), plan):
             for messages, end in zip((taken, sent), taken_and_sent(action, plan), strict=True):
                 if end:
                     messages[end[0]].append(end[1])
@@ -337,11 +337,11 @@ def test_an_edge_carries_what_the_plan_says(column: tuple[Topology, RunPlan]) ->
 
 @settings(max_examples=30)
 @given(exact_columns())
-def test_exact_targets_are_not_old(column: tuple[Topology, RunPlan]) -> None:
+def test_exact_targets_are_not_old(case: tuple[Topology, RunPlan]) -> None:
     """With lag 0 the targets of batch n come down with parameters after exactly n updates, in every block."""
-    topology, plan = column
+    topology, plan = case
     updates: Counter[int] = Counter(dict.fromkeys(topology.blocks_of(0), plan.start))
-    for action in rank_program(topology.blocks_of(0), plan):
+    for action in rank_program(topology.pieces_of(0), plan):
         match action.op:
             case Op.TARGET:
                 assert [updates[block] for block in topology.blocks_of(0)] == [action.n] * topology.blocks
@@ -353,13 +353,13 @@ def test_exact_targets_are_not_old(column: tuple[Topology, RunPlan]) -> None:
 
 
 @given(columns(), st.data())
-def test_the_rest_after_a_cut_is_the_rest_of_the_whole(column: tuple[Topology, RunPlan], data: st.DataObject) -> None:
+def test_the_rest_after_a_cut_is_the_rest_of_the_whole(case: tuple[Topology, RunPlan], data: st.DataObject) -> None:
     """Cut anywhere, and gone on from there by any number of ranks, each block does what it would have done."""
-    topology, plan = column
+    topology, plan = case
     plan = replace(plan, start=0)
     start = data.draw(st.integers(1, plan.batches - 1)) if plan.batches > 1 else 0
     for block in range(1, topology.blocks + 1):
-        halted = list(rank_program(range(block, block + 1), plan, lambda n: n == start - 1))
+        halted = list(rank_program([Piece(block)], plan, lambda n: n == start - 1))
         rest = list(block_program(block, replace(plan, start=start)))
         again = [action for action in rest if action.op is not Op.RESEND]
         if start:
@@ -369,16 +369,16 @@ def test_the_rest_after_a_cut_is_the_rest_of_the_whole(column: tuple[Topology, R
 
 
 @given(columns())
-def test_what_is_sent_again_is_what_the_channel_held(column: tuple[Topology, RunPlan]) -> None:
+def test_what_is_sent_again_is_what_the_channel_held(case: tuple[Topology, RunPlan]) -> None:
     """Everything that the block above had sent when both had finished the same batch, and that the one below had not
     taken: never more than a sender keeps."""
-    topology, plan = column
+    topology, plan = case
     whole = replace(plan, start=0)
     for block in range(2, topology.blocks + 1):
         sent, taken = (
             [
                 action.n
-                for action in rank_program(range(k, k + 1), whole, lambda n: n == plan.start - 1)
+                for action in rank_program([Piece(k)], whole, lambda n: n == plan.start - 1)
                 if action.op in (Op.TARGET, Op.BACKWARD)
             ]
             for k in (block, block - 1)

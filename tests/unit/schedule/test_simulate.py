@@ -114,7 +114,7 @@ def times(
     sends: dict[Edge, list[Event]] = defaultdict(list)
     takes: dict[Edge, list[Event]] = defaultdict(list)
     for rank in range(topology.ranks):
-        for i, action in enumerate(rank_program(topology.blocks_of(rank), plan)):
+        for i, action in enumerate(rank_program(topology.pieces_of(rank), plan)):
             start, through = ("start", rank, i), ("through", rank, i)
             after[start] += [(("through", rank, i - 1), 0.0)] if i else []
             after[through].append((start, duration[action.op]))
@@ -173,7 +173,7 @@ def test_simulation_is_the_longest_path(case: tuple[Topology, RunPlan, dict[Stre
     found = {(rank, i): span.start for rank, spans in enumerate(timetable.spans) for i, span in enumerate(spans)}
     assert found == expected
     for rank, spans in enumerate(timetable.spans):
-        assert [span.action for span in spans] == list(rank_program(case[0].blocks_of(rank), case[1]))
+        assert [span.action for span in spans] == list(rank_program(case[0].pieces_of(rank), case[1]))
 
 
 LAGS = (1, 2, 3, 4, 6)
