@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -27,34 +27,36 @@ class StageChannels:
     activation_out: Sender | None
     target_in: Receiver
     target_out: Sender | None
+    specs: Callable[[Tag], MessageSpec]
+    """Content of a message that the block sends."""
+
+
+def message_specs(rules: RuleSet, job: Job, lower: int, tag: Tag) -> MessageSpec:
+    """Content of message ``tag`` between the blocks ``lower`` and ``lower + 1``."""
+    batch, batches = job.batch_size, job.batches
+    match tag.kind:
+        case MessageKind.ACTIVATION:
+            return rules.activation(lower, batch // job.plan.parts)
+        case MessageKind.TEST:
+            return rules.test_activation(lower, batches.evaluation_size(tag.e))
+        case MessageKind.PREDICTION:
+            return rules.prediction(lower, batches.evaluation_size(tag.e))
+        case MessageKind.GRADIENT | MessageKind.TARGET:
+            target = rules.target(lower, tag.n, batch)
+            if tag.kind is MessageKind.GRADIENT or not job.plan.evaluates_after(tag.n):
+                return target
+            return (*target, (batches.shape_of_labels(job.plan.evaluation(tag.n)), job.task.label_type))
 
 
 def message_layouts(rules: RuleSet, job: Job, edge: Edge) -> Callable[[Tag], MessageLayout]:
     """The layout of every message of ``edge`` by its tag. Both ends compute the same function."""
-    batch, batches = job.batch_size, job.batches
+    layout = cache(partial(message_layout, job))
+    return lambda tag: layout(tag.kind, message_specs(rules, job, edge.lower, tag))
 
-    def spec(tag: Tag) -> MessageSpec:
-        match tag.kind:
-            case MessageKind.ACTIVATION:
-                return rules.activation(edge.lower, batch // job.plan.parts)
-            case MessageKind.TEST:
-                return rules.test_activation(edge.lower, batches.evaluation_size(tag.e))
-            case MessageKind.PREDICTION:
-                return rules.prediction(edge.lower, batches.evaluation_size(tag.e))
-            case MessageKind.GRADIENT | MessageKind.TARGET:
-                target = rules.target(edge.lower, tag.n, batch)
-                if tag.kind is MessageKind.GRADIENT or not job.plan.evaluates_after(tag.n):
-                    return target
-                return (*target, (batches.shape_of_labels(job.plan.evaluation(tag.n)), torch.int64))
 
-    @cache
-    def layout(tensors: MessageSpec) -> MessageLayout:
-        runtime = job.runtime
-        return MessageLayout(
-            tuple(TensorSpec(runtime.packed_shape(shape), runtime.packed_type(dtype)) for shape, dtype in tensors)
-        )
-
-    return lambda tag: layout(spec(tag))
+def message_layout(job: Job, kind: MessageKind, specs: MessageSpec) -> MessageLayout:
+    """The layout of a message of ``kind`` whose content is ``specs``."""
+    return MessageLayout(tuple(TensorSpec(shape, dtype) for shape, dtype in job.runtime.packed(kind, specs)))
 
 
 @dataclass(frozen=True)
@@ -143,11 +145,17 @@ class ChannelFactory:
 
     def channels(self, block: int) -> StageChannels:
         bottom, top = block == 1, block == self._job.topology.blocks
+
+        def specs(tag: Tag) -> MessageSpec:
+            goes_up = tag.kind in (MessageKind.ACTIVATION, MessageKind.TEST)
+            return message_specs(self._rules, self._job, block if goes_up else block - 1, tag)
+
         return StageChannels(
             activation_in=input_stream(self._job) if bottom else self._receiver(Edge(Stream.ACTIVATION, block - 1)),
             activation_out=None if top else self._sender(Edge(Stream.ACTIVATION, block)),
             target_in=label_stream(self._job) if top else self._receiver(Edge(Stream.TARGET, block)),
             target_out=None if bottom else self._sender(Edge(Stream.TARGET, block - 1)),
+            specs=specs,
         )
 
     def _sender(self, edge: Edge) -> Sender:
