@@ -136,6 +136,13 @@ class Checks:
         assert abs(alone["test_accuracy"] - two["test_accuracy"]) <= TOLERANCE
         return {**_figures(two), "equal_bits": alone["fingerprint"] == two["fingerprint"]}
 
+    def int8_wire_two_ranks(self) -> dict[str, Any]:
+        alone, two = (self._spawned(ranks, wire="int8") for ranks in (1, 2))
+        assert abs(alone["test_accuracy"] - two["test_accuracy"]) <= TOLERANCE
+        up = [wide["bytes_per_batch"]["up"] for wide in (two, self.baseline)]
+        assert all(small <= 0.27 * large for small, large in zip(*up, strict=True)), up
+        return {**_figures(two), "equal_bits": alone["fingerprint"] == two["fingerprint"]}
+
     def compiled(self) -> dict[str, Any]:
         return self._variant(compile=True)
 

@@ -121,6 +121,11 @@ def specs(message: Payload) -> MessageSpec:
     return tuple((tuple(tensor.shape), tensor.dtype) for tensor in message)
 
 
+def travelling(message: Payload) -> MessageSpec:
+    """`specs` of a message whose integers are labels of `CLASSES` classes."""
+    return specs(tuple(tensor if tensor.is_floating_point() else tensor.to(torch.uint8) for tensor in message))
+
+
 def distribution(family: str, natural: Tensor, categories: int = CATEGORIES) -> Distribution:
     """The member of a family over a vector, from its natural parameters ``[..., d]``."""
     match family:

@@ -299,9 +299,9 @@ class BLLRules(RuleSet):
         return (a, torch.float32), (u, torch.float32)
 
     def target(self, block: int, n: int, batch: int) -> MessageSpec:
-        labels = ((batch, *self.task.label_shape), torch.int64)
+        labels = self.task.labels(batch)
         book = ((self.task.classes, self._dims[block - 1]), torch.float32)
-        return (book, labels) if n % self.config.feedback.refresh == 0 else (labels,)
+        return (book, *labels) if n % self.config.feedback.refresh == 0 else labels
 
     def summarize(self, metrics: Sequence[Mapping[str, float]]) -> dict[str, float]:
         """The free energy ``F = -log p(y|x) + (1/N) sum_k KL_k``."""

@@ -25,7 +25,8 @@ Target = tuple[Tensor, ...]
 Metrics = Mapping[str, Tensor]
 Shape = tuple[int, ...]
 MessageSpec = tuple[tuple[Shape, torch.dtype], ...]
-"""Shape and type of every tensor of a message."""
+"""Shape and type of every tensor of a message. Integers travel in that type, and numbers in that of ``engine.wire``; a
+block gets them as int64 and float32."""
 
 
 class Prediction(NamedTuple):
@@ -49,6 +50,15 @@ class Task:
     classes: int
     label_shape: Shape = ()
     """``()`` for one label a sample, ``(T,)`` for one at every position of a sequence."""
+
+    @property
+    def label_type(self) -> torch.dtype:
+        """The smallest type of labels, ``0..classes-1``, in messages."""
+        return torch.uint8 if self.classes <= 1 << 8 else torch.int16 if self.classes <= 1 << 15 else torch.int32
+
+    def labels(self, batch: int) -> MessageSpec:
+        """Those of ``batch`` samples in a message."""
+        return (((batch, *self.label_shape), self.label_type),)
 
 
 @dataclass(frozen=True)
@@ -252,7 +262,7 @@ class RuleSet(ABC):
 
     def target(self, block: int, n: int, batch: int) -> MessageSpec:
         """The target (or gradient) that comes down to ``block`` for training batch ``n`` of ``batch`` samples."""
-        return (((batch, *self.task.label_shape), torch.int64),)
+        return self.task.labels(batch)
 
     def prediction(self, block: int, batch: int) -> MessageSpec:
         """The message that comes down to ``block`` for a test batch of ``batch`` samples (``predicts_down`` only)."""

@@ -167,8 +167,9 @@ class EngineConfig(Options, key="engine"):
     precision: str = checked("fp32", one_of, ("fp32", "bf16", "auto"))
     """``bf16`` computes under autocast, with parameters and messages in float32; ``auto`` does so where the processor
     has units for it (CUDA from compute capability 8, AMX)."""
-    wire: str = checked("fp32", one_of, ("fp32", "bf16"))
-    """Numbers in messages between blocks, of one process too: ``bf16`` halves what the wire carries."""
+    wire: str = checked("fp32", one_of, ("fp32", "bf16", "int8"))
+    """Numbers in messages between blocks, of one process too: ``bf16`` halves what the wire carries. ``int8``, with a
+    scale for every row, makes a quarter of activations and gradients; other numbers are as under ``bf16``."""
     channels_last: bool = False
     """Images with channels innermost, in memory and in messages: faster convolutions, and other bits."""
     compile: bool = False

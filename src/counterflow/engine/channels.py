@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from counterflow.topology import Edge, Stream
 from counterflow.transport import Communicator, LocalChannel, MessageLayout, Payload, Receiver, Sender, TensorSpec
 
 Item = tuple[Tag, Payload]
+Layouts = Callable[[Tag], MessageLayout]
 
 
 @dataclass(frozen=True)
@@ -28,40 +29,41 @@ class StageChannels:
     activation_out: Sender | None
     target_in: Receiver
     target_out: Sender | None
+    specs: Callable[[Tag], MessageSpec]
+    """Content of a message that the block sends."""
     sync_out: Mapping[int, Sender]
     """To the copies of the block in other replicas."""
     sync_in: Mapping[int, Receiver]
 
 
+def message_specs(rules: RuleSet, job: Job, lower: int, tag: Tag) -> MessageSpec:
+    """Content of message ``tag`` between the blocks ``lower`` and ``lower + 1``, in the replica of ``job``."""
+    batch, batches = job.shard_size, job.batches
+    match tag.kind:
+        case MessageKind.ACTIVATION:
+            return rules.activation(lower, batch // job.plan.parts)
+        case MessageKind.TEST:
+            return rules.test_activation(lower, batches.evaluation_size(tag.e))
+        case MessageKind.PREDICTION:
+            return rules.prediction(lower, batches.evaluation_size(tag.e))
+        case MessageKind.GRADIENT | MessageKind.TARGET:
+            target = rules.target(lower, tag.n, batch)
+            if tag.kind is MessageKind.GRADIENT or not job.plan.evaluates_after(tag.n):
+                return target
+            return (*target, (batches.shape_of_labels(job.plan.evaluation(tag.n)), job.task.label_type))
+        case MessageKind.SLICE | MessageKind.SUM:
+            raise AssertionError("copies of a block have layouts of their own")
+
+
 def message_layouts(rules: RuleSet, job: Job, edge: Edge) -> Callable[[Tag], MessageLayout]:
     """The layout of every message of ``edge`` by its tag. Both ends compute the same function."""
-    batch, batches = job.shard_size, job.batches
-    plan = job.plan.of_replica(edge.replica)
+    layout = cache(partial(message_layout, job))
+    return lambda tag: layout(tag.kind, message_specs(rules, job, edge.lower, tag))
 
-    def spec(tag: Tag) -> MessageSpec:
-        match tag.kind:
-            case MessageKind.ACTIVATION:
-                return rules.activation(edge.lower, batch // plan.parts)
-            case MessageKind.TEST:
-                return rules.test_activation(edge.lower, batches.evaluation_size(tag.e))
-            case MessageKind.PREDICTION:
-                return rules.prediction(edge.lower, batches.evaluation_size(tag.e))
-            case MessageKind.GRADIENT | MessageKind.TARGET:
-                target = rules.target(edge.lower, tag.n, batch)
-                if tag.kind is MessageKind.GRADIENT or not plan.evaluates_after(tag.n):
-                    return target
-                return (*target, (batches.shape_of_labels(plan.evaluation(tag.n)), torch.int64))
-            case MessageKind.SLICE | MessageKind.SUM:
-                raise AssertionError("copies of a block have layouts of their own")
 
-    @cache
-    def layout(tensors: MessageSpec) -> MessageLayout:
-        runtime = job.runtime
-        return MessageLayout(
-            tuple(TensorSpec(runtime.packed_shape(shape), runtime.packed_type(dtype)) for shape, dtype in tensors)
-        )
-
-    return lambda tag: layout(spec(tag))
+def message_layout(job: Job, kind: MessageKind, specs: MessageSpec) -> MessageLayout:
+    """The layout of a message of ``kind`` whose content is ``specs``."""
+    return MessageLayout(tuple(TensorSpec(shape, dtype) for shape, dtype in job.runtime.packed(kind, specs)))
 
 
 def sync_layouts(sync: ReplicaSync, edge: Edge) -> Callable[[Tag], MessageLayout]:
@@ -161,34 +163,44 @@ class ChannelFactory:
     def channels(self, job: Job, block: int, sync: ReplicaSync | None) -> StageChannels:
         """Those of ``block`` in the replica of ``job``, which has ``sync`` if there are several."""
         replica, bottom, top = job.replica, block == 1, block == job.topology.blocks
+        layouts = partial(message_layouts, self._rules, job)
 
-        def edge(stream: Stream, lower: int) -> Edge:
-            return Edge(stream, lower, replica)
+        def specs(tag: Tag) -> MessageSpec:
+            goes_up = tag.kind in (MessageKind.ACTIVATION, MessageKind.TEST)
+            return message_specs(self._rules, job, block if goes_up else block - 1, tag)
 
-        peers = [] if sync is None else [peer for peer in range(job.topology.replicas) if peer != replica]
+        def sender(stream: Stream, lower: int) -> Sender:
+            return self._sender(edge := Edge(stream, lower, replica), layouts(edge))
+
+        def receiver(stream: Stream, lower: int) -> Receiver:
+            edge = Edge(stream, lower, replica)
+            depth = job.depth if stream is Stream.ACTIVATION else job.target_depth or job.plan.lag
+            return self._receiver(edge, layouts(edge), depth, job.plan.messages(edge))
+
+        sync_out, sync_in = {}, {}
+        if sync is not None:
+            for peer in (peer for peer in range(job.topology.replicas) if peer != replica):
+                out, back = Edge(Stream.SYNC, block, replica, peer), Edge(Stream.SYNC, block, peer, replica)
+                sync_out[peer] = self._sender(out, sync_layouts(sync, out))
+                # All buckets of a meeting leave before any is taken, on both sides.
+                messages = job.plan.meetings(sync.buckets)
+                sync_in[peer] = self._receiver(back, sync_layouts(sync, back), sync.buckets, messages)
         return StageChannels(
-            activation_in=input_stream(job) if bottom else self._receiver(edge(Stream.ACTIVATION, block - 1)),
-            activation_out=None if top else self._sender(edge(Stream.ACTIVATION, block)),
-            target_in=label_stream(job) if top else self._receiver(edge(Stream.TARGET, block)),
-            target_out=None if bottom else self._sender(edge(Stream.TARGET, block - 1)),
-            sync_out={peer: self._sender(Edge(Stream.SYNC, block, replica, peer), sync) for peer in peers},
-            sync_in={peer: self._receiver(Edge(Stream.SYNC, block, peer, replica), sync) for peer in peers},
+            activation_in=input_stream(job) if bottom else receiver(Stream.ACTIVATION, block - 1),
+            activation_out=None if top else sender(Stream.ACTIVATION, block),
+            target_in=label_stream(job) if top else receiver(Stream.TARGET, block),
+            target_out=None if bottom else sender(Stream.TARGET, block - 1),
+            specs=specs,
+            sync_out=sync_out,
+            sync_in=sync_in,
         )
 
-    def _layouts(self, edge: Edge, sync: ReplicaSync | None) -> Callable[[Tag], MessageLayout]:
-        return message_layouts(self._rules, self._job, edge) if sync is None else sync_layouts(sync, edge)
-
-    def _sender(self, edge: Edge, sync: ReplicaSync | None = None) -> Sender:
+    def _sender(self, edge: Edge, layouts: Layouts) -> Sender:
         if edge in self._local:
             return self._local[edge]
-        return self._comm.sender(edge, self._layouts(edge, sync))
+        return self._comm.sender(edge, layouts)
 
-    def _receiver(self, edge: Edge, sync: ReplicaSync | None = None) -> Receiver:
+    def _receiver(self, edge: Edge, layouts: Layouts, depth: int, messages: Iterator[Tag]) -> Receiver:
         if edge in self._local:
             return self._local[edge]
-        job = self._job
-        if sync is not None:
-            # All buckets of a meeting leave before any is taken, on both sides.
-            return self._comm.receiver(edge, self._layouts(edge, sync), sync.buckets, job.plan.meetings(sync.buckets))
-        depth = job.depth if edge.stream is Stream.ACTIVATION else job.target_depth or job.plan.lag
-        return self._comm.receiver(edge, self._layouts(edge, None), depth, job.plan.messages(edge))
+        return self._comm.receiver(edge, layouts, depth, messages)

@@ -121,5 +121,6 @@ def _labels(task: Task, samples: int) -> Tensor:
 def made_up(specs: Iterable[tuple[Shape, torch.dtype]]) -> Payload:
     """A message of ``specs``, with any content."""
     return tuple(
-        torch.randn(shape) if dtype.is_floating_point else torch.zeros(shape, dtype=dtype) for shape, dtype in specs
+        torch.randn(shape) if dtype.is_floating_point else torch.zeros(shape, dtype=torch.int64)
+        for shape, dtype in specs
     )

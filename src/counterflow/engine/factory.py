@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from counterflow.algorithms import EndToEnd, LocalAlgorithm
+from counterflow.algorithms import EndToEnd, LocalAlgorithm, RuleSet
 from counterflow.algorithms.stale_gradient import StaleGradient, TrueGradient
 from counterflow.engine import local
 from counterflow.engine.job import Job
+from counterflow.engine.message_sizes import MessageBytes, local_bytes, pipeline_bytes
 from counterflow.engine.profile import profiled_cut
 from counterflow.engine.run_context import RankResult, RunContext
 from counterflow.schedule.pipeline_schedules import block_owners
@@ -29,6 +30,8 @@ class Engine:
     """Metrics of the whole network from those of its blocks."""
     owners: Sequence[int]
     """The rank of each block, bottom to top."""
+    bytes_per_batch: Callable[[], MessageBytes]
+    """Bytes of the messages of a training batch."""
 
 
 def choose_partition(job: Job) -> tuple[int, ...]:
@@ -41,16 +44,20 @@ def build_engine(job: Job) -> Engine:
     owners = block_owners(job.schedule, job.topology)
     if isinstance(job.algorithm, LocalAlgorithm):
         algorithm = job.algorithm
-        summarize = algorithm.rule_set(job.rule_context).summarize
-        return Engine(partial(local.run, job, lambda view: algorithm.rule_set(view.rule_context)), summarize, owners)
+        rules = algorithm.rule_set(job.rule_context)
+        return _local_engine(job, rules, lambda view: algorithm.rule_set(view.rule_context), owners)
     assert isinstance(job.algorithm, EndToEnd)
     job.algorithm.convert(job.network, job.seed)
     if job.schedule == "naive":
         stale = StaleGradient(job.rule_context, _true_gradient(job, job.algorithm.smoothing), job.algorithm.smoothing)
-        return Engine(partial(local.run, job, lambda view: stale), stale.summarize, owners)
+        return _local_engine(job, stale, lambda view: stale, owners)
     from counterflow.engine import pipelined  # a second of import, for every process that waits for nobody
 
-    return Engine(pipelined.Pipeline(job).run, pipelined.summarize, owners)
+    return Engine(pipelined.Pipeline(job).run, pipelined.summarize, owners, partial(pipeline_bytes, job))
+
+
+def _local_engine(job: Job, rules: RuleSet, make_rules: Callable[[Job], RuleSet], owners: Sequence[int]) -> Engine:
+    return Engine(partial(local.run, job, make_rules), rules.summarize, owners, partial(local_bytes, job, rules))
 
 
 def _true_gradient(job: Job, smoothing: float) -> TrueGradient:

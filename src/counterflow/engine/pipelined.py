@@ -36,7 +36,7 @@ from counterflow.engine.run_context import (
     raise_if_preempted,
     restore_block,
 )
-from counterflow.engine.stage_blocks import StageBlocks
+from counterflow.engine.stage_blocks import StageBlocks, empty_message
 from counterflow.metrics.callback import CallbackError
 from counterflow.metrics.provenance import digest
 from counterflow.models.freezing import train_unfrozen
@@ -144,7 +144,12 @@ class Pipeline:
         comm, waits, recorder = context.comm, context.waits, context.recorder
         job, plan = self._job, self._job.plan
         mine = {
-            stage: StageBlocks([job.blocks[block - 1] for block in blocks], job.runtime, stage == len(self._stages) - 1)
+            stage: StageBlocks(
+                [job.blocks[block - 1] for block in blocks],
+                job.runtime,
+                job.shapes[blocks[0] - 2] if stage > 0 else None,
+                stage == len(self._stages) - 1,
+            )
             for stage, (blocks, rank) in enumerate(zip(self._stages, self._ranks, strict=True))
             if rank == comm.rank
         }
@@ -322,8 +327,8 @@ class Pipeline:
         if stage < 0:
             return job.batches.example[:size].to(job.device)
         shape = (size, *job.shapes[self._stages[stage][-1] - 1])
-        dtype = torch.float32 if stage == len(self._stages) - 1 else job.runtime.wire
-        return torch.empty(shape, dtype=dtype, device=job.device, requires_grad=True)
+        wire = "fp32" if stage == len(self._stages) - 1 else job.runtime.wire
+        return empty_message(shape, wire, job.device).requires_grad_()
 
     @torch.no_grad()
     def _evaluate(
@@ -341,24 +346,25 @@ class Pipeline:
         for blocks in mine.values():
             blocks.eval()
         for e in job.plan.evaluation(n):
-            activation = torch.empty(0)
+            message = torch.empty(0)
             for stage, blocks in mine.items():
                 lane = self._lane(stage)
                 with span(recorder, "evaluate", lane, n, e):
                     if stage == 0:
-                        activation = next(inputs).to(job.device)
+                        message = next(inputs).to(job.device)
                     elif stage - 1 not in mine:
-                        activation = torch.empty_like(self._example(stage - 1, job.batches.evaluation_size(e)))
+                        message = torch.empty_like(self._example(stage - 1, job.batches.evaluation_size(e)))
                         with span(recorder, "receive", lane, n, e):
-                            dist.recv(activation, self._ranks[stage - 1], group=self._group)
-                    for block, output in zip(self._stages[stage], blocks.outputs(activation), strict=True):
+                            dist.recv(message, self._ranks[stage - 1], group=self._group)
+                    output = message
+                    for block, output in zip(self._stages[stage], blocks.outputs(message), strict=True):
                         recorders[block].offer(n, e, output)
-                        activation = output.float().contiguous()
+                    message = blocks.message(output)
                     if stage < last and stage + 1 not in mine:
                         with span(recorder, "send", lane, n, e):
-                            dist.send(activation.to(job.runtime.wire), self._ranks[stage + 1], group=self._group)
+                            dist.send(message, self._ranks[stage + 1], group=self._group)
                     elif stage == last:
-                        scores = activation.unsqueeze(0)
+                        scores = message.unsqueeze(0)
                         meter.add(scores.argmax(-1), scores, next(labels).to(job.device), job.batches.view(e))
             split = job.plan.split_ending(e)
             if split is not None:

@@ -9,9 +9,10 @@ import torch
 
 from counterflow.algorithms import LocalAlgorithm, RuleSet
 from counterflow.algorithms.optimizer import BatchPart
-from counterflow.algorithms.rule import LocalRule, Payload
+from counterflow.algorithms.rule import LocalRule, MessageSpec, Payload
 from counterflow.engine.cost import made_up
 from counterflow.engine.job import Job
+from counterflow.message import MessageKind
 from counterflow.models.partition import (
     balance,
     best_of,
@@ -43,7 +44,7 @@ def profiled_cut(job: Job) -> list[int]:
     For end-to-end references, the layers themselves are what is balanced. The result depends on the clock, and nothing
     else does: the generator and the network of ``job`` stay as they were.
     """
-    costs = [forward + backward for forward, backward in plain_times(job, job.batch_size)]
+    costs = [forward + backward for forward, backward in plain_times(job, job.shard_size)]
     if not isinstance(job.algorithm, LocalAlgorithm):
         return balance(costs, job.topology.blocks)
     return refine_partition(
@@ -55,7 +56,7 @@ def plain_times(job: Job, batch: int, inputs: bool = True) -> list[tuple[int, in
     """`layer_times` for ``batch`` samples, as this job computes."""
     network = copy.deepcopy(job.network)
     job.runtime.prepare_module(network, ())
-    (example,) = _received(job, (job.example[:batch],))
+    (example,) = _entered(job, (job.example[:batch],))
     with job.runtime.autocast():
         return layer_times(network, example, inputs)
 
@@ -76,7 +77,7 @@ def pair_time(job: Job, rules: RuleSet, block: int) -> BlockTime:
         below, above = message_from_below(job, rules, block), _target_message(job, rules, block)
 
         def timed() -> tuple[int, int, int]:
-            times = [synchronized_ns(device), *_steps(job, rule, block, below, above)]
+            times = [synchronized_ns(device), *_steps(job, rules, rule, block, below, above)]
             target, forward, learn = (after - before for before, after in pairwise(times))
             return target, forward, learn
 
@@ -86,23 +87,29 @@ def pair_time(job: Job, rules: RuleSet, block: int) -> BlockTime:
 def message_from_below(job: Job, rules: RuleSet, block: int) -> Payload:
     """A training batch as it enters ``block`` from below."""
     if block > 1:
-        return _received(job, made_up(rules.activation(block - 1, job.batch_size)))
-    return _received(job, (job.example, *((job.batches.labels(0),) if job.plan.predicts_down else ())))
+        specs = rules.activation(block - 1, job.shard_size)
+        return _received(job, MessageKind.ACTIVATION, made_up(specs), specs)
+    return _entered(job, (job.example, *((job.batches.labels(0),) if job.plan.predicts_down else ())))
 
 
-def _steps(job: Job, rule: LocalRule, block: int, below: Payload, above: Payload) -> Iterator[int]:
-    """Do the work of a stage on one batch; return the time after each step."""
+def _steps(job: Job, rules: RuleSet, rule: LocalRule, block: int, below: Payload, above: Payload) -> Iterator[int]:
+    """Do the work of the stage of ``rule``, block ``block`` of ``rules``, on one batch.
+
+    Returns the time after each step. ``below`` and ``above`` are what it receives.
+    """
+    runtime, batch = job.runtime, job.shard_size
     target: Payload = ()
     if job.plan.targets_down:
         target = rule.receive_target(0, above)
         if block > 1:
-            job.runtime.pack(rule.make_target(0, target))
+            runtime.pack(MessageKind.TARGET, rule.make_target(0, target), rules.target(block - 1, 0, batch))
     yield synchronized_ns(job.device)
-    with job.runtime.autocast():
+    with runtime.autocast():
         activation = rule.forward_message(below)
-    job.runtime.pack(activation)
+    if block < job.topology.blocks:
+        runtime.pack(MessageKind.ACTIVATION, activation, rules.activation(block, batch))
     yield synchronized_ns(job.device)
-    with job.runtime.autocast():
+    with runtime.autocast():
         rule.update(BatchPart(0), below, target)
     yield synchronized_ns(job.device)
 
@@ -111,10 +118,15 @@ def _target_message(job: Job, rules: RuleSet, block: int) -> Payload:
     labels = job.batches.labels(0)
     if not job.plan.targets_down or block == job.topology.blocks:
         return (labels.to(job.device),)
-    *book, _ = rules.target(block, 0, job.batch_size)
-    return _received(job, (*made_up(tuple(book)), labels))
+    specs = rules.target(block, 0, job.shard_size)
+    return _received(job, MessageKind.TARGET, (*made_up(specs[:-1]), labels), specs)
 
 
-def _received(job: Job, message: Payload) -> Payload:
-    """``message`` on the device, in the layout that channels give it."""
-    return job.runtime.unpack(tuple(tensor.to(job.device) for tensor in job.runtime.pack(message)))
+def _entered(job: Job, tensors: Payload) -> Payload:
+    """Data on the device, as the bottom block gets them."""
+    return job.runtime.unpack(tuple(tensor.to(job.device) for tensor in job.runtime.arrange(tensors)))
+
+
+def _received(job: Job, kind: MessageKind, tensors: Payload, specs: MessageSpec) -> Payload:
+    """``tensors`` on the device, as a message leaves them."""
+    return job.runtime.unpack(tuple(tensor.to(job.device) for tensor in job.runtime.pack(kind, tensors, specs)))

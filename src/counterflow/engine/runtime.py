@@ -10,6 +10,9 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
+from counterflow.algorithms.rule import MessageSpec, Payload, Shape
+from counterflow.engine.quantization import dequantize, quantize, scale_shape
+from counterflow.message import MessageKind
 from counterflow.models.recomputation import recompute
 from counterflow.seeding import derive_seed
 
@@ -21,6 +24,10 @@ _AT_ONCE = 64 << 20
 _LARGEST = 32 << 20
 """The most that the library allows; larger blocks always go back to the system."""
 
+_QUANTIZED = frozenset({MessageKind.ACTIVATION, MessageKind.TEST, MessageKind.GRADIENT})
+"""Messages whose numbers are int8 under ``engine.wire=int8``. Code books and predictions are bfloat16: they are small,
+and a book passes all feedback blocks below, each of which would add its rounding to those above."""
+
 
 @dataclass(frozen=True)
 class Runtime:
@@ -31,8 +38,8 @@ class Runtime:
     channels_last: bool = False
     compile: bool = False
     recompute: bool = False
-    wire: torch.dtype = torch.float32
-    """Type of numbers in messages between blocks."""
+    wire: str = "fp32"
+    """Numbers in messages between blocks: ``fp32``, ``bf16`` or ``int8``."""
 
     @property
     def precision(self) -> str:
@@ -55,32 +62,55 @@ class Runtime:
             for part in hot:
                 part.compile()
 
-    def pack(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Tensors as messages hold them: contiguous, numbers in the type of the wire, rounded half to even. Images keep
-        the layout of computation.
+    def pack(self, kind: MessageKind, tensors: Payload, specs: MessageSpec) -> Payload:
+        """Tensors as messages hold them: contiguous, numbers in the type of the wire, rounded half to even; under
+        ``int8`` the scales of a tensor follow it. Images keep the layout of computation.
 
         One memory layout and one type on both sides, local or remote: kernels round differently with another one.
-        """
-        return self.arrange(tuple(t.to(self.wire) if t.is_floating_point() else t for t in tensors))
 
-    def arrange(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        Args:
+            kind: Kind of the message.
+            tensors: Its content.
+            specs: What the rules agreed on as its content.
+
+        Raises:
+            ValueError: The number of tensors is another one, or numbers stand for integers.
+        """
+        if len(tensors) != len(specs):
+            raise ValueError(f"a message of {len(tensors)} tensors where {len(specs)} were agreed")
+        packed: list[Tensor] = []
+        for tensor, (_, dtype) in zip(tensors, specs, strict=True):
+            if tensor.is_floating_point() != dtype.is_floating_point:
+                raise ValueError(f"a tensor of {tensor.dtype} where {dtype} was agreed")
+            first, *scales = self._packed(kind, tuple(tensor.shape), dtype)
+            packed += quantize(tensor) if scales else (tensor.to(first[1]),)
+        return self.arrange(tuple(packed))
+
+    def arrange(self, tensors: Payload) -> Payload:
         """Contiguous tensors in the layout of messages."""
         return tuple((t.permute(0, 2, 3, 1) if self.channels_last and t.ndim == 4 else t).contiguous() for t in tensors)
 
-    def unpack(self, message: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Tensors as blocks take them: numbers in float32."""
+    def unpack(self, message: Payload) -> Payload:
+        """Tensors as blocks take them: numbers in float32, integers in int64."""
+        arranged = iter(t.permute(0, 3, 1, 2) if self.channels_last and t.ndim == 4 else t for t in message)
+        return tuple(dequantize(t, next(arranged)) if t.dtype == torch.int8 else _widened(t) for t in arranged)
+
+    def packed(self, kind: MessageKind, specs: MessageSpec) -> MessageSpec:
+        """Shape and type of every tensor in a message of ``kind`` whose content is ``specs``."""
         return tuple(
-            t.permute(0, 3, 1, 2) if self.channels_last and t.ndim == 4 else t
-            for t in (t.float() if t.dtype == torch.bfloat16 else t for t in message)
+            (self.packed_shape(packed), packed_type)
+            for shape, dtype in specs
+            for packed, packed_type in self._packed(kind, shape, dtype)
         )
 
-    def rounded(self, activation: Tensor) -> Tensor:
-        """``activation`` as the block above takes it; its gradient is rounded on the way back too."""
-        return activation if self.wire == torch.float32 else activation.to(self.wire).float()
-
-    def packed_type(self, dtype: torch.dtype) -> torch.dtype:
-        """The type that a tensor of ``dtype`` has in a message."""
-        return self.wire if dtype.is_floating_point else dtype
+    def _packed(self, kind: MessageKind, shape: Shape, dtype: torch.dtype) -> MessageSpec:
+        """Shapes and types that a tensor has in a message, before it is arranged: its own, and those of scales."""
+        if not dtype.is_floating_point:  # int8 is a sign of scales
+            return ((shape, torch.int16 if dtype == torch.int8 else dtype),)
+        scales = scale_shape(shape) if self.wire == "int8" and kind in _QUANTIZED else None
+        if scales is not None:
+            return (shape, torch.int8), (scales, torch.float32)
+        return ((shape, torch.float32 if self.wire == "fp32" else torch.bfloat16),)
 
     def packed_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape that a tensor of ``shape`` has in a message."""
@@ -103,6 +133,10 @@ class Runtime:
         if replica:
             name += ["replica", replica]
         generator.manual_seed(derive_seed(seed, "forward", *name))
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.is_floating_point() else tensor if tensor.dtype == torch.bool else tensor.long()
 
 
 def has_bf16_units(device: torch.device) -> bool:

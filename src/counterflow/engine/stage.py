@@ -287,7 +287,7 @@ class Stage:
         """Send a message, unless there is no ``channel``: above the top, and below the bottom."""
         if channel is None:
             return
-        message = self._runtime.pack(tensors)
+        message = self._runtime.pack(tag.kind, tensors, self.channels.specs(tag))
         if tag.kind in (MessageKind.TARGET, MessageKind.GRADIENT):
             self._sent.append((tag.n, message))
         self._transmit(channel, tag, message)

@@ -97,6 +97,10 @@ def _plan(config: PlanConfig, overrides: Sequence[str]) -> None:
     )
     console.print(f"Predicted, not run, for {_describe(cluster)}:", soft_wrap=True)
     console.print(candidate_table(result))
+    if result.best.blocks > 1:
+        edges = result.best.bytes_per_batch
+        up, down = (", ".join(f"{size / 1e6:.3g}" for size in edges[way]) for way in ("up", "down"))
+        console.print(f"MB a batch over each edge of the best, engine.wire={engine.wire}: up {up}; down {down}")
     for blocks, memory in result.too_large:
         console.print(f"{blocks} blocks: need {memory / 1e9:.3g} GB on one process, too much", soft_wrap=True)
     print(train_command(result.best, overrides, threads))

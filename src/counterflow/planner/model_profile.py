@@ -4,15 +4,17 @@ import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
+from math import prod
 
 import torch
 from torch import Tensor, nn
 
 from counterflow.algorithms.muon import hidden_weights
 from counterflow.algorithms.optimizer import BlockOptimizer
-from counterflow.algorithms.rule import MessageSpec, RuleSet
+from counterflow.algorithms.rule import MessageSpec, RuleSet, Shape
 from counterflow.config import SGD, AdamW, Muon
 from counterflow.engine.job import Job
+from counterflow.engine.message_sizes import down_bytes, output_bytes, up_bytes
 from counterflow.engine.profile import message_from_below, pair_time, plain_times, rules_of
 from counterflow.models.partition import best_of, synchronized_ns
 from counterflow.schedule.forecast import SEND_BUFFERS, StageCost, Workload
@@ -41,6 +43,8 @@ class BlockOverhead:
     """Bytes held from forward to learn."""
     up: int = 0
     """Bytes of the message to the block above."""
+    unpacked: int = 0
+    """Bytes of the numbers in which the block above takes that message, where these are not the message itself."""
     down: int = 0
     """Bytes of a target message from the block above."""
 
@@ -116,7 +120,7 @@ def profile_model(job: Job, log: Callable[[str], None]) -> ModelProfile:
 
 
 def _block_overhead(job: Job, rules: RuleSet, i: int, layer: LayerProfile) -> BlockOverhead:
-    block, batch, top = i + 1, job.batch_size, i + 1 == len(job.network)
+    block, top = i + 1, i + 1 == len(job.network)
     time = pair_time(job, rules, block)
     rule = rules.rule(block)
     job.runtime.prepare_module(rule, ())
@@ -129,8 +133,9 @@ def _block_overhead(job: Job, rules: RuleSet, i: int, layer: LayerProfile) -> Bl
         learn=max(0.0, time.learn / 1e9 - (layer.backward - layer.entrance) - layer.update),
         parameters=max(0, _bytes(rule.parameters()) - layer.parameters),
         kept=max(0, kept - layer.kept),
-        up=0 if top else _message_bytes(job, rules.activation(block, batch)),
-        down=0 if top or not job.plan.targets_down else _message_bytes(job, rules.target(block, 0, batch)),
+        up=0 if top else up_bytes(job, rules, block),
+        unpacked=0 if top or job.runtime.wire == "fp32" else _number_bytes(rules.activation(block, job.batch_size)),
+        down=0 if top or not job.plan.targets_down else down_bytes(job, rules, block),
     )
 
 
@@ -157,12 +162,12 @@ def _layer_bytes(job: Job, rules: RuleSet, i: int, layer: nn.Module) -> tuple[in
     source = message_from_below(job, rules, i + 1)[0].detach()
     source.requires_grad_(source.is_floating_point())
     with job.runtime.autocast():
-        kept, numbers = _kept_bytes(layer, source, lambda: layer(source))
-    return kept, numbers * job.runtime.wire.itemsize
+        kept, shape = _kept_bytes(layer, source, lambda: layer(source))
+    return kept, output_bytes(job, shape)
 
 
-def _kept_bytes(module: nn.Module, source: Tensor, forward: Callable[[], Tensor]) -> tuple[int, int]:
-    """Bytes that ``forward`` leaves until a backward pass, the output among them; and numbers of the output.
+def _kept_bytes(module: nn.Module, source: Tensor, forward: Callable[[], Tensor]) -> tuple[int, Shape]:
+    """Bytes that ``forward`` leaves until a backward pass, the output among them; and the shape of the output.
 
     Parameters, buffers and ``source`` are not counted: they exist anyway.
     """
@@ -177,7 +182,7 @@ def _kept_bytes(module: nn.Module, source: Tensor, forward: Callable[[], Tensor]
     count(output)
     for other in (source, *module.parameters(), *module.buffers()):
         storages.pop(other.untyped_storage().data_ptr(), None)
-    return sum(storages.values()), output.numel()
+    return sum(storages.values()), tuple(output.shape)
 
 
 def _fixed(time: int, small_time: int, batch: int, small: int) -> float:
@@ -191,8 +196,8 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.nbytes for tensor in tensors)
 
 
-def _message_bytes(job: Job, specs: MessageSpec) -> int:
-    return sum(torch.Size(shape).numel() * job.runtime.packed_type(dtype).itemsize for shape, dtype in specs)
+def _number_bytes(specs: MessageSpec) -> int:
+    return sum(4 * prod(shape) for shape, dtype in specs if dtype.is_floating_point)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,6 +213,8 @@ class StageEstimate:
     """Bytes of the message to the stage above."""
     down: int
     """Bytes of the message from the stage above."""
+    unpacked: int = 0
+    """Bytes of the numbers in which the stage above takes the message, where these are not the message itself."""
 
     @property
     def seconds(self) -> float:
@@ -234,6 +241,7 @@ def local_stage(profile: ModelProfile, speed: float) -> StageOf:
             states=profile.copies * int(total("parameters", start, end) + extra.parameters),
             kept=int(total("kept", start, end)) + extra.kept,
             up=extra.up,
+            unpacked=extra.unpacked,
             down=extra.down,
         )
 
@@ -273,12 +281,14 @@ def workload(stages: Sequence[StageEstimate]) -> Workload:
 def local_memory(stages: Sequence[StageEstimate], lag: int, depth: int) -> list[int]:
     """Largest number of bytes of each rank under the local rule.
 
-    They are its states, tensors held for one batch, ``depth`` received messages and the one that it works on, its send
-    buffers, and the targets of later batches.
+    They are its states, tensors held for one batch, ``depth`` received messages and the one that it works on, its
+    numbers where the message has others, its send buffers, and the targets of later batches.
     """
     below = [0, *(stage.up for stage in stages)]
+    unpacked = [0, *(stage.unpacked for stage in stages)]
     return [
-        stage.states + stage.kept + (depth + 1) * below[i] + SEND_BUFFERS * stage.up + lag * (i + 1) * stage.down
+        (stage.states + stage.kept + (depth + 1) * below[i] + unpacked[i])
+        + (SEND_BUFFERS * stage.up + lag * (i + 1) * stage.down)
         for i, stage in enumerate(stages)
     ]
 

@@ -1,7 +1,7 @@
 """Search for the number of blocks, the partition, the lag and the depth of a run, on a profile and without a clock."""
 
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -74,6 +74,8 @@ class Candidate(Prediction):
     """Mean over all ranks."""
     fill_seconds: float
     """Seconds until the top block has its first activation."""
+    bytes_per_batch: Mapping[str, Sequence[int]]
+    """``up`` and ``down``: bytes over every edge, bottom to top, for a batch."""
     up: float
     """Bytes per second over the busiest edge."""
     down: float
@@ -155,6 +157,10 @@ def search(profile: ModelProfile, cluster: Cluster, lag: int, depth: int, log: C
                 wait_fraction=mean(simulated.wait_fraction),
                 fill_seconds=simulated.fill,
                 memory=local_memory(stages, best_lag, best_depth),
+                bytes_per_batch={
+                    "up": [stage.up for stage in stages[:-1]],
+                    "down": [stage.down for stage in stages[:-1]],
+                },
                 up=max(stage.up for stage in stages) / seconds,
                 down=max(stage.down for stage in stages) / seconds,
                 pipelines=_pipelines(profile, cluster, even.counts(blocks)),

@@ -298,8 +298,9 @@ def fit(
         summary = None
         if services is not None:
             services.finish([sent for _, sent in results])
-            _check_copies(job, [rank_result for rank_result, _ in results])
-            summary = summarize(job, config, begin, [rank_result for rank_result, _ in results], services.evaluations)
+            ranks = [rank_result for rank_result, _ in results]
+            _check_copies(job, ranks)
+            summary = summarize(job, config, begin, ranks, services.evaluations, engine.bytes_per_batch())
             if job.activations and begin.path is not None:
                 _save_activations(begin.path, job, [rank_result for rank_result, _ in results])
             if services.best is not None and begin.path is not None:

@@ -99,7 +99,7 @@ def build_job(config: TrainConfig, network: nn.Sequential, dataset: Dataset, inf
             engine.channels_last,
             engine.compile,
             engine.recompute,
-            torch.bfloat16 if engine.wire == "bf16" else torch.float32,
+            engine.wire,
         ),
         schedule=schedule,
         cut=None if cut == "profile" else tuple(block_sizes(layers, config.blocks, cut)),

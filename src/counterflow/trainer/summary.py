@@ -12,6 +12,7 @@ from counterflow.algorithms import EndToEnd
 from counterflow.config import TrainConfig
 from counterflow.engine.cost import Flops
 from counterflow.engine.job import Job
+from counterflow.engine.message_sizes import MessageBytes
 from counterflow.engine.run_context import RankResult
 from counterflow.inference.model_files import ModelDescription
 from counterflow.metrics import provenance
@@ -29,6 +30,7 @@ def summarize(
     begin: ResumePoint,
     results: Sequence[RankResult],
     evaluations: Mapping[str, StepMetrics],
+    bytes_per_batch: MessageBytes,
 ) -> dict[str, Any]:
     text = job.batches.dataset.tokens_per_byte is not None
     metrics = {
@@ -76,6 +78,7 @@ def summarize(
         "tokens_per_second": rate * job.task.input_shape[0] if text else None,
         "wait_fraction": [r.receive_wait / r.seconds for r in results],
         "send_wait_fraction": [r.send_wait / r.seconds for r in results],
+        "bytes_per_batch": bytes_per_batch,
         "resumed_after": begin.batches or None,
         "seconds": max((row.seconds for row in evaluations.values()), default=None),
         "fingerprint": fingerprint(digests[piece] for piece in sorted(digests)),

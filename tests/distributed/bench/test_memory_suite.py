@@ -59,8 +59,8 @@ def test_local_rules(tmp_path: Path) -> None:
     """A block holds one batch, however many blocks are above, and rings of three receive and two send buffers."""
     two, three = (measured(mlp_case(tmp_path, n, n, 12, ["algorithm=bll"])) for n in (2, 3))
     assert two[0].saved == three[0].saved
-    header, book = 64, 10 * WIDTH * 4
-    activation, target = header + 2 * HIDDEN, header + book + LABELS  # with the latent u, as wide as a
+    header, book, labels = 64, 10 * WIDTH * 4, 64  # a byte a label, on a boundary of 64 bytes
+    activation, target = header + 2 * HIDDEN, header + book + labels  # with the latent u, as wide as a
     assert two[0].messages == three[0].messages == 2 * activation + 3 * target
     assert three[1].messages == 5 * activation + 5 * target
     assert two[0].all == two[0].saved + two[0].messages

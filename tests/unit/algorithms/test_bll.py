@@ -11,7 +11,7 @@ from counterflow.algorithms.bll import BLL, BLLRule
 from counterflow.algorithms.optimizer import BatchPart
 from counterflow.algorithms.rule import Prediction, RuleContext, RuleSet, Task
 from counterflow.config import SGD, FeedbackConfig, HeadConfig, LatentConfig
-from tests.helpers.systems import CASES, CLASSES, Case, inputs, labels, specs, system, targets
+from tests.helpers.systems import CASES, CLASSES, Case, inputs, labels, specs, system, targets, travelling
 
 
 def test_it_is_known_by_its_name() -> None:
@@ -31,7 +31,7 @@ def test_messages_are_what_was_announced(name: str, batch: int) -> None:
         kept = {}
         for k in range(top, 0, -1):
             if k < top:
-                assert specs(target) == bll.target(k, n, batch)
+                assert travelling(target) == bll.target(k, n, batch)
             kept[k] = rules[k - 1].receive_target(n, target)
             if k > 1:
                 target = rules[k - 1].make_target(n, kept[k])
@@ -58,7 +58,7 @@ def test_announced_shapes_by_hand(name: str) -> None:
         a = ((4, *case.shapes[k - 1]), torch.float32)
         u = ((4, *case.task.label_shape, case.dims[k - 1]), torch.float32)
         book = ((CLASSES, case.dims[k - 1]), torch.float32)
-        y = ((4, *case.task.label_shape), torch.int64)
+        y = ((4, *case.task.label_shape), torch.uint8)
         assert bll.activation(k, 4) == (a, u)
         assert bll.test_activation(k, 4) == (a,)
         assert [bll.target(k, n, 4) for n in range(5)] == [(book, y), (y,), (y,), (book, y), (y,)]

@@ -12,7 +12,7 @@ from counterflow.algorithms.optimizer import BatchPart
 from counterflow.algorithms.predsim import PredSim, PredSimRule, similarity
 from counterflow.algorithms.rule import PerBlockRules, Prediction, RuleContext
 from counterflow.config import SGD, AdamW, OptimizerConfig
-from tests.helpers.systems import CASES, CLASSES, head_config, labels, rule_context, specs
+from tests.helpers.systems import CASES, CLASSES, head_config, labels, rule_context, specs, travelling
 
 LR = 0.5
 NAMES = ("vectors", "maps", "maps, convolutional heads")
@@ -330,7 +330,7 @@ def test_labels_go_down_unchanged(name: str, beta: float) -> None:
         message = rule.make_target(3, rule.receive_target(3, message))
         assert len(message) == 1
         assert torch.equal(message[0], y)
-        assert specs(message) == pred_sim.target(k - 1, 3, 4)
+        assert travelling(message) == pred_sim.target(k - 1, 3, 4)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -111,6 +111,7 @@ REFUSED = [
     (["engine.threads=all"], "engine.threads=all: allowed are auto and whole numbers of at least 1"),
     (["engine.threads=true"], "engine.threads=True: allowed are auto and whole numbers of at least 1"),
     (["engine.backend=mpi"], "engine.backend=mpi: allowed are auto, gloo, nccl"),
+    (["engine.wire=int4"], "engine.wire=int4: allowed are fp32, bf16, int8"),
     (["engine.timeout=0"], "engine.timeout=0.0: must be greater than 0 and at most 1000000"),
     (["engine.timeout=nan"], "engine.timeout=nan: must be greater than 0 and at most 1000000"),
     (["engine.timeout=inf"], "engine.timeout=inf: must be greater than 0 and at most 1000000"),

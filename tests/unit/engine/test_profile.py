@@ -71,6 +71,7 @@ def test_each_part_of_a_pair_is_timed() -> None:
         ("algorithm=bp", "schedule=naive"),
         ("model=cnn", "model.channels=[4,4,4]", "model.strides=[1,2,1]", "engine.channels_last=true"),
         ("model=cnn", "model.channels=[4,4,4]", "model.strides=[1,2,1]", "engine.precision=bf16"),
+        ("model=cnn", "model.channels=[4,4,4]", "model.strides=[1,2,1]", "engine.wire=int8"),
         ("model=transformer", "data=reverse"),
         ("model.dropout=0.5",),
     ],

@@ -48,7 +48,8 @@ def test_a_sent_message_outlives_the_receivers_buffer() -> None:
     below: Any = Buffer()
     up: Any = Holding()
     job = load_job(configured(*SMALL, "train.steps=3"))
-    channels = StageChannels(below, up, below, None, {}, {})
+    sent = ((4, 6), torch.float32), ((4, 2, 3), torch.float32)
+    channels = StageChannels(below, up, below, None, lambda tag: sent, {}, {})
     rule: Any = Through()
     nothing: Any = None
     context = RunContext(nothing, nothing, CheckpointWriter())

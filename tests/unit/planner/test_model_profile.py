@@ -1,11 +1,16 @@
 """Layers measured on this machine, as far as it does not depend on the clock."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from counterflow.algorithms import LocalAlgorithm
 from counterflow.engine.job import Job
+from counterflow.engine.message_sizes import local_bytes
+from counterflow.message import HEADER_BYTES
 from counterflow.metrics.provenance import digest
-from counterflow.planner.model_profile import profile_model
+from counterflow.planner.model_profile import local_memory, local_stage, profile_model, stages_of
 from counterflow.trainer.job_builder import load_job
 from tests.helpers.configs import configured
 from tests.helpers.runs import SMALL
@@ -24,8 +29,9 @@ def test_bytes_by_hand() -> None:
         4 * (12 * 10 + 10),
     ]
     assert [layer.output for layer in profile.layers] == [4 * 32 * 12, 4 * 32 * 12, 4 * 32 * 10]
-    assert [layer.block_overhead.up for layer in profile.layers] == [2 * 4 * 32 * 12] * 2 + [0]
-    assert [layer.block_overhead.down for layer in profile.layers] == [4 * 10 * 12 + 8 * 32] * 2 + [0]
+    assert [layer.block_overhead.up for layer in profile.layers] == [HEADER_BYTES + 2 * 4 * 32 * 12] * 2 + [0]
+    book, labels = 512, 64  # 4 * 10 * 12 and 32 bytes, each to a multiple of 64
+    assert [layer.block_overhead.down for layer in profile.layers] == [HEADER_BYTES + book + labels] * 2 + [0]
     assert [layer.block_overhead.parameters for layer in profile.layers] == [0, 4 * 12 * 12, 4 * 12 * 10]
     assert profile.layers[2].kept == 4 * 32 * 10, "the output: what it is made from belongs to the layer below"
     assert (profile.batch, profile.copies) == (32, 4)
@@ -66,3 +72,17 @@ def test_every_rule_can_be_measured_and_nothing_changes(overrides: tuple[str, ..
         )
     assert torch.equal(torch.get_rng_state(), state)
     assert digest(job.network) == before
+
+
+@pytest.mark.parametrize("wire", ["fp32", "bf16", "int8"])
+def test_messages_have_the_bytes_of_the_run(wire: str) -> None:
+    options = ("model.hidden=2", "model.width=64", f"engine.wire={wire}", "algorithm.feedback.refresh=4")
+    stages = stages_of(local_stage(profile_model(job_of(*options), lambda text: None), 1.0), [1, 2])
+    run = load_job(configured(*SMALL, "blocks=2", "model.cut=[1,2]", *options))
+    assert isinstance(run.algorithm, LocalAlgorithm)
+    found = local_bytes(run, run.algorithm.rule_set(run.rule_context))
+    assert found == {"up": [stages[0].up], "down": [stages[0].down]}
+    numbers = 4 * 32 * (64 + 64)  # a and u, beside the message
+    memory, smaller = (local_memory([replace(stages[0], unpacked=n), stages[1]], 2, 2) for n in (stages[0].unpacked, 0))
+    assert stages[0].unpacked == (0 if wire == "fp32" else numbers)
+    assert [more - less for more, less in zip(memory, smaller, strict=True)] == [0, stages[0].unpacked]
