@@ -15,6 +15,7 @@ from typing import Any
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from tests.helpers.nodes import PORT, Node
 from tests.helpers.processes import PROGRAM, context, redirect, run_script
 
 
@@ -32,14 +33,22 @@ def _marker(log: str | Path, pid: int) -> Path:
     return Path(f"{log}.ended-{pid}")
 
 
-def _agent(ranks: int, restarts: int, overrides: list[str], log: str, cwd: str | None) -> None:
+def _agent(
+    ranks: int, restarts: int, overrides: list[str], log: str, cwd: str | None, among: tuple[Node, Node, int] | None
+) -> None:
     os.setpgrp()
     os.environ["OMP_NUM_THREADS"] = "1"
     redirect(f"{log}.agent", f"{log}.agent")
+    count, address, endpoint, run_id, is_host = 1, "127.0.0.1", "localhost:0", str(os.getpid()), {}
+    if among is not None:
+        node, first, count = among
+        node.enter()
+        address, endpoint, run_id = node.address, f"{first.address}:{PORT}", "nodes"
+        is_host = {"is_host": node == first}
     config = LaunchConfig(
-        min_nodes=1, max_nodes=1, nproc_per_node=ranks, max_restarts=restarts, monitor_interval=0.1,
-        rdzv_backend="c10d", rdzv_endpoint="localhost:0", local_addr="127.0.0.1", start_method="fork",
-        run_id=str(os.getpid()), logs_specs=DefaultLogsSpecs(),
+        min_nodes=count, max_nodes=count, nproc_per_node=ranks, max_restarts=restarts, monitor_interval=0.1,
+        rdzv_backend="c10d", rdzv_endpoint=endpoint, rdzv_configs=is_host, local_addr=address, start_method="fork",
+        run_id=run_id, logs_specs=DefaultLogsSpecs(),
     )  # fmt: skip
     try:
         elastic_launch(config, _work)(overrides, log, cwd)
@@ -57,7 +66,15 @@ class Elastic:
     log: Path
 
     @classmethod
-    def start(cls, ranks: int, log: Path, *overrides: str, restarts: int = 0, cwd: Path | None = None) -> "Elastic":
+    def start(
+        cls,
+        ranks: int,
+        log: Path,
+        *overrides: str,
+        restarts: int = 0,
+        cwd: Path | None = None,
+        among: tuple[Node, Node, int] | None = None,
+    ) -> "Elastic":
         """Start ``launch/train.py`` on ``ranks`` processes.
 
         Args:
@@ -66,9 +83,11 @@ class Elastic:
             overrides: Of the configuration.
             restarts: How often the agent starts all of them again.
             cwd: Folder in which they run.
+            among: The node of these processes, the first node of the job, and the number of nodes; None is this
+                machine alone.
         """
         place = str(cwd) if cwd is not None else None
-        process = context.Process(target=_agent, args=(ranks, restarts, list(overrides), str(log), place))
+        process = context.Process(target=_agent, args=(ranks, restarts, list(overrides), str(log), place, among))
         process.start()
         return cls(process, log)
 

@@ -14,6 +14,7 @@ import fcntl
 import os
 import socket
 import struct
+import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -24,6 +25,7 @@ from torch._C._distributed_c10d import Store, TCPStore
 
 from counterflow.rank_info import RankInfo
 from counterflow.transport.channel import ChannelError, gloo_reason
+from counterflow.transport.keepalive import SILENCE, is_silence, keeping_alive
 
 _GLOO, _NCCL = "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"
 _LOOPBACK = ("lo", "lo0")
@@ -37,6 +39,9 @@ _RECONNECT_INTERVAL = 0.1
 
 _POLL_INTERVAL = 0.01
 """Seconds between two looks at the store."""
+
+_NOTED_WITHIN = 0.2
+"""Seconds after which a call of another thread has noted why it failed."""
 
 _stores: dict[tuple[str, int], Store] = {}
 """The stores that this process has joined: a second run uses the first one's, as rank 0 cannot host it twice."""
@@ -118,14 +123,15 @@ def rendezvous(info: RankInfo, timeout: float) -> Store | None:
             if listening is None:
                 _await_listener(host, port, timeout)
             store = AgentStore if info.agent_hosts_store else TCPStore
-            _stores[host, port] = store(
-                host,
-                port,
-                info.size,
-                is_master=hosts,
-                timeout=timedelta(seconds=timeout),
-                master_listen_fd=listening,
-            )
+            with keeping_alive():
+                _stores[host, port] = store(
+                    host,
+                    port,
+                    info.size,
+                    is_master=hosts,
+                    timeout=timedelta(seconds=timeout),
+                    master_listen_fd=listening,
+                )
         except (RuntimeError, OSError) as error:
             reason = str(error).splitlines()[0]
             raise ChannelError(
@@ -147,6 +153,16 @@ def _await_listener(host: str, port: int, timeout: float) -> None:
             time.sleep(_RECONNECT_INTERVAL)
 
 
+class SilentStoreError(ChannelError):
+    """The connection to the store ended because nothing answered: its machine is down, or the link to it."""
+
+    def __init__(self, rank: int, where: str) -> None:
+        self.reason = (
+            f"no answer from the launcher's store{where} for {SILENCE:g} s: its machine is down, or the link to it"
+        )
+        super().__init__(f"rank {rank}: {self.reason}")
+
+
 class LauncherStore:
     """Key-value store of the launcher as one rank uses it; raises `ChannelError` if it does not answer."""
 
@@ -154,16 +170,22 @@ class LauncherStore:
         """Put ``prefix`` before all keys; ``rank`` is named in errors."""
         self._store = store
         self._prefix = prefix
+        self._is_silent = threading.Event()
+        """Set once the connection ended for silence: later calls fail for other reasons."""
         self.rank = rank
 
     def with_prefix(self, prefix: str) -> "LauncherStore":
-        return LauncherStore(self._store, self.rank, f"{self._prefix}{prefix}/")
+        other = LauncherStore(self._store, self.rank, f"{self._prefix}{prefix}/")
+        other._is_silent = self._is_silent
+        return other
 
     def cause(self, error: ChannelError) -> ChannelError:
         """The store's error instead of ``error`` about a lost rank, if that rank may have ended because of it."""
         if isinstance(self._store, AgentStore):
             try:
                 self.has("")
+            except SilentStoreError as silence:
+                return ChannelError(f"{error}; {silence.reason}")
             except ChannelError as worse:
                 return worse
         return error
@@ -196,6 +218,11 @@ class LauncherStore:
             return operation(self._prefix + key, *value)
         except RuntimeError as error:
             where = f" at {self._store.host}:{self._store.port}" if isinstance(self._store, TCPStore) else ""
+            if is_silence(error):
+                self._is_silent.set()
+            # The call that sees the silence may be one of another thread, which is about to note it.
+            if self._is_silent.wait(_NOTED_WITHIN):
+                raise SilentStoreError(self.rank, where) from None
             raise ChannelError(
                 f"rank {self.rank}: the launcher's store{where} does not answer ({gloo_reason(error)})"
             ) from None
