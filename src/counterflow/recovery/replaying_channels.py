@@ -7,6 +7,7 @@ rank computes the same bits again, so the two only have to agree on the position
 """
 
 import contextlib
+import errno
 import hmac
 import socket
 import tempfile
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from counterflow.message import HEADER_BYTES, MessageError, MessageKind, Tag, check_header, pack_header, unpack_header
 from counterflow.transport.channel import Payload
+from counterflow.transport.keepalive import SILENCE, is_silence, keep_alive
 from counterflow.transport.remote import Endpoint
 from counterflow.transport.rendezvous import LauncherStore
 
@@ -123,6 +125,22 @@ class _ReplayingEnd:
         self._connection: socket.socket | None = None
         self._closed = False
         self._last: Tag | str = "nothing"
+        self._unreachable_since: float | None = None
+
+    def _judge(self, error: OSError) -> None:
+        """End all waits if ``error`` says that the machine of the peer is gone.
+
+        That of a process that was killed says so at once, and another process takes its place.
+        """
+        unreachable = isinstance(error, TimeoutError) or error.errno in (errno.EHOSTUNREACH, errno.ENETUNREACH)
+        if not unreachable:
+            self._unreachable_since = None
+        elif self._unreachable_since is None:
+            self._unreachable_since = time.monotonic()
+        since = self._unreachable_since
+        if is_silence(error) or (since is not None and time.monotonic() - since > SILENCE):
+            peer = f"lost rank {self.endpoint.peer}"
+            self.endpoint.watchdog.lose(f"{peer} (no answer for {SILENCE:g} s: its machine is down, or the link to it)")
 
     def end(self) -> None:
         with self.endpoint.watchdog:
@@ -199,6 +217,7 @@ class ReplayingSender(_ReplayingEnd):
                 return
             wanted, credits = unpack_header(bytes(hello[len(token) :]))
             connection.settimeout(None)
+            keep_alive(connection)
             with endpoint.watchdog:
                 if not self._replay.reaches(wanted):
                     raise MessageError(f"it needs {wanted}, which is not kept any more")
@@ -213,8 +232,8 @@ class ReplayingSender(_ReplayingEnd):
                         self._credits += len(given)
         except MessageError as error:
             endpoint.watchdog.fail(endpoint.error(error))
-        except OSError:
-            pass
+        except OSError as error:
+            self._judge(error)
         self._forget(connection)
         connection.close()
 
@@ -240,7 +259,8 @@ class ReplayingSender(_ReplayingEnd):
                     continue
             try:
                 connection.sendall(buffer.numpy().data)
-            except OSError:
+            except OSError as error:
+                self._judge(error)
                 self._forget(connection)
                 continue
             with watchdog:
@@ -298,7 +318,10 @@ class ReplayingReceiver(_ReplayingEnd):
             try:
                 with self._connect() as connection:
                     self._take_from(connection)
-            except (OSError, ValueError):
+            except OSError as error:
+                self._judge(error)
+                time.sleep(_PAUSE)
+            except ValueError:
                 time.sleep(_PAUSE)
             except MessageError as error:
                 raise self.endpoint.error(error) from error
@@ -314,6 +337,7 @@ class ReplayingReceiver(_ReplayingEnd):
         connection = socket.create_connection((host, int(port)), _HELLO_WITHIN)
         connection.settimeout(None)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        keep_alive(connection)
         with endpoint.watchdog:
             assert self._expected is not None
             credits = self._depth + 1 - len(self._arrived) - len(self._held)
