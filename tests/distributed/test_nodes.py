@@ -52,6 +52,43 @@ def test_a_link_that_is_down_for_seconds_changes_nothing(
     assert fingerprint(run) == unbroken[0]
 
 
+def test_nodes_that_share_no_folder_send_their_checkpoints_and_get_them_back(
+    tmp_path: Path, unbroken: tuple[str, float]
+) -> None:
+    run, gather = tmp_path / "run", ("checkpoint.transport=gather",)
+    with nodes(2) as both:
+        for node in both:
+            node.mount(tmp_path / f"disk of {node.name}", run)
+        first, second = (tmp_path / f"disk of {node.name}" for node in both)
+        with running(both, tmp_path, *JOB, *gather, f"run.dir={run}") as jobs:
+            until_checkpoint(jobs[0], first)
+            for job in jobs:
+                job.kill_all()
+        assert not list(second.iterdir())
+        with running(both, tmp_path, *JOB, *gather, f"run.dir={run}") as jobs:
+            wait(jobs, LIMIT)
+        assert "goes on after batch" in jobs[0].output()
+        assert not list(second.iterdir())
+    assert fingerprint(first) == unbroken[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("before", "after"), [("shared", "gather"), ("gather", "shared")])
+def test_a_checkpoint_of_one_transport_resumes_under_the_other(
+    tmp_path: Path, unbroken: tuple[str, float], before: str, after: str
+) -> None:
+    run = tmp_path / "run"
+    with nodes(3) as some:
+        with running(some, tmp_path, *JOB, f"checkpoint.transport={before}", f"run.dir={run}") as jobs:
+            until_checkpoint(jobs[0], run)
+            for job in jobs:
+                job.kill_all()
+        with running(some[:2], tmp_path, *JOB, f"checkpoint.transport={after}", f"run.dir={run}") as jobs:
+            wait(jobs, LIMIT)
+            assert "goes on after batch" in jobs[0].output()
+    assert fingerprint(run) == unbroken[0]
+
+
 def test_a_rank_that_is_killed_ends_all_within_seconds(tmp_path: Path) -> None:
     run = tmp_path / "run"
     with nodes(2) as both, running(both, tmp_path, *LONG, f"run.dir={run}") as jobs:
@@ -126,11 +163,12 @@ def test_a_node_that_comes_back_goes_on(tmp_path: Path, unbroken: tuple[str, flo
 
 @pytest.mark.slow
 def test_another_agent_takes_the_place_of_one_that_was_killed(tmp_path: Path, unbroken: tuple[str, float]) -> None:
-    run = tmp_path / "run"
-    with nodes(2) as both, running(both, tmp_path, *JOB, f"run.dir={run}", restarts=3) as jobs:
+    """With a store for each start of the ranks: an agent that keeps its store does not say again where it is."""
+    run, own_store = tmp_path / "run", {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    with nodes(2) as both, running(both, tmp_path, *JOB, f"run.dir={run}", restarts=3, **own_store) as jobs:
         until_checkpoint(jobs[0], run)
         jobs[1].kill_all()  # as when a machine is reset
-        again = start(both[1], both, tmp_path, *JOB, f"run.dir={run}", restarts=3)
+        again = start(both[1], both, tmp_path, *JOB, f"run.dir={run}", restarts=3, **own_store)
         jobs.append(again)
         wait([jobs[0], again], 2 * LIMIT)
     assert fingerprint(run) == unbroken[0]

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.helpers.elastic import Elastic
+from tests.helpers.elastic import Elastic, Place
 from tests.helpers.kills import JOB
 from tests.helpers.nodes import Node
 
@@ -14,7 +14,9 @@ LONG = (*JOB, "train.steps=100000", "train.epochs=10000", "train.evaluate_every=
 
 
 @contextmanager
-def running(nodes: Sequence[Node], folder: Path, *overrides: str, restarts: int = 0) -> Iterator[list[Elastic]]:
+def running(
+    nodes: Sequence[Node], folder: Path, *overrides: str, restarts: int = 0, **environment: str
+) -> Iterator[list[Elastic]]:
     """Start ``launch/train.py`` on ``nodes``; kill what still runs in the end.
 
     Args:
@@ -22,9 +24,10 @@ def running(nodes: Sequence[Node], folder: Path, *overrides: str, restarts: int 
         folder: Takes a log of every node.
         overrides: Of the configuration.
         restarts: How often the agents start all ranks again.
+        environment: Variables of the agents.
     """
     folder.mkdir(exist_ok=True)
-    jobs = [start(node, nodes, folder, *overrides, restarts=restarts) for node in nodes]
+    jobs = [start(node, nodes, folder, *overrides, restarts=restarts, **environment) for node in nodes]
     try:
         yield jobs
     finally:
@@ -32,9 +35,12 @@ def running(nodes: Sequence[Node], folder: Path, *overrides: str, restarts: int 
             job.kill_all()
 
 
-def start(node: Node, nodes: Sequence[Node], folder: Path, *overrides: str, restarts: int = 0) -> Elastic:
-    """Start the agent of one of ``nodes``."""
-    return Elastic.start(1, folder / node.name, *overrides, restarts=restarts, among=(node, nodes[0], len(nodes)))
+def start(
+    node: Node, nodes: Sequence[Node], folder: Path, *overrides: str, restarts: int = 0, **environment: str
+) -> Elastic:
+    """Start the agent of one of ``nodes``; see `running`."""
+    place = Place(node, nodes[0], len(nodes), environment)
+    return Elastic.start(1, folder / node.name, *overrides, restarts=restarts, place=place)
 
 
 def wait(jobs: Sequence[Elastic], seconds: float) -> None:

@@ -1,4 +1,5 @@
-"""Nodes of a job as namespaces of this machine: each has a network interface, a host name and a clock of its own.
+"""Nodes of a job as namespaces of this machine: each has a network interface, a host name and a clock of its own,
+and may have folders of its own.
 
 A switch joins them: a bridge in one more namespace. Every namespace lives as long as one process in it, which ends when
 its standard input closes. So nothing is left behind, even if the test itself is killed, and this machine's own
@@ -14,14 +15,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 INTERFACE = "eth0"
 """Of every node."""
 PORT = 29400
 """At which the agents of a job meet, on the first node."""
 
-_CLONE_NEWTIME, _CLONE_NEWUTS, _CLONE_NEWNET = 0x80, 0x4000000, 0x40000000
-_KINDS = {"net": _CLONE_NEWNET, "uts": _CLONE_NEWUTS, "time": _CLONE_NEWTIME}
+_KINDS = {"net": 0x40000000, "uts": 0x4000000, "time": 0x80, "mnt": 0x20000}
+"""Kinds of namespaces, and their flags."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,12 @@ class Node:
             os.close(descriptor)
             assert status == 0, f"setns {kind}: {os.strerror(ctypes.get_errno())}"
         os.environ["GLOO_SOCKET_IFNAME"] = INTERFACE
+
+    def mount(self, source: Path, target: Path) -> None:
+        """Have the node see ``source`` where the others see the folder ``target``."""
+        source.mkdir(exist_ok=True)
+        target.mkdir(exist_ok=True)
+        _run("nsenter", f"--target={self.pid}", "--mount", "mount", "--bind", str(source), str(target))
 
     def unplug(self) -> None:
         """Take the node off the switch. Its interface stays up, so nothing says so: packets are lost."""
@@ -109,7 +117,7 @@ def unavailable_reason() -> str | None:
 
 def _namespace(stack: ExitStack, name: str, ahead: int) -> int:
     """Start a process in namespaces of its own that ends with this one; its process id."""
-    flags = ["--net", "--uts", "--time", f"--monotonic={ahead}", f"--boottime={ahead}"]
+    flags = ["--net", "--uts", "--mount", "--time", f"--monotonic={ahead}", f"--boottime={ahead}"]
     # The process after the fork is the first one in the namespace of time.
     process = subprocess.Popen(
         ["unshare", *flags, "--fork", "--kill-child", "sh", "-c", f"hostname {name} && echo $$ && exec cat"],
@@ -129,5 +137,8 @@ def _namespace(stack: ExitStack, name: str, ahead: int) -> int:
 
 def _ip(pid: int, *arguments: str) -> None:
     """Run ``ip`` in the network of process ``pid``."""
-    command = ["nsenter", f"--target={pid}", "--net", "ip", *arguments]
+    _run("nsenter", f"--target={pid}", "--net", "ip", *arguments)
+
+
+def _run(*command: str) -> None:
     subprocess.run(command, check=True, capture_output=True, text=True, timeout=10)

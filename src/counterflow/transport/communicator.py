@@ -18,6 +18,7 @@ from counterflow.topology import Edge, Topology
 from counterflow.transport.buffers import MessageLayout, make_buffers, started
 from counterflow.transport.channel import ChannelError, gloo_reason
 from counterflow.transport.control import LOSS_GRACE, ControlThread, StopConsensus, Watchdog
+from counterflow.transport.file_transfer import FileTransfer
 from counterflow.transport.keepalive import SILENCE, is_silence, keeping_alive
 from counterflow.transport.remote import P2PEndpoint, RemoteReceiver, RemoteSender
 from counterflow.transport.rendezvous import LauncherStore, join
@@ -206,6 +207,10 @@ class Communicator:
             if time.monotonic() > start + self.watchdog.timeout:
                 raise self.watchdog.timed_out(what)
         return self._store.get(f"published/{key}").decode()
+
+    def file_transfer(self) -> FileTransfer:
+        """Transfer of files between rank 0 and the others, on a connection of its own, for one thread."""
+        return FileTransfer(self._store.another_connection(), self.watchdog)
 
     # -- what recovery.recoverable overrides
 

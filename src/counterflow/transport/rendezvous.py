@@ -179,6 +179,11 @@ class LauncherStore:
         other._is_silent = self._is_silent
         return other
 
+    def another_connection(self) -> "LauncherStore":
+        """The same store on a connection of its own. Raises `ChannelError`."""
+        with keeping_alive():
+            return LauncherStore(self._call(lambda _: self._store.clone(), ""), self.rank, self._prefix)
+
     def cause(self, error: ChannelError) -> ChannelError:
         """The store's error instead of ``error`` about a lost rank, if that rank may have ended because of it."""
         if isinstance(self._store, AgentStore):
