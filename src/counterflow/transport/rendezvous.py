@@ -10,6 +10,7 @@ the machine's name, and NCCL the first interface that is not loopback. The store
 hosts it. Torch binds it to all interfaces, but accepts a socket that is already bound to MASTER_ADDR alone.
 """
 
+import contextlib
 import fcntl
 import os
 import socket
@@ -19,6 +20,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from datetime import timedelta
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 from torch._C._distributed_c10d import Store, TCPStore
@@ -48,23 +50,62 @@ _stores: dict[tuple[str, int], Store] = {}
 
 
 def interfaces(info: RankInfo, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Variables to set so that gloo and NCCL listen on loopback alone if all ranks are on one node.
+    """Variables to set so that gloo and NCCL listen where GLOO_SOCKET_IFNAME says.
 
-    Variables that are set already stay as they are.
+    Without it, they listen on loopback alone if all ranks are on one node. Names stay as they are. An address, or a
+    network such as 10.0.0.0/24, gets the name of the interface with that address, or with one in that network.
 
     Raises:
         ValueError: GLOO_SOCKET_IFNAME names an interface that this machine does not have.
     """
-    found = [name for _, name in socket.if_nameindex()]
     chosen = environment.get(_GLOO, "")
-    for name in filter(None, chosen.split(",")):
-        if name not in found:
-            raise ValueError(f"{_GLOO}={chosen}: {name} is no interface of this machine, it has {', '.join(found)}")
+    if chosen:
+        name = interface_names(chosen)
+        return {} if name == chosen else _on(name.split(",")[0], environment) | {_GLOO: name}
+    found = [name for _, name in socket.if_nameindex()]
     loopback = next((name for name in _LOOPBACK if name in found), None)
-    if chosen or loopback is None or not info.one_node:
-        return {}
+    return {} if loopback is None or not info.one_node else _on(loopback, environment)
+
+
+def _on(name: str, environment: Mapping[str, str]) -> dict[str, str]:
     # NCCL reads a name as a prefix, unless it is marked with "=".
-    return {_GLOO: loopback, **({} if environment.get(_NCCL) else {_NCCL: f"={loopback}"})}
+    return {_GLOO: name, **({} if environment.get(_NCCL) else {_NCCL: f"={name}"})}
+
+
+def interface_names(chosen: str) -> str:
+    """``chosen``, a value of GLOO_SOCKET_IFNAME, with the name of the interface in place of each address or network.
+
+    Raises:
+        ValueError: This machine has no such interface.
+    """
+    return ",".join(_interface_name(name, chosen) for name in filter(None, chosen.split(",")))
+
+
+def _interface_name(text: str, chosen: str) -> str:
+    found = [name for _, name in socket.if_nameindex()]
+    if text in found:
+        return text
+    try:
+        network = ip_network(text)
+    except ValueError:
+        raise ValueError(
+            f"{_GLOO}={chosen}: {text} is no interface of this machine, it has {', '.join(found)}"
+        ) from None
+    addresses = interface_addresses()
+    for name, own in addresses.items():
+        if ip_address(own) in network:
+            return name
+    known = ", ".join(f"{name} ({own})" for name, own in addresses.items())
+    raise ValueError(f"{_GLOO}={chosen}: no interface of this machine has an address {text}, it has {known}")
+
+
+def interface_addresses() -> dict[str, str]:
+    """IPv4 addresses of this machine's network interfaces, by name."""
+    found = {}
+    for _, name in socket.if_nameindex():
+        with contextlib.suppress(OSError):  # raised for an interface without an IPv4 address
+            found[name] = address({_GLOO: name})
+    return found
 
 
 def address(environment: Mapping[str, str] = os.environ) -> str:
