@@ -37,6 +37,12 @@ def _seconds(text: str) -> float:
     raise argparse.ArgumentTypeError(f"{text}: seconds, more than 0 and at most {_LONGEST_WAIT:g}")
 
 
+def _nodes(text: str) -> int:
+    if text.isdecimal() and text.isascii() and int(text) > 0:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text}: a whole number of at least 1")
+
+
 def _endpoint(text: str) -> tuple[str, int]:
     host, _, port = text.rpartition(":")
     if host and port.isdecimal() and port.isascii() and 0 < int(port) < 2**16:
@@ -55,14 +61,16 @@ def main(arguments: Sequence[str]) -> NoReturn:
     parser.add_argument("--quick", action="store_true", help="a fifth of the messages")
     across = parser.add_argument_group("before torchrun, on every node")
     across.add_argument("--endpoint", type=_endpoint, metavar="HOST:PORT", help="that of torchrun's --rdzv-endpoint")
-    across.add_argument("--nodes", type=int, default=2, help="number of nodes (%(default)s)")
+    across.add_argument("--nodes", type=_nodes, default=2, help="number of nodes (%(default)s)")
+    across.add_argument("--is-host", choices=("0", "1"), help="that of torchrun's --rdzv-conf, if it is given")
     across.add_argument("--local-addr", metavar="ADDRESS", help="that of torchrun's --local-addr")
     options = parser.parse_args(arguments)
     if options.endpoint is not None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         from counterflow.doctor.endpoint import check_endpoint
 
-        _print_and_exit(check_endpoint(options.endpoint, options.nodes, options.local_addr), start)
+        is_host = None if options.is_host is None else options.is_host == "1"
+        _print_and_exit(check_endpoint(options.endpoint, options.nodes, options.local_addr, is_host), start)
     if "WORLD_SIZE" not in os.environ:
         sys.exit(_run_two_ranks(arguments, _MEASURING + 4 * options.timeout + _OVERHEAD))
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends the process in any wait

@@ -31,7 +31,11 @@ _POLL = 0.05
 
 
 def check_endpoint(
-    endpoint: tuple[str, int], nodes: int, local_addr: str | None, coming: float = _COMING
+    endpoint: tuple[str, int],
+    nodes: int,
+    local_addr: str | None = None,
+    is_host: bool | None = None,
+    coming: float = _COMING,
 ) -> list[Check]:
     """Run the checks on one node; return those that it has to print.
 
@@ -39,6 +43,7 @@ def check_endpoint(
         endpoint: Host and port of ``--rdzv-endpoint``.
         nodes: Number of nodes that do the same.
         local_addr: Value of torchrun's ``--local-addr``; None if it is not given.
+        is_host: Value of ``is_host`` in torchrun's ``--rdzv-conf``; None if it is not given.
         coming: Seconds in which the others have to start.
     """
     host, _ = endpoint
@@ -48,7 +53,7 @@ def check_endpoint(
         return [Check("endpoint", Status.FAIL, f"{host} does not resolve: {error}", advice)]
     own = interface_addresses()
     hosts = address in own.values()
-    checks = [check_is_host(host, address, hosts, _matches_machine_hostname(host))]
+    checks = [check_is_host(host, address, hosts, _believed(host) if is_host is None else is_host)]
     try:
         store = _store(endpoint, hosts, coming)
     except (RuntimeError, OSError) as failure:
@@ -59,20 +64,28 @@ def check_endpoint(
     return checks + _meet(store, nodes, local_addr or socket.getfqdn(socket.gethostname()), own, coming)
 
 
-def check_is_host(host: str, address: str, hosts: bool, believed: bool) -> Check:
+def check_is_host(host: str, address: str, hosts: bool, believed: bool | None) -> Check:
     """Check that torchrun knows which node has to host the meeting point.
 
     Args:
         host: Host of the endpoint.
         address: Address of that host, as this node resolves it.
         hosts: That is an address of this node.
-        believed: torchrun takes this node for that host.
+        believed: torchrun takes this node for that host, or was told so; None if it ends because this node's own name
+            has no address.
     """
     result = f"this node is {'' if hosts else 'not '}{host} ({address})"
-    advice = (
-        f"--rdzv-conf=is_host={int(hosts)} on this node: torchrun takes it for {'another' if hosts else 'that'} one"
-    )
+    reason = "this node's name does not resolve" if believed is None else "torchrun takes it otherwise"
+    advice = f"--rdzv-conf=is_host={int(hosts)} on this node: {reason}"
     return Check.judge("is_host", result, (hosts != believed, Status.FAIL, advice))
+
+
+def _believed(host: str) -> bool | None:
+    """True if torchrun, left alone, takes this node for ``host``; None if that ends it."""
+    try:
+        return _matches_machine_hostname(host)
+    except OSError:
+        return None
 
 
 def _store(endpoint: tuple[str, int], hosts: bool, seconds: float) -> Store:

@@ -23,7 +23,7 @@ ELSEWHERE = Path("/a/folder/that/only/rank/0/sees")
 
 @dataclass
 class Rank:
-    """What is used of a communicator."""
+    """The part of a communicator that is used."""
 
     store: TCPStore
     rank: int

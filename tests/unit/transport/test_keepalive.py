@@ -19,7 +19,7 @@ def pair() -> tuple[socket.socket, socket.socket, socket.socket]:
 
 
 def options(connection: socket.socket) -> tuple[int, float]:
-    """Whether the kernel asks, and the milliseconds without an answer after which the connection ends."""
+    """1 if the kernel asks, and the milliseconds without an answer after which the connection ends."""
     asks = connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
     return asks, connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
 
