@@ -19,7 +19,7 @@ from tests.helpers.elastic import children
 from tests.helpers.kills import JOB, RECOVER, fingerprint, ranks, until, until_checkpoint
 from tests.helpers.launch import PROGRAM
 from tests.helpers.node_jobs import LONG, error, running, seconds_to_the_end_of, start, wait
-from tests.helpers.nodes import INTERFACE, PORT, Node, nodes, unavailable_reason
+from tests.helpers.nodes import PORT, Node, nodes, unavailable_reason
 
 pytestmark = pytest.mark.skipif(unavailable_reason() is not None, reason=f"no namespaces: {unavailable_reason()}")
 
@@ -218,7 +218,7 @@ def test_torchrun_itself_trains_on_two_nodes(tmp_path: Path, unbroken: tuple[str
                 f"--rdzv-endpoint={both[0].address}:{PORT}", f"--rdzv-conf=is_host={int(node is both[0])}",
                 f"--local-addr={node.address}", PROGRAM, *JOB, f"run.dir={tmp_path / 'run'}",
             ]  # fmt: skip
-            environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": INTERFACE}
+            environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "10.88.0.0/24"}
             started.append(
                 subprocess.Popen(
                     command, cwd=tmp_path, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT

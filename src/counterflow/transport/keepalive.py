@@ -40,7 +40,7 @@ def keep_alive(connection: socket.socket) -> None:
 
 @contextlib.contextmanager
 def keeping_alive() -> Iterator[None]:
-    """`keep_alive` for all connections that the process opens inside, such as those of a process group."""
+    """`keep_alive` for all connections to other machines that the process opens inside, as a process group does."""
     before = set(_sockets())
     yield
     for inode, descriptor in _sockets().items():
@@ -48,8 +48,9 @@ def keeping_alive() -> Iterator[None]:
             continue
         with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as opened:
             if opened.family in (socket.AF_INET, socket.AF_INET6) and opened.type == socket.SOCK_STREAM:
-                opened.getpeername()  # raises for one that listens
-                keep_alive(opened)
+                peer, *_ = opened.getpeername()  # raises for one that listens
+                if peer != opened.getsockname()[0]:
+                    keep_alive(opened)
 
 
 def is_silence(error: Exception) -> bool:

@@ -11,10 +11,10 @@ from counterflow.transport.keepalive import SILENCE, is_silence, keep_alive, kee
 pytestmark = pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="Linux only")
 
 
-def pair() -> tuple[socket.socket, socket.socket, socket.socket]:
-    """A socket that listens, and both ends of a connection."""
+def pair(source: str = "127.0.0.2") -> tuple[socket.socket, socket.socket, socket.socket]:
+    """A socket that listens on 127.0.0.1, and both ends of a connection from ``source``."""
     listener = socket.create_server(("127.0.0.1", 0))
-    connecting = socket.create_connection(listener.getsockname())
+    connecting = socket.create_connection(listener.getsockname(), source_address=(source, 0))
     return listener, connecting, listener.accept()[0]
 
 
@@ -35,13 +35,13 @@ def test_a_connection_ends_after_the_same_silence_whether_it_is_idle_or_not() ->
         assert idle + interval * count == SILENCE
 
 
-def test_only_connections_that_are_opened_inside_get_the_options() -> None:
+def test_only_connections_to_other_machines_that_are_opened_inside_get_the_options() -> None:
     before = pair()
     with keeping_alive():
-        inside = pair()
+        inside, own = pair(), pair("127.0.0.1")
         unix = socket.socketpair()
     after = pair()
-    assert [options(connection)[0] for connection in (*before, *after, inside[0])] == [0] * 7
+    assert [options(connection)[0] for connection in (*before, *after, *own, inside[0])] == [0] * 10
     assert [options(connection) for connection in inside[1:]] == [(1, 1000 * SILENCE)] * 2
     assert not any(end.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) for end in unix)
 
