@@ -20,6 +20,8 @@ from counterflow.transport.file_transfer import FileTransfer
 
 _POLL_INTERVAL = 0.1
 """Seconds between two looks for what ranks ask."""
+_ENDS_WITHIN = 1.0
+"""Seconds that the end of a run with an error waits for the thread."""
 
 
 class RemoteStorage(BlockStorage):
@@ -82,9 +84,10 @@ class CheckpointServer:
     def __enter__(self) -> "CheckpointServer":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._closing.set()
-        self._thread.join(self._comm.watchdog.timeout)
+        # After an error nothing that is under way counts, and other ranks learn of it by the end of this process.
+        self._thread.join(self._comm.watchdog.timeout if kind is None else _ENDS_WITHIN)
 
     def _run(self) -> None:
         store = self._files.store
@@ -95,6 +98,8 @@ class CheckpointServer:
                         self._answer(rank, json.loads(self._files.take(f"request/{rank}")))
         except ChannelError as error:
             self._comm.watchdog.fail(error)
+        except Exception as error:  # would be lost with the thread, and the other ranks wait in vain
+            self._comm.watchdog.fail(ChannelError(f"rank 0: checkpoints of other ranks: {error!r}"))
 
     def _answer(self, rank: int, request: dict[str, Any]) -> None:
         answer = f"answer/{rank}"
