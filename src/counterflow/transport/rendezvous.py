@@ -45,6 +45,9 @@ _POLL_INTERVAL = 0.01
 _NOTED_WITHIN = 0.2
 """Seconds after which a call of another thread has noted why it failed."""
 
+_CAUSE_WITHIN = 1.0
+"""Seconds for the store to answer, once its machine would have been noticed as silent."""
+
 _stores: dict[tuple[str, int], Store] = {}
 """The stores that this process has joined: a second run uses the first one's, as rank 0 cannot host it twice."""
 
@@ -227,14 +230,23 @@ class LauncherStore:
 
     def cause(self, error: ChannelError) -> ChannelError:
         """The store's error instead of ``error`` about a lost rank, if that rank may have ended because of it."""
-        if isinstance(self._store, AgentStore):
+        if not isinstance(self._store, AgentStore):
+            return error
+        causes: list[ChannelError] = []
+
+        def ask() -> None:
             try:
                 self.has("")
             except SilentStoreError as silence:
-                return ChannelError(f"{error}; {silence.reason}")
+                causes.append(ChannelError(f"{error}; {silence.reason}"))
             except ChannelError as worse:
-                return worse
-        return error
+                causes.append(worse)
+
+        # On a thread, as a process that hosts the store and was stopped does not answer, but its machine does.
+        asking = threading.Thread(target=ask, name="cause", daemon=True)
+        asking.start()
+        asking.join(SILENCE + _CAUSE_WITHIN)
+        return causes[0] if causes else error
 
     def set(self, key: str, value: str | bytes) -> None:
         self._call(self._store.set, key, value)
