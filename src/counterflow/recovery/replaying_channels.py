@@ -335,6 +335,7 @@ class ReplayingReceiver(_ReplayingEnd):
             raise OSError("no sender yet")
         host, port = endpoint.store.get(endpoint.key).decode().split()
         connection = socket.create_connection((host, int(port)), _HELLO_WITHIN)
+        self._unreachable_since = None
         connection.settimeout(None)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         keep_alive(connection)
