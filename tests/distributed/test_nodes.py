@@ -17,9 +17,9 @@ import pytest
 from counterflow.transport.keepalive import SILENCE
 from tests.helpers.elastic import children
 from tests.helpers.kills import JOB, RECOVER, fingerprint, ranks, until, until_checkpoint
-from tests.helpers.launch import PROGRAM
+from tests.helpers.launch import ROOT
 from tests.helpers.node_jobs import LONG, error, running, seconds_to_the_end_of, start, wait
-from tests.helpers.nodes import PORT, Node, nodes, unavailable_reason
+from tests.helpers.nodes import Node, nodes, unavailable_reason
 
 pytestmark = pytest.mark.skipif(unavailable_reason() is not None, reason=f"no namespaces: {unavailable_reason()}")
 
@@ -206,29 +206,52 @@ def test_a_pipeline_of_backprop_ends_as_well(tmp_path: Path, schedule: str) -> N
         assert "timed out" in error(jobs[0]) or "no answer" in error(jobs[0])
 
 
+def ten_commands(node: Node, first: Node) -> str:
+    """Those of docs/many_machines.md, as one script for ``node``, without the installation and for a short run."""
+    text = (ROOT / "docs" / "many_machines.md").read_text()
+    everywhere, there = re.findall(r"```\n(.*?)```", text[text.index("## Ten commands") :], re.DOTALL)[:2]
+    lines = everywhere.splitlines()[2:] + (there.splitlines() if node == first else [])
+    assert len(lines) == (8 if node == first else 6)
+    script = "\n".join(lines).replace("HOST=1 HERE=10.0.0.1", f"HOST={int(node == first)} HERE={node.address}")
+    script = script.replace("10.0.0.", first.address.removesuffix("1"))
+    return f"set -e\n{script}".replace("run.dir=", "train.steps=30 run.display=false run.dir=")
+
+
 @pytest.mark.slow
-def test_torchrun_itself_trains_on_two_nodes(tmp_path: Path, unbroken: tuple[str, float]) -> None:
-    """The command of docs/many_machines.md."""
+@pytest.mark.timeout(400)
+def test_the_ten_commands_of_the_documentation(tmp_path: Path) -> None:
+    """With torchrun itself, and a disk for each node."""
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
     with nodes(2) as both:
         started = []
         for node in both:
-            command = [
-                "nsenter", f"--target={node.pid}", "--net", "--uts", sys.executable, "-m", "torch.distributed.run",
-                "--nnodes=2", "--nproc_per_node=1", "--rdzv-backend=c10d",
-                f"--rdzv-endpoint={both[0].address}:{PORT}", f"--rdzv-conf=is_host={int(node is both[0])}",
-                f"--local-addr={node.address}", PROGRAM, *JOB, f"run.dir={tmp_path / 'run'}",
-            ]  # fmt: skip
-            environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "10.88.0.0/24"}
+            folder = tmp_path / node.name
+            folder.mkdir()
+            (folder / "launch").symlink_to(ROOT / "launch")
+            enter = ("nsenter", f"--target={node.pid}", "--net", "--uts")
             started.append(
                 subprocess.Popen(
-                    command, cwd=tmp_path, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+                    [*enter, "bash", "-c", ten_commands(node, both[0])],
+                    cwd=folder,
+                    env=environment,
+                    text=True,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
                 )
             )
         try:
+            outputs = []
             for process in started:
-                output, _ = process.communicate(timeout=2 * LIMIT)
+                output, _ = process.communicate(timeout=300)
                 assert process.returncode == 0, output
+                outputs.append(output)
         finally:
             for process in started:
                 process.kill()
-    assert fingerprint(tmp_path / "run") == unbroken[0]
+    assert '"ranks": 2' in outputs[0]
+    assert re.search(r"^accuracy 0\.\d+$", outputs[0], re.MULTILINE)
+    assert not (tmp_path / "node1" / "runs" / "two").exists()

@@ -280,7 +280,10 @@ def check_host_name(name: str, address: str | None, seconds: float, error: str) 
         seconds: Second result of `resolve`.
         error: Third result of `resolve`.
     """
-    advice = f"torchrun --local-addr={_LOOPBACK} on one node, or name this host in /etc/hosts: torchrun waits for it"
+    advice = (
+        f"torchrun --local-addr=ADDRESS, of this node or for a job of one node {_LOOPBACK}, or name this host in "
+        "/etc/hosts: torchrun waits for it"
+    )
     if address is None:
         return Check("host name", Status.WARN, f"{name} does not resolve: {error}", advice)
     result = f"{name} is {address}, found in {1e3 * seconds:.1f} ms"
