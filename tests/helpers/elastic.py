@@ -8,6 +8,7 @@ import contextlib
 import os
 import signal
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from tests.helpers.nodes import PORT, Node
 from tests.helpers.processes import PROGRAM, context, redirect, run_script
 
 
@@ -32,14 +34,31 @@ def _marker(log: str | Path, pid: int) -> Path:
     return Path(f"{log}.ended-{pid}")
 
 
-def _agent(ranks: int, restarts: int, overrides: list[str], log: str, cwd: str | None) -> None:
+@dataclass(frozen=True)
+class Place:
+    """Place of an agent in a job of several nodes."""
+
+    node: Node
+    first: Node
+    """The node whose agent hosts the meeting point."""
+    nodes: int
+    environment: Mapping[str, str]
+
+
+def _agent(ranks: int, restarts: int, overrides: list[str], log: str, cwd: str | None, place: Place | None) -> None:
     os.setpgrp()
     os.environ["OMP_NUM_THREADS"] = "1"
     redirect(f"{log}.agent", f"{log}.agent")
+    count, address, endpoint, run_id, is_host = 1, "127.0.0.1", "localhost:0", str(os.getpid()), {}
+    if place is not None:
+        place.node.enter()
+        os.environ.update(place.environment)
+        count, address, endpoint, run_id = place.nodes, place.node.address, f"{place.first.address}:{PORT}", "nodes"
+        is_host = {"is_host": place.node == place.first}
     config = LaunchConfig(
-        min_nodes=1, max_nodes=1, nproc_per_node=ranks, max_restarts=restarts, monitor_interval=0.1,
-        rdzv_backend="c10d", rdzv_endpoint="localhost:0", local_addr="127.0.0.1", start_method="fork",
-        run_id=str(os.getpid()), logs_specs=DefaultLogsSpecs(),
+        min_nodes=count, max_nodes=count, nproc_per_node=ranks, max_restarts=restarts, monitor_interval=0.1,
+        rdzv_backend="c10d", rdzv_endpoint=endpoint, rdzv_configs=is_host, local_addr=address, start_method="fork",
+        run_id=run_id, logs_specs=DefaultLogsSpecs(),
     )  # fmt: skip
     try:
         elastic_launch(config, _work)(overrides, log, cwd)
@@ -57,7 +76,15 @@ class Elastic:
     log: Path
 
     @classmethod
-    def start(cls, ranks: int, log: Path, *overrides: str, restarts: int = 0, cwd: Path | None = None) -> "Elastic":
+    def start(
+        cls,
+        ranks: int,
+        log: Path,
+        *overrides: str,
+        restarts: int = 0,
+        cwd: Path | None = None,
+        place: Place | None = None,
+    ) -> "Elastic":
         """Start ``launch/train.py`` on ``ranks`` processes.
 
         Args:
@@ -66,9 +93,10 @@ class Elastic:
             overrides: Of the configuration.
             restarts: How often the agent starts all of them again.
             cwd: Folder in which they run.
+            place: The node of these processes; None is this machine alone.
         """
-        place = str(cwd) if cwd is not None else None
-        process = context.Process(target=_agent, args=(ranks, restarts, list(overrides), str(log), place))
+        folder = str(cwd) if cwd is not None else None
+        process = context.Process(target=_agent, args=(ranks, restarts, list(overrides), str(log), folder, place))
         process.start()
         return cls(process, log)
 

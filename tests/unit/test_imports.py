@@ -65,9 +65,11 @@ KNOWS_PROCESSES = {
     "counterflow.recovery.recoverable",
     "counterflow.trainer.spawn",
     "counterflow.cli.launch",
+    "counterflow.doctor.endpoint",
 }
 """Beside transport: the schedules of torch.distributed.pipelining do their own communication, and so does gloo alone,
-with which channels are compared. Recovery makes process groups for new processes; the others start processes."""
+with which channels are compared. Recovery makes process groups for new processes; the doctor asks
+torchrun's own rule; the others start processes."""
 KNOWS_HYDRA = {
     "counterflow.cli.hydra_app",
     "counterflow.cli.train",

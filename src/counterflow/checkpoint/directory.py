@@ -8,7 +8,7 @@ import logging
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -53,6 +53,14 @@ class BlockWritten(Report):
     """Why the file is missing; empty if it was written."""
     evaluated: bool = False
     """These are the weights of an evaluation, and no checkpoint."""
+
+    def of(self, path: Path) -> "BlockWritten":
+        """This report with size and checksum of the file that was written. Raises ``OSError``."""
+        return replace(self, nbytes=path.stat().st_size, sha256=sha256(path))
+
+    def failed(self, error: Exception) -> "BlockWritten":
+        """This report of a file that could not be written."""
+        return replace(self, error=getattr(error, "strerror", None) or str(error).splitlines()[0])
 
 
 @dataclass(frozen=True)

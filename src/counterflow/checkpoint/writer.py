@@ -6,14 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
 
 from counterflow.checkpoint.atomic_write import atomic_write
 from counterflow.checkpoint.directory import BlockWritten, CheckpointDirectory, block_file
-from counterflow.checksum import sha256
 
 Messages = Mapping[int, tuple[Tensor, ...]]
 """Messages by training batch."""
@@ -72,11 +71,29 @@ def _map(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
 class _Item:
     """A file to write."""
 
-    block: int
-    batches: int
     folder: Path
+    written: BlockWritten
+    """Its report; size and checksum are not known yet."""
     content: Any
-    evaluated: bool
+
+
+class BlockStorage:
+    """Files of blocks in the run directory, which all ranks share."""
+
+    def write(self, folder: Path, written: BlockWritten, content: Any) -> BlockWritten:
+        """Write the file of a block with ``torch.save``; ``written``, with size and checksum, or with the error."""
+        path = block_file(folder, written.block)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if not path.exists():  # a restarted rank finds the file that its predecessor wrote, with the same content
+                atomic_write(path, lambda file: torch.save(content, file))
+            return written.of(path)
+        except (OSError, RuntimeError) as error:  # torch raises RuntimeError for errors of the disk
+            return written.failed(error)
+
+    def open(self, folder: Path, block: int) -> IO[bytes]:
+        """Open the file of a block for reading. Raises ``OSError``."""
+        return block_file(folder, block).open("rb")
 
 
 class CheckpointWriter:
@@ -94,6 +111,7 @@ class CheckpointWriter:
         report: Callable[[BlockWritten], None] = lambda written: None,
         timeout: float = 300.0,
         best: CheckpointDirectory | None = None,
+        storage: BlockStorage | None = None,
     ) -> None:
         """Args:
         directory: where checkpoints are written; None writes none.
@@ -102,6 +120,7 @@ class CheckpointWriter:
         report: called on the writer's thread after every file.
         timeout: seconds that any wait for the disk may last.
         best: where the weights of evaluations are written; None writes none.
+        storage: writes and opens files; by default in a folder that all ranks share.
         """
         self._directory = directory
         self._best = best
@@ -109,6 +128,7 @@ class CheckpointWriter:
         self._device = device
         self._report = report
         self._timeout = timeout
+        self._storage = storage or BlockStorage()
         self._queue: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
         self._writing: dict[int, threading.Event] = {}
         self._thread: threading.Thread | None = None
@@ -124,9 +144,12 @@ class CheckpointWriter:
             return None
         path = block_file(self._resume_from, block)
         try:
-            return BlockState(**torch.load(path, map_location="cpu", weights_only=True)).to(self._device)
+            with self._storage.open(self._resume_from, block) as file:
+                return BlockState(**torch.load(file, map_location="cpu", weights_only=True)).to(self._device)
         except FileNotFoundError:
-            raise ValueError(f"{path}: is not there; run.dir has to be a folder that all nodes share") from None
+            raise ValueError(
+                f"{path}: is not there; run.dir has to be a folder that all nodes share, or checkpoint.transport=gather"
+            ) from None
         except Exception as error:
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             raise ValueError(f"{path}: cannot be read ({reason})") from error
@@ -169,7 +192,8 @@ class CheckpointWriter:
             self._thread.start()
         self._wait(block)
         self._writing[block] = threading.Event()
-        self._queue.put(_Item(block, batches, folder, _copied(content), evaluated))
+        written = BlockWritten(batches, block, 0, "", evaluated=evaluated)
+        self._queue.put(_Item(folder, written, _copied(content)))
 
     def _wait(self, block: int) -> None:
         writing = self._writing.get(block)
@@ -181,19 +205,7 @@ class CheckpointWriter:
     def _run(self) -> None:
         while (item := self._queue.get()) is not None:
             try:
-                self._report(_write(item))
+                self._report(self._storage.write(item.folder, item.written, item.content))
             except Exception as error:  # raised by the next save: an exception of a thread reaches nobody
                 self._error = error
-            self._writing[item.block].set()
-
-
-def _write(item: _Item) -> BlockWritten:
-    path = block_file(item.folder, item.block)
-    try:
-        item.folder.mkdir(parents=True, exist_ok=True)
-        if not path.exists():  # a restarted rank finds the file that its predecessor wrote, with the same content
-            atomic_write(path, lambda file: torch.save(item.content, file))
-        return BlockWritten(item.batches, item.block, path.stat().st_size, sha256(path), evaluated=item.evaluated)
-    except (OSError, RuntimeError) as error:  # torch raises RuntimeError for errors of the disk
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        return BlockWritten(item.batches, item.block, 0, "", reason, item.evaluated)
+            self._writing[item.written.block].set()

@@ -216,6 +216,9 @@ class CheckpointConfig(Options, key="checkpoint"):
     best: bool = False
     """Keep the weights of the best evaluation of held-out data, in ``best.safetensors``: of the highest accuracy, or
     of text of the fewest bits per byte; of equal ones, the first."""
+    transport: str = checked("shared", one_of, ("shared", "gather"))
+    """Way of the files of blocks to ``run.dir``: each rank writes its own into a folder that all nodes ``shared``, or
+    rank 0 alone sees it, and ``gather`` sends them there."""
     grace: float = checked(25.0, positive, _LONGEST)
     """Seconds from SIGTERM or SIGINT to the end of the process, even if the checkpoint is not finished."""
 
@@ -316,6 +319,8 @@ class TrainConfig(Options):
             self.optimizer.clip and self.schedule == "naive"
         ):  # the gradients of a batch reach each block at another time
             raise ValueError(f"optimizer.clip={self.optimizer.clip:g}: is for all values of schedule but naive")
+        if self.checkpoint.transport == "gather" and self.engine.recovery == "rank":
+            raise ValueError("checkpoint.transport=gather: allowed for engine.recovery=rank is shared")
         parts, batch = self.train.accumulate, self.train.batch_size
         if batch % parts:
             raise ValueError(f"train.accumulate={parts}: must divide train.batch_size={batch}")

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import NoReturn
 
 from counterflow.cli.console import EXIT_FAILURE, EXIT_SIGNAL, ArgumentParser
-from counterflow.doctor.check import Status, summary_line, table
+from counterflow.doctor.check import Check, Status, summary_line, table
 
 _LOOPBACK = "127.0.0.1"
 _EXAMPLES = """\
 examples:
   counterflow doctor --quick
-  torchrun --standalone --nproc_per_node=4 launch/doctor.py --run-dir /shared/runs"""
+  torchrun --standalone --nproc_per_node=4 launch/doctor.py --run-dir /shared/runs
+  counterflow doctor --endpoint 10.0.0.1:29400 --nodes 2"""
 
 _MEASURING = 15.0
 """Seconds from the first check of a process after which it starts no measurement."""
@@ -36,6 +37,19 @@ def _seconds(text: str) -> float:
     raise argparse.ArgumentTypeError(f"{text}: seconds, more than 0 and at most {_LONGEST_WAIT:g}")
 
 
+def _nodes(text: str) -> int:
+    if text.isdecimal() and text.isascii() and int(text) > 0:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text}: a whole number of at least 1")
+
+
+def _endpoint(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    if host and port.isdecimal() and port.isascii() and 0 < int(port) < 2**16:
+        return host, int(port)
+    raise argparse.ArgumentTypeError(f"{text}: HOST:PORT, with a port below 65536")
+
+
 def main(arguments: Sequence[str]) -> NoReturn:
     """Run the diagnostics, and exit with 0 if no check failed, otherwise with 1."""
     start = time.monotonic()
@@ -45,7 +59,18 @@ def main(arguments: Sequence[str]) -> NoReturn:
     parser.add_argument("--run-dir", type=Path, default=Path("runs"), help="where runs go (%(default)s)")
     parser.add_argument("--timeout", type=_seconds, default=5.0, help="seconds of any wait for a rank (%(default)g)")
     parser.add_argument("--quick", action="store_true", help="a fifth of the messages")
+    across = parser.add_argument_group("before torchrun, on every node")
+    across.add_argument("--endpoint", type=_endpoint, metavar="HOST:PORT", help="that of torchrun's --rdzv-endpoint")
+    across.add_argument("--nodes", type=_nodes, default=2, help="number of nodes (%(default)s)")
+    across.add_argument("--is-host", choices=("0", "1"), help="that of torchrun's --rdzv-conf, if it is given")
+    across.add_argument("--local-addr", metavar="ADDRESS", help="that of torchrun's --local-addr")
     options = parser.parse_args(arguments)
+    if options.endpoint is not None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        from counterflow.doctor.endpoint import check_endpoint
+
+        is_host = None if options.is_host is None else options.is_host == "1"
+        _print_and_exit(check_endpoint(options.endpoint, options.nodes, options.local_addr, is_host), start)
     if "WORLD_SIZE" not in os.environ:
         sys.exit(_run_two_ranks(arguments, _MEASURING + 4 * options.timeout + _OVERHEAD))
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends the process in any wait
@@ -56,6 +81,10 @@ def main(arguments: Sequence[str]) -> NoReturn:
         checks = check_rank(options.run_dir, options.timeout, options.quick, time.monotonic() + _MEASURING)
     except ValueError as error:
         parser.error(str(error))
+    _print_and_exit(checks, start)
+
+
+def _print_and_exit(checks: Sequence[Check], start: float) -> NoReturn:
     if checks:
         print(table(checks))
         print(f"{summary_line(checks)}, in {time.monotonic() - start:.1f} s", flush=True)

@@ -19,7 +19,7 @@ from counterflow.doctor.check import Check, Status, with_timeout
 from counterflow.doctor.listeners import check_node_listeners
 from counterflow.metrics.provenance import torchvision_version
 from counterflow.rank_info import RankInfo
-from counterflow.transport.rendezvous import address
+from counterflow.transport.rendezvous import interface_addresses, interface_names
 
 RANK_BYTES = 10**9
 """Least memory of a rank: torch itself, data and a small """
@@ -45,9 +45,12 @@ def check_machine(rank_info: RankInfo, run_dir: Path) -> list[Check]:
     """Run all checks of one node, without any other process."""
     settings = torch.__config__.show()
     cores = len(os.sched_getaffinity(0))
-    available = interfaces()
+    available = interface_addresses()
     own, seconds, error = resolve(rank_info.host)
-    reason, address = gloo_address(os.environ.get("GLOO_SOCKET_IFNAME"), own, available)
+    setting = os.environ.get("GLOO_SOCKET_IFNAME", "")
+    with suppress(ValueError):  # then it is reported as it stands
+        setting = interface_names(setting)
+    reason, address = gloo_address(setting, own, available)
     return [
         check_torchvision(),
         check_gloo(settings),
@@ -279,26 +282,21 @@ def check_host_name(name: str, address: str | None, seconds: float, error: str) 
         seconds: Second result of `resolve`.
         error: Third result of `resolve`.
     """
-    advice = f"torchrun --local-addr={_LOOPBACK} on one node, or name this host in /etc/hosts: torchrun waits for it"
+    advice = (
+        f"torchrun --local-addr=ADDRESS, of this node or for a job of one node {_LOOPBACK}, or name this host in "
+        "/etc/hosts: torchrun waits for it"
+    )
     if address is None:
         return Check("host name", Status.WARN, f"{name} does not resolve: {error}", advice)
     result = f"{name} is {address}, found in {1e3 * seconds:.1f} ms"
     return Check.judge("host name", result, (seconds > SLOW_NAME, Status.WARN, advice))
 
 
-def interfaces() -> dict[str, str]:
-    """IPv4 addresses of this node's network interfaces, by name."""
-    addresses = {}
-    for _, name in socket.if_nameindex():
-        with suppress(OSError):  # raised for an interface without an IPv4 address
-            addresses[name] = address({"GLOO_SOCKET_IFNAME": name})
-    return addresses
-
-
 def gloo_address(setting: str | None, own: str | None, available: Mapping[str, str]) -> tuple[str, str | None]:
     """Return the reason for gloo's choice of a listening address, and the address, ``None`` if there is none.
 
-    ``setting`` is GLOO_SOCKET_IFNAME, ``own`` the address of this host's name, ``available`` the `interfaces`.
+    ``setting`` is GLOO_SOCKET_IFNAME, ``own`` the address of this host's name, ``available`` the addresses of all
+    interfaces by name.
     Without ``setting`` gloo takes ``own`` if this host can listen there, otherwise the loopback address.
     """
     if setting:
@@ -316,7 +314,7 @@ def check_interface(reason: str, address: str | None, one_node: bool, available:
         reason: First result of `gloo_address`.
         address: Second result of `gloo_address`.
         one_node: True if all ranks run on this node.
-        available: The `interfaces` of this node.
+        available: Addresses of the interfaces of this node, by name.
     """
     known = ", ".join(f"{name} ({text})" for name, text in available.items()) or "none"
     if address is None:

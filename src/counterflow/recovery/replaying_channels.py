@@ -8,6 +8,7 @@ the position in the stream.
 """
 
 import contextlib
+import errno
 import socket
 import tempfile
 import time
@@ -29,6 +30,7 @@ from counterflow.transport.handshake import (
     read_exactly,
     wake,
 )
+from counterflow.transport.keepalive import SILENCE, is_silence, keep_alive
 from counterflow.transport.remote import Endpoint
 from counterflow.transport.rendezvous import LauncherStore
 from counterflow.transport.shared_secret import RunKey
@@ -131,6 +133,22 @@ class _ReplayingEnd:
         self._connection: socket.socket | None = None
         self._closed = False
         self._last: Tag | str = "nothing"
+        self._unreachable_since: float | None = None
+
+    def _judge(self, error: OSError) -> None:
+        """End all waits if ``error`` says that the machine of the peer is gone.
+
+        That of a process that was killed says so at once, and another process takes its place.
+        """
+        unreachable = isinstance(error, TimeoutError) or error.errno in (errno.EHOSTUNREACH, errno.ENETUNREACH)
+        if not unreachable:
+            self._unreachable_since = None
+        elif self._unreachable_since is None:
+            self._unreachable_since = time.monotonic()
+        since = self._unreachable_since
+        if is_silence(error) or (since is not None and time.monotonic() - since > SILENCE):
+            peer = f"lost rank {self.endpoint.peer}"
+            self.endpoint.watchdog.lose(f"{peer} (no answer for {SILENCE:g} s: its machine is down, or the link to it)")
 
     def end(self) -> None:
         with self.endpoint.watchdog:
@@ -195,6 +213,8 @@ class ReplayingSender(_ReplayingEnd):
                 read_exactly(connection, HEADER_BYTES, time.monotonic() + HANDSHAKE_SECONDS)
             )
             connection.settimeout(None)
+            keep_alive(connection)
+            self._unreachable_since = None
             with endpoint.watchdog:
                 if not self._replay.reaches(wanted):
                     raise MessageError(f"it needs {wanted}, which is not kept any more")
@@ -209,8 +229,8 @@ class ReplayingSender(_ReplayingEnd):
                         self._credits += len(given)
         except MessageError as error:
             endpoint.watchdog.fail(endpoint.error(error))
-        except OSError:
-            pass
+        except OSError as error:
+            self._judge(error)
         self._forget(connection)
 
     def _forget(self, connection: socket.socket) -> None:
@@ -235,7 +255,8 @@ class ReplayingSender(_ReplayingEnd):
                     continue
             try:
                 connection.sendall(buffer.numpy().data)
-            except OSError:
+            except OSError as error:
+                self._judge(error)
                 self._forget(connection)
                 continue
             with watchdog:
@@ -302,7 +323,10 @@ class ReplayingReceiver(_ReplayingEnd):
                 if time.monotonic() > unproven_since + endpoint.watchdog.timeout / 2:
                     raise endpoint.error("the other side did not prove that it has the same secret") from None
                 time.sleep(_PAUSE)
-            except (OSError, ValueError):
+            except OSError as error:
+                self._judge(error)
+                time.sleep(_PAUSE)
+            except ValueError:
                 time.sleep(_PAUSE)
             except MessageError as error:
                 raise endpoint.error(error) from error
@@ -315,6 +339,8 @@ class ReplayingReceiver(_ReplayingEnd):
         if not endpoint.store.has(endpoint.key):
             raise OSError("no sender yet")
         connection = connect_proven(endpoint.run_key, endpoint.key, endpoint.store.get(endpoint.key).decode())
+        self._unreachable_since = None
+        keep_alive(connection)
         with endpoint.watchdog:
             assert self._expected is not None
             credits = self._depth + 1 - len(self._arrived) - len(self._held)

@@ -40,6 +40,7 @@ from counterflow.trainer.early_stopping import EarlyEnd
 from counterflow.trainer.gathering import gather_tensors
 from counterflow.trainer.job_builder import materialized
 from counterflow.trainer.rank0 import CHECKPOINTS, EVALUATED, Rank0Services, ResumePoint, open_run_dir
+from counterflow.trainer.remote_checkpoints import CheckpointServer, RemoteStorage
 from counterflow.trainer.summary import describe, original_state, summarize
 from counterflow.transport import Communicator, connect, rendezvous
 from counterflow.transport.rendezvous import interfaces
@@ -267,7 +268,11 @@ def fit(
     evaluated = (
         CheckpointDirectory(begin.path / EVALUATED) if begin.path is not None and config.checkpoint.best else None
     )
-    checkpoints = CheckpointWriter(directory, begin.checkpoint, job.device, report, comm.watchdog.timeout, evaluated)
+    gathers = config.checkpoint.transport == "gather" and directory is not None and comm.size > 1
+    storage = RemoteStorage(comm) if gathers and comm.rank > 0 else None
+    checkpoints = CheckpointWriter(
+        directory, begin.checkpoint, job.device, report, comm.watchdog.timeout, evaluated, storage
+    )
     tracing = None
     if config.trace and begin.path is not None:
         from counterflow.trace.session import TraceSession  # opt-in
@@ -276,6 +281,8 @@ def fit(
     title = f"{config.algorithm.name}, schedule {job.schedule}, {config.model.name} on {config.data.name}"
     context = RunContext(comm, callback, checkpoints, waits, tracing.recorder if tracing is not None else None)
     with checkpoints, ExitStack() as stack:
+        if gathers and comm.rank == 0 and directory is not None:
+            stack.enter_context(CheckpointServer(comm, directory, evaluated, begin.checkpoint))
         if point is not None:
             if point.directory is not None:
                 callbacks = [*callbacks, *map(make_logger, config.run.loggers)]

@@ -2,6 +2,7 @@
 (gathers at the start and the end, reports for rank 0, stop requests)."""
 
 import contextlib
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +18,8 @@ from counterflow.topology import Edge, Topology
 from counterflow.transport.buffers import MessageLayout, make_buffers, started
 from counterflow.transport.channel import ChannelError, gloo_reason
 from counterflow.transport.control import LOSS_GRACE, ControlThread, StopConsensus, Watchdog
+from counterflow.transport.file_transfer import FileTransfer
+from counterflow.transport.keepalive import SILENCE, is_silence, keeping_alive
 from counterflow.transport.remote import P2PEndpoint, RemoteReceiver, RemoteSender
 from counterflow.transport.rendezvous import LauncherStore, join
 
@@ -55,6 +58,8 @@ class Communicator:
         self._reporting = threading.Lock()
         self._groups: dict[Edge, tuple[dist.ProcessGroup, int]] = {}
         """Group and peer of each of this rank's edges to other ranks."""
+        self._hosts: dict[int, str] = {}
+        """Names of the machines of `_peers`."""
         self._peer_threads: list[threading.Thread] = []
         self._channels: list[Any] = []
         self._store = store
@@ -92,6 +97,7 @@ class Communicator:
                     ChannelError(f"rank {self.rank}: {edge}: was not opened ({gloo_reason(error)})")
                 ) from error
 
+        self._hosts = {peer: self._store.get(f"host/{peer}").decode() for peer in self._peers}
         self._peer_threads = [
             threading.Thread(target=self._watch_peer, args=(peer,), name=f"rank {peer}", daemon=True)
             for peer in self._peers
@@ -107,9 +113,13 @@ class Communicator:
         """Notice that ``peer`` dies: gloo does not, on the socket of a message of which it has received a half."""
         try:
             started(dist.irecv(torch.empty(1), peer, tag=_GOODBYE)).wait(timedelta(days=365))
-        except RuntimeError:
+        except RuntimeError as error:
             time.sleep(LOSS_GRACE)
-            self.watchdog.lose(peer)
+            self.watchdog.lose(f"lost rank {peer}{self._silence(peer) if is_silence(error) else ''}")
+
+    def _silence(self, peer: int) -> str:
+        """Reason why ``peer`` is lost, where its connection ended because nothing answered."""
+        return f" (no answer from {self._hosts[peer]} for {SILENCE:g} s: the machine is down, or the link to it)"
 
     def sender(self, edge: Edge, layouts: Callable[[Tag], MessageLayout]) -> RemoteSender:
         return self._opened(RemoteSender(self._endpoint(edge, layouts)))
@@ -160,7 +170,7 @@ class Communicator:
         except RuntimeError as error:
             explanation = self.watchdog.explain() if "imed out" in str(error) else ""
             raise self.watchdog.find_cause(
-                ChannelError(f"rank {self.rank}: lost a rank while {what}{explanation}")
+                ChannelError(f"rank {self.rank}: lost a rank while {what}{explanation} ({gloo_reason(error)})")
             ) from error
 
     def send_report(self, text: str) -> None:
@@ -197,6 +207,10 @@ class Communicator:
             if time.monotonic() > start + self.watchdog.timeout:
                 raise self.watchdog.timed_out(what)
         return self._store.get(f"published/{key}").decode()
+
+    def file_transfer(self) -> FileTransfer:
+        """Transfer of files between rank 0 and the others, on a connection of its own, for one thread."""
+        return FileTransfer(self._store.another_connection(), self.watchdog)
 
     # -- what recovery.recoverable overrides
 
@@ -251,16 +265,19 @@ def connect(
         return Communicator(LauncherStore(HashStore(), rank), size, watchdog, on_stop)
     launcher = LauncherStore(store, rank)
     attempt = join(launcher, size, timeout)
+    own = launcher.with_prefix(attempt)
+    own.set(f"host/{rank}", socket.gethostname())
     try:
-        dist.init_process_group(
-            "gloo",
-            store=PrefixStore(f"{attempt}/gloo", store),
-            rank=rank,
-            world_size=size,
-            timeout=timedelta(seconds=timeout),
-        )
+        with keeping_alive():
+            dist.init_process_group(
+                "gloo",
+                store=PrefixStore(f"{attempt}/gloo", store),
+                rank=rank,
+                world_size=size,
+                timeout=timedelta(seconds=timeout),
+            )
     except RuntimeError as error:
         raise launcher.cause(
             ChannelError(f"rank {rank}: the {size} ranks did not meet within {timeout:g} s: {gloo_reason(error)}")
         ) from error
-    return Communicator(launcher.with_prefix(attempt), size, watchdog, on_stop)
+    return Communicator(own, size, watchdog, on_stop)

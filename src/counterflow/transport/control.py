@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from counterflow.transport.channel import ChannelError
-from counterflow.transport.rendezvous import LauncherStore
+from counterflow.transport.rendezvous import LauncherStore, SilentStoreError
 
 _INTERVAL = 0.2
 """Seconds between looks at the store."""
@@ -26,7 +26,7 @@ class Watchdog:
         self.timeout = timeout
         self._condition = threading.Condition()
         self._failure: ChannelError | None = None
-        self._lost: int | None = None
+        self._lost = ""
         self._waiting: tuple[str, float] | None = None
         self._inboxes: list[queue.SimpleQueue[Any]] = []
         self.explain: Callable[[], str] = lambda: ""
@@ -47,10 +47,10 @@ class Watchdog:
             self._failure = self._failure or error
         self._wake()
 
-    def lose(self, rank: int) -> None:
-        """End all waits, now and later, because ``rank`` is gone; the error of each names what it waited for."""
+    def lose(self, what: str) -> None:
+        """End all waits, now and later, because of ``what``; the error of each names what it waited for."""
         with self:
-            self._lost = rank if self._lost is None else self._lost
+            self._lost = self._lost or what
         self._wake()
 
     def _wake(self) -> None:
@@ -65,8 +65,8 @@ class Watchdog:
     def check(self, what: str) -> None:
         """Raise the error that ends the wait for ``what``, if there is one."""
         self.raise_failure()
-        if self._lost is not None:
-            raise self.find_cause(ChannelError(f"{what}: lost rank {self._lost}"))
+        if self._lost:
+            raise self.find_cause(ChannelError(f"{what}: {self._lost}"))
 
     def wait(self, ready: Callable[[], object], what: str) -> float:
         """Wait until ``ready()``, which is called under the lock; ``what`` names it in errors.
@@ -78,7 +78,7 @@ class Watchdog:
         with self._condition:
             self._waiting = what, start
             is_ready = self._condition.wait_for(
-                lambda: self._failure is not None or self._lost is not None or ready(), self.timeout
+                lambda: self._failure is not None or self._lost or ready(), self.timeout
             )
             self.check(what)
         if not is_ready:
@@ -94,7 +94,7 @@ class Watchdog:
 
     def take(self, inbox: "queue.SimpleQueue[Any]", what: Callable[[], str]) -> Any:
         """Wait for the next item of ``inbox``; ten times as fast as `wait` from one thread to another."""
-        if self._failure is not None or self._lost is not None:
+        if self._failure is not None or self._lost:
             self.check(what())
         try:
             item = inbox.get_nowait()
@@ -259,7 +259,10 @@ class ControlThread:
             self._serve()
         except ChannelError as error:
             time.sleep(LOSS_GRACE)
-            self._watchdog.fail(error)
+            if isinstance(error, SilentStoreError):
+                self._watchdog.lose(error.reason)
+            else:
+                self._watchdog.fail(error)
 
     def _serve(self) -> None:
         answered = agreed = False

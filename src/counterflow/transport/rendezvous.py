@@ -10,20 +10,24 @@ the machine's name, and NCCL the first interface that is not loopback. The store
 hosts it. Torch binds it to all interfaces, but accepts a socket that is already bound to MASTER_ADDR alone.
 """
 
+import contextlib
 import fcntl
 import os
 import socket
 import struct
+import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
 from datetime import timedelta
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 from torch._C._distributed_c10d import Store, TCPStore
 
 from counterflow.rank_info import RankInfo
 from counterflow.transport.channel import ChannelError, gloo_reason
+from counterflow.transport.keepalive import SILENCE, is_silence, keeping_alive
 
 _GLOO, _NCCL = "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"
 _LOOPBACK = ("lo", "lo0")
@@ -38,28 +42,73 @@ _RECONNECT_INTERVAL = 0.1
 _POLL_INTERVAL = 0.01
 """Seconds between two looks at the store."""
 
+_NOTED_WITHIN = 0.2
+"""Seconds after which a call of another thread has noted why it failed."""
+
+_CAUSE_WITHIN = 1.0
+"""Seconds for the store to answer, once its machine would have been noticed as silent."""
+
 _stores: dict[tuple[str, int], Store] = {}
 """The stores that this process has joined: a second run uses the first one's, as rank 0 cannot host it twice."""
 
 
 def interfaces(info: RankInfo, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Variables to set so that gloo and NCCL listen on loopback alone if all ranks are on one node.
+    """Variables to set so that gloo and NCCL listen where GLOO_SOCKET_IFNAME says.
 
-    Variables that are set already stay as they are.
+    Without it, they listen on loopback alone if all ranks are on one node. Names stay as they are. An address, or a
+    network such as 10.0.0.0/24, gets the name of the interface with that address, or with one in that network.
 
     Raises:
         ValueError: GLOO_SOCKET_IFNAME names an interface that this machine does not have.
     """
-    found = [name for _, name in socket.if_nameindex()]
     chosen = environment.get(_GLOO, "")
-    for name in filter(None, chosen.split(",")):
-        if name not in found:
-            raise ValueError(f"{_GLOO}={chosen}: {name} is no interface of this machine, it has {', '.join(found)}")
+    if chosen:
+        name = interface_names(chosen)
+        return {} if name == chosen else _on(name.split(",")[0], environment) | {_GLOO: name}
+    found = [name for _, name in socket.if_nameindex()]
     loopback = next((name for name in _LOOPBACK if name in found), None)
-    if chosen or loopback is None or not info.one_node:
-        return {}
+    return {} if loopback is None or not info.one_node else _on(loopback, environment)
+
+
+def _on(name: str, environment: Mapping[str, str]) -> dict[str, str]:
     # NCCL reads a name as a prefix, unless it is marked with "=".
-    return {_GLOO: loopback, **({} if environment.get(_NCCL) else {_NCCL: f"={loopback}"})}
+    return {_GLOO: name, **({} if environment.get(_NCCL) else {_NCCL: f"={name}"})}
+
+
+def interface_names(chosen: str) -> str:
+    """``chosen``, a value of GLOO_SOCKET_IFNAME, with the name of the interface in place of each address or network.
+
+    Raises:
+        ValueError: This machine has no such interface.
+    """
+    return ",".join(_interface_name(name, chosen) for name in filter(None, chosen.split(",")))
+
+
+def _interface_name(text: str, chosen: str) -> str:
+    found = [name for _, name in socket.if_nameindex()]
+    if text in found:
+        return text
+    try:
+        network = ip_network(text)
+    except ValueError:
+        raise ValueError(
+            f"{_GLOO}={chosen}: {text} is no interface of this machine, it has {', '.join(found)}"
+        ) from None
+    addresses = interface_addresses()
+    for name, own in addresses.items():
+        if ip_address(own) in network:
+            return name
+    known = ", ".join(f"{name} ({own})" for name, own in addresses.items())
+    raise ValueError(f"{_GLOO}={chosen}: no interface of this machine has an address {text}, it has {known}")
+
+
+def interface_addresses() -> dict[str, str]:
+    """IPv4 addresses of this machine's network interfaces, by name."""
+    found = {}
+    for _, name in socket.if_nameindex():
+        with contextlib.suppress(OSError):  # raised for an interface without an IPv4 address
+            found[name] = address({_GLOO: name})
+    return found
 
 
 def address(environment: Mapping[str, str] = os.environ) -> str:
@@ -118,14 +167,15 @@ def rendezvous(info: RankInfo, timeout: float) -> Store | None:
             if listening is None:
                 _await_listener(host, port, timeout)
             store = AgentStore if info.agent_hosts_store else TCPStore
-            _stores[host, port] = store(
-                host,
-                port,
-                info.size,
-                is_master=hosts,
-                timeout=timedelta(seconds=timeout),
-                master_listen_fd=listening,
-            )
+            with keeping_alive():
+                _stores[host, port] = store(
+                    host,
+                    port,
+                    info.size,
+                    is_master=hosts,
+                    timeout=timedelta(seconds=timeout),
+                    master_listen_fd=listening,
+                )
         except (RuntimeError, OSError) as error:
             reason = str(error).splitlines()[0]
             raise ChannelError(
@@ -147,6 +197,16 @@ def _await_listener(host: str, port: int, timeout: float) -> None:
             time.sleep(_RECONNECT_INTERVAL)
 
 
+class SilentStoreError(ChannelError):
+    """The connection to the store ended because nothing answered: its machine is down, or the link to it."""
+
+    def __init__(self, rank: int, where: str) -> None:
+        self.reason = (
+            f"no answer from the launcher's store{where} for {SILENCE:g} s: its machine is down, or the link to it"
+        )
+        super().__init__(f"rank {rank}: {self.reason}")
+
+
 class LauncherStore:
     """Key-value store of the launcher as one rank uses it; raises `ChannelError` if it does not answer."""
 
@@ -154,19 +214,39 @@ class LauncherStore:
         """Put ``prefix`` before all keys; ``rank`` is named in errors."""
         self._store = store
         self._prefix = prefix
+        self._is_silent = threading.Event()
+        """Set once the connection ended for silence: later calls fail for other reasons."""
         self.rank = rank
 
     def with_prefix(self, prefix: str) -> "LauncherStore":
-        return LauncherStore(self._store, self.rank, f"{self._prefix}{prefix}/")
+        other = LauncherStore(self._store, self.rank, f"{self._prefix}{prefix}/")
+        other._is_silent = self._is_silent
+        return other
+
+    def another_connection(self) -> "LauncherStore":
+        """The same store on a connection of its own. Raises `ChannelError`."""
+        with keeping_alive():
+            return LauncherStore(self._call(lambda _: self._store.clone(), ""), self.rank, self._prefix)
 
     def cause(self, error: ChannelError) -> ChannelError:
         """The store's error instead of ``error`` about a lost rank, if that rank may have ended because of it."""
-        if isinstance(self._store, AgentStore):
+        if not isinstance(self._store, AgentStore):
+            return error
+        causes: list[ChannelError] = []
+
+        def ask() -> None:
             try:
                 self.has("")
+            except SilentStoreError as silence:
+                causes.append(ChannelError(f"{error}; {silence.reason}"))
             except ChannelError as worse:
-                return worse
-        return error
+                causes.append(worse)
+
+        # On a thread, as a process that hosts the store and was stopped does not answer, but its machine does.
+        asking = threading.Thread(target=ask, name="cause", daemon=True)
+        asking.start()
+        asking.join(SILENCE + _CAUSE_WITHIN)
+        return causes[0] if causes else error
 
     def set(self, key: str, value: str | bytes) -> None:
         self._call(self._store.set, key, value)
@@ -196,6 +276,11 @@ class LauncherStore:
             return operation(self._prefix + key, *value)
         except RuntimeError as error:
             where = f" at {self._store.host}:{self._store.port}" if isinstance(self._store, TCPStore) else ""
+            if is_silence(error):
+                self._is_silent.set()
+            # The call that sees the silence may be one of another thread, which is about to note it.
+            if self._is_silent.wait(_NOTED_WITHIN):
+                raise SilentStoreError(self.rank, where) from None
             raise ChannelError(
                 f"rank {self.rank}: the launcher's store{where} does not answer ({gloo_reason(error)})"
             ) from None

@@ -58,6 +58,23 @@ def test_variables_that_are_set_stay() -> None:
     assert interfaces(ONE_NODE, {"NCCL_SOCKET_IFNAME": "eth0"}) == {"GLOO_SOCKET_IFNAME": LOOPBACK}
 
 
+@pytest.mark.parametrize("chosen", ["127.0.0.1", "127.0.0.0/8", f"127.0.0.1,{LOOPBACK}"])
+def test_an_interface_may_be_named_by_its_address(chosen: str) -> None:
+    named = interfaces(ONE_NODE, {"GLOO_SOCKET_IFNAME": chosen})
+    names = ",".join([LOOPBACK] * len(chosen.split(",")))
+    assert named == {"GLOO_SOCKET_IFNAME": names, "NCCL_SOCKET_IFNAME": f"={LOOPBACK}"}
+    assert set(interfaces(ONE_NODE, {"GLOO_SOCKET_IFNAME": chosen, "NCCL_SOCKET_IFNAME": "eth0"})) == {
+        "GLOO_SOCKET_IFNAME"
+    }
+
+
+@pytest.mark.parametrize("chosen", ["240.0.0.1", "240.0.0.0/8"])
+def test_an_address_that_no_interface_has_is_refused(chosen: str) -> None:
+    message = rf"^GLOO_SOCKET_IFNAME={chosen}: no interface of this machine has an address {chosen}, it has [^\n]*$"
+    with pytest.raises(ValueError, match=message):
+        interfaces(ONE_NODE, {"GLOO_SOCKET_IFNAME": chosen})
+
+
 @pytest.mark.parametrize("name", ["nope", f"{LOOPBACK},nope"])
 def test_an_interface_that_is_not_there_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=r"^[^\n]*$") as error:

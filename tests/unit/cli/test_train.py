@@ -16,6 +16,7 @@ CHANGED = (
     "train.microbatches=2", "train.accumulate=4",
     "train.steps=7", "train.evaluate_every=3", "train.patience=2", "train.test=false",
     "train.log_every=4", "checkpoint.every=11", "checkpoint.keep=5", "checkpoint.grace=7", "checkpoint.best=true",
+    "checkpoint.transport=gather",
     "run.resume=never", "run.activations=9", "run.experiment=mine", "run.loggers=[]",
 )  # fmt: skip
 

@@ -64,4 +64,4 @@ def test_an_interface_that_other_nodes_reach() -> None:
 def test_ports() -> None:
     assert machine.check_port("127.0.0.1").status is Status.OK
     assert machine.check_port("203.0.113.9").status is Status.FAIL  # no address of this machine
-    assert "127.0.0.1" in machine.interfaces().values()
+    assert "127.0.0.1" in machine.interface_addresses().values()

@@ -30,7 +30,7 @@ def test_a_wait_has_an_end(comm: Communicator) -> None:
 
 
 def test_a_lost_rank_ends_it(comm: Communicator) -> None:
-    comm.watchdog.lose(2)
+    comm.watchdog.lose("lost rank 2")
     with pytest.raises(ChannelError, match=r"^rank 0: waiting for the decision: lost rank 2$"):
         comm.await_published("the decision", nothing)
 
