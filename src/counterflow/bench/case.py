@@ -66,6 +66,8 @@ class RankMeasurement:
     peak_cuda_bytes: int | None
     cut: Sequence[int]
     """Layers of every block."""
+    processor_seconds: float
+    """CPU time of all threads in the timed batches."""
 
 
 class SteadyTimer:
@@ -75,21 +77,23 @@ class SteadyTimer:
         assert 0 < warmup < batches
         self._waits = waits
         self._before, self._last = warmup - 1, batches - 1
-        self._stamps: dict[int, tuple[float, float, float]] = {}
+        self._stamps: dict[int, tuple[float, float, float, float]] = {}
 
     def should_log(self, n: int) -> bool:
         return False
 
     def on_step(self, block: int, n: int, metrics: Metrics) -> None:
         if n in (self._before, self._last):  # the last block of a rank overwrites the stamps of the others
-            self._stamps[n] = perf_counter(), self._waits.receive, self._waits.send
+            self._stamps[n] = perf_counter(), process_time(), self._waits.receive, self._waits.send
 
     def on_eval(self, block: int, n: int, split: str, figures: Mapping[str, Value]) -> None:
         raise AssertionError("benchmarks do not evaluate")
 
     def measurement(self, counts: Sequence[int]) -> RankMeasurement:
         """The measurement of this process after the last batch, for blocks of ``counts`` layers."""
-        (start, receive, send), (end, received, sent) = self._stamps[self._before], self._stamps[self._last]
+        (start, used, receive, send), (end, all_used, received, sent) = (
+            self._stamps[n] for n in (self._before, self._last)
+        )
         return RankMeasurement(
             seconds=end - start,
             batches=self._last - self._before,
@@ -99,6 +103,7 @@ class SteadyTimer:
             peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10,
             peak_cuda_bytes=torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
             cut=counts,
+            processor_seconds=all_used - used,
         )
 
 

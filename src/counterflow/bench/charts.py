@@ -59,14 +59,19 @@ def log_ticks(axes: Axes, ticks: Mapping[int, str]) -> None:
 
 
 def draw_bars(path: Path, rows: Sequence[Mapping[str, Any]], title: str) -> None:
-    """Medians in samples/s as horizontal bars, the first on top; a whisker spans the lowest to the highest round."""
+    """Medians in samples/s as horizontal bars, the first on top; a whisker spans the lowest to the highest round.
+
+    Behind it is the ratio to the baseline, or why there is none.
+    """
     with chart(path, 1, 1, 0.35 * len(rows) + 1) as (_, (axes,)):
         for y, row in enumerate(reversed(rows)):
             middle = row["samples_per_second"]
             axes.barh(y, middle, color=colour(row["name"]), height=0.7)
             axes.plot([row["lowest"], row["highest"]], [y, y], color="black", linewidth=1)
             end = max(middle, row["highest"]), y
-            axes.annotate(f"{row['ratio_to_baseline']:.2f}x", end, (4, 0), textcoords="offset points", va="center")
+            ratio = row["ratio_to_baseline"]
+            text = row["doubt"] or "" if ratio is None else f"{ratio:.2f}x"
+            axes.annotate(text, end, (4, 0), textcoords="offset points", va="center")
         axes.set_yticks(range(len(rows)), [row["name"] for row in reversed(rows)])
         axes.margins(x=0.12)
         axes.grid(False, axis="y")

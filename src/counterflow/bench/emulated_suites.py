@@ -18,6 +18,7 @@ from counterflow.bench.options import BenchContext
 from counterflow.bench.results import (
     CaseResult,
     Goal,
+    Measurements,
     SuiteResult,
     case_results,
     predict_seconds,
@@ -63,10 +64,10 @@ def measure_emulated(context: BenchContext) -> SuiteResult:
         ranks = result.ranks
         if result.name == "BLL" and ranks in _GOAL_OF_IDEAL:
             share = result.extra["share_of_ideal"]
-            goals.append(Goal(f"P={ranks}: share of the ideal rate", _GOAL_OF_IDEAL[ranks], share))
+            goals.append(Goal.of(f"P={ranks}: share of the ideal rate", _GOAL_OF_IDEAL[ranks], share, [result]))
         if result.name == "BLL" and ranks == 8 and result.baseline == schedule_label("1f1b", 24):
-            assert result.ratio_to_baseline is not None
-            goals.append(Goal(f"P=8: over {result.baseline}", 1.20, result.ratio_to_baseline))
+            rows = [row for row in results if row.ranks == ranks and row.name in (result.name, result.baseline)]
+            goals.append(Goal.of(f"P=8: over {result.baseline}", 1.20, result.ratio_to_baseline, rows))
     return SuiteResult("emulated", settings, results, goals)
 
 
@@ -159,8 +160,14 @@ def measure_jitter(context: BenchContext) -> SuiteResult:
         "jitter",
         sleep.settings | {"share_of_slow_batches": jitter.share, "factor": jitter.factor, "rounds": options.rounds},
         results,
-        [Goal(f"BLL depth 4 over {baseline}", 1.25, speedup(measured["BLL depth 4"], measured[baseline]))],
+        [_over(results, measured, "BLL depth 4", baseline, 1.25)],
     )
+
+
+def _over(results: Sequence[CaseResult], measured: Measurements, name: str, other: str, wanted: float) -> Goal:
+    """The goal that the case ``name`` is ``wanted`` times as fast as ``other``."""
+    rows = [row for row in results if row.name in (name, other)]
+    return Goal.of(f"{name} over {other}", wanted, speedup(measured[name], measured[other]), rows)
 
 
 def draw_jitter(suite: Mapping[str, Any], folder: Path) -> None:
@@ -249,7 +256,7 @@ def measure_slowlink(context: BenchContext) -> SuiteResult:
         [f"BLL lag 2, {_FAST}", pipelines[0].replace(_SLOW, _FAST)],
         lambda case: link if case.name.endswith(_SLOW) else None,
     )
-    best = measured[f"BLL lag {lag}, {_SLOW}"]
+    best = f"BLL lag {lag}, {_SLOW}"
     return SuiteResult(
         "slowlink",
         settings=sleep.settings
@@ -261,8 +268,8 @@ def measure_slowlink(context: BenchContext) -> SuiteResult:
         },
         cases=results,
         goals=[
-            Goal(f"BLL lag {lag}, slow over fast link", 0.98, speedup(best, measured[f"BLL lag {lag}, {_FAST}"])),
-            Goal(f"BLL lag {lag} over {baseline}", 1.5, speedup(best, measured[baseline])),
+            _over(results, measured, best, f"BLL lag {lag}, {_FAST}", 0.98),
+            _over(results, measured, best, baseline, 1.5),
         ],
     )
 

@@ -1,6 +1,7 @@
 """Results of a suite: measured in interleaved rounds, beside predictions, as JSON, and as tables in the terminal and in
 Markdown. Every round runs each case once, and every other round in reverse order."""
 
+import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from statistics import median
@@ -17,6 +18,12 @@ from counterflow.schedule.forecast import LinkSpec, StageCost, Workload, forecas
 
 SuiteJson = Mapping[str, Any]
 """`SuiteResult.to_json`, with the keys that `counterflow.bench.cli` adds."""
+
+
+_CLOSE = 0.10
+"""Distance from its prediction, as a share, up to which an emulated row counts."""
+_BUSY = 0.9
+"""Share of all processors that ranks of sleeping blocks may keep busy before they are what is measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +48,8 @@ class CaseResult:
     """Samples of an update batch."""
     microbatches: int | None = None
     repeats: int = 1
+    doubt: str = ""
+    """Why this row counts for no ratio and no goal; empty if it counts."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Metrics of this suite alone."""
 
@@ -54,12 +63,23 @@ class Goal:
 
     text: str
     wanted: float
-    reached: float
+    reached: float | None
+    """None if a row that it rests on is in doubt."""
     at_most: bool = False
     """The bound is an upper one."""
+    doubt: str = ""
+    """Why it is not counted."""
+
+    @classmethod
+    def of(cls, text: str, wanted: float, reached: float | None, rows: Sequence[CaseResult]) -> "Goal":
+        """A lower bound that rests on ``rows``."""
+        doubts = [f"{row.name}: {row.doubt}" for row in rows if row.doubt]
+        return cls(text, wanted, None if doubts else reached, doubt="; ".join(doubts))
 
     @property
     def met(self) -> bool:
+        if self.reached is None:
+            return False
         return self.reached <= self.wanted if self.at_most else self.reached >= self.wanted
 
 
@@ -103,6 +123,11 @@ class RoundMeasurement:
     def wait_fraction(self) -> float:
         """Share of time spent waiting for messages and for free send buffers, averaged over ranks."""
         return sum((rank.receive_wait + rank.send_wait) / rank.seconds for rank in self.ranks) / len(self.ranks)
+
+    @property
+    def processors(self) -> float:
+        """Processors that all ranks together kept busy."""
+        return sum(rank.processor_seconds / rank.seconds for rank in self.ranks)
 
 
 Measurements = Mapping[str, Sequence[RoundMeasurement]]
@@ -171,9 +196,27 @@ def case_results(cases: Sequence[BenchmarkCase], measured: Measurements, baselin
                 batch=case.config.train.batch_size,
                 microbatches=case.microbatches,
                 repeats=len(own),
+                doubt=_shortage(median(one.processors for one in own)) if case.sleep is not None else "",
             )
         )
-    return results
+    return _counted(results)
+
+
+def _shortage(processors: float) -> str:
+    """Doubt in the rate of blocks that sleep, whose ranks kept so many processors busy; empty if there is none."""
+    cores = len(os.sched_getaffinity(0))
+    return f"limited by this machine's {cores} cores" if processors > _BUSY * cores else ""
+
+
+def _counted(results: Sequence[CaseResult]) -> list[CaseResult]:
+    """``results`` without ratios that rest on a row in doubt."""
+    doubtful = {result.name for result in results if result.doubt}
+    return [
+        replace(result, ratio_to_baseline=None, ratio_lowest=None, ratio_highest=None)
+        if doubtful & {result.name, result.baseline}
+        else result
+        for result in results
+    ]
 
 
 def peak_bytes(ranks: Sequence[RankMeasurement]) -> dict[str, Any]:
@@ -224,7 +267,8 @@ def with_predictions(
     """``results`` with the share of the ideal rate and the prediction; a block that never waits has the ideal rate.
 
     An engine takes some time for every action. It is estimated from the results that ``calibrations`` names, and added
-    to the predictions of all cases of the same engine. The prediction of a calibrating case itself says nothing.
+    to the predictions of all cases of the same engine. The prediction of a calibrating case itself says nothing. A row
+    that is further than `_CLOSE` from its prediction is in doubt: what limits it is not its schedule.
 
     Args:
         results: One per case.
@@ -250,8 +294,10 @@ def with_predictions(
         }
         if result.name in calibrations:
             metrics["calibrates_ms"] = 1e3 * overhead
+        elif not result.doubt and abs(metrics["prediction_error"]) > _CLOSE:
+            result = replace(result, doubt=f"{metrics['prediction_error']:+.0%} off its prediction")
         predicted.append(result.with_extra(**metrics))
-    return predicted
+    return _counted(predicted)
 
 
 def terminal_table(suite: SuiteJson) -> Table:
@@ -289,6 +335,9 @@ def suite_title(suite: SuiteJson) -> str:
 
 def goal_lines(suite: SuiteJson) -> Iterator[str]:
     for goal in suite["goals"]:
+        if goal["reached"] is None:
+            yield f"goal: {goal['text']}: not counted ({goal['doubt']})"
+            continue
         sign, verdict = "<=" if goal["at_most"] else ">=", "reached" if goal["met"] else "NOT reached"
         yield f"goal: {goal['text']}: {goal['reached']:.3g}, wanted {sign} {goal['wanted']:.3g}: {verdict}"
 

@@ -100,7 +100,7 @@ class ReplicaSync(ABC):
         return vector[: self.parameters.size], vector[self.parameters.size :]
 
     def slice(self, bucket: int, replica: int) -> Tensor:
-        """What this copy brings to ``replica``. It stays as it is until the sums are there."""
+        """The slice of this copy that ``replica`` sums up. It stays as it is until the sums are there."""
         return self._vector[self.slices[bucket][replica]]
 
     @torch.no_grad()

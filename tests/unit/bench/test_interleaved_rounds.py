@@ -13,7 +13,7 @@ from tests.helpers.configs import configured
 
 
 def measurement(seconds: float, batches: int = 10, wait: float = 0.0) -> RankMeasurement:
-    return RankMeasurement(seconds, batches, wait, 0.0, 1.0, 1000, None, [1])
+    return RankMeasurement(seconds, batches, wait, 0.0, 1.0, 1000, None, [1], 0.0)
 
 
 def measured(*seconds: float) -> RoundMeasurement:
