@@ -135,7 +135,7 @@ class GuardedJob:
         store = SealedStore(plain, RunKey(token, SECRET.encode()))
         found = []
         for edge in EDGES:
-            key = f"edge/{edge.stream.value}/{edge.lower}"
+            key = f"edge/{edge.stream.value}/{edge.lower}/{edge.replica}/{edge.peer}"
             if not store.has(key):
                 raise OSError(f"{edge} does not listen yet")
             host, port = store.get(key).decode().split()

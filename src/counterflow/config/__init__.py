@@ -15,7 +15,7 @@ from counterflow.config.model import (
     TransformerConfig,
     VGGConfig,
 )
-from counterflow.config.optimizer import OPTIMIZERS, SGD, AdamW, Muon, OptimizerConfig
+from counterflow.config.optimizers import OPTIMIZERS, SGD, AdamW, Muon, OptimizerConfig
 from counterflow.config.replicas import SyncConfig, TopologyConfig
 from counterflow.config.schema import (
     DATA,

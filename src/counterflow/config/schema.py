@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from omegaconf import MISSING
 
 from counterflow.config.model import ModelConfig
-from counterflow.config.optimizer import OptimizerConfig
+from counterflow.config.optimizers import OptimizerConfig
 from counterflow.config.replicas import SyncConfig, TopologyConfig
 from counterflow.config.validators import (
     NamedOptions,

@@ -18,7 +18,6 @@ from counterflow.doctor.check import Check, Status, summary_line, table
 _LOOPBACK = "127.0.0.1"
 _EXAMPLES = """\
 examples:
-  counterflow doctor --quick
   torchrun --standalone --nproc_per_node=4 launch/doctor.py --run-dir /shared/runs
   counterflow doctor --endpoint 10.0.0.1:29400 --nodes 2"""
 
