@@ -60,7 +60,7 @@ class Job:
     frozen: frozenset[str] = frozenset()
     """Names of the layers that do not learn."""
     sync: SyncConfig = field(default_factory=SyncConfig)
-    """How the copies of a block in several replicas learn together."""
+    """Meetings of the copies of a block in several replicas."""
     replica: int = 0
     """The replica whose view this is, see `of_replica`."""
 

@@ -80,7 +80,7 @@ class ReplicaSync(ABC):
             ]
             for start, end in pairwise(ends)
         ]
-        """Of every bucket, the slice of the vector that each copy sums up."""
+        """Slices of the vector that the copies sum up, a list for every bucket."""
         self._device = tensors[0].device if tensors else torch.device("cpu")
         self._vector = torch.empty(0)
         self._sent = 0

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.utils.data import TensorDataset
+from torch import Tensor
 
 import counterflow as cf
 from counterflow.data.batch_loader import EpochSampler
@@ -20,6 +19,7 @@ from counterflow.engine.replica_sync import GradientSync
 from counterflow.engine.stage import Stage
 from counterflow.models import build_seeded
 from counterflow.trainer.job_builder import load_job
+from tests.distributed.engine.test_accumulate import data, network, results
 from tests.distributed.engine.test_resume import figures, interrupt
 from tests.helpers.configs import configured
 from tests.helpers.processes import Pool
@@ -41,7 +41,6 @@ PARAMETERS = (
 )
 NETWORK = ("model=mlp", "model.width=24", "model.hidden=3", "model.dropout=0.2", "model.norm=batch", "blocks=3")
 LENGTH = ("train.batch_size=24", "train.steps=13", "data.validation=0.1", "train.evaluate_every=5")
-RESULTS = ("fingerprint", "test_accuracy", "block_accuracy", "validation_block_accuracy")
 Run = Callable[..., dict[str, Any]]
 
 
@@ -53,10 +52,6 @@ def run(pool: Pool) -> Run:
         return summary_of(pool, ranks, *NETWORK, *LENGTH, *RULES[rule], "replicas=2", *more, **how)
 
     return cache(summary)
-
-
-def results(summary: dict[str, Any]) -> dict[str, Any]:
-    return {key: summary[key] for key in RESULTS}
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
@@ -102,17 +97,6 @@ def test_a_run_that_goes_on_ends_with_the_same_bits(
         assert again["resumed_after"] == batches
         assert results(again) == results(whole)
         assert figures(broken) == figures(tmp_path / "whole")
-
-
-def network() -> nn.Sequential:
-    return nn.Sequential(
-        nn.Linear(10, 24), *(nn.Sequential(nn.ReLU(), nn.Linear(24, 24)) for _ in range(2)), nn.Linear(24, 3)
-    )
-
-
-def data(samples: int) -> TensorDataset:
-    numbers = torch.randn(samples, 10, generator=torch.Generator().manual_seed(0))
-    return TensorDataset(numbers, torch.arange(samples) % 3)
 
 
 @pytest.mark.parametrize("rule", [cf.BLL(), cf.PredSim(beta=0.0), cf.AL(dim=12)], ids=["bll", "predsim", "al"])
