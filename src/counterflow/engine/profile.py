@@ -89,7 +89,8 @@ def message_from_below(job: Job, rules: RuleSet, block: int) -> Payload:
     if block > 1:
         specs = rules.activation(block - 1, job.shard_size)
         return _received(job, MessageKind.ACTIVATION, made_up(specs), specs)
-    return _entered(job, (job.example, *((job.batches.labels(0),) if job.plan.predicts_down else ())))
+    labels = (job.batches.labels(0),) if job.plan.predicts_down else ()
+    return _entered(job, tuple(tensor[: job.shard_size] for tensor in (job.example, *labels)))
 
 
 def _steps(job: Job, rules: RuleSet, rule: LocalRule, block: int, below: Payload, above: Payload) -> Iterator[int]:
@@ -115,7 +116,7 @@ def _steps(job: Job, rules: RuleSet, rule: LocalRule, block: int, below: Payload
 
 
 def _target_message(job: Job, rules: RuleSet, block: int) -> Payload:
-    labels = job.batches.labels(0)
+    labels = job.batches.labels(0)[: job.shard_size]
     if not job.plan.targets_down or block == job.topology.blocks:
         return (labels.to(job.device),)
     specs = rules.target(block, 0, job.shard_size)

@@ -79,6 +79,12 @@ def test_three_replicas(pool: Pool) -> None:
     assert results(summary_of(pool, 4, *options)) == results(summary_of(pool, 1, *options))
 
 
+@pytest.mark.parametrize("rule", ["bll", "al"])
+def test_blocks_are_measured_on_a_share_of_a_batch(pool: Pool, rule: str) -> None:
+    options = (*NETWORK, "train.batch_size=24", "train.steps=2", *RULES[rule], "replicas=2", "model.cut=profile")
+    assert sum(summary_of(pool, 1, *options)["cut"]) == 4
+
+
 @pytest.mark.parametrize("ranks", [(4, 1), (1, 3)])
 @pytest.mark.parametrize("more", [(), PARAMETERS], ids=["gradients", "parameters"])
 @pytest.mark.parametrize("rule", ["bll", "al"])
