@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from itertools import chain
+from operator import itemgetter
 
 from counterflow.message import MessageKind, Tag
 from counterflow.topology import Edge, Piece, Stream
@@ -244,14 +245,19 @@ class Action:
         return (self.block, self.n) if learns and self.e == self.parts - 1 else None
 
 
+def _ahead(block: int, plan: RunPlan) -> range:
+    """Batches whose targets ``block`` sends down before its first batch."""
+    if plan.start == 0:
+        return range(min(plan.lead(block), plan.batches))
+    return range(plan.taken(block - 1), plan.taken(block)) if block > 1 else range(0)
+
+
 def _prologue(pieces: Sequence[Piece], plan: RunPlan) -> Iterator[Action]:
-    for block, replica in reversed(pieces):
-        if plan.start == 0:
-            for n in range(min(plan.lead(block), plan.batches)):
-                yield Action(Op.TARGET, block, n, replica=replica)
-        elif block > 1:
-            for n in range(plan.taken(block - 1), plan.taken(block)):
-                yield Action(Op.RESEND, block, n, replica=replica)
+    """Targets go down batch by batch: were they to go piece by piece, two processes with pieces of the same replicas
+    could each fill the channel that the other empties last."""
+    early = [(n, piece) for piece in reversed(pieces) for n in _ahead(piece.block, plan)]
+    for n, (block, replica) in sorted(early, key=itemgetter(0)):
+        yield Action(Op.RESEND if plan.start else Op.TARGET, block, n, replica=replica)
     met = plan.pending_meeting(plan.start)
     if met is not None:
         yield from _each(Op.SCATTER, pieces, met)

@@ -65,7 +65,7 @@ def test_evaluation_follows_its_batch() -> None:
 def test_three_blocks_of_one_rank_lag_1() -> None:
     plan = RunPlan(batches=3, lag=1, evaluate_every=2, test_batches=1)
     assert drawn(rank_program(column(range(1, 4)), plan)) == timetable(
-        "3T0 3T1 2T0                                     ",  # a wave from the top
+        "3T0 2T0 3T1                                     ",  # a wave from the top
         "| 1T0 1F0 1L0 | 2T1 2F0 2L0 | 3T2 3F0 3L0       ",
         "| 1T1 1F1 1L1 | 2T2 2F1 2L1 |     3F1 3L1       ",
         "| 1E1.0       | 2E1.0       | 3E1.0             ",
@@ -76,7 +76,7 @@ def test_three_blocks_of_one_rank_lag_1() -> None:
 
 def test_two_blocks_of_one_rank_lag_2() -> None:
     assert drawn(rank_program(column(range(2, 4)), RunPlan(batches=6, lag=2))) == timetable(
-        "3T0 3T1 3T2 3T3 2T0 2T1   ",
+        "3T0 2T0 3T1 2T1 3T2 3T3   ",
         "| 2T2 2F0 2L0 | 3T4 3F0 3L0",
         "| 2T3 2F1 2L1 | 3T5 3F1 3L1",
         "| 2T4 2F2 2L2 |     3F2 3L2",
@@ -335,7 +335,7 @@ def test_an_edge_carries_what_the_plan_says(case: tuple[Topology, RunPlan]) -> N
     assert taken[Edge(Stream.TARGET, topology.blocks)] == list(plan.targets(topology.blocks))
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(exact_columns())
 def test_exact_targets_are_not_old(case: tuple[Topology, RunPlan]) -> None:
     """With lag 0 the targets of batch n come down with parameters after exactly n updates, in every block."""
