@@ -166,7 +166,7 @@ class EngineConfig(Options, key="engine"):
     backend: str = checked("auto", one_of, ("auto", "gloo", "nccl"))
     precision: str = checked("fp32", one_of, ("fp32", "bf16", "auto"))
     """``bf16`` computes under autocast, with parameters and messages in float32; ``auto`` does so where the processor
-    has units for it (CUDA from compute capability 8, AMX)."""
+    has units for it (CUDA from compute capability 8, AMX, AVX-512 BF16)."""
     wire: str = checked("fp32", one_of, ("fp32", "bf16", "int8"))
     """Numbers in messages between blocks, of one process too: ``bf16`` halves what the wire carries. ``int8``, with a
     scale for every row, makes a quarter of activations and gradients; other numbers are as under ``bf16``."""

@@ -143,7 +143,8 @@ def has_bf16_units(device: torch.device) -> bool:
     """The processor multiplies matrices of bfloat16 in hardware; elsewhere, autocast only adds conversions."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
+    found = torch.cpu.get_capabilities()
+    return bool(found.get("amx_bf16") or found.get("avx512_bf16"))
 
 
 def intra_op_threads(setting: int | str, pieces: int) -> int:

@@ -194,8 +194,8 @@ def test_messages_are_contiguous_float32_and_come_back_as_they_went() -> None:
 
 
 def test_auto_is_bf16_where_the_processor_has_units_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    for has in (False, True):
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda has=has: {"amx_bf16": has})
+    for unit, has in ((None, False), ("avx512_f", False), ("amx_bf16", True), ("avx512_bf16", True)):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda unit=unit: {unit: True})
         assert has_bf16_units(CPU) == has
         for precision, bf16 in (("auto", has), ("bf16", True), ("fp32", False)):
             job = load_job(load_config([*SMALL, "device=cpu", f"engine.precision={precision}"]))
