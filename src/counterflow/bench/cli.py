@@ -27,6 +27,7 @@ from counterflow.bench.emulated_suites import (
 )
 from counterflow.bench.loader_suite import measure_loader
 from counterflow.bench.options import BenchContext, BenchOptions
+from counterflow.bench.race_suite import draw_time_to_accuracy, measure_time_to_accuracy
 from counterflow.bench.replica_suite import draw_replicas, measure_replicas
 from counterflow.bench.results import SuiteResult, goal_lines, markdown, terminal_table
 from counterflow.bench.training_suites import (
@@ -61,6 +62,7 @@ SUITES: Mapping[str, tuple[Measure, Draw | None]] = {
     "flops": (measure_flops, draw_flops),
     "loader": (measure_loader, None),
     "replicas": (measure_replicas, draw_replicas),
+    "time_to_accuracy": (measure_time_to_accuracy, draw_time_to_accuracy),
 }
 
 

@@ -10,11 +10,11 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 
 from counterflow.bench.cases import CaseFactory
-from counterflow.config.validators import Options, at_least, checked, positive, size
+from counterflow.config.validators import Options, at_least, checked, one_of, positive, size
 
 SUITE_NAMES = (
     *("cpu2", "emulated", "slowlink", "jitter", "transport", "memory", "scaling", "timeline", "flops", "loader"),
-    "replicas",
+    *("replicas", "time_to_accuracy"),
 )
 
 
@@ -71,11 +71,22 @@ class LinkOptions(Options, key="link"):
 
 
 @dataclass(kw_only=True)
+class RaceOptions(Options, key="race"):
+    """Task and target of ``suite=time_to_accuracy``."""
+
+    task: str = checked("cifar10", one_of, ("cifar10", "text"))
+    root: str | None = None
+    """Folder of CIFAR-10."""
+    target: float = checked(0.9, positive, 100)
+    """Accuracy on held-out data, or bits per byte of text."""
+
+
+@dataclass(kw_only=True)
 class BenchOptions(Options):
     """All options of ``launch/bench.py``."""
 
     suite: Any = checked("emulated", _suites)
-    """A suite, a list of suites, or ``all``."""
+    """A suite, a list of suites, or ``all``, which is all but ``time_to_accuracy``."""
     ranks: Any = checked(None, _counts)
     """A number of processes, or a list. None: the default of the suite."""
     microbatches: Any = checked(None, _counts)
@@ -88,10 +99,12 @@ class BenchOptions(Options):
     """Folder of ``bench.json``, ``bench.md`` and the charts."""
     stage: StageOptions = field(default_factory=StageOptions)
     link: LinkOptions = field(default_factory=LinkOptions)
+    race: RaceOptions = field(default_factory=RaceOptions)
 
     @property
     def suites(self) -> list[Any]:
-        return list(SUITE_NAMES) if self.suite == "all" else _as_list(self.suite)
+        every = [name for name in SUITE_NAMES if name != "time_to_accuracy"]  # which needs data, and hours
+        return every if self.suite == "all" else _as_list(self.suite)
 
     def numbers(self, key: str, default: list[int]) -> list[int]:
         """The values of ``ranks`` or ``microbatches``; ``default`` if the option is not set."""

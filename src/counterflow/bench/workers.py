@@ -19,7 +19,7 @@ from counterflow.bench.netem import JoinHandle
 from counterflow.transport import Communicator, connect
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["counterflow.bench.case", "counterflow.engine.pipelined", "sklearn.datasets"])
+_context.set_forkserver_preload(["counterflow.bench.whole_run", "counterflow.engine.pipelined", "sklearn.datasets"])
 
 _PR_SET_TIMERSLACK = 29
 """Linux's prctl option: with a slack of 1 ns, sleeps end within a microsecond instead of 50."""
