@@ -6,16 +6,13 @@ from dataclasses import dataclass, replace
 from time import perf_counter, process_time
 
 import torch
-import torch.nn.functional as F
-from torch.nn.parallel import DistributedDataParallel
 
-from counterflow.algorithms.muon import hidden_weights
-from counterflow.algorithms.optimizer import BatchPart, BlockOptimizer
+from counterflow.algorithms.optimizer import BatchPart
 from counterflow.algorithms.rule import Metrics
+from counterflow.bench.ddp import ddp_updates
 from counterflow.bench.sleeping import Sleep, sleep_in_updates
 from counterflow.checkpoint import CheckpointWriter
 from counterflow.config import TrainConfig
-from counterflow.data.prefetch import prefetch
 from counterflow.engine import cost
 from counterflow.engine.factory import build_engine, choose_partition
 from counterflow.engine.job import Job
@@ -126,15 +123,7 @@ def train_traced(comm: Communicator, case: BenchmarkCase) -> tuple[RankMeasureme
 def train_ddp(comm: Communicator, case: BenchmarkCase) -> RankMeasurement:
     """Train ``case`` with DistributedDataParallel: every rank has the whole network and its share of each batch."""
     job, timer, _ = _prepare(comm, case, ranks=1, rank=0)
-    network = DistributedDataParallel(job.network.train())
-    hidden = hidden_weights(job.network, is_top=True)
-    optimizer = BlockOptimizer(network.parameters(), job.optimizer, job.plan.batches, hidden=hidden)
-    share = job.batch_size // comm.size
-    own = slice(comm.rank * share, (comm.rank + 1) * share)
-    items = ((job.batches.inputs(n)[own], job.batches.labels(n)[own]) for n in range(job.plan.batches))
-    for n, (inputs, labels) in enumerate(prefetch(items)):
-        torch.autograd.backward(F.cross_entropy(network(inputs), labels))
-        optimizer.step(n)
+    for n in ddp_updates(job, comm):
         timer.on_step(1, n, {})
     return timer.measurement([len(job.network)])
 

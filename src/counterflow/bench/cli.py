@@ -40,6 +40,7 @@ from counterflow.bench.training_suites import (
     measure_timeline,
 )
 from counterflow.bench.transport_suite import draw_transport, measure_transport
+from counterflow.bench.wan_suite import draw_wan, measure_wan
 from counterflow.bench.workers import WorkerError
 from counterflow.checkpoint.atomic_write import atomic_write
 from counterflow.cli.console import EXIT_FAILURE, EXIT_USAGE
@@ -63,6 +64,7 @@ SUITES: Mapping[str, tuple[Measure, Draw | None]] = {
     "loader": (measure_loader, None),
     "replicas": (measure_replicas, draw_replicas),
     "time_to_accuracy": (measure_time_to_accuracy, draw_time_to_accuracy),
+    "wan": (measure_wan, draw_wan),
 }
 
 

@@ -5,7 +5,8 @@ Every rank moves into a network namespace of its own, whose only way out is a tu
 of the given bandwidth and latency would have delivered it. Everything above is real: the kernel's TCP, gloo, the store.
 
 A packet has up to 65,000 bytes, which keeps their number small. TCP windows are open from the start, so that the link
-is measured, and not TCP's slow start. Linux only, as root or where users may create namespaces.
+is measured, and not TCP's slow start. With ``internet``, packets have up to 1,500 bytes and TCP is as the kernel has
+it. Linux only, as root or where users may create namespaces.
 """
 
 import ctypes
@@ -27,7 +28,7 @@ INTERFACE = "link"
 """Network interface of every rank."""
 
 _TUN = "/dev/net/tun"
-_MTU = 65000
+_MTU, _INTERNET_MTU = 65000, 1500
 _WINDOW = 32 << 20
 """Bytes in flight on one connection: many times bandwidth * latency of a slow link."""
 
@@ -49,6 +50,8 @@ _SETTINGS = {
     "tcp_slow_start_after_idle": "0",
     "tcp_early_retrans": "0",
     "tcp_no_metrics_save": "1",
+}
+_WINDOWS = {
     "tcp_rmem": f"4096 {2 * _WINDOW} {2 * _WINDOW}",
     "tcp_wmem": f"4096 {2 * _WINDOW} {2 * _WINDOW}",
 }
@@ -62,8 +65,14 @@ class LinkSpeed:
     """Bytes/s, IP and TCP headers included: less than 0.1 % of large messages."""
     latency: float
     """Seconds, one way."""
+    internet: bool = False
+    """Small packets and the kernel's own TCP, whose windows grow and shrink."""
+    loss: float = 0.0
+    """Share of packets that are lost, with ``internet``."""
 
     def __post_init__(self) -> None:
+        if not 0 <= self.loss <= 0.5 or (self.loss and not self.internet):
+            raise ValueError(f"loss={self.loss}: must be between 0 and 0.5, and 0 without internet")
         if 2 * self.bandwidth * self.latency > _WINDOW / 2:
             raise ValueError(
                 f"bandwidth={self.bandwidth}: at a latency of {self.latency} s at most "
@@ -79,6 +88,7 @@ class JoinHandle:
     """Socket of the router."""
     ranks: int
     router_pid: int
+    internet: bool = False
 
 
 @contextmanager
@@ -101,7 +111,7 @@ def emulated_network(ranks: int, speed: LinkSpeed) -> Iterator[JoinHandle]:
                 sys.executable,
                 "-I",
                 str(Path(__file__).with_name("netem_router.py")),
-                *map(str, (listener.fileno(), ranks, speed.bandwidth, speed.latency)),
+                *map(str, (listener.fileno(), ranks, speed.bandwidth, speed.latency, speed.loss)),
             ],
             stdin=subprocess.PIPE,  # closed when this process ends, however it ends; that ends the router
             pass_fds=[listener.fileno()],
@@ -109,7 +119,7 @@ def emulated_network(ranks: int, speed: LinkSpeed) -> Iterator[JoinHandle]:
         ) as router:
             listener.close()
             try:
-                yield JoinHandle(f"{folder}/router", ranks, router.pid)
+                yield JoinHandle(f"{folder}/router", ranks, router.pid, speed.internet)
             finally:
                 router.kill()
 
@@ -131,7 +141,7 @@ def join(handle: JoinHandle, rank: int) -> None:
     """
     if not 0 <= rank < handle.ranks:
         raise ValueError(f"rank={rank}: 0..{handle.ranks - 1}")
-    tunnel = _move(rank)
+    tunnel = _move(rank, handle.internet)
     try:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         connection.settimeout(_JOIN_SECONDS)
@@ -158,17 +168,17 @@ def unavailable_reason() -> str | None:
     return None if done.returncode == 0 else (done.stderr.splitlines() or [f"status {done.returncode}"])[-1]
 
 
-def _move(rank: int) -> int:
+def _move(rank: int, internet: bool) -> int:
     """Move this thread into a new namespace; returns the descriptor of the tunnel that leads out."""
     if not sys.platform.startswith("linux"):
         raise ValueError("slow links: only Linux has the namespaces and tunnels")
     try:
         _unshare()
-        for name, value in _SETTINGS.items():
+        for name, value in (_WINDOWS if internet else _WINDOWS | _SETTINGS).items():
             Path("/proc/sys/net/ipv4", name).write_text(value)
         tunnel = os.open(_TUN, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         fcntl.ioctl(tunnel, _TUNSETIFF, struct.pack("=16sH22x", INTERFACE.encode(), _IFF_TUN | _IFF_NO_PI))
-        _bring_up(socket.inet_aton(ip_address(rank)))
+        _bring_up(socket.inet_aton(ip_address(rank)), internet)
     except OSError as error:
         raise ValueError(f"slow links: this machine does not allow them: {error}") from error
     return tunnel
@@ -187,7 +197,7 @@ def _unshare() -> None:
     Path("/proc/self/gid_map").write_text(f"{group} {group} 1")
 
 
-def _bring_up(own: bytes) -> None:
+def _bring_up(own: bytes, internet: bool) -> None:
     """Enable loopback and the tunnel, with address ``own`` and a route to the other ranks."""
     index = socket.if_nametoindex(INTERFACE)
     metrics = (
@@ -201,7 +211,7 @@ def _bring_up(own: bytes) -> None:
         (
             _RTM_NEWLINK,
             up.pack(socket.AF_UNSPEC, 0, index, _IFF_UP, _IFF_UP)
-            + _attribute(_IFLA_MTU, _MTU)
+            + _attribute(_IFLA_MTU, _INTERNET_MTU if internet else _MTU)
             + _attribute(_IFLA_TXQLEN, 10_000),  # packets that wait while the router is busy
         ),
         (_RTM_NEWADDR, struct.pack("=BBBBI", socket.AF_INET, 32, 0, 0, index) + _attribute(_IFA_LOCAL, own)),
@@ -214,7 +224,7 @@ def _bring_up(own: bytes) -> None:
             + _attribute(_RTA_DST, own[:3] + b"\0")
             + _attribute(_RTA_OIF, index)
             + _attribute(_RTA_PREFSRC, own)
-            + _attribute(_RTA_METRICS, metrics),
+            + (b"" if internet else _attribute(_RTA_METRICS, metrics)),
         ),
     ]
     flags = _NLM_F_REQUEST | _NLM_F_ACK | _NLM_F_CREATE
@@ -233,6 +243,6 @@ def _attribute(kind: int, value: bytes | int) -> bytes:
 
 if __name__ == "__main__":
     try:
-        os.close(_move(0))
+        os.close(_move(0, internet=False))
     except ValueError as error:
         sys.exit(str(error))

@@ -10,6 +10,7 @@ Imports the standard library alone, so that it starts at once and takes little m
 import asyncio
 import contextlib
 import os
+import random
 import selectors
 import socket
 import sys
@@ -36,8 +37,9 @@ class _Link:
 class Router:
     """The ranks that have joined, and the packets in flight."""
 
-    def __init__(self, ranks: int, bandwidth: float, latency: float) -> None:
-        self._ranks, self._bandwidth, self._latency = ranks, bandwidth, latency
+    def __init__(self, ranks: int, bandwidth: float, latency: float, loss: float) -> None:
+        self._ranks, self._bandwidth, self._latency, self._loss = ranks, bandwidth, latency, loss
+        self._random = random.Random(0)
         # Epoll would round timeouts up to milliseconds.
         self._loop = asyncio.SelectorEventLoop(selectors.SelectSelector())
         self._connections: dict[int, socket.socket] = {}  # by rank, open as long as its process lives
@@ -96,6 +98,8 @@ class Router:
             destination, size = packet[19] - 1, len(packet)
             if packet[0] >> 4 != 4 or not 0 <= destination < self._ranks:
                 continue
+            if self._loss and self._random.random() < self._loss:
+                continue
             link = self._links[rank, destination]
             if link.queued + size > _MAX_QUEUED:
                 continue
@@ -124,12 +128,15 @@ def _is_pure_ack(packet: bytes) -> bool:
 
 
 def main() -> None:
-    """Command line: descriptor of the listener, ranks, bytes/s, seconds. Ends when its standard input is closed."""
-    descriptor, ranks, bandwidth, latency = sys.argv[1:]
+    """Command line: descriptor of the listener, ranks, bytes/s, seconds, share of lost packets.
+
+    Ends when its standard input is closed.
+    """
+    descriptor, ranks, bandwidth, latency, loss = sys.argv[1:]
     listener = socket.socket(fileno=int(descriptor))
     with contextlib.suppress(PermissionError):
         os.setpriority(os.PRIO_PROCESS, 0, -20)  # a link does not wait for a core
-    Router(int(ranks), float(bandwidth), float(latency)).run(listener, sys.stdin.fileno())
+    Router(int(ranks), float(bandwidth), float(latency), float(loss)).run(listener, sys.stdin.fileno())
     rmtree(Path(listener.getsockname()).parent, ignore_errors=True)  # the process that made it has ended
 
 

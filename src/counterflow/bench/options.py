@@ -14,7 +14,7 @@ from counterflow.config.validators import Options, at_least, checked, one_of, po
 
 SUITE_NAMES = (
     *("cpu2", "emulated", "slowlink", "jitter", "transport", "memory", "scaling", "timeline", "flops", "loader"),
-    *("replicas", "time_to_accuracy"),
+    *("replicas", "time_to_accuracy", "wan"),
 )
 
 
@@ -71,14 +71,21 @@ class LinkOptions(Options, key="link"):
 
 
 @dataclass(kw_only=True)
-class RaceOptions(Options, key="race"):
-    """Task and target of ``suite=time_to_accuracy``."""
+class TaskOptions(Options, key="task"):
+    """What ``suite=time_to_accuracy`` and ``wan`` train."""
 
-    task: str = checked("cifar10", one_of, ("cifar10", "text"))
+    name: str = checked("cifar10", one_of, ("cifar10", "text"))
+    """The fast network on CIFAR-10, or a small language model on the source of Python's standard library."""
     root: str | None = None
     """Folder of CIFAR-10."""
     target: float = checked(0.9, positive, 100)
-    """Accuracy on held-out data, or bits per byte of text."""
+    """Of ``time_to_accuracy``: accuracy on held-out data, or bits per byte of text."""
+
+    def of_data(self) -> list[str]:
+        """The override that says where the data is. ``ValueError`` if it has to be known."""
+        if self.name == "cifar10" and self.root is None:
+            raise ValueError("task.root=null: must be the folder of CIFAR-10 for task.name=cifar10")
+        return [] if self.root is None else [f"data.root={self.root}"]
 
 
 @dataclass(kw_only=True)
@@ -86,7 +93,7 @@ class BenchOptions(Options):
     """All options of ``launch/bench.py``."""
 
     suite: Any = checked("emulated", _suites)
-    """A suite, a list of suites, or ``all``, which is all but ``time_to_accuracy``."""
+    """A suite, a list of suites, or ``all``: those that need no data and no hours."""
     ranks: Any = checked(None, _counts)
     """A number of processes, or a list. None: the default of the suite."""
     microbatches: Any = checked(None, _counts)
@@ -99,11 +106,11 @@ class BenchOptions(Options):
     """Folder of ``bench.json``, ``bench.md`` and the charts."""
     stage: StageOptions = field(default_factory=StageOptions)
     link: LinkOptions = field(default_factory=LinkOptions)
-    race: RaceOptions = field(default_factory=RaceOptions)
+    task: TaskOptions = field(default_factory=TaskOptions)
 
     @property
     def suites(self) -> list[Any]:
-        every = [name for name in SUITE_NAMES if name != "time_to_accuracy"]  # which needs data, and hours
+        every = [name for name in SUITE_NAMES if name not in ("time_to_accuracy", "wan")]  # these take data, and hours
         return every if self.suite == "all" else _as_list(self.suite)
 
     def numbers(self, key: str, default: list[int]) -> list[int]:

@@ -110,18 +110,17 @@ _RACES = {
 
 
 def measure_time_to_accuracy(context: BenchContext) -> SuiteResult:
-    """All methods of ``race.task``, and then the fastest of them over a link of 100 Mb/s and 50 ms.
+    """All methods of ``task.name``, and then the fastest of them over a link of 100 Mb/s and 50 ms.
 
     Finished runs are kept in ``out``, and a suite that was interrupted goes on from them.
 
     Raises:
-        ValueError: ``race.root`` is missing, or names no data.
+        ValueError: ``task.root`` is missing, or names no data.
     """
-    options = context.options.race
-    race = _RACES[options.task]
-    if options.task == "cifar10" and options.root is None:
-        raise ValueError("race.root=null: must be the folder of CIFAR-10 for race.task=cifar10")
-    runs = _RaceRuns(context, race, context.out / f"race-{options.task}.jsonl")
+    options = context.options.task
+    race = _RACES[options.name]
+    options.of_data()
+    runs = _RaceRuns(context, race, context.out / f"race-{options.name}.jsonl")
     target = options.target
     results = [runs.result(method, target) for method in race.methods]
     if unavailable_reason() is None:
@@ -129,7 +128,7 @@ def measure_time_to_accuracy(context: BenchContext) -> SuiteResult:
     return SuiteResult(
         "time_to_accuracy",
         settings={
-            "task": options.task,
+            "task": options.name,
             "target": f"{race.figure} {target:g}",
             "lengths": f"{race.length}={','.join(map(str, race.lengths))}",
             "seeds": context.options.rounds,
@@ -150,11 +149,10 @@ class _RaceRuns:
         self._runs: dict[str, Any] = {row["key"]: row["run"] for row in map(json.loads, lines)}
 
     def config(self, method: _Method, length: int, seed: int) -> TrainConfig:
-        root = self._context.options.race.root
         return load_config(
             [
                 *self._race.options,
-                *([f"data.root={root}"] if root is not None else []),
+                *self._context.options.task.of_data(),
                 "engine.threads=1",
                 "device=cpu",
                 f"{self._race.length}={length}",

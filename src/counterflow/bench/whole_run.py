@@ -1,23 +1,17 @@
 """Whole training runs on ranks of their own, timed from the first batch to the last update, and evaluated after it."""
 
 import resource
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter, process_time
 
 import torch
-import torch.nn.functional as F
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
-from counterflow.algorithms import EndToEnd
-from counterflow.algorithms.muon import hidden_weights
-from counterflow.algorithms.optimizer import BlockOptimizer
 from counterflow.algorithms.rule import Metrics
+from counterflow.bench.ddp import ddp_bytes, ddp_updates
 from counterflow.checkpoint import CheckpointWriter
 from counterflow.config import TrainConfig
-from counterflow.data.batch_loader import BatchKey, Field
-from counterflow.data.prefetch import prefetch
 from counterflow.engine import cost
 from counterflow.engine.evaluation import AccuracyMeter
 from counterflow.engine.factory import build_engine, choose_partition
@@ -101,35 +95,27 @@ def train_whole(comm: Communicator, config: TrainConfig) -> WholeRun:
 def train_whole_ddp(comm: Communicator, config: TrainConfig) -> WholeRun:
     """`train_whole` with DistributedDataParallel: every rank has the whole network, and its share of a batch."""
     job = _without_test(load_job(config, RankInfo()))
-    job = replace(job, cut=(len(job.network),), batches=replace(job.batches, replicas=comm.size))
-    assert isinstance(job.algorithm, EndToEnd), "DDP shares out backprop"
-    assert job.optimizer.average == 0, "weights are not averaged here"
-    flops = cost.end_to_end(job, 1).learning / comm.size
+    flops = cost.end_to_end(replace(job, cut=(len(job.network),)), 1).learning / comm.size
     timer = RunTimer(1, job.plan.batches)
     comm.all_gather(None, "the start")
     timer.begin()
-    job.initialize_inputs()
-    job.runtime.prepare_module(job.network, ())
-    network = DistributedDataParallel(job.network.train())
-    hidden = hidden_weights(job.network, is_top=True)
-    optimizer = BlockOptimizer(network.parameters(), job.optimizer, job.plan.batches, hidden=hidden)
-    fields = (_share(job, "inputs", comm.rank), _share(job, "labels", comm.rank))
-    for n, (inputs, labels) in enumerate(prefetch(zip(*fields, strict=True))):
-        with job.runtime.autocast():
-            scores = network(*job.runtime.unpack(job.runtime.arrange((inputs,))))
-        loss = F.cross_entropy(scores.float().flatten(0, -2), labels.flatten(), label_smoothing=job.algorithm.smoothing)
-        torch.autograd.backward(loss)
-        optimizer.step(n)
+    for n in ddp_updates(job, comm):
         timer.on_step(1, n, {})
     if comm.rank == 0:
         timer.on_eval(1, job.plan.batches - 1, "validation", _evaluate(job, job.network.eval()))
-    parameters = sum(p.numel() for p in network.parameters() if p.requires_grad)
-    return timer.run(job, flops, 2 * 4 * parameters * (comm.size - 1) / comm.size)  # the ring of an all-reduce
+    return timer.run(job, flops, ddp_bytes(job, comm.size))
 
 
-def _share(job: Job, field: Field, rank: int) -> Iterator[torch.Tensor]:
-    keys = [BatchKey(n, replica=rank) for n in range(job.plan.batches)]
-    return job.batches.stream(field, keys, keys)
+def count_sent(comm: Communicator, config: TrainConfig, ranks: int) -> float:
+    """Bytes of a training batch of ``config`` that all ``ranks`` send to each other. Runs on one process."""
+    job = load_job(config, RankInfo(size=ranks))
+    engine = build_engine(replace(job, cut=choose_partition(job)))
+    return sum(_sent(engine.owners, engine.bytes_per_batch(), rank) for rank in range(ranks))
+
+
+def count_ddp_sent(comm: Communicator, config: TrainConfig, ranks: int) -> float:
+    """`count_sent` of DistributedDataParallel."""
+    return ranks * ddp_bytes(load_job(config, RankInfo()), ranks)
 
 
 @torch.no_grad()

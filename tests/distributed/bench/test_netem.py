@@ -130,6 +130,21 @@ def exchange(
     Path(folder, str(rank)).write_text(json.dumps(times))
 
 
+@needs_network
+@pytest.mark.parametrize("loss", [0.0, 0.02])
+def test_small_packets_arrive_also_if_some_are_lost(tmp_path: Path, loss: float) -> None:
+    speed, size = LinkSpeed(bandwidth=4e6, latency=0.005, internet=True, loss=loss), MB
+    run(2, speed, exchange, str(tmp_path), [(0, 1)], size)
+    headers = 1500 / 1448  # of IP and TCP, with a timestamp
+    for times in measured(tmp_path):
+        assert all(end - start > headers * size / speed.bandwidth for start, end in times)
+
+
+def test_packets_are_lost_on_the_internet_alone() -> None:
+    with pytest.raises(ValueError, match=r"loss=0\.1: must be between 0 and 0\.5, and 0 without internet"):
+        LinkSpeed(bandwidth=1e6, latency=0.0, loss=0.1)
+
+
 def assert_full_speed(folder: Path, size: int, speed: LinkSpeed) -> None:
     """In an `exchange` every rank received all bytes no sooner than its link allows, and once not much later."""
     ideal = size / speed.bandwidth + speed.latency

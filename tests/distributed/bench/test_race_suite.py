@@ -8,7 +8,7 @@ import pytest
 
 from counterflow.bench import race_suite
 from counterflow.bench.cases import CaseFactory
-from counterflow.bench.options import BenchContext, BenchOptions, RaceOptions
+from counterflow.bench.options import BenchContext, BenchOptions, TaskOptions
 from counterflow.bench.race_suite import draw_time_to_accuracy, measure_time_to_accuracy
 from counterflow.bench.results import SuiteResult
 from counterflow.bench.whole_run import WholeRun, train_whole, train_whole_ddp
@@ -72,7 +72,7 @@ def race(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def measure(out: Path, target: float) -> SuiteResult:
     options = BenchOptions(
-        suite="time_to_accuracy", repeats=2, race=RaceOptions(root=str(out), target=target), out=str(out)
+        suite="time_to_accuracy", repeats=2, task=TaskOptions(root=str(out), target=target), out=str(out)
     )
     return measure_time_to_accuracy(BenchContext(options, CaseFactory(out), out, lambda text: None))
 
@@ -111,5 +111,5 @@ def test_who_does_not_arrive_counts_for_nothing(tmp_path: Path) -> None:
 
 def test_the_race_of_cifar10_wants_its_folder(tmp_path: Path) -> None:
     options = BenchOptions(suite="time_to_accuracy")
-    with pytest.raises(ValueError, match=r"race\.root=null: must be the folder of CIFAR-10"):
+    with pytest.raises(ValueError, match=r"task\.root=null: must be the folder of CIFAR-10"):
         measure_time_to_accuracy(BenchContext(options, CaseFactory(tmp_path), tmp_path, lambda text: None))
