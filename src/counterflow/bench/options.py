@@ -72,7 +72,7 @@ class LinkOptions(Options, key="link"):
 
 @dataclass(kw_only=True)
 class TaskOptions(Options, key="task"):
-    """What ``suite=time_to_accuracy`` and ``wan`` train."""
+    """Task of ``suite=time_to_accuracy`` and ``wan``."""
 
     name: str = checked("cifar10", one_of, ("cifar10", "text"))
     """The fast network on CIFAR-10, or a small language model on the source of Python's standard library."""

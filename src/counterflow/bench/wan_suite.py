@@ -146,7 +146,7 @@ def measure_wan(context: BenchContext) -> SuiteResult:
 
 @dataclass(frozen=True)
 class _Costs:
-    """What a batch of a method takes without a link."""
+    """Costs of a batch of a method without a link."""
 
     sent: float
     """Bytes over the link, both directions."""
