@@ -93,28 +93,46 @@ def _nats(scores: Tensor, labels: Tensor) -> Tensor:
     return total
 
 
-class ActivationRecorder:
-    """Keeps the outputs of one block for the first ``most`` test samples after the last batch."""
+def spread(most: int, samples: int) -> Tensor:
+    """Indices of ``most`` of ``samples``, or of all if they are fewer, evenly from the first; int64, ascending.
 
-    def __init__(self, most: int, plan: RunPlan) -> None:
-        self._most = most
+    The first ones would be of one class, if the data is sorted by it, as in folders.
+    """
+    kept = min(most, samples)
+    return torch.arange(kept) * samples // max(1, kept)
+
+
+class ActivationRecorder:
+    """Keeps the outputs of one block for ``most`` of the ``samples`` of test data (`spread`) after the last batch."""
+
+    def __init__(self, most: int, samples: int, plan: RunPlan) -> None:
+        self._wanted = spread(most, samples)
+        self._seen = 0
+        """Test samples offered so far."""
         self._plan = plan
         self._kept: list[Tensor] = []
 
     def offer(self, n: int, e: int, output: Tensor) -> None:
-        """Keep what is still missing from ``output``, of evaluation batch ``e`` after batch ``n``."""
-        room = self._most - sum(map(len, self._kept))
+        """Keep what is wanted of ``output``, of evaluation batch ``e`` after batch ``n``. Offer every batch once."""
         views = self._plan.views
         of_test = self._plan.ends_with(n) and e >= self._plan.validation_batches
-        if not of_test or e % views < views - 1 or room <= 0:
+        if not of_test or e % views < views - 1:
             return
-        output = output[:room].float()
-        if output.ndim == 4:
-            _, channels, height, width = output.shape
-            pool, _ = pooling((channels, height, width), _MOST_DIMENSIONS)
-            output = pool(output)
-        self._kept.append(output.flatten(1).cpu())
+        own = self._wanted[(self._wanted >= self._seen) & (self._wanted < self._seen + len(output))] - self._seen
+        self._seen += len(output)
+        if len(own):
+            self._kept.append(flat(output[own.to(output.device)]).cpu())
 
     def take(self) -> Tensor | None:
         """``[M, d]``; None if nothing was wanted."""
         return torch.cat(self._kept) if self._kept else None
+
+
+def flat(output: Tensor) -> Tensor:
+    """Outputs, or images, as ``[M, d]``; feature maps of more than `_MOST_DIMENSIONS` are pooled."""
+    output = output.float()
+    if output.ndim == 4:
+        _, channels, height, width = output.shape
+        pool, _ = pooling((channels, height, width), _MOST_DIMENSIONS)
+        output = pool(output)
+    return output.flatten(1)

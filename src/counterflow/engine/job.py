@@ -73,6 +73,10 @@ class Job:
         """Samples of a batch that one replica trains on."""
         return self.batch_size // self.topology.replicas
 
+    @property
+    def test_samples(self) -> int:
+        return self.batches.shape_of_labels(self.batches.test)[0]
+
     def shard(self, n: int) -> BatchKey:
         """The part of training batch ``n`` that this replica trains on."""
         return BatchKey(n) if self.topology.replicas == 1 else BatchKey(n, replica=self.replica)

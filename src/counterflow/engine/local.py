@@ -117,7 +117,9 @@ def run(job: Job, make_rules: Callable[[Job], RuleSet], context: RunContext) -> 
     for rule in pairs.values():
         job.runtime.prepare_module(rule, rule.inference_modules)
     factory = ChannelFactory(job, rules, comm)
-    recorders = {piece: ActivationRecorder(job.activations, views[piece.replica].plan) for piece in pieces}
+    recorders = {
+        piece: ActivationRecorder(job.activations, job.test_samples, views[piece.replica].plan) for piece in pieces
+    }
     stages = {}
     for piece, rule in pairs.items():
         view, several = views[piece.replica], job.topology.replicas

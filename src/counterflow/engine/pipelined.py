@@ -155,7 +155,7 @@ class Pipeline:
         }
         owned = [block for stage in mine for block in self._stages[stage]]
         flops = sum((cost.end_to_end(job, block) for block in owned), Flops(0, 0, 0))
-        recorders = {block: ActivationRecorder(job.activations, plan) for block in owned}
+        recorders = {block: ActivationRecorder(job.activations, job.test_samples, plan) for block in owned}
         if 1 in owned:
             job.initialize_inputs()
         for module in mine.values():

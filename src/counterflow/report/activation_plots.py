@@ -16,7 +16,7 @@ from counterflow.report.line_styles import line_styles
 from counterflow.report.runs import Activations
 
 _SAMPLES = 1000
-"""Number of samples that are embedded, the first ones: time grows faster than it, and more points hide each other."""
+"""Most samples that are embedded, evenly from all: time grows faster than it, and more points hide each other."""
 
 
 class Distances(NamedTuple):
@@ -52,7 +52,7 @@ def class_distances(groups: Sequence[ConfigGroup]) -> Figure:
             errorbars(axis, blocks[measure], name, style)
     for axis, title in zip(axes, titles.values(), strict=True):
         axis.set(ylabel=title, ylim=(0, None))
-        whole_numbers(axis, "block (1 is next to the inputs)")
+        whole_numbers(axis, "block (0: inputs)")
     legend(figure, axes[0])
     return figure
 
@@ -63,7 +63,7 @@ def _distances_by_block(group: ConfigGroup) -> pd.DataFrame:
         {"block": k, "inter": result.inter, "intra": result.intra, "ratio": result.ratio}
         for run in group.runs
         if run.activations is not None
-        for k, block in enumerate(run.activations.blocks, 1)
+        for k, block in _panels(run.activations)
         for result in [distances(block, run.activations.labels)]
     ]
     return pd.DataFrame(rows).groupby("block").agg(STATISTICS)
@@ -82,9 +82,15 @@ def embed(activations: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.asarray(method.fit_transform(activations), dtype=np.float64)
 
 
-def shown_layers(blocks: int) -> Sequence[int]:
-    """Blocks to show, from 1: evenly from the lowest to the top, at most five, which fit beside each other."""
-    return sorted({round(k) for k in np.linspace(1, blocks, min(blocks, 5))})
+def shown_layers(count: int) -> Sequence[int]:
+    """Panels to show of ``count``, from 0: evenly from the first to the last, at most five, which fit side by side."""
+    return sorted({round(k) for k in np.linspace(0, count - 1, min(count, 5))})
+
+
+def _panels(activations: Activations) -> Sequence[tuple[int, NDArray[np.float64]]]:
+    """Numbers of the blocks and what they put out; 0 is what enters the network, if it is known."""
+    inputs = [] if activations.inputs is None else [(0, activations.inputs)]
+    return [*inputs, *enumerate(activations.blocks, 1)]
 
 
 def first_activations(group: ConfigGroup) -> Activations | None:
@@ -95,7 +101,7 @@ def first_activations(group: ConfigGroup) -> Activations | None:
 def layer_embeddings(groups: Sequence[ConfigGroup]) -> Figure:
     """A row a group, a panel a layer, a point a sample, a colour a class."""
     known = [(group, result) for group in groups if (result := first_activations(group)) is not None]
-    columns = max(len(shown_layers(len(result.blocks))) for _, result in known)
+    columns = max(len(shown_layers(len(_panels(result)))) for _, result in known)
     figure, axes = subplots(len(known) * columns, columns, 2.0)
     classes = np.unique(np.concatenate([result.labels for _, result in known]))
     few = len(classes) <= 10  # more colours could not be told apart: they have no legend
@@ -106,15 +112,16 @@ def layer_embeddings(groups: Sequence[ConfigGroup]) -> Figure:
     )
     for i, ((_, result), name) in enumerate(zip(known, labels([group for group, _ in known]), strict=True)):
         row = axes[i * columns : (i + 1) * columns]
-        layers = shown_layers(len(result.blocks))
-        index = np.searchsorted(classes, result.labels[:_SAMPLES])
-        for axis, k in zip(row, layers, strict=False):
-            points = embed(result.blocks[k - 1][:_SAMPLES])
+        panels = [_panels(result)[i] for i in shown_layers(len(_panels(result)))]
+        step = -(-len(result.labels) // _SAMPLES)
+        index = np.searchsorted(classes, result.labels[::step])
+        for axis, (k, values) in zip(row, panels, strict=False):
+            points = embed(values[::step])
             axis.scatter(points[:, 0], points[:, 1], s=3, c=colours[index], linewidths=0, rasterized=True)
-            axis.set(title=f"block {k}", xticks=[], yticks=[])
+            axis.set(title=f"block {k}" if k else "inputs", xticks=[], yticks=[])
             axis.spines[:].set(visible=True, color="#cccccc")
         row[0].set_ylabel(name)
-        for axis in row[len(layers) :]:
+        for axis in row[len(panels) :]:
             axis.remove()
     if few:
         dots = [axes[0].scatter([], [], s=16, color=[tint]) for tint in colours]

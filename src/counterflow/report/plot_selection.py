@@ -106,13 +106,13 @@ _BY_BLOCKS: Sequence[_Kind] = [
     (
         "distances",
         "Mean distance between the centroids of classes, mean distance of samples to the centroid of their class, and "
-        f"the ratio of the two, after every block{{}}; Euclidean, on test samples. {_SPREAD}",
+        f"the ratio of the two, of the inputs and after every block{{}}; Euclidean, on test samples. {_SPREAD}",
         lambda groups: [group for group in groups if first_activations(group)],
         class_distances,
     ),
     (
         "tsne",
-        "t-SNE of what the blocks put out for test samples{}, first seed of each.",
+        "t-SNE of test samples and of what the blocks put out for them{}, first seed of each.",
         lambda groups: [group for group in groups if first_activations(group)],
         layer_embeddings,
     ),

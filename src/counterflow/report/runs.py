@@ -81,6 +81,8 @@ class Activations:
     """Output of every block, bottom to top, ``[M, d_k]``; finite."""
     labels: NDArray[np.int64]
     """``[M]``, at least two classes."""
+    inputs: NDArray[np.float64] | None = None
+    """The samples, ``[M, d_0]``, if they are images."""
 
 
 @dataclass(frozen=True)
@@ -170,15 +172,17 @@ def read_activations(path: Path) -> Activations | None:
             labels = np.asarray(content["labels"], dtype=np.int64)
             count = len([name for name in content.files if name.startswith("block_")])
             blocks = tuple(np.asarray(content[f"block_{k}"], dtype=np.float64) for k in range(1, count + 1))
+            inputs = np.asarray(content["inputs"], dtype=np.float64) if "inputs" in content.files else None
     except (OSError, EOFError, BadZipFile, KeyError, ValueError) as error:
         raise ValueError(f"{path}: must hold labels and block_1 .. block_N") from error
-    if not blocks or labels.ndim != 1 or any(block.ndim != 2 or len(block) != len(labels) for block in blocks):
+    arrays = blocks if inputs is None else (inputs, *blocks)
+    if not blocks or labels.ndim != 1 or any(array.ndim != 2 or len(array) != len(labels) for array in arrays):
         raise ValueError(f"{path}: must hold labels [M] and block_1 .. block_N, each [M, d]")
     if len(np.unique(labels)) < 2:
         raise ValueError(f"{path}: labels must be of at least two classes")
-    if not all(np.isfinite(block).all() for block in blocks):
+    if not all(np.isfinite(array).all() for array in arrays):
         raise ValueError(f"{path}: activations must be finite")
-    return Activations(blocks, labels)
+    return Activations(blocks, labels, inputs)
 
 
 def _config(path: Path) -> Mapping[Any, Any]:

@@ -10,7 +10,6 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -36,6 +35,7 @@ from counterflow.rank_info import RankInfo
 from counterflow.schedule.pipeline_schedules import owned_blocks
 from counterflow.signals import Signals
 from counterflow.topology import Piece
+from counterflow.trainer.activations_file import save_activations
 from counterflow.trainer.early_stopping import EarlyEnd
 from counterflow.trainer.gathering import gather_tensors
 from counterflow.trainer.job_builder import materialized
@@ -309,7 +309,7 @@ def fit(
             _check_copies(job, ranks)
             summary = summarize(job, config, begin, ranks, services.evaluations, engine.bytes_per_batch())
             if job.activations and begin.path is not None:
-                _save_activations(begin.path, job, [rank_result for rank_result, _ in results])
+                save_activations(begin.path, job, [rank_result for rank_result, _ in results])
             if services.best is not None and begin.path is not None:
                 summary |= _save_best(begin.path, job, services.best)
             if begin.path is not None:
@@ -387,12 +387,3 @@ def _save_best(folder: Path, job: Job, best: BestWeights) -> dict[str, Any]:
         return {"best_validation_accuracy": best.score, "best_steps": best.batches}
     bits = -best.score if isfinite(best.score) else None
     return {"best_validation_bits_per_byte": bits, "best_steps": best.batches}
-
-
-def _save_activations(folder: Path, job: Job, results: Sequence[RankResult]) -> None:
-    """``block_1`` .. ``block_N``, ``[M, d]``, bottom to top, and ``labels``."""
-    batches, needed = job.batches.test, -(-job.activations // (job.shard_size // job.plan.parts)) * job.plan.views
-    arrays: dict[str, Any] = {"labels": job.batches.labels_of(batches[:needed])[: job.activations].numpy()}
-    for result in results:
-        arrays |= {f"block_{block}": values.numpy() for block, values in result.activations.items()}
-    np.savez(folder / "activations.npz", **arrays)

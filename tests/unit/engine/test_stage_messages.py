@@ -53,7 +53,7 @@ def test_a_sent_message_outlives_the_receivers_buffer() -> None:
     rule: Any = Through()
     nothing: Any = None
     context = RunContext(nothing, nothing, CheckpointWriter())
-    stage = Stage(1, rule, channels, job, context, ActivationRecorder(0, job.plan))
+    stage = Stage(1, rule, channels, job, context, ActivationRecorder(0, 0, job.plan))
     for n in range(3):
         stage.forward(BatchPart(n))
     assert [(float(a.mean()), float(b.mean())) for a, b in up.sent] == [(0, 1), (1, 2), (2, 3)]

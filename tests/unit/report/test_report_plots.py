@@ -213,9 +213,21 @@ def test_embeddings_show_every_sample_of_the_first_seed(make_run: MakeRun) -> No
 
 
 def test_layers_shown_reach_from_the_lowest_to_the_top() -> None:
-    assert shown_layers(1) == [1]
-    assert shown_layers(4) == [1, 2, 3, 4]
-    assert shown_layers(20) == [1, 6, 10, 15, 20]
+    assert shown_layers(1) == [0]
+    assert shown_layers(4) == [0, 1, 2, 3]
+    assert shown_layers(20) == [0, 5, 10, 14, 19]
+
+
+def test_inputs_come_before_the_blocks(make_run: MakeRun) -> None:
+    (path,) = with_activations(make_run)[:1]
+    kept = dict(np.load(path / "activations.npz"))
+    np.savez(path / "activations.npz", **kept, inputs=kept["block_2"])
+    figure = layer_embeddings(groups(path))
+    assert [axis.get_title() for axis in figure.axes] == ["inputs", "block 1", "block 2"]
+    assert np.array_equal(figure.axes[0].collections[0].get_offsets(), figure.axes[2].collections[0].get_offsets())
+    ratios = points(class_distances(groups(path)).axes[2])["BP"]
+    assert list(ratios) == [0, 1, 2]
+    assert ratios[0][0] == ratios[2][0]
 
 
 def test_accuracy_by_cost(make_run: MakeRun) -> None:
