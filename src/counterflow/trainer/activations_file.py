@@ -13,7 +13,7 @@ from counterflow.schedule import RunPlan
 
 
 def save_activations(folder: Path, job: Job, results: Sequence[RankResult]) -> None:
-    """Write ``block_1`` .. ``block_N``, ``[M, d]``, bottom to top, ``labels``, and of images ``inputs``, as they enter."""
+    """Write ``block_1`` .. ``block_N``, ``[M, d]``, bottom to top, ``labels``, and of images ``inputs``."""
     batches = job.batches
     kept = spread(job.activations, job.test_samples)
     arrays: dict[str, Any] = {"labels": batches.labels_of(batches.test)[kept].numpy()}
