@@ -57,8 +57,11 @@ RULES = {
     "al": ("algorithm=al", "optimizer=muon", "optimizer.average=0.9"),
     "predsim": ("algorithm=predsim", "algorithm.similarity=layer", "algorithm.smoothing=0.1", "engine.lag=1"),
     "naive": ("algorithm=bp", "schedule=naive", "optimizer.average=0.9"),
-    "pipedream": ("algorithm=bp", "schedule=pipedream", "optimizer.average=0.9"),
-    "pipedream, lag 1": ("algorithm=bp", "schedule=pipedream", "engine.lag=1", "engine.recompute=true"),
+    "pipedream": ("algorithm=bp", "schedule=pipedream", "optimizer.average=0.9", "optimizer.delay_corrected=true"),
+    "pipedream, lag 1": (
+        *("algorithm=bp", "schedule=pipedream", "engine.lag=1", "engine.recompute=true"),
+        *("optimizer=sgd", "optimizer.delay_corrected=true"),
+    ),
     "muon": ("algorithm=bll", "optimizer=muon", "optimizer.bias_lr_scale=4"),
     "average": ("algorithm=bll", "optimizer.average=0.9"),
 }

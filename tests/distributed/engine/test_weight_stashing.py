@@ -1,7 +1,8 @@
 """PipeDream's weight stashing: its updates to the bit, and what it keeps."""
 
 import copy
-from pathlib import Path
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -44,8 +45,8 @@ class Silent:
         pass
 
 
-def prepared(*overrides: str) -> Job:
-    return load_job(configured(*SMALL, *PIPEDREAM, *SGD, "train.log_every=1", *overrides))
+def prepared(*overrides: str, optimizer: Sequence[str] = SGD) -> Job:
+    return load_job(configured(*SMALL, *PIPEDREAM, *optimizer, "train.log_every=1", *overrides))
 
 
 def run(job: Job) -> Silent:
@@ -54,13 +55,33 @@ def run(job: Job) -> Silent:
     return callback
 
 
-def pipedream(job: Job, lag: int) -> list[float]:
+class Equation10:
+    """AsyncPP's Nesterov, literally: the parameters are ``w_t + d_t``."""
+
+    def __init__(self, parameters: Iterable[nn.Parameter], lr: float, gamma: float) -> None:
+        self.parameters, self.lr, self.gamma = list(parameters), lr, gamma
+        self.w, self.before = ([p.detach().clone() for p in self.parameters] for _ in range(2))
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for i, p in enumerate(self.parameters):
+            assert p.grad is not None
+            d = self.gamma * (self.w[i] - self.before[i])
+            self.w[i], self.before[i] = self.w[i] + d - self.lr * (1 - self.gamma) * p.grad, self.w[i]
+            p.copy_(self.w[i] + self.gamma * (self.w[i] - self.before[i]))
+
+
+def momentum(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=0.1, momentum=0.9, fused=True)
+
+
+def pipedream(job: Job, lag: int, optimizer: Callable[[Iterable[nn.Parameter]], Any] = momentum) -> list[float]:
     """The loop from the definition: at step t every block computes batch t with a copy of the weights that it has, and
     then learns from batch t - lag (N - k), differentiated through the copies that computed it. Returns the losses."""
     assert job.cut is not None
     blocks = split_network(job.network, job.cut)
     N = len(blocks)
-    optimizers = [torch.optim.SGD(f.parameters(), lr=0.1, momentum=0.9, fused=True) for f in blocks]
+    optimizers = [optimizer(f.parameters()) for f in blocks]
     stashes: list[dict[int, nn.Module]] = [{} for _ in blocks]
     gradients: dict[int, list[list[Tensor]]] = {}
     losses = []
@@ -100,6 +121,27 @@ def test_equals_the_loop_of_stashed_weights_to_the_bit(blocks: int, lag: int, op
         assert torch.equal(value, state[name]), name
 
 
+def test_delay_corrected_nesterov_is_equation_10_on_the_same_gradients() -> None:
+    options = ("optimizer=sgd", "optimizer.lr=0.5", "optimizer.momentum=0.9", "optimizer.schedule=constant")
+    corrected = (*options, "optimizer.delay_corrected=true")
+    ours, expected = (prepared(*MLP, "blocks=4", optimizer=corrected) for _ in range(2))
+    losses = pipedream(expected, 2, lambda parameters: Equation10(parameters, lr=0.5, gamma=0.9))
+    assert run(ours).losses == pytest.approx(losses, rel=1e-4)
+    state = expected.network.state_dict()
+    for name, value in ours.network.state_dict().items():
+        torch.testing.assert_close(value, state[name], rtol=1e-4, atol=1e-5)
+
+
+def test_in_adams_form_it_is_torchs_nadam_to_the_bit() -> None:
+    options = ("optimizer=adamw", "optimizer.lr=0.01", "optimizer.betas=[0.99,0.999]", "optimizer.schedule=constant")
+    corrected = (*options, "optimizer.delay_corrected=true")
+    ours, expected = (prepared(*MLP, "blocks=4", optimizer=corrected) for _ in range(2))
+    losses = pipedream(expected, 2, lambda parameters: torch.optim.NAdam(parameters, lr=0.01, betas=(0.99, 0.999)))
+    assert run(ours).losses == losses
+    state = expected.network.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in ours.network.state_dict().items())
+
+
 def test_only_the_age_of_the_weights_is_an_error() -> None:
     """The first updates of all blocks are those of the weights that all have; later ones of lower blocks are late."""
     errors = run(prepared(*MLP, "blocks=4")).errors
@@ -116,7 +158,7 @@ def test_processes_and_delays_change_nothing(pool: Pool, ranks: int, depth: int,
     assert together["fingerprint"] == alone
 
 
-def test_the_lag_and_the_stashes_are_part_of_the_result(pool: Pool, tmp_path: Path) -> None:
+def test_the_lag_and_the_stashes_are_part_of_the_result(pool: Pool) -> None:
     found = {
         summary_of(pool, 1, "algorithm=bp", *options)["fingerprint"]
         for options in (
