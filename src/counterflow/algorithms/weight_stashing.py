@@ -12,7 +12,7 @@ old, and they differ from block to block, as "vertical sync" is left out.
 """
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -61,7 +61,7 @@ class StashedGradientRule(StaleGradientRule):
 
     def forward_message(self, message: Payload) -> Payload:
         if self._newest is None:
-            self._newest = {} if self._top else {name: _leaf(p.clone()) for name, p in self._learning()}
+            self._newest = {} if self._top else stash(self._learning())
         kept = self._run(self._newest, message)
         self._passes.append(kept)
         return (kept.output.detach(),)
@@ -75,8 +75,8 @@ class StashedGradientRule(StaleGradientRule):
         metrics = _with_state(self.block, kept.weights, lambda: self._differentiate(part.n, kept.output, gradient))
         for name, parameter in self._learning():
             if name in kept.weights:
-                stash = kept.weights[name]
-                parameter.grad, stash.grad = stash.grad, None
+                weight = kept.weights[name]
+                parameter.grad, weight.grad = weight.grad, None
         self._step(part.n, metrics)
         self._newest = None
         return (() if kept.source.grad is None else (kept.source.grad,)), metrics
@@ -97,6 +97,11 @@ class StashedGradientRule(StaleGradientRule):
         source = message[0].detach().requires_grad_(message[0].is_floating_point())
         output = _with_state(self.block, {**weights, **(buffers or {})}, lambda: self.block(source))
         return _Pass(weights, source, output)
+
+
+def stash(learning: Iterable[tuple[str, nn.Parameter]]) -> Weights:
+    """A copy of the weights ``learning``."""
+    return {name: _leaf(parameter.detach().clone()) for name, parameter in learning}
 
 
 def _leaf(tensor: Tensor) -> Tensor:
