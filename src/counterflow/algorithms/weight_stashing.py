@@ -12,7 +12,7 @@ old, and they differ from block to block, as "vertical sync" is left out.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -53,6 +53,7 @@ class StashedGradientRule(StaleGradientRule):
         """Of all batches in flight; after a restart, weights alone."""
         self._newest: Weights | None = None
         """A copy of the weights that the block has now, if there is one."""
+        self._learning = {name: p for name, p in self.block.named_parameters() if p.requires_grad}
 
     @property
     def stashed(self) -> Sequence[Weights]:
@@ -61,7 +62,7 @@ class StashedGradientRule(StaleGradientRule):
 
     def forward_message(self, message: Payload) -> Payload:
         if self._newest is None:
-            self._newest = {} if self._top else stash(self._learning())
+            self._newest = {} if self._top else stash(self._learning)
         kept = self._run(self._newest, message)
         self._passes.append(kept)
         return (kept.output.detach(),)
@@ -73,10 +74,8 @@ class StashedGradientRule(StaleGradientRule):
             kept = self._run(kept, message, buffers)
         # Within it too, as layers under engine.recompute compute again.
         metrics = _with_state(self.block, kept.weights, lambda: self._differentiate(part.n, kept.output, gradient))
-        for name, parameter in self._learning():
-            if name in kept.weights:
-                weight = kept.weights[name]
-                parameter.grad, weight.grad = weight.grad, None
+        for name, weight in kept.weights.items():
+            self._learning[name].grad, weight.grad = weight.grad, None
         self._step(part.n, metrics)
         self._newest = None
         return (() if kept.source.grad is None else (kept.source.grad,)), metrics
@@ -85,12 +84,10 @@ class StashedGradientRule(StaleGradientRule):
         return [{name: weight.detach() for name, weight in weights.items()} for weights in self.stashed]
 
     def set_extra_state(self, state: list[dict[str, Tensor]]) -> None:
-        places = {name: parameter.device for name, parameter in self._learning()}
-        self._passes = deque({name: _leaf(weight.to(places[name])) for name, weight in own.items()} for own in state)
+        self._passes = deque(
+            {name: _leaf(weight.to(self._learning[name].device)) for name, weight in own.items()} for own in state
+        )
         self._newest = None
-
-    def _learning(self) -> list[tuple[str, nn.Parameter]]:
-        return [(name, parameter) for name, parameter in self.block.named_parameters() if parameter.requires_grad]
 
     @torch.enable_grad()
     def _run(self, weights: Weights, message: Payload, buffers: Weights | None = None) -> _Pass:
@@ -99,9 +96,9 @@ class StashedGradientRule(StaleGradientRule):
         return _Pass(weights, source, output)
 
 
-def stash(learning: Iterable[tuple[str, nn.Parameter]]) -> Weights:
-    """A copy of the weights ``learning``."""
-    return {name: _leaf(parameter.detach().clone()) for name, parameter in learning}
+def stash(weights: Mapping[str, nn.Parameter]) -> Weights:
+    """A copy of ``weights``."""
+    return {name: _leaf(weight.detach().clone()) for name, weight in weights.items()}
 
 
 def _leaf(tensor: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ STEPS = 40
 
 
 def gradient(w: Tensor) -> Tensor:
-    """Of ``|A w - b|^2 / 2``, whose curvatures are 4 and 0.09."""
+    """Gradient of ``|A w - b|^2 / 2``, whose curvatures are 4 and 0.09."""
     a, b = torch.tensor([2.0, 0.3], dtype=torch.float64), torch.tensor([1.0, -1.0], dtype=torch.float64)
     return a * (a * w - b)
 
