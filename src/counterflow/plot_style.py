@@ -11,6 +11,7 @@ RED = "#d55e00"
 SKY = "#56b4e9"
 BROWN = "#8c6d31"
 PURPLE = "#7b4173"
+TEAL = "#44aa99"
 DARK_GREY = "#404040"
 GRID = "#e4e4e4"
 

@@ -69,7 +69,13 @@ def test_a_rank_killed_before_the_rendezvous_costs_a_restart_of_all(
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
-    "rule", [("algorithm=al",), ("algorithm=predsim",), ("algorithm=bp", "schedule=naive", "checkpoint.best=false")]
+    "rule",
+    [
+        ("algorithm=al",),
+        ("algorithm=predsim",),
+        ("algorithm=bp", "schedule=naive", "checkpoint.best=false"),
+        ("algorithm=bp", "schedule=pipedream", "checkpoint.best=false"),
+    ],
 )
 def test_every_rule_recovers(tmp_path: Path, rule: tuple[str, ...]) -> None:
     run = tmp_path / "whole"

@@ -21,7 +21,7 @@ def test_matplotlib_knows_every_parameter() -> None:
 
 def test_no_other_file_says_the_style_again() -> None:
     others = {path: path.read_text() for path in SOURCE.rglob("*.py") if path != Path(plot_style.__file__)}
-    assert len(COLOURS) == 10
+    assert len(COLOURS) == 11
     for path, text in others.items():
         assert not COLOURS & set(re.findall("#[0-9a-f]{6}", text)), path
         assert "axes.spines.top" not in text, path

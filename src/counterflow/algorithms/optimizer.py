@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from counterflow.algorithms.delayed_nesterov import DelayedNesterov
 from counterflow.algorithms.muon import OrthogonalMomentum
 from counterflow.config import SGD, AdamW, Muon, OptimizerConfig
 
@@ -165,8 +166,13 @@ def _build(
     match config:
         case SGD():
             groups = _groups(parameters, config.lr * scale, config)
+            if config.delay_corrected:
+                return [DelayedNesterov(groups, config.lr, config.momentum)] if groups else []
             make = partial(torch.optim.SGD, momentum=config.momentum, nesterov=config.nesterov, fused=True)
             return [make(groups, config.lr)] if groups else []
+        case AdamW() if config.delay_corrected:
+            groups, betas = _groups(parameters, config.lr * scale, config), (config.betas[0], config.betas[1])
+            return [torch.optim.NAdam(groups, config.lr, betas, decoupled_weight_decay=True)] if groups else []
         case AdamW():
             return _adamw(parameters, config.lr * scale, config, config.betas)
         case Muon():

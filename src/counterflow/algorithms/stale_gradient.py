@@ -46,22 +46,31 @@ class StaleGradientRule(LocalRule):
 
     def backward(self, part: BatchPart, message: Payload, gradient: Payload) -> tuple[Payload, Metrics]:
         x = message[0].requires_grad_(message[0].is_floating_point())
-        a = self.block(x)
+        metrics = self._differentiate(part.n, self.block(x), gradient)
+        self._step(part.n, metrics)
+        return (() if x.grad is None else (x.grad,)), metrics
+
+    def _differentiate(self, n: int, a: Tensor, gradient: Payload) -> dict[str, Tensor]:
+        """Add the gradients of batch ``n`` from the block's output ``a`` and what came from above; loss and accuracy of
+        the top."""
         metrics: dict[str, Tensor] = {}
         if self._top:
             logits, labels = a.flatten(0, -2), gradient[0].flatten()
             loss = F.cross_entropy(logits, labels, label_smoothing=self._smoothing)
             nll = F.cross_entropy(logits.detach(), labels) if self._smoothing else loss.detach()
             metrics = {"loss": nll, "accuracy": (a.argmax(-1) == gradient[0]).float().mean()}
-            self._optimizer.backward(loss, part.n)
+            self._optimizer.backward(loss, n)
         else:
-            self._optimizer.backward(a, part.n, gradient[0])
-        true = self._true_gradient(part.n, self._number)
+            self._optimizer.backward(a, n, gradient[0])
+        return metrics
+
+    def _step(self, n: int, metrics: dict[str, Tensor]) -> None:
+        """Update with the gradients of batch ``n``, whose error goes into ``metrics`` where it is measured."""
+        true = self._true_gradient(n, self._number)
         if true is not None:
             ours = [p.grad for p in self.block.parameters() if p.requires_grad]
             metrics["update_error"] = _relative_error(ours, true)
-        self._optimizer.step(part.n)
-        return (() if x.grad is None else (x.grad,)), metrics
+        self._optimizer.step(n)
 
     def predict(self, message: Payload, target: Target) -> tuple[Payload, Prediction | None]:
         a = self.block(message[0])

@@ -9,7 +9,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from counterflow.plot_style import ALGORITHMS, BROWN, ORANGE, PURPLE, RED, SKY, STYLE, WIDTH
+from counterflow.plot_style import ALGORITHMS, BROWN, ORANGE, PURPLE, RED, SKY, STYLE, TEAL, WIDTH
 
 _COLOURS = {
     "BLL": ALGORITHMS["bll"],
@@ -20,6 +20,7 @@ _COLOURS = {
     "interleaved": BROWN,
     "ZBV": PURPLE,
     "DDP": SKY,
+    "PipeDream": TEAL,
 }
 
 

@@ -1,4 +1,4 @@
-"""Memory tracker: bytes that a process keeps for its backward passes, and bytes of its message buffers.
+"""Memory tracker: bytes that a process keeps for its backward passes, of its message buffers, and of stashed weights.
 
 Not counted: parameters, their gradients and the optimizer's state, which are the same under every schedule, and tensors
 that live within one operation.
@@ -6,7 +6,7 @@ that live within one operation.
 
 import weakref
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, UntypedStorage, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from counterflow.algorithms import weight_stashing
 from counterflow.bench.case import BenchmarkCase, RankMeasurement, train
 from counterflow.transport import Communicator
 from counterflow.transport.buffers import CpuGloo, CudaGloo, CudaNccl
@@ -53,17 +54,22 @@ class LiveBytes:
     def drop(self, key: _Key) -> None:
         self._dropped.append(key)
 
+    def holds(self, storage: UntypedStorage) -> bool:
+        return self.live > 0 and (storage._cdata, storage.nbytes()) in self._holders
+
 
 class MemoryTracker:
-    """Counts saved tensors and message buffers of this process."""
+    """Counts saved tensors, message buffers and stashed weights of this process."""
 
     def __init__(self) -> None:
         self.saved = LiveBytes()
         """Tensors saved by autograd, the network's inputs included."""
         self.messages = LiveBytes()
         """Message buffers, from their allocation until their last reference is gone."""
+        self.stashes = LiveBytes()
+        """Weights that are kept beside those of the block, under ``schedule=pipedream``."""
         self.all = LiveBytes()
-        """The union of both: a storage in both counts once."""
+        """The union of all: a storage that is in several counts once."""
 
     def count_saved(self) -> saved_tensors_hooks:
         """A context that counts the tensors that autograd saves for operations of this thread within it."""
@@ -74,9 +80,17 @@ class MemoryTracker:
         storage = buffer.untyped_storage()
         _hold_while_alive(storage, storage, self.messages, self.all)
 
+    def count_stash(self, weights: Mapping[str, Tensor]) -> None:
+        """Count the copies ``weights``; autograd saves them, too, and they do not count as saved tensors."""
+        for weight in weights.values():
+            storage = weight.untyped_storage()
+            _hold_while_alive(storage, storage, self.stashes, self.all)
+
     def _pack(self, tensor: Tensor) -> Tensor:
         # A view of a parameter, such as a transposed weight, takes no memory either.
         if isinstance(tensor if tensor._base is None else tensor._base, nn.Parameter):
+            return tensor
+        if self.stashes.holds(tensor.untyped_storage()):
             return tensor
         saved = tensor.detach()  # with its history, the output of a node would keep that node alive
         _hold_while_alive(saved, tensor.untyped_storage(), self.saved, self.all)
@@ -101,6 +115,11 @@ def watch_buffers(note: Callable[[Tensor], object]) -> None:
     _call_after(dist.P2POp, "__init__", lambda _, made, *__: note(made.tensor))
 
 
+def watch_stashes(note: Callable[[Mapping[str, Tensor]], object]) -> None:
+    """Call ``note`` with every copy of weights that a block stashes from now on, until this process ends."""
+    _call_after(weight_stashing, "stash", lambda weights, *_: note(weights))
+
+
 def _call_after(owner: Any, name: str, hook: Callable[..., object]) -> None:
     """Replace method ``name`` by one that calls ``hook(result, self, *args)`` as well."""
     method = getattr(owner, name)
@@ -120,6 +139,7 @@ class MemoryMeasurement:
     rank: RankMeasurement
     saved: int
     messages: int
+    stashes: int
     all: int
 
 
@@ -127,6 +147,8 @@ def train_tracked(comm: Communicator, case: BenchmarkCase) -> MemoryMeasurement:
     """`train` with a memory tracker around the unchanged engine."""
     tracker = MemoryTracker()
     watch_buffers(tracker.count_message)
+    watch_stashes(tracker.count_stash)
     with tracker.count_saved():
         rank = train(comm, case)
-    return MemoryMeasurement(rank, tracker.saved.peak, tracker.messages.peak, tracker.all.peak)
+    peaks = (counter.peak for counter in (tracker.saved, tracker.messages, tracker.stashes, tracker.all))
+    return MemoryMeasurement(rank, *peaks)

@@ -395,6 +395,6 @@ _NO_PLAIN_COLUMN = (
     "name", "ranks", "samples_per_second", "lowest", "highest", "baseline", "ratio_to_baseline", "ratio_lowest",
     "ratio_highest", "wait_fraction", "peak_rss_bytes", "peak_cuda_bytes", "batch", "microbatches", "repeats",
     "way", "bytes", "mb_per_second_lowest", "mb_per_second_highest", "saved_mb_of_each", "messages_mb_of_the_most",
-    "all_mb_of_the_most", "saved_over_bll", "all_over_bll", "model", "convolutions",
+    "stashed_mb_of_each", "all_mb_of_the_most", "saved_over_bll", "all_over_bll", "model", "convolutions",
 )  # fmt: skip
 """Keys that `_COLUMNS` shows, or that only charts read."""

@@ -52,7 +52,14 @@ _SAMPLES = 16
 _CHANNELS, _PIXELS, _LAYERS = 64, 8, 4
 """Each block has 4 convolutions with batch norm and ReLU, whose activations have equal sizes."""
 _EQUAL_MESSAGE, _EQUAL_UPDATE = "equal message", "equal update"
-_MARKERS = {"BLL": ("o", 4), "1F1B": ("s", 6), "GPipe": ("^", 10), "split": ("x", 6), "BP": ("D", 5)}
+_MARKERS = {
+    "BLL": ("o", 4),
+    "1F1B": ("s", 6),
+    "GPipe": ("^", 10),
+    "split": ("x", 6),
+    "BP": ("D", 5),
+    "PipeDream": ("v", 5),
+}
 """Shape and size, so that equal values remain visible."""
 
 
@@ -199,12 +206,13 @@ def measure_timeline(context: BenchContext) -> SuiteResult:
 
 
 def measure_memory(context: BenchContext) -> SuiteResult:
-    """Peaks of saved tensors and message buffers, of BLL, pipelines, and backprop without a pipeline.
+    """Peaks of saved tensors, message buffers and stashed weights, of BLL, PipeDream, pipelines, and backprop without a
+    pipeline.
 
     The network has as many equal blocks as there are ranks. Two comparisons are never mixed. ``equal message``: a
     message of BLL for a batch is as large as a message of a pipeline for a micro-batch, so that both compute in equal
     pieces; the update batch of a pipeline is m times larger. ``equal update``: all update on equally many samples,
-    which a pipeline cuts into m parts and BLL does not cut.
+    which a pipeline cuts into m parts and BLL and PipeDream do not cut.
     """
     options = context.options
     microbatches = {
@@ -233,7 +241,7 @@ def measure_memory(context: BenchContext) -> SuiteResult:
             "block": f"{_LAYERS} convolutions of {_CHANNELS} channels, batch norm, ReLU, {_PIXELS} x {_PIXELS} pixels",
             "samples of an equal message": _SAMPLES,
             "samples of an equal update": update,
-            "counted": "what autograd keeps, and buffers of messages; no parameters, gradients, optimizers",
+            "counted": "what autograd keeps, messages, stashed weights; no parameters, gradients, optimizers",
         },
         cases=results,
         goals=list(_goals(results)),
@@ -263,10 +271,13 @@ def _cases(
     def case(name: str, processes: int, m: int, *system: str) -> BenchmarkCase:
         device = ["device=cuda"] if torch.cuda.device_count() >= processes else []  # torch's pipelines: one per rank
         options = [*network, *system, f"train.microbatches={m}", *device]
-        batches = 2 * processes + 2 if name == "BLL" else 2
+        # Until all are filled, and a bit more.
+        batches = 2 * processes + 2 if name in ("BLL", "PipeDream") else 2
         return context.cases.training(name, processes, batches, 1, update or m * _SAMPLES, options)
 
     yield case("BLL", ranks, 1, "algorithm=bll")
+    if ranks > 1:
+        yield case("PipeDream", ranks, 1, "algorithm=bp", "schedule=pipedream", "engine.lag=1")
     for schedule in ("1f1b", "gpipe"):
         for m in microbatches:
             yield case(schedule_label(schedule, m), ranks, m, "algorithm=bp", f"schedule={schedule}")
@@ -293,6 +304,8 @@ def _measure_case(context: BenchContext, case: BenchmarkCase, comparison: str, b
             "saved_mb_of_each": " ".join(f"{each.saved / 1e6:.2f}" for each in ranks),
             "messages_mb": bottom.messages / 1e6,
             "messages_mb_of_the_most": max(each.messages for each in ranks) / 1e6,
+            "stashed_mb": bottom.stashes / 1e6,
+            "stashed_mb_of_each": " ".join(f"{each.stashes / 1e6:.2f}" for each in ranks),
             "all_mb": bottom.all / 1e6,
             "all_mb_of_the_most": max(each.all for each in ranks) / 1e6,
         },

@@ -18,6 +18,7 @@ from counterflow.config.model import (
 from counterflow.config.optimizers import OPTIMIZERS, SGD, AdamW, Muon, OptimizerConfig
 from counterflow.config.replicas import SyncConfig, TopologyConfig
 from counterflow.config.schema import (
+    ASYNCHRONOUS,
     DATA,
     PIPELINES,
     SCALES,
@@ -36,6 +37,7 @@ from counterflow.config.schema import (
 )
 
 __all__ = [
+    "ASYNCHRONOUS",
     "DATA",
     "MODELS",
     "OPTIMIZERS",

@@ -35,9 +35,16 @@ class SGD(OptimizerConfig):
     lr: float = checked(0.1, rate)
     momentum: float = checked(0.9, fraction)
     nesterov: bool = False
+    delay_corrected: bool = False
+    """Nesterov's look-ahead corrects gradients that come late, with ``momentum`` as its coefficient (AsyncPP, equation
+    10 of arXiv 2505.01099): for ``schedule=pipedream``, with ``momentum=0.99``."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.delay_corrected and self.nesterov:
+            raise ValueError("optimizer.delay_corrected=true: is Nesterov's, allowed for optimizer.nesterov is false")
+        if self.delay_corrected and not self.momentum:
+            raise ValueError("optimizer.delay_corrected=true: needs optimizer.momentum greater than 0")
         if self.nesterov and not self.momentum:
             raise ValueError("optimizer.nesterov=true: needs optimizer.momentum greater than 0")
 
@@ -53,6 +60,14 @@ def _betas(key: str, values: list[float]) -> None:
 class AdamW(OptimizerConfig):
     name: str = "adamw"
     betas: list[float] = checked([0.9, 0.999], _betas)
+    delay_corrected: bool = False
+    """The same look-ahead in Adam's form, which is NAdam, as in AsyncPP's experiments: for ``schedule=pipedream``, with
+    ``betas=[0.99,0.999]``."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.delay_corrected and not self.betas[0]:
+            raise ValueError("optimizer.delay_corrected=true: needs a first number of optimizer.betas greater than 0")
 
 
 @dataclass(kw_only=True)

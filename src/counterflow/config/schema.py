@@ -156,7 +156,8 @@ class AlgorithmConfig(NamedOptions, key="algorithm"):
 @dataclass(kw_only=True)
 class EngineConfig(Options, key="engine"):
     lag: Any = checked(2, count_or, "exact")
-    """Batches by which a target message leaves earlier, per hop; ``exact`` is the locked algorithm on one process."""
+    """Batches by which a target message leaves earlier, per hop; ``exact`` is the locked algorithm on one process.
+    Under ``naive`` and ``pipedream``, batches between a batch and its gradient, per hop."""
     depth: int = checked(2, size, 1)
     """Activation messages that a receiver accepts ahead of the block that takes them."""
     target_depth: int | None = None
@@ -179,7 +180,7 @@ class EngineConfig(Options, key="engine"):
     same bits."""
     recovery: str = checked("all", one_of, ("all", "rank"))
     """Ranks that restart when one is lost: ``all``, or the ``rank`` alone. The others then send it the messages that it
-    needs again (local rules and ``naive``; gloo)."""
+    needs again (local rules, ``naive`` and ``pipedream``; gloo)."""
     replay: int = checked(256, size, 1)
     """Megabytes of messages that an edge keeps in memory to send again; further ones are in a file
     (``recovery=rank`` only)."""
@@ -274,7 +275,9 @@ class RunConfig(Options, key="run"):
 
 SCALES = ("smoke", "cpu", "full")
 PIPELINES = ("gpipe", "1f1b", "interleaved1f1b", "zbv")
-SCHEDULES = ("auto", "free", *PIPELINES, "naive")
+ASYNCHRONOUS = ("naive", "pipedream")
+"""Schedules of backprop in which no block waits for a gradient."""
+SCHEDULES = ("auto", "free", *PIPELINES, *ASYNCHRONOUS)
 
 
 @dataclass(kw_only=True)
@@ -287,8 +290,8 @@ class TrainConfig(Options):
     """Choice among the values of an experiment's preset: ``smoke`` for a minute, ``cpu`` for an hour, ``full``."""
     device: str = checked("auto", one_of, ("auto", "cpu", "cuda"))
     schedule: str = checked("auto", one_of, SCHEDULES)
-    """Order of work on the ranks: ``free`` for local rules, a pipeline schedule of torch or ``naive`` for end-to-end
-    references. ``auto`` is ``free`` and ``1f1b``."""
+    """Order of work on the ranks: ``free`` for local rules, a pipeline schedule of torch for end-to-end references,
+    ``naive`` or ``pipedream`` for backprop. ``auto`` is ``free`` and ``1f1b``."""
     trace: bool = False
     """Record the times of all actions: ``trace.json`` for Perfetto and ``timeline.png`` in the run directory."""
     algorithm: AlgorithmConfig = MISSING
@@ -313,12 +316,9 @@ class TrainConfig(Options):
             given = f"{key}={str(value).lower()}"
             if value and not (self.data.validation and self.train.evaluate_every):
                 raise ValueError(f"{given}: needs data.validation and train.evaluate_every greater than 0")
-            if value and self.schedule == "naive":  # its rows of a batch are not whole at a checkpoint
-                raise ValueError(f"{given}: is for all values of schedule but naive")
-        if (
-            self.optimizer.clip and self.schedule == "naive"
-        ):  # the gradients of a batch reach each block at another time
-            raise ValueError(f"optimizer.clip={self.optimizer.clip:g}: is for all values of schedule but naive")
+            if value and self.schedule in ASYNCHRONOUS:  # its rows of a batch are not whole at a checkpoint
+                raise ValueError(f"{given}: is for all values of schedule but {' and '.join(ASYNCHRONOUS)}")
+        self._check_asynchronous()
         if self.checkpoint.transport == "gather" and self.engine.recovery == "rank":
             raise ValueError("checkpoint.transport=gather: allowed for engine.recovery=rank is shared")
         parts, batch = self.train.accumulate, self.train.batch_size
@@ -340,3 +340,14 @@ class TrainConfig(Options):
         cut = getattr(self.model, "cut", None)
         if isinstance(cut, list) and len(cut) != self.blocks:
             raise ValueError(f"model.cut={cut}: must name one layer count for each of blocks={self.blocks}")
+
+    def _check_asynchronous(self) -> None:
+        """Refuse what does not go together with a pipeline of backprop in which no block waits for a gradient."""
+        if self.schedule not in ASYNCHRONOUS:
+            return
+        if self.engine.lag == "exact":
+            raise ValueError(f"engine.lag=exact: allowed for schedule={self.schedule} are whole numbers of at least 1")
+        if self.optimizer.clip:  # the gradients of a batch reach each block at another time
+            raise ValueError(f"optimizer.clip={self.optimizer.clip:g}: allowed for schedule={self.schedule} is 0")
+        if self.schedule == "pipedream" and self.engine.compile:  # compiled blocks hold on to their own weights
+            raise ValueError("engine.compile=true: allowed for schedule=pipedream is false")

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from counterflow.algorithms import EndToEnd, LocalAlgorithm, RuleSet
 from counterflow.algorithms.stale_gradient import StaleGradient, TrueGradient
+from counterflow.algorithms.weight_stashing import WeightStashing
+from counterflow.config import ASYNCHRONOUS
 from counterflow.engine import local
 from counterflow.engine.job import Job
 from counterflow.engine.message_sizes import MessageBytes, local_bytes, pipeline_bytes
@@ -48,8 +50,9 @@ def build_engine(job: Job) -> Engine:
         return _local_engine(job, rules, lambda view: algorithm.rule_set(view.rule_context), owners)
     assert isinstance(job.algorithm, EndToEnd)
     job.algorithm.convert(job.network, job.seed)
-    if job.schedule == "naive":
-        stale = StaleGradient(job.rule_context, _true_gradient(job, job.algorithm.smoothing), job.algorithm.smoothing)
+    if job.schedule in ASYNCHRONOUS:
+        kind, smoothing = WeightStashing if job.schedule == "pipedream" else StaleGradient, job.algorithm.smoothing
+        stale = kind(job.rule_context, _true_gradient(job, smoothing), smoothing)
         return _local_engine(job, stale, lambda view: stale, owners)
     from counterflow.engine import pipelined  # a second of import, for every process that waits for nobody
 

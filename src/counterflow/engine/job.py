@@ -40,7 +40,7 @@ class Job:
     seed: int
     runtime: Runtime
     schedule: str = "free"
-    """``free`` for local rules; ``naive`` or a pipeline schedule of torch for end-to-end references."""
+    """``free`` for local rules; a pipeline schedule of torch, ``naive`` or ``pipedream`` for end-to-end references."""
     cut: tuple[int, ...] | None = None
     """Layers of every block; None while they are to be measured."""
     backend: str = "gloo"

@@ -19,7 +19,7 @@ _MOST = 1000
 
 
 def local_bytes(job: Job, rules: RuleSet) -> MessageBytes:
-    """Under local rules and ``naive``."""
+    """Under local rules, ``naive`` and ``pipedream``."""
     lower = range(1, job.topology.blocks)
     return {"up": [up_bytes(job, rules, k) for k in lower], "down": [down_bytes(job, rules, k) for k in lower]}
 

@@ -101,12 +101,14 @@ class Stage:
         tag = Tag(MessageKind.ACTIVATION, n, part.index)
         self._input = self._receive(self.channels.activation_in, tag)
         if self._plan.gradients_from:
-            self._in_flight[n] = tuple(tensor.clone() for tensor in self._input)
+            # What autograd saves of it outlives the channel's buffer, too.
+            self._input = self._in_flight[n] = tuple(tensor.clone() for tensor in self._input)
         self._runtime.seed_forward(self._seed, self.block, n, part.index, self._replica)
         with self._runtime.autocast():
             activation = _apart(self.rule.forward_message(self._input), self._input)
         self._send(self.channels.activation_out, tag, activation)
         if self._plan.gradients_from:
+            self._input = ()
             self.channels.activation_in.release()
 
     def backward(self, n: int) -> None:

@@ -36,7 +36,7 @@ class RunPlan:
     What comes down depends on the rule: targets while training, which a lag lets leave early; or, with
     ``predicts_down``, nothing while training, so that there is nothing to lag, and predictions of every test batch;
     or the gradients of all activations, from the top block ``gradients_from`` (0: none), which an activation has to
-    reach first.
+    reach first: block k takes that of batch n after batch n + ``lag`` (N - k) has gone up.
 
     A batch travels up in ``parts`` equal parts, one message each; its target comes down once, before the first part.
 
@@ -70,7 +70,7 @@ class RunPlan:
 
     def __post_init__(self) -> None:
         assert not (self.predicts_down and self.gradients_from)
-        assert (self.parts == 1 and self.replicas == 1) or not self.gradients_from
+        assert (self.parts == 1 and self.replicas == 1 and self.lag > 0) or not self.gradients_from
         assert 0 <= self.sync_delay < self.sync_every
         assert 0 <= self.start < self.batches
 
@@ -98,6 +98,10 @@ class RunPlan:
         """``D_k``: number of batches by which a target leaves ``block`` for the block below before its activation."""
         return self.lag * (block - 1) if self.targets_down else 0
 
+    def delay(self, block: int) -> int:
+        """Number of batches that ``block`` sends up between a batch and its gradient."""
+        return self.lag * (self.gradients_from - block) if self.gradients_from else 0
+
     @property
     def targets_down(self) -> bool:
         return not (self.predicts_down or self.gradients_from)
@@ -112,12 +116,12 @@ class RunPlan:
                 return 0
             ahead = self.start + self.lead(block)
             return next((n for n in range(self.start, ahead) if self.ends_with(n - 1)), ahead)
-        return max(0, self.start - 2 * (self.gradients_from - block)) if self.gradients_from else self.start
+        return max(0, self.start - self.delay(block))
 
     @property
     def max_in_flight(self) -> int:
         """Messages from above, at most, that a block has not taken when the block above has finished the same batch."""
-        return 2 if self.gradients_from else self.lag if self.targets_down else 0
+        return 0 if self.predicts_down else self.lag
 
     def first_steady(self, blocks: int) -> int:
         """The first batch for which a column of ``blocks`` is filled, if the run is long enough."""
@@ -283,7 +287,7 @@ def rank_program(
         last = plan.ends_with(n)
         if last and plan.gradients_from:
             # The gradients that come after the last batch has gone up.
-            for late in range(plan.batches, plan.batches + 2 * (plan.gradients_from - pieces[0].block)):
+            for late in range(plan.batches, plan.batches + plan.delay(pieces[0].block)):
                 yield from _backward(pieces, late, plan)
         yield from _meeting(pieces, n, plan)
         for e in plan.evaluation(n):
@@ -334,14 +338,15 @@ def _meeting(pieces: Sequence[Piece], n: int, plan: RunPlan) -> Iterator[Action]
 def _backward(pieces: Sequence[Piece], n: int, plan: RunPlan) -> Iterator[Action]:
     """Backprop with a pipeline "added directly": no block waits for a gradient, so each one comes back late.
 
-    Block k takes the gradient of batch n after it has sent batch n + 2 (N - k) up: so long is the way to the top and
-    back. As a timetable (3 blocks, B = backward and update)::
+    Block k takes the gradient of batch n after it has sent batch n + lag (N - k) up: so long is the way to the top and
+    back, with half a batch time to spare per hop under lag 2, and none under lag 1. As a timetable (3 blocks, lag 2,
+    B = backward and update)::
 
         block 3 |       | F0 B0 | F1 B1 | F2 B2 | F3 B3 ..
         block 2 |    F0 | F1    | F2 B0 | F3 B1 | ..            two batches in flight
         block 1 | F0 F1 | F2    | F3    | F4 B0 | ..            four
     """
     for block, _ in pieces:
-        back = n - 2 * (plan.gradients_from - block)
+        back = n - plan.delay(block)
         if 0 <= back < plan.batches:
             yield Action(Op.BACKWARD, block, back)

@@ -12,7 +12,7 @@ from torch import nn
 from counterflow import models
 from counterflow.algorithms import LocalAlgorithm, Task
 from counterflow.checkpoint import CheckpointDirectory
-from counterflow.config import PIPELINES, RunConfig, TrainConfig
+from counterflow.config import ASYNCHRONOUS, PIPELINES, RunConfig, TrainConfig
 from counterflow.data import load
 from counterflow.data.batch_loader import BatchLoader, EpochSampler
 from counterflow.data.dataset import Dataset
@@ -57,7 +57,7 @@ def build_job(config: TrainConfig, network: nn.Sequential, dataset: Dataset, inf
         evaluate_every=config.train.evaluate_every,
         test_batches=len(batches.test) if config.train.test else 0,
         validation_batches=len(batches.validation),
-        gradients_from=config.blocks if schedule == "naive" else 0,
+        gradients_from=config.blocks if schedule in ASYNCHRONOUS else 0,
         checkpoint_every=config.checkpoint.every,
         views=config.data.test_views,
         parts=config.train.accumulate,
@@ -178,16 +178,17 @@ def _schedule(config: TrainConfig, ranks: int) -> str:
             f"train.accumulate={config.train.accumulate}: allowed for algorithm={name} is 1; a batch of its "
             "pipeline schedules has train.microbatches parts"
         )
-    if wanted == "naive" and name != "bp":
-        raise ValueError(f"schedule=naive: is for algorithm=bp, algorithm={name} runs with {', '.join(PIPELINES)}")
+    if wanted in ASYNCHRONOUS and name != "bp":
+        raise ValueError(f"schedule={wanted}: is for algorithm=bp, algorithm={name} runs with {', '.join(PIPELINES)}")
     if wanted == "free":
         raise ValueError(
-            f"schedule=free: algorithm={name} has a backward lock, allowed are auto, naive, {', '.join(PIPELINES)}"
+            f"schedule=free: algorithm={name} has a backward lock, allowed are auto, "
+            f"{', '.join((*ASYNCHRONOUS, *PIPELINES))}"
         )
     schedule = "1f1b" if wanted == "auto" else wanted
     if schedule in PIPELINES and config.engine.recovery == "rank":
         raise ValueError(f"engine.recovery=rank: allowed for schedule={schedule} is all, as its ranks wait in step")
-    if schedule != "naive":
+    if schedule not in ASYNCHRONOUS:
         check_microbatches(schedule, ranks, config.blocks, config.train.microbatches, config.train.batch_size)
     return schedule
 

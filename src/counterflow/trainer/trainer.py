@@ -76,7 +76,8 @@ class Trainer:
             blocks: Number of block pairs, up to the number of layers.
             cut: ``flops``, ``parameters``, ``profile``, or the number of layers of every block.
             lag: How many batches earlier a target leaves, per hop; ``exact`` is the locked algorithm on one process.
-                None is that of ``engine``.
+                Under ``naive`` and ``pipedream``, batches between a batch and its gradient, per hop. None is that of
+                ``engine``.
             replicas: Copies of the pipeline, each of which trains on its share of every batch (local rules only).
             sync: How the copies of a block learn together; by default by the mean of their gradients.
             inner: ``pipeline`` or ``replicas``: which pieces are neighbours on the ranks. No bit depends on it.
@@ -85,8 +86,8 @@ class Trainer:
                 of another shape, as for other classes, starts at random.
             freeze: Layers that do not learn, by index or by name. They compute as in evaluation: batch norm with the
                 statistics that it has, and no dropout. Like ``init``, None is what options of a network say.
-            schedule: ``auto``; for end-to-end references also ``gpipe``, ``1f1b``, ``interleaved1f1b``, ``zbv`` and
-                ``naive``.
+            schedule: ``auto``; for end-to-end references also ``gpipe``, ``1f1b``, ``interleaved1f1b``, ``zbv``,
+                ``naive`` and ``pipedream``.
             device: ``auto``, ``cpu`` or ``cuda``.
             engine: All other options of the engine.
 

@@ -67,6 +67,21 @@ def test_local_rules(tmp_path: Path) -> None:
     assert three[1].all < three[1].saved + three[1].messages  # its input is a receive buffer
 
 
+def test_stashed_weights(tmp_path: Path) -> None:
+    """Three batches are in flight at the bottom, of three versions of the weights; the top block has only its own."""
+    options = ["algorithm=bp", "schedule=pipedream", "engine.lag=1"]
+    bottom, middle, top = measured(mlp_case(tmp_path, 3, 3, 12, options))
+    assert bottom.saved == 3 * (INPUTS + 2 * HIDDEN)
+    assert middle.saved == 2 * 3 * HIDDEN
+    assert top.saved == 3 * HIDDEN + LOGARITHMS + LABELS + WEIGHT
+    square = (WIDTH + 1) * WIDTH * 4
+    assert bottom.stashes == 3 * ((PIXELS * PIXELS + 1) * WIDTH * 4 + square)
+    assert middle.stashes == 2 * 2 * square
+    assert top.stashes == 0
+    assert max(bottom.saved, bottom.stashes, bottom.messages) < bottom.all
+    assert bottom.all <= bottom.saved + bottom.stashes + bottom.messages
+
+
 @pytest.fixture(scope="module")
 def result(tmp_path_factory: pytest.TempPathFactory) -> SuiteResult:
     options = BenchOptions(suite="memory", ranks=[1, 2], microbatches=2)
@@ -77,7 +92,7 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> SuiteResult:
 @pytest.mark.slow
 def test_results_of_both_comparisons(result: SuiteResult) -> None:
     by_name = {(row.extra["comparison"], row.extra["blocks"], row.name): row for row in result.cases}
-    assert len(by_name) == len(result.cases) == 2 * (2 + 5)
+    assert len(by_name) == len(result.cases) == 2 * (2 + 6)
     message = by_name["equal message", 2, "1F1B m=2"]
     update = by_name["equal update", 2, "1F1B m=2"]
     assert (message.batch, by_name["equal message", 2, "BLL"].batch) == (32, 16)

@@ -8,7 +8,7 @@ from tests.helpers.runs import summary_of
 
 RUN = ("model=custom", "train.evaluate_every=0", "optimizer.lr=0.01")
 LOCAL = {"bll": ("algorithm=bll",), "al": ("algorithm=al",), "predsim": ("algorithm=predsim",)}
-NAIVE = ("algorithm=bp", "schedule=naive")
+ASYNCHRONOUS = {name: ("algorithm=bp", f"schedule={name}") for name in ("naive", "pipedream")}
 
 
 def middle() -> nn.Sequential:
@@ -28,9 +28,9 @@ def options(factory: str, *overrides: str) -> tuple[str, ...]:
 
 
 @pytest.mark.parametrize("factory", ["middle", "ends"])
-@pytest.mark.parametrize("rule", [*LOCAL, "naive"])
+@pytest.mark.parametrize("rule", [*LOCAL, *ASYNCHRONOUS])
 def test_two_processes_give_the_bits_of_one(pool: Pool, rule: str, factory: str) -> None:
-    overrides = options(factory, *LOCAL.get(rule, NAIVE))
+    overrides = options(factory, *(LOCAL | ASYNCHRONOUS)[rule])
     alone, together = (summary_of(pool, ranks, *overrides) for ranks in (1, 2))
     assert together["fingerprint"] == alone["fingerprint"]
     assert together["block_accuracy"] == alone["block_accuracy"]

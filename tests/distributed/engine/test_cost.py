@@ -27,7 +27,7 @@ def test_backprop_of_a_layer_is_three_products_and_two_at_the_bottom() -> None:
 
 
 def test_a_reference_costs_what_backprop_costs(pool: Pool) -> None:
-    for schedule in ("1f1b", "naive"):
+    for schedule in ("1f1b", "naive", "pipedream"):
         flops = summary_of(pool, 2, *MLP, "algorithm=bp", f"schedule={schedule}")["flops"]
         assert flops == {"network": 2 * sum(LAYERS), "training": 4 * LAYERS[0] + 6 * LAYERS[1], "extra": 0}
 

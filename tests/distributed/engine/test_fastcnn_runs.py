@@ -16,6 +16,7 @@ RULES = {
     "predsim": ("algorithm=predsim", "algorithm.head.width=4", "algorithm.smoothing=0.1", "algorithm.similarity=layer"),
     "al": ("algorithm=al", "algorithm.head.width=4", "algorithm.target_lr_scale=0.1"),
     "naive": ("algorithm=bp", "algorithm.smoothing=0.1", "schedule=naive"),
+    "pipedream": ("algorithm=bp", "algorithm.smoothing=0.1", "schedule=pipedream"),
 }
 RECIPE = (
     "data.augment=true", "data.pad=reflect", "data.alternate=true", "data.test_views=2", "optimizer=muon",
@@ -23,7 +24,9 @@ RECIPE = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize(("rule", "ranks"), [("bll", 2), ("bll", 3), ("predsim", 2), ("al", 3), ("naive", 3)])
+@pytest.mark.parametrize(
+    ("rule", "ranks"), [("bll", 2), ("bll", 3), ("predsim", 2), ("al", 3), ("naive", 3), ("pipedream", 2)]
+)
 def test_processes_change_nothing(pool: Pool, rule: str, ranks: int) -> None:
     alone, together = (summary_of(pool, count, *SMALL, *RULES[rule], *RECIPE) for count in (1, ranks))
     for key in ("fingerprint", "test_accuracy", "block_tta_accuracy"):

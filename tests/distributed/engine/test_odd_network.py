@@ -35,6 +35,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("algorithm=bp",),
         ("algorithm=fa",),
         ("algorithm=bp", "schedule=naive"),
+        ("algorithm=bp", "schedule=pipedream"),
     ],
     ids=" ".join,
 )

@@ -412,6 +412,14 @@ def test_a_killed_rank_in_the_middle_ends_every_process() -> None:
         (2, "schedule=zbv blocks=2", "schedule=zbv: blocks=2 must be 4, two for each rank"),
         (2, "schedule=zbv blocks=5", "schedule=zbv: blocks=5 must be 4, two for each rank"),
         (2, "schedule=zbv train.microbatches=2", "train.microbatches=2 must be at least 4"),
+        (
+            1,
+            "algorithm=bll schedule=pipedream",
+            "schedule=pipedream: algorithm=bll learns locally, allowed are auto, free",
+        ),
+        (2, "algorithm=fa schedule=pipedream", "schedule=pipedream: is for algorithm=bp, algorithm=fa runs with gpipe"),
+        (2, "schedule=pipedream replicas=2", "replicas=2: allowed for algorithm=bp is 1, replicas are of local rules"),
+        (1, "schedule=pipedream train.accumulate=2", "train.accumulate=2: allowed for algorithm=bp is 1"),
     ],
 )
 def test_wrong_combinations_are_refused_in_one_line(ranks: int, overrides: str, message: str) -> None:

@@ -13,6 +13,7 @@ from tests.helpers.runs import summary_of
 MODEL = ("model.width=16", "model.hidden=6", "model.norm=batch", "model.dropout=0.1", "blocks=4")
 FAST = ("model=fastcnn", "model.widths=[6,8,8]", "algorithm.head.width=4", "blocks=4")
 PIPELINED = {"schedule=1f1b", "schedule=gpipe"}
+ASYNCHRONOUS = {"schedule=naive", "schedule=pipedream"}
 OFTEN = ("train.steps=14", "train.evaluate_every=5", "train.log_every=2", "checkpoint.every=4", "checkpoint.keep=9")
 
 
@@ -43,7 +44,7 @@ def check(pool: Pool, folder: Path, before: int, after: int, batches: int, *over
     assert resumed["fingerprint"] == unbroken["fingerprint"]
     assert resumed["block_accuracy"] == unbroken["block_accuracy"]
     there, here = figures(folder / "unbroken"), figures(folder / "broken")
-    if "schedule=naive" in overrides:  # its blocks report a batch at different times: no row straddles the cut
+    if ASYNCHRONOUS.intersection(overrides):  # their blocks report a batch at different times: no row straddles the cut
         assert here == [row for row in there if row in here]
         assert all(row["event"] == "train" and batches - 6 <= row["n"] < batches for row in there if row not in here)
     else:
@@ -56,6 +57,11 @@ RULES = {
     "al": ("algorithm=al", "optimizer=muon", "optimizer.average=0.9"),
     "predsim": ("algorithm=predsim", "algorithm.similarity=layer", "algorithm.smoothing=0.1", "engine.lag=1"),
     "naive": ("algorithm=bp", "schedule=naive", "optimizer.average=0.9"),
+    "pipedream": ("algorithm=bp", "schedule=pipedream", "optimizer.average=0.9", "optimizer.delay_corrected=true"),
+    "pipedream, lag 1": (
+        *("algorithm=bp", "schedule=pipedream", "engine.lag=1", "engine.recompute=true"),
+        *("optimizer=sgd", "optimizer.delay_corrected=true"),
+    ),
     "muon": ("algorithm=bll", "optimizer=muon", "optimizer.bias_lr_scale=4"),
     "average": ("algorithm=bll", "optimizer.average=0.9"),
 }

@@ -177,8 +177,13 @@ def test_the_file_is_valid(bll: tuple[dict[str, Any], list[RankTrace]], folder: 
 
 @pytest.mark.parametrize(
     ("rule", "updates"),
-    [(("algorithm=al",), (2, 2)), (("algorithm=predsim",), (1, 1)), (("algorithm=bp", "schedule=naive"), (1, 1))],
-    ids=["al", "predsim", "naive"],
+    [
+        (("algorithm=al",), (2, 2)),
+        (("algorithm=predsim",), (1, 1)),
+        (("algorithm=bp", "schedule=naive"), (1, 1)),
+        (("algorithm=bp", "schedule=pipedream"), (1, 1)),
+    ],
+    ids=["al", "predsim", "naive", "pipedream"],
 )
 def test_other_rules_too(pool: Pool, tmp_path: Path, rule: tuple[str, ...], updates: tuple[int, int]) -> None:
     summary, traces = traced(pool, tmp_path / "run", 2, "blocks=2", *rule)

@@ -16,7 +16,8 @@ from tests.distributed.trainer.test_trainer import data, network
 from tests.helpers.processes import Pool
 from tests.helpers.ranks import on_ranks
 
-RULES = {"bll": cf.BLL, "bp": cf.Backprop, "naive": cf.Backprop, "fa": cf.FeedbackAlignment}
+ASYNCHRONOUS = ("naive", "pipedream")
+RULES = {"bll": cf.BLL, "bp": cf.Backprop, "fa": cf.FeedbackAlignment} | dict.fromkeys(ASYNCHRONOUS, cf.Backprop)
 
 
 def fit(rule: str, model: Any = network, lr: float = 0.1, **options: Any) -> dict[str, Any]:
@@ -28,7 +29,7 @@ def fit(rule: str, model: Any = network, lr: float = 0.1, **options: Any) -> dic
         blocks=3,
         init=options.pop("init", None),
         freeze=options.pop("freeze", None),
-        schedule="naive" if rule == "naive" else "auto",
+        schedule=rule if rule in ASYNCHRONOUS else "auto",
         engine=cf.EngineConfig(threads=1, timeout=30),
     )
     result = trainer.fit(
@@ -70,7 +71,7 @@ def test_frozen_layers_stay_and_placement_changes_nothing(pool: Pool, weights: P
     alone = fit(rule, **options)
     for ranks in (2, 3):
         found = on_ranks(pool, ranks, fit_with, rule, options)[0]
-        if rule in ("bll", "naive"):
+        if rule in ("bll", *ASYNCHRONOUS):
             assert found["fingerprint"] == alone["fingerprint"]
         for name, value in found["state"].items():  # a pipeline sums the gradients of micro-batches, in another order
             torch.testing.assert_close(value, alone["state"][name], rtol=1e-4, atol=1e-5)

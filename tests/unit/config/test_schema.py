@@ -88,10 +88,36 @@ REFUSED = [
     ([SGD, "optimizer.lr=-1"], "optimizer.lr=-1.0: must be at least 0 and at most 1e+06"),
     ([SGD, "optimizer.momentum=1"], "optimizer.momentum=1.0: must be at least 0 and below 1"),
     (
+        [SGD, "optimizer.delay_corrected=true", "optimizer.momentum=0"],
+        "optimizer.delay_corrected=true: needs optimizer.momentum greater than 0",
+    ),
+    (
+        [SGD, "optimizer.delay_corrected=true", "optimizer.nesterov=true"],
+        "optimizer.delay_corrected=true: is Nesterov's, allowed for optimizer.nesterov is false",
+    ),
+    (
+        ["optimizer.delay_corrected=true", "optimizer.betas=[0,0.9]"],
+        "optimizer.delay_corrected=true: needs a first number of optimizer.betas greater than 0",
+    ),
+    (
         [SGD, "optimizer.nesterov=true", "optimizer.momentum=0"],
         "optimizer.nesterov=true: needs optimizer.momentum greater than 0",
     ),
+    (["schedule=pipedream", "optimizer.clip=1"], "optimizer.clip=1: allowed for schedule=pipedream is 0"),
+    (["schedule=naive", "optimizer.clip=0.5"], "optimizer.clip=0.5: allowed for schedule=naive is 0"),
     # engine
+    (
+        ["schedule=pipedream", "engine.lag=exact"],
+        "engine.lag=exact: allowed for schedule=pipedream are whole numbers of at least 1",
+    ),
+    (
+        ["schedule=naive", "engine.lag=exact"],
+        "engine.lag=exact: allowed for schedule=naive are whole numbers of at least 1",
+    ),
+    (
+        ["schedule=pipedream", "engine.compile=true"],
+        "engine.compile=true: allowed for schedule=pipedream is false",
+    ),
     (["engine.lag=0"], "engine.lag=0: allowed are exact and whole numbers of at least 1"),
     (["engine.lag=1.5"], "engine.lag=1.5: allowed are exact and whole numbers of at least 1"),
     (["engine.lag=none"], "engine.lag=none: allowed are exact and whole numbers of at least 1"),
@@ -200,6 +226,9 @@ EDGES: list[dict[str, Any]] = [
         "train.steps": None,
     },
     {"optimizer": "sgd", "optimizer.momentum": 0.01, "optimizer.nesterov": True},
+    {"optimizer": "sgd", "optimizer.momentum": 0.01, "optimizer.delay_corrected": True},
+    {"optimizer.betas": [0.01, 0.0], "optimizer.delay_corrected": True},
+    {"algorithm": "bp", "schedule": "pipedream", "engine.lag": 1, "engine.recompute": True},
     {"engine.lag": 3, "engine.target_depth": 3, "engine.timeout": 1e6},
 ]
 
@@ -212,4 +241,4 @@ def test_the_edge_of_what_is_allowed_is_taken(values: dict[str, Any]) -> None:
         found: Any = config
         for name in key.split("."):
             found = found[name]
-        assert (found["name"] if key in ("model", "optimizer") else found) == value, key
+        assert (found["name"] if key in ("algorithm", "model", "optimizer") else found) == value, key

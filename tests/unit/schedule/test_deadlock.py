@@ -50,12 +50,13 @@ def test_no_deadlock_of_predictions(blocks: int, ranks: int) -> None:
 
 @pytest.mark.parametrize(("blocks", "ranks"), [(2, 2), (8, 8), (9, 4)])
 @pytest.mark.parametrize("depth", [1, 3])
-def test_gradients_need_room_for_two(blocks: int, ranks: int, depth: int) -> None:
-    """A block takes the gradient of batch n two forward passes after the block above has sent it. With an evaluation
-    between the two, longer than the channel, room for one is too little; a real channel holds three more than that."""
-    plan = RunPlan(3 * blocks + 10, 2, max(1, blocks // 2), 7, gradients_from=blocks)
-    assert not reaches_the_end(Topology(blocks, ranks), plan, depth, 1)
-    assert reaches_the_end(Topology(blocks, ranks), plan, depth, 2)
+@pytest.mark.parametrize("lag", [1, 2, 3])
+def test_gradients_need_room_for_the_lag(blocks: int, ranks: int, depth: int, lag: int) -> None:
+    """A block takes the gradient of batch n ``lag`` forward passes after the block above sent it. With an evaluation
+    between the two, longer than the channel, less room is too little; a real channel holds three more than that."""
+    plan = RunPlan((lag + 1) * blocks + 10, lag, max(1, blocks // 2), 7, gradients_from=blocks)
+    for room in range(1, lag + 1):
+        assert reaches_the_end(Topology(blocks, ranks), plan, depth, room) == (room == lag), room
 
 
 @pytest.mark.slow

@@ -202,9 +202,9 @@ def test_contract_of_a_block(plan: RunPlan, block: int) -> None:
 
 @given(plans, st.integers(1, 8), st.data())
 def test_contract_of_a_block_with_gradients(plan: RunPlan, top: int, data: st.DataObject) -> None:
-    """Forward never waits: the gradient of batch n comes back after 2 (N - k) more batches have gone up."""
+    """Forward never waits: the gradient of batch n comes back after lag (N - k) more batches have gone up."""
     block = data.draw(st.integers(1, top))
-    late = 2 * (top - block)
+    late = plan.lag * (top - block)
     plan = replace(plan, predicts_down=False, gradients_from=top)
     forwards = updates = 0
     evaluated: list[tuple[int, int]] = []

@@ -216,6 +216,20 @@ def test_time_per_batch_of_the_design(latency: float) -> None:
     assert found == pytest.approx(TABLE[latency], rel=0.02)
 
 
+@pytest.mark.parametrize("latency", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("lag", [1, 2, 3])
+def test_time_per_batch_of_gradients_that_nobody_waits_for(latency: float, lag: int) -> None:
+    """A gradient falls j hops, each of which makes it one lag older, through a backward pass in every block, and the
+    activation that goes up after it climbs back: j * lag + 1 batches take no less than 2 j latencies and j + 1 batch
+    times, so latency per hop is free up to (lag - 1) / 2 batch times."""
+    times = Durations(forward=1 / 3, backward=2 / 3, latency=latency)
+    timetable = simulate(Topology(8, 8), RunPlan(160, lag, gradients_from=8), rooms(2, lag), times)
+    trip = 7 * lag + 1
+    found = timetable.seconds_per_batch(40, 40 + 80 // trip * trip)
+    assert found == pytest.approx(max((j + 1 + 2 * j * latency) / (j * lag + 1) for j in range(8)), rel=1e-6)
+    assert (found == pytest.approx(1)) == (latency <= (lag - 1) / 2)
+
+
 def test_latency_2_needs_activation_depth_2() -> None:
     """One activation at a time takes a latency each, whatever the lag."""
     assert steady(2.0, 6, depth=1) == pytest.approx(2.0)
