@@ -5,7 +5,7 @@ It wants quiet cores: what else they do adds to what is measured, and a wake-up 
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -33,7 +33,7 @@ class Variant:
     parts: int = 1
     inner: str = "pipeline"
     options: Sequence[str] = ()
-    local: LocalRun = LocalRun()
+    local: LocalRun = field(default_factory=LocalRun)
     parameters: int = 1
     latency: float = 0.0
     """Seconds one way between two ranks, over links of 1 Gb/s."""
