@@ -220,7 +220,7 @@ def check_meeting(size: int, met: Mapping[int, str]) -> Check:
 def _check_edges(
     store: Store, communicator: Communicator, config: DiagnosticsConfig, nodes: Sequence[int]
 ) -> list[Check]:
-    """Measure one pair of neighbours after the other, so that none disturbs another; ``nodes`` has that of each rank."""
+    """Measure one pair of neighbours after the other, so that none disturbs another; ``nodes`` are those of ranks."""
     checks: list[Check] = []
     links: list[MeasuredLink] = []
     offsets: list[ClockOffset] = []

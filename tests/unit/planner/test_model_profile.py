@@ -10,6 +10,7 @@ from counterflow.engine.job import Job
 from counterflow.engine.message_sizes import local_bytes
 from counterflow.message import HEADER_BYTES
 from counterflow.metrics.provenance import digest
+from counterflow.planner.local_forecast import LocalRun
 from counterflow.planner.model_profile import local_memory, local_stage, profile_model, stages_of
 from counterflow.trainer.job_builder import load_job
 from tests.helpers.configs import configured
@@ -83,6 +84,6 @@ def test_messages_have_the_bytes_of_the_run(wire: str) -> None:
     found = local_bytes(run, run.algorithm.rule_set(run.rule_context))
     assert found == {"up": [stages[0].up], "down": [stages[0].down]}
     numbers = 4 * 32 * (64 + 64)  # a and u, beside the message
-    memory, smaller = (local_memory([replace(stages[0], unpacked=n), stages[1]], 2, 2) for n in (stages[0].unpacked, 0))
+    memory, smaller = (local_memory([replace(stages[0], unpacked=n), stages[1]], LocalRun()) for n in (stages[0].unpacked, 0))
     assert stages[0].unpacked == (0 if wire == "fp32" else numbers)
     assert [more - less for more, less in zip(memory, smaller, strict=True)] == [0, stages[0].unpacked]
