@@ -5,6 +5,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
 
@@ -81,7 +82,7 @@ class Cluster(Options, key="machines"):
             links = read_links(Path(self.links))
         except ValueError as error:
             raise ValueError(f"machines.links={error}") from error
-        slowest: dict[bool, dict[str, float]] = {True: {}, False: {}}
+        slowest: dict[bool, dict[str, Any]] = {True: {}, False: {}}
         for crosses, values in slowest.items():
             if some := [link for link in links if link.crosses_nodes == crosses]:
                 values["bandwidth_gbps"] = 8 * min(link.bandwidth for link in some) / 1e9
