@@ -228,7 +228,8 @@ def _check_edges(
     for lower in range(pairs):
         if time.monotonic() > config.deadline:
             result = f"{lower} of {pairs} pairs of neighbours were measured in time"
-            return [*checks, Check("edges", Status.WARN, result, "--quick, or fewer ranks")]
+            checks.append(Check("edges", Status.WARN, result, "--quick, or fewer ranks"))
+            break
         ends = [lower, lower + 1]
         for rank in set(ends) - {communicator.rank}:
             post(store, f"go/{rank}", lower)
@@ -260,12 +261,12 @@ def _check_edges(
             ]
     if len(offsets) == pairs > 0:
         checks.append(check_wall_clocks(offsets))
-        if config.links is not None:
-            checks.append(_write(config.links, links))
-    return checks
+    return checks if config.links is None else [*checks, _write(config.links, links, whole=len(offsets) == pairs > 0)]
 
 
-def _write(path: Path, links: Sequence[MeasuredLink]) -> Check:
+def _write(path: Path, links: Sequence[MeasuredLink], whole: bool) -> Check:
+    if not whole:
+        return Check("links", Status.WARN, f"{path} is not written: an edge was not measured", "see the lines above")
     try:
         write_links(path, links)
     except OSError as error:
