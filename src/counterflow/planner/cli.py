@@ -124,7 +124,7 @@ def _plan(config: PlanConfig, overrides: Sequence[str]) -> None:
     best = result.best
     if best.processes > 1:
         console.print(_bytes_line(best), soft_wrap=True)
-    for reason in reasons(best, local, profile.batch):
+    for reason in reasons(best, local, profile.batch, config.wires):
         console.print(reason, soft_wrap=True)
     for blocks, memory in result.too_large:
         console.print(f"{blocks} blocks: need {memory / 1e9:.3g} GB on one process, too much", soft_wrap=True)

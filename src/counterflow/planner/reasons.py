@@ -7,11 +7,18 @@ from counterflow.planner.search import Candidate, Trial
 from counterflow.topology import Stream
 
 
-def reasons(candidate: Candidate, local: LocalRun, batch: int) -> list[str]:
-    """Why ``candidate`` is as it is; ``local`` has the smallest lag and depth, ``batch`` are samples."""
+def reasons(candidate: Candidate, local: LocalRun, batch: int, wires: Sequence[str]) -> list[str]:
+    """Why ``candidate`` is as it is.
+
+    Args:
+        candidate: One of a plan.
+        local: Options of the run, with the smallest lag and depth that are allowed.
+        batch: Samples of a batch.
+        wires: Values of ``engine.wire`` that are allowed, the most exact one first.
+    """
     trials = [trial for trial in candidate.trials if trial.inner == candidate.inner]
     chosen = next(trial for trial in trials if trial.wire == candidate.wire)
-    found = [_wire(chosen, trials, batch), _lag(chosen, local, batch)] if candidate.blocks > 1 else []
+    found = [_wire(chosen, trials, batch, wires), _lag(chosen, local, batch)] if candidate.blocks > 1 else []
     placed = [trial for trial in candidate.trials if trial.wire == candidate.wire]
     return found + ([_inner(candidate, placed, batch)] if candidate.processes > candidate.blocks else [])
 
@@ -20,12 +27,13 @@ def _rate(seconds: float, batch: int) -> str:
     return f"{batch / seconds:,.0f} samples/s"
 
 
-def _wire(chosen: Trial, trials: Sequence[Trial], batch: int) -> str:
+def _wire(chosen: Trial, trials: Sequence[Trial], batch: int, wires: Sequence[str]) -> str:
     times = f"blocks compute for {1e3 * chosen.computing:.3g} ms a batch, the busiest link carries it in "
     times += f"{1e3 * chosen.sending:.3g} ms"
     others = [trial for trial in trials if trial is not chosen]
     if not others:
-        return f"engine.wire={chosen.wire}: {times}, so smaller messages were not considered, or would not be faster"
+        why = "the only one allowed" if len(wires) == 1 else "smaller messages would not be faster"
+        return f"engine.wire={chosen.wire}: {times}; {why}"
     rates = ", ".join(f"{_rate(other.seconds_per_batch, batch)} with {other.wire}" for other in others)
     changes = "" if chosen is trials[0] else "; it changes the result, see docs/many_machines.md"
     return f"engine.wire={chosen.wire}: {times}; {_rate(chosen.seconds_per_batch, batch)}, but {rates}{changes}"

@@ -65,7 +65,7 @@ def test_a_pipeline_across_processes_waits_between_its_meetings() -> None:
 def test_gradients_wait_for_two_messages_and_the_update_comes_after_them() -> None:
     """Slice and sum: twice latency and sending time. Both directions have links of their own."""
     link = LinkSpec(latency=0.5, bandwidth=10.0)
-    options = {"vectors": [20], "link_of": lambda edge: link}
+    options: dict[str, Any] = {"vectors": [20], "link_of": lambda edge: link}
     topology = Topology(1, 2, 2)
     assert seconds(topology, LocalRun(), **options) == pytest.approx(3.75 + 2 * (0.5 + 10 / 10.0))
     order: list[tuple[str, float, float]] = []

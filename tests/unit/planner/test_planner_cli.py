@@ -9,6 +9,7 @@ import pytest
 from counterflow.cli.hydra_app import load_config
 from counterflow.planner.cli import candidate_table, to_json, train_command
 from counterflow.planner.local_forecast import LocalRun
+from counterflow.planner.options import WIRES
 from counterflow.planner.reasons import reasons
 from tests.helpers.synthetic_profiles import profile, searched
 
@@ -66,7 +67,7 @@ def test_a_command_for_nodes() -> None:
 def test_reasons_have_the_rates_of_what_was_not_chosen() -> None:
     layers, coarser = profile([1.0] * 2, up=[300] * 2), {"bf16": profile([1.0] * 2, up=[150] * 2)}
     best = searched(layers, 2, bandwidth=100.0, coarser=coarser).candidates[-1]
-    told = reasons(best, LocalRun(), 64)
+    told = reasons(best, LocalRun(), 64, WIRES)
     assert told == [
         "engine.wire=bf16: blocks compute for 1e+03 ms a batch, the busiest link carries it in 1.5e+03 ms; "
         "43 samples/s, but 21 samples/s with fp32; it changes the result, see docs/many_machines.md",
@@ -76,8 +77,10 @@ def test_reasons_have_the_rates_of_what_was_not_chosen() -> None:
 
 def test_reasons_for_a_lag() -> None:
     best = searched(profile([1.0] * 4), 4, latency=2.0).candidates[-1]
-    (wire, lag) = reasons(best, LocalRun(), 64)
+    wire, lag = reasons(best, LocalRun(), 64, WIRES)
     assert wire.startswith("engine.wire=fp32: blocks compute for 1e+03 ms a batch, the busiest link carries it in 0 ms")
+    assert wire.endswith("; smaller messages would not be faster")
+    assert reasons(best, LocalRun(), 64, ["fp32"])[0].endswith("; the only one allowed")
     assert lag.startswith(f"engine.lag={best.lag} engine.depth={best.depth}: 6")
     rate = re.search("but (..) samples/s with lag 2 and depth 2", lag)
     assert rate is not None
@@ -87,10 +90,10 @@ def test_reasons_for_a_lag() -> None:
 def test_reasons_for_a_placement() -> None:
     layers = profile([1.0] * 2, up=[3_000_000] * 2, parameters=1_000_000)
     best = searched(layers, 4, nodes=2, replicas=2).candidates[-1]
-    *_, inner = reasons(best, LocalRun(), 64)
+    *_, inner = reasons(best, LocalRun(), 64, WIRES)
     assert inner == (
         "topology.inner=pipeline: with pipeline 4 MB a batch cross nodes (0 between blocks, 4 between copies), "
         "64 samples/s; with replicas 6 MB a batch cross nodes (6 between blocks, 0 between copies), 64 samples/s"
     )
     small = searched(layers, 2, nodes=1, replicas=2).candidates[-1]
-    assert reasons(small, LocalRun(), 64) == ["topology.inner=pipeline: all processes are on one node"]
+    assert reasons(small, LocalRun(), 64, WIRES) == ["topology.inner=pipeline: all processes are on one node"]

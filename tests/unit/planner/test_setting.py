@@ -78,9 +78,8 @@ def test_parts_have_smaller_messages() -> None:
 
 
 def test_a_crowded_link_wants_a_longer_lag() -> None:
-    machines = {"ranks": 8, "nodes": 2, "latency_ms": 6000.0}
     near = Setting(Cluster(ranks=8, nodes=2), [STAGE] * 4, LocalRun(), 2, "replicas", 4).tuned()
-    far = Setting(Cluster(**machines), [STAGE] * 4, LocalRun(), 2, "replicas", 4).tuned()
+    far = Setting(Cluster(ranks=8, nodes=2, latency_ms=6000.0), [STAGE] * 4, LocalRun(), 2, "replicas", 4).tuned()
     assert (near.lag, near.depth) == (2, 2)
     assert far.lag > 2
     assert far.seconds_per_batch == pytest.approx(3.0, rel=0.02)
