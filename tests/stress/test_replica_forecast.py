@@ -51,7 +51,7 @@ LAZILY = ("sync.mode=parameters", "sync.every=6", "sync.delay=3")
 VARIANTS = {
     "two replicas of four blocks, gradients": Variant(blocks=4, ranks=8, replicas=2),
     "two replicas of four blocks, parameters": Variant(blocks=4, ranks=8, replicas=2, options=LAZILY, local=PARAMETERS),
-    "four replicas of two blocks, 4 MB": Variant(blocks=2, ranks=8, replicas=4, parameters=1 << 20),
+    "four replicas of two blocks, 1 MB": Variant(blocks=2, ranks=8, replicas=4, parameters=1 << 18),
     "two replicas of two blocks on three processes": Variant(blocks=2, ranks=3, replicas=2),
     "eight pieces on four processes": Variant(blocks=4, ranks=4, replicas=2, inner="replicas"),
     "eight blocks, four parts": Variant(blocks=8, ranks=8, parts=4, local=LocalRun(parts=4)),
