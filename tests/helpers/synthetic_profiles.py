@@ -1,8 +1,10 @@
 """Model profiles with given times: no clock, no tensors."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from counterflow.planner.local_forecast import LocalRun
 from counterflow.planner.model_profile import BlockOverhead, LayerProfile, ModelProfile
 from counterflow.planner.options import Cluster
 from counterflow.planner.search import SearchResult, search
@@ -33,9 +35,12 @@ def searched(
     latency: float = 0.0,
     bandwidth: float | None = None,
     memory: float | None = None,
+    replicas: int = 1,
+    local: LocalRun | None = None,
+    coarser: Mapping[str, ModelProfile] | None = None,
     **cluster: Any,
 ) -> SearchResult:
-    """Search on machines that are given in seconds and bytes."""
+    """Search on machines that are given in seconds and bytes; ``coarser`` are profiles of further wires."""
     machines = Cluster(
         ranks=ranks,
         latency_ms=1e3 * latency,
@@ -43,4 +48,5 @@ def searched(
         memory_gb=None if memory is None else memory / 1e9,
         **cluster,
     )
-    return search(profile, machines, lag, depth, lambda text: None)
+    run = replace(local or LocalRun(), lag=lag, depth=depth)
+    return search({"fp32": profile, **(coarser or {})}, machines, run, replicas, lambda text: None)

@@ -31,6 +31,7 @@ MAY_IMPORT = {
     "signals": set[str](),
     "checksum": set[str](),
     "plot_style": set[str](),
+    "measured_links": set[str](),
     "checkpoint": {"checksum"},
     "schedule": {"message", "topology"},
     "transport": {"message", "topology", "rank_info"},
@@ -49,14 +50,14 @@ MAY_IMPORT = {
     | {"transport", "algorithms", "metrics", "engine", "signals", "recovery", "trainer"}
     | {"data", "inference"},
     "report": {"metrics", "cli", "plot_style"},  # reads files alone
-    "doctor": {"message", "topology", "rank_info", "transport", "metrics", "cli"},
-    "planner": VALUES | {"schedule", "models", "algorithms", "engine", "trainer", "cli"},
+    "doctor": {"message", "topology", "rank_info", "measured_links", "transport", "metrics", "cli"},
+    "planner": VALUES | {"measured_links", "schedule", "models", "algorithms", "engine", "trainer", "cli"},
     "bench": VALUES
     | {"schedule", "transport", "data", "algorithms", "metrics", "checkpoint", "trace", "engine", "trainer", "cli"}
     | {"plot_style"},
     "__main__": {"cli"},
 }
-WITHOUT_TENSORS = ("message", "topology", "seeding", "schedule", "config", "rank_info")
+WITHOUT_TENSORS = ("message", "topology", "seeding", "schedule", "config", "rank_info", "measured_links")
 KNOWS_PROCESSES = {
     "counterflow.engine.pipelined",
     "counterflow.bench.p2p",

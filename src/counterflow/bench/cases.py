@@ -138,6 +138,7 @@ class CaseFactory:
                 f"model.cut={[1] * blocks}",
                 f"blocks={blocks}",
                 f"replicas={sleep.replicas}",
+                f"train.accumulate={sleep.parts}",
                 f"train.microbatches={microbatches}",
                 "optimizer=sgd",
                 *options,

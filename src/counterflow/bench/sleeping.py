@@ -59,6 +59,8 @@ class Sleep:
     """Copies of the pipeline; the seconds are for a share of the batch."""
     parameters: int = 1
     """Numbers that every block learns."""
+    parts: int = 1
+    """Parts in which a batch of a local rule travels; the seconds are for all of them."""
 
     @property
     def total(self) -> float:
@@ -145,21 +147,21 @@ class SleepingRule(LocalRule):
         self._number = block.number
         self._sleep = sleep
         self._n = 0
-        self._up = torch.zeros(sleep.batch // sleep.replicas, sleep.width)
+        self._up = torch.zeros(sleep.batch // sleep.replicas // sleep.parts, sleep.width)
         self._book = torch.zeros(CLASSES, CLASSES)
 
     def make_target(self, n: int, target: Target) -> Payload:
         return self._book, target[-1]
 
     def forward_message(self, message: Payload) -> Payload:
-        pause(self._sleep.factor(self._number, self._n) * self._sleep.forward)
+        pause(self._sleep.factor(self._number, self._n) * self._sleep.forward / self._sleep.parts)
         return (self._up,)
 
     def update(self, part: BatchPart, message: Payload, target: Target) -> Metrics:
         (weight,) = self.block.parameters()
-        seconds = self._sleep.factor(self._number, part.n) * self._sleep.backward
+        seconds = self._sleep.factor(self._number, part.n) * self._sleep.backward / part.count
         self._optimizer.backward_and_step(_Pause.apply(weight, seconds).sum(), part)
-        self._n = part.n + 1
+        self._n = part.n + part.is_last
         return {}
 
     def predict(self, message: Payload, target: Target) -> tuple[Payload, None]:

@@ -58,6 +58,7 @@ def main(arguments: Sequence[str]) -> NoReturn:
     parser.add_argument("--run-dir", type=Path, default=Path("runs"), help="where runs go (%(default)s)")
     parser.add_argument("--timeout", type=_seconds, default=5.0, help="seconds of any wait for a rank (%(default)g)")
     parser.add_argument("--quick", action="store_true", help="a fifth of the messages")
+    parser.add_argument("--links", type=Path, metavar="FILE", help="write the measured links, for machines.links=FILE")
     across = parser.add_argument_group("before torchrun, on every node")
     across.add_argument("--endpoint", type=_endpoint, metavar="HOST:PORT", help="that of torchrun's --rdzv-endpoint")
     across.add_argument("--nodes", type=_nodes, default=2, help="number of nodes (%(default)s)")
@@ -77,7 +78,8 @@ def main(arguments: Sequence[str]) -> NoReturn:
     from counterflow.doctor.diagnostics import check_rank
 
     try:
-        checks = check_rank(options.run_dir, options.timeout, options.quick, time.monotonic() + _MEASURING)
+        deadline = time.monotonic() + _MEASURING
+        checks = check_rank(options.run_dir, options.timeout, options.quick, deadline, options.links)
     except ValueError as error:
         parser.error(str(error))
     _print_and_exit(checks, start)

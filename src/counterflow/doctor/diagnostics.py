@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from counterflow.doctor.link_benchmark import (
     measure_link,
 )
 from counterflow.doctor.machine import check_machine, compare_versions, installed_versions, ranks_by_value
+from counterflow.measured_links import MeasuredLink, write_links
 from counterflow.rank_info import RankInfo
 from counterflow.topology import Topology
 from counterflow.transport import ChannelError, Communicator, connect, rendezvous
@@ -48,9 +50,11 @@ class DiagnosticsConfig:
     """Seconds of any wait for another rank."""
     deadline: float
     """Time of the monotonic clock after which no measurement starts."""
+    links: Path | None = None
+    """File for the measured links, which rank 0 writes."""
 
 
-def check_rank(run_dir: Path, timeout: float, quick: bool, deadline: float) -> list[Check]:
+def check_rank(run_dir: Path, timeout: float, quick: bool, deadline: float, links: Path | None = None) -> list[Check]:
     """Run the diagnostics on one rank of a launcher; return the checks that this rank has to print.
 
     Args:
@@ -58,6 +62,7 @@ def check_rank(run_dir: Path, timeout: float, quick: bool, deadline: float) -> l
         timeout: Seconds of any wait for another rank.
         quick: Send a fifth of the messages.
         deadline: Time of the monotonic clock after which no measurement starts.
+        links: File for the measured links, which rank 0 writes.
 
     Raises:
         ValueError: The launcher's environment variables are wrong.
@@ -70,7 +75,7 @@ def check_rank(run_dir: Path, timeout: float, quick: bool, deadline: float) -> l
         advice = "check that rank 0 runs, and that MASTER_ADDR and MASTER_PORT lead to it"
         store, between_ranks = None, Check("meeting", Status.FAIL, str(error).strip().splitlines()[0], advice)
     if store is not None:
-        config = DiagnosticsConfig(run_dir, QUICK if quick else THOROUGH, timeout, deadline)
+        config = DiagnosticsConfig(run_dir, QUICK if quick else THOROUGH, timeout, deadline, links)
         connect_ranks = partial(connect, store, rank_info.rank, rank_info.size, timeout=timeout)
         return run_diagnostics(PrefixStore("doctor", store), connect_ranks, rank_info, config)
     if rank_info.local_rank > 0:
@@ -174,7 +179,8 @@ def _coordinate(store: Store, communicator: Communicator | None, size: int, conf
         meeting,
     ]
     if communicator is not None and meeting.status is Status.OK:
-        checks += _check_edges(store, communicator, config)
+        starts = accumulate(here[rank]["checks_node"] for rank in range(size))
+        checks += _check_edges(store, communicator, config, [count - 1 for count in starts])
     # The store may live in this process: it ends after the other ranks.
     others = [rank for rank in here if rank > 0]
     for rank in others:
@@ -211,15 +217,19 @@ def check_meeting(size: int, met: Mapping[int, str]) -> Check:
     return Check("meeting", Status.FAIL, result, advice)
 
 
-def _check_edges(store: Store, communicator: Communicator, config: DiagnosticsConfig) -> list[Check]:
-    """Measure one pair of neighbours after the other, so that none disturbs another."""
+def _check_edges(
+    store: Store, communicator: Communicator, config: DiagnosticsConfig, nodes: Sequence[int]
+) -> list[Check]:
+    """Measure one pair of neighbours after the other, so that none disturbs another; ``nodes`` are those of ranks."""
     checks: list[Check] = []
+    links: list[MeasuredLink] = []
     offsets: list[ClockOffset] = []
     pairs = communicator.size - 1
     for lower in range(pairs):
         if time.monotonic() > config.deadline:
             result = f"{lower} of {pairs} pairs of neighbours were measured in time"
-            return [*checks, Check("edges", Status.WARN, result, "--quick, or fewer ranks")]
+            checks.append(Check("edges", Status.WARN, result, "--quick, or fewer ranks"))
+            break
         ends = [lower, lower + 1]
         for rank in set(ends) - {communicator.rank}:
             post(store, f"go/{rank}", lower)
@@ -235,6 +245,30 @@ def _check_edges(store: Store, communicator: Communicator, config: DiagnosticsCo
             below, above = (LinkStats.from_json(answers[rank]) for rank in ends)
             checks += [check_edge(lower, lower + 1, below, above), check_edge(lower + 1, lower, above, below)]
             offsets.append(below.offset)
+            links += [
+                MeasuredLink(
+                    source=source,
+                    destination=destination,
+                    source_node=nodes[source],
+                    destination_node=nodes[destination],
+                    latency=sent.median,
+                    bandwidth=received.bandwidth,
+                )
+                for source, destination, sent, received in (
+                    (lower, lower + 1, below, above),
+                    (lower + 1, lower, above, below),
+                )
+            ]
     if len(offsets) == pairs > 0:
         checks.append(check_wall_clocks(offsets))
-    return checks
+    return checks if config.links is None else [*checks, _write(config.links, links, whole=len(offsets) == pairs > 0)]
+
+
+def _write(path: Path, links: Sequence[MeasuredLink], whole: bool) -> Check:
+    if not whole:
+        return Check("links", Status.WARN, f"{path} is not written: an edge was not measured", "see the lines above")
+    try:
+        write_links(path, links)
+    except OSError as error:
+        return Check("links", Status.FAIL, f"{path}: {error.strerror}", "name a file that can be written: --links")
+    return Check("links", Status.OK, f"{len(links)} in {path}, for `counterflow plan machines.links={path}`")

@@ -17,7 +17,7 @@ from counterflow.algorithms.optimizer import BlockOptimizer
 from counterflow.algorithms.rule import LocalRule
 from counterflow.config import SyncConfig
 
-_BUCKET = 1 << 20
+BUCKET = 1 << 20
 """Numbers of a vector that are sent together, at least."""
 
 
@@ -52,7 +52,7 @@ class ReplicaSync(ABC):
     """One copy's part in the meetings of the copies of its block.
 
     The vector has the parameters from last to first, as their gradients come, and then the running buffers. It travels
-    in buckets of whole tensors, of `_BUCKET` numbers and more.
+    in buckets of whole tensors, of `BUCKET` numbers and more.
     """
 
     def __init__(self, rule: LocalRule, replica: int, replicas: int) -> None:
@@ -68,7 +68,7 @@ class ReplicaSync(ABC):
         ends, size = [0], 0
         for tensor in tensors:
             size += tensor.numel()
-            if size - ends[-1] >= _BUCKET:
+            if size - ends[-1] >= BUCKET:
                 ends.append(size)
         if ends[-1] < size or size == 0:
             ends.append(size)

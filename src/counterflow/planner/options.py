@@ -2,14 +2,17 @@
 
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
 
 from counterflow.algorithms import ALGORITHMS
 from counterflow.config import TrainConfig
 from counterflow.config.validators import Options, checked, fraction, one_of, size
+from counterflow.measured_links import read_links
 from counterflow.schedule.forecast import LinkSpec
 
 _LARGEST = 1e6
@@ -28,24 +31,78 @@ def _within(key: str, value: float, least: int) -> None:
 
 @dataclass(kw_only=True)
 class Cluster(Options, key="machines"):
-    """Machines of a plan: equal processes, with an edge between neighbours in each direction."""
+    """Machines of a plan: equal processes, on nodes with equally many of them."""
 
     ranks: int = checked(4, size, 1)
-    """Largest number of processes."""
+    """Largest number of processes, on all nodes together."""
+    nodes: int | None = checked(None, size, 1)
+    """Nodes of these processes. What a node sends to others shares one link, and so does what it receives; null: every
+    edge between two processes has such a link of its own."""
     speed: float = checked(1.0, _positive)
     """Speed of a process, as a multiple of this machine's."""
     memory_gb: float | None = checked(None, _positive)
     """Memory of a process for parameters, activations and messages, in 10^9 bytes; null: unlimited."""
     bandwidth_gbps: float | None = checked(None, _positive)
-    """Bandwidth of an edge, in 10^9 bits per second; null: unlimited."""
+    """Bandwidth between nodes in each direction, in 10^9 bits per second; null: unlimited."""
     latency_ms: float = checked(0.0, _within, 0)
-    """Time from the end of a send to the arrival."""
+    """Time from the end of a send to the arrival, between nodes."""
+    node_bandwidth_gbps: float | None = checked(None, _positive)
+    """Bandwidth of an edge within a node; null: unlimited."""
+    node_latency_ms: float = checked(0.0, _within, 0)
+    """Time from the end of a send to the arrival, within a node."""
+    links: str | None = None
+    """File of ``counterflow doctor --links``, which has nodes, bandwidths and latencies: the slowest link between
+    nodes counts, and the slowest one within a node."""
     overhead_ms: float = checked(0.0, _within, 0)
     """Time of a process for every action of its block (target, forward pass, update) besides the computation."""
     jitter_share: float = checked(0.0, fraction)
     """Share of all batches for which one process, drawn at random, is slow."""
     jitter_factor: float = checked(3.0, _within, 1)
     """Factor by which that process is slower."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        links = ("nodes", "bandwidth_gbps", "latency_ms", "node_bandwidth_gbps", "node_latency_ms")
+        for name in links if self.links is not None else links[3:] if self.nodes is None else ():
+            if value := getattr(self, name):
+                reason = "has no effect without machines.nodes" if self.links is None else "is what machines.links has"
+                raise ValueError(f"machines.{name}={value:g}: {reason}")
+        if self.nodes is not None and self.ranks % self.nodes:
+            raise ValueError(f"machines.nodes={self.nodes}: must divide machines.ranks={self.ranks}")
+
+    def with_measured_links(self) -> "Cluster":
+        """These machines with the links of the file ``links``, if there is one.
+
+        Raises:
+            ValueError: There is no such file, or its nodes do not divide the processes.
+        """
+        if self.links is None:
+            return self
+        try:
+            links = read_links(Path(self.links))
+        except ValueError as error:
+            raise ValueError(f"machines.links={error}") from error
+        slowest: dict[bool, dict[str, Any]] = {True: {}, False: {}}
+        for crosses, values in slowest.items():
+            if some := [link for link in links if link.crosses_nodes == crosses]:
+                values["bandwidth_gbps"] = 8 * min(link.bandwidth for link in some) / 1e9
+                values["latency_ms"] = 1e3 * max(link.latency for link in some)
+        within = {f"node_{name}": value for name, value in slowest[False].items()}
+        nodes = 1 + max(max(link.source_node, link.destination_node) for link in links)
+        return replace(self, links=None, nodes=nodes, **slowest[True], **within)
+
+    @property
+    def threads_share(self) -> int:
+        """Processes that share the cores of a machine."""
+        return self.ranks // (self.nodes or 1)
+
+    def processes_per_node(self, processes: int) -> int | None:
+        """Processes on each of the fewest nodes that hold ``processes``, equally many each; None if none do."""
+        if self.nodes is None:
+            return 1
+        most = self.ranks // self.nodes
+        counts = (processes // nodes for nodes in range(1, self.nodes + 1) if processes % nodes == 0)
+        return next((count for count in counts if count <= most), None)
 
     @property
     def memory(self) -> float:
@@ -54,8 +111,13 @@ class Cluster(Options, key="machines"):
 
     @property
     def link(self) -> LinkSpec:
-        bandwidth = math.inf if self.bandwidth_gbps is None else 1e9 / 8 * self.bandwidth_gbps
-        return LinkSpec(self.latency_ms / 1e3, bandwidth)
+        """Between nodes."""
+        return _link(self.latency_ms, self.bandwidth_gbps)
+
+    @property
+    def node_link(self) -> LinkSpec:
+        """Within a node."""
+        return _link(self.node_latency_ms, self.node_bandwidth_gbps)
 
     @property
     def overhead(self) -> float:
@@ -95,20 +157,30 @@ class Cluster(Options, key="machines"):
         return lambda block, n: self.jitter_factor if slow.get(n) == block + first else 1.0
 
 
+def _link(latency_ms: float, bandwidth_gbps: float | None) -> LinkSpec:
+    return LinkSpec(latency_ms / 1e3, math.inf if bandwidth_gbps is None else 1e9 / 8 * bandwidth_gbps)
+
+
+WIRES = ("fp32", "bf16", "int8")
+"""Values of ``engine.wire``, from the most exact one to the smallest messages."""
+
+
 @dataclass(kw_only=True)
-class OutputConfig:
+class PlanOptions(Options, key="plan"):
     out: str | None = None
     """File to which the plan is written as JSON."""
+    coarsest_wire: str = checked("int8", one_of, WIRES)
+    """Smallest messages that the plan may choose for ``engine.wire``."""
 
 
 @dataclass(kw_only=True)
 class PlanConfig(TrainConfig):
-    """A run without ``blocks`` and ``model.cut``, which the plan finds. ``engine.lag`` and ``engine.depth`` are the
-    smallest ones that it considers."""
+    """A run without ``blocks``, ``model.cut`` and ``topology.inner``, which the plan finds. ``engine.lag`` and
+    ``engine.depth`` are the smallest ones that it considers, and ``engine.wire`` is the most exact one."""
 
     blocks: int = 1
     machines: Cluster = field(default_factory=Cluster)
-    plan: OutputConfig = field(default_factory=OutputConfig)
+    plan: PlanOptions = field(default_factory=PlanOptions)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -121,11 +193,31 @@ class PlanConfig(TrainConfig):
                 "is what the plan finds, allowed is 1; machines.ranks= bounds it",
             ),
             (f"model.cut={self.model.cut}", self.model.cut != "flops", "is what the plan finds, allowed is flops"),
+            (
+                f"topology.inner={self.topology.inner}",
+                self.topology.inner != "pipeline",
+                "is what the plan finds, allowed is pipeline",
+            ),
+            (
+                f"plan.coarsest_wire={self.plan.coarsest_wire}",
+                not self.wires,
+                f"must not be more exact than engine.wire={self.engine.wire}",
+            ),
+            (
+                f"machines.ranks={self.machines.ranks}",
+                self.machines.ranks < self.replicas,
+                f"must be at least replicas={self.replicas}, as every block of every replica has a process",
+            ),
             (f"engine.lag={lag}", lag == "exact", "runs on one process, allowed are whole numbers of at least 1"),
             (f"engine.target_depth={target_depth}", target_depth is not None, "is the lag of a plan, allowed is null"),
         ):
             if refused:
                 raise ValueError(f"{option}: {reason}")
+
+    @property
+    def wires(self) -> Sequence[str]:
+        """Values of ``engine.wire`` that the plan considers, the most exact one first."""
+        return WIRES[WIRES.index(self.engine.wire) : WIRES.index(self.plan.coarsest_wire) + 1]
 
     def training(self, threads: int) -> TrainConfig:
         """Configuration of the run itself, with ``threads`` threads per process."""

@@ -15,6 +15,7 @@ from counterflow.doctor import diagnostics
 from counterflow.doctor.check import Status
 from counterflow.doctor.diagnostics import DiagnosticsConfig, check_meeting, run_diagnostics
 from counterflow.doctor.link_benchmark import QUICK
+from counterflow.measured_links import read_links
 from counterflow.rank_info import RankInfo
 from counterflow.transport import Communicator, connect
 from tests.helpers.processes import Pool, run_fresh
@@ -28,7 +29,8 @@ def diagnose(rank: int, size: int, store_path: str, seconds: float, folder: str)
         return communicators[0]
 
     messages = dist.FileStore(f"{store_path}-messages", size)
-    config = DiagnosticsConfig(Path(folder), QUICK, 20, time.monotonic() + seconds)
+    links = Path(folder) / "links.json"
+    config = DiagnosticsConfig(Path(folder), QUICK, 20, time.monotonic() + seconds, links)
     # Two nodes, so that both ranks check theirs.
     checks = run_diagnostics(messages, connect_ranks, RankInfo(rank, size, 0, 1, f"host{rank}"), config)
     communicators[0].close()
@@ -46,12 +48,17 @@ def test_two_ranks_on_two_nodes(pool: Pool, tmp_path: Path) -> None:
     assert re.fullmatch(
         r"64 B take \d+ us \(median\), \d+ us \(99th .*\); 1 MiB at [\d.]+ GB/s", lines["edge 1->0"]["result"]
     )
+    there, back = read_links(tmp_path / "links.json")
+    assert (there.source_node, there.destination_node, back.source_node, back.destination_node) == (0, 1, 1, 0)
 
 
 def test_no_time_left(pool: Pool, tmp_path: Path) -> None:
     table, _ = pool.run(2, diagnose, -1, str(tmp_path))
-    assert table[-1]["name"] == "edges"
-    assert (table[-1]["status"], table[-1]["result"]) == ("warn", "0 of 1 pairs of neighbours were measured in time")
+    *_, edges, links = table
+    assert edges["name"] == "edges"
+    assert (edges["status"], edges["result"]) == ("warn", "0 of 1 pairs of neighbours were measured in time")
+    assert (links["name"], links["status"]) == ("links", "warn")
+    assert not (tmp_path / "links.json").exists()
 
 
 def print_checks(rank: int, size: int, store_path: str, timeout: float, patience: float) -> NoReturn:

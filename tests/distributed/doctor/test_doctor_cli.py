@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from counterflow.measured_links import read_links
 from tests.helpers.launch import ROOT, Done, forked, start
 from tests.helpers.ports import free_port
 from tests.helpers.processes import by_hand, run_fresh, run_script
@@ -55,6 +56,25 @@ def test_two_ranks(launch: Callable[[Path], Done], tmp_path: Path) -> None:
     assert "fail" not in result.values()
     assert done.stdout.splitlines()[-1].startswith("18 checks: ")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_links_are_left_for_the_planner(tmp_path: Path) -> None:
+    done = forked(PROGRAM, "--quick", "--links=there/links.json", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert statuses(done)["links"] == "ok"
+    there, back = read_links(tmp_path / "there" / "links.json")
+    assert (there.source, there.destination, back.source, back.destination) == (0, 1, 1, 0)
+    assert not there.crosses_nodes
+    shown = re.search(r"edge 0->1 .* 64 B take (\d+) us .* at ([0-9.]+) GB/s", done.stdout)
+    assert shown is not None
+    assert (f"{1e6 * there.latency:.0f}", f"{there.bandwidth / 1e9:.2f}") == shown.groups()
+
+
+def test_links_that_cannot_be_written_are_a_failure(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = forked(PROGRAM, "--quick", "--links=file/links.json", cwd=tmp_path)
+    assert done.returncode == 1
+    assert statuses(done)["links"] == "fail"
 
 
 def test_a_failure_is_the_status(tmp_path: Path) -> None:

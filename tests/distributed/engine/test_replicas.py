@@ -197,7 +197,7 @@ def test_buckets_leave_during_the_backward_pass_and_change_nothing(monkeypatch: 
     order: list[str] = []
 
     def weights(numbers: int) -> dict[str, Tensor]:
-        monkeypatch.setattr(replica_sync, "_BUCKET", numbers)
+        monkeypatch.setattr(replica_sync, "BUCKET", numbers)
         trainer = cf.Trainer(network, blocks=2, replicas=2, optimizer=cf.Muon())
         return trainer.fit(data(48), batch_size=24, accumulate=2).state_dict()
 

@@ -2,11 +2,16 @@
 
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
+from counterflow.algorithms.optimizer import BatchPart
+from counterflow.bench.cases import CaseFactory
 from counterflow.bench.sleeping import Jitter, Sleep, SleepingLayer, sleeping_network
+from counterflow.engine.profile import rules_of
+from counterflow.trainer.job_builder import load_job
 
 FORWARD, BACKWARD = 0.03, 0.06
 SLEEP = Sleep(FORWARD, BACKWARD, 0.0, batch=8, width=4)
@@ -69,3 +74,15 @@ def test_micro_batches_of_one_batch_share_its_jitter() -> None:
     half = torch.zeros(2, 1, 4, 4)
     seconds = [timed(lambda: layer(half)) for _ in range(2 * slow + 2)]
     assert min(seconds[2 * slow :]) >= 0.02
+
+
+def test_parts_of_a_batch_share_its_time_and_its_message(tmp_path: Path) -> None:
+    factory = CaseFactory(tmp_path)
+    factory.write_images(16, pixels=2, channels=1)
+    case = factory.sleeping("free", replace(SLEEP, parts=4), 2, batches=8)
+    assert case.config.train.accumulate == 4
+    rule = rules_of(load_job(case.config), [1, 1]).rule(1)
+    message: list[torch.Tensor] = []
+    assert lasts(timed(lambda: message.extend(rule.forward_message(()))), FORWARD / 4)
+    assert message[0].shape == (2, 4)
+    assert lasts(timed(lambda: rule.update(BatchPart(0, 1, 4), (), ())), BACKWARD / 4)

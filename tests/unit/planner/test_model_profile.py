@@ -10,7 +10,8 @@ from counterflow.engine.job import Job
 from counterflow.engine.message_sizes import local_bytes
 from counterflow.message import HEADER_BYTES
 from counterflow.metrics.provenance import digest
-from counterflow.planner.model_profile import local_memory, local_stage, profile_model, stages_of
+from counterflow.planner.local_forecast import LocalRun
+from counterflow.planner.model_profile import local_memory, local_stage, profile_model, stages_of, with_wire
 from counterflow.trainer.job_builder import load_job
 from tests.helpers.configs import configured
 from tests.helpers.runs import SMALL
@@ -83,6 +84,42 @@ def test_messages_have_the_bytes_of_the_run(wire: str) -> None:
     found = local_bytes(run, run.algorithm.rule_set(run.rule_context))
     assert found == {"up": [stages[0].up], "down": [stages[0].down]}
     numbers = 4 * 32 * (64 + 64)  # a and u, beside the message
-    memory, smaller = (local_memory([replace(stages[0], unpacked=n), stages[1]], 2, 2) for n in (stages[0].unpacked, 0))
+    memory, smaller = (
+        local_memory([replace(stages[0], unpacked=n), stages[1]], LocalRun()) for n in (stages[0].unpacked, 0)
+    )
     assert stages[0].unpacked == (0 if wire == "fp32" else numbers)
     assert [more - less for more, less in zip(memory, smaller, strict=True)] == [0, stages[0].unpacked]
+
+
+@pytest.mark.parametrize("wire", ["fp32", "int8"])
+def test_replicas_and_parts_have_the_bytes_of_the_run(wire: str) -> None:
+    options = ("model.hidden=2", "model.width=64", "replicas=2", "train.accumulate=4", "train.batch_size=64")
+    job = job_of(*options)
+    found = with_wire(job, profile_model(job, lambda text: None), wire)
+    assert (found.batch, found.parts) == (64, 4)
+    stages = stages_of(local_stage(found, 1.0), [1, 2])
+    run = load_job(configured(*SMALL, "blocks=2", "model.cut=[1,2]", f"engine.wire={wire}", *options))
+    assert isinstance(run.algorithm, LocalAlgorithm)
+    assert local_bytes(run, run.algorithm.rule_set(run.rule_context)) == {
+        "up": [stages[0].up],
+        "down": [stages[0].down],
+    }
+    assert stages[0].parameters == 4 * (64 * 64 + 64 + 2 * 64) == stages[0].states // 4
+    assert stages[0].unpacked == (0 if wire == "fp32" else 4 * 8 * (64 + 64))
+    # What is kept is that of a part of eight samples.
+    whole = stages_of(
+        local_stage(profile_model(job_of(*options[:2], "train.batch_size=8"), lambda text: None), 1.0), [1, 2]
+    )
+    assert [stage.kept for stage in stages] == [stage.kept for stage in whole]
+
+
+def test_another_wire_is_never_quicker_to_pack() -> None:
+    """What differs in time is the packing alone, so that no noise of the layers chooses a wire."""
+    job = job_of("model.hidden=2", "model.width=64")
+    exact = profile_model(job, lambda text: None)
+    coarse = with_wire(job, exact, "int8")
+    for before, after in zip(exact.layers, coarse.layers, strict=True):
+        assert after.block_overhead.forward >= before.block_overhead.forward
+        assert after.block_overhead.up <= before.block_overhead.up
+        assert replace(after, block_overhead=before.block_overhead, output=before.output) == before
+    assert with_wire(job, exact, "fp32") == exact

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from counterflow.planner.search import PartitionTable
+from counterflow.planner.partition_table import PartitionTable
 
 
 def every_cut(layers: int, blocks: int) -> list[list[int]]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from counterflow.planner.local_forecast import LocalRun
 from counterflow.planner.model_profile import BlockOverhead, LayerProfile, ModelProfile
 from counterflow.planner.search import Candidate, SearchResult
 from tests.helpers.synthetic_profiles import profile, searched
@@ -196,3 +197,61 @@ def test_a_thousand_ranks() -> None:
     assert all(
         one.samples_per_second < 0.1 * r.samples_per_second for r in found.candidates[-3:] for one in r.pipelines
     )
+
+
+def test_nodes_take_the_placement_that_sends_less() -> None:
+    """Small activations: blocks lie across the nodes. Large ones: copies do."""
+    machines: dict[str, Any] = {"nodes": 2, "bandwidth": 1000.0, "replicas": 2}
+    small = candidate(searched(profile([1.0] * 4, up=[10] * 4, parameters=1000), 8, **machines), 4)
+    large = candidate(searched(profile([1.0] * 4, up=[10_000] * 4, parameters=10), 8, **machines), 4)
+    assert (small.inner, large.inner) == ("replicas", "pipeline")
+    for found in (small, large):
+        assert (found.blocks, found.processes, found.nodes) == (4, 8, 2)
+        assert found.samples_per_second == pytest.approx(64 / found.seconds_per_batch)
+        crossing = {trial.inner: sum(trial.crossing.values()) for trial in found.trials}
+        assert crossing[found.inner] == min(crossing.values())
+
+
+def test_blocks_that_no_nodes_share_evenly_are_left_out() -> None:
+    found = searched(profile([1.0] * 4), 8, nodes=2, replicas=2)
+    assert [(r.blocks, r.processes, r.nodes) for r in found.candidates] == [(1, 2, 1), (2, 4, 1), (3, 6, 2), (4, 8, 2)]
+    assert [r.blocks for r in searched(profile([1.0] * 9), 10, nodes=2).candidates] == [1, 2, 3, 4, 5, 6, 8]
+
+
+def test_replicas_multiply_the_rate() -> None:
+    """The profile is that of a replica's share."""
+    found = candidate(searched(profile([1.0] * 2), 4, replicas=2), 2)
+    assert found.seconds_per_batch == pytest.approx(1.0)
+    assert found.speed_up == pytest.approx(4.0)
+    assert found.pipelines == ()
+    assert found.bytes_per_batch == {"up": [0], "down": [1], "sync": [0, 0]}
+
+
+def test_bytes_of_meetings_are_shared_out_to_batches() -> None:
+    layers, rare = profile([1.0] * 2, parameters=300), LocalRun(gradients=False, every=10, delay=5)
+    assert candidate(searched(layers, 6, replicas=3), 2).bytes_per_batch["sync"] == pytest.approx([400, 400])
+    assert candidate(searched(layers, 6, replicas=3, local=rare), 2).bytes_per_batch["sync"] == pytest.approx([40, 40])
+
+
+def test_the_wire_is_the_most_exact_one_that_is_as_fast_as_others() -> None:
+    exact = profile([1.0] * 4, up=[400] * 4)
+    coarser = {"bf16": profile([1.0] * 4, up=[200] * 4), "int8": profile([1.0] * 4, up=[100] * 4)}
+
+    def wire(bandwidth: float | None) -> str:
+        return candidate(searched(exact, 4, coarser=coarser, bandwidth=bandwidth), 4).wire
+
+    assert [wire(bandwidth) for bandwidth in (None, 1000.0, 300.0, 150.0)] == ["fp32", "fp32", "bf16", "int8"]
+
+
+def test_a_wire_that_takes_long_to_pack_is_not_taken() -> None:
+    exact = profile([1.0] * 4, up=[110] * 4)
+    slow = {"int8": profile([1.5] * 4, up=[30] * 4)}
+    found = candidate(searched(exact, 4, coarser=slow, bandwidth=100.0), 4)
+    assert (found.wire, [trial.wire for trial in found.trials]) == ("fp32", ["fp32", "int8"])
+    assert found.seconds_per_batch == pytest.approx(1.1, rel=0.01)
+
+
+def test_wires_are_tried_only_while_links_are_what_takes_longest() -> None:
+    exact, coarse = profile([1.0] * 4, up=[50] * 4), {"bf16": profile([1.0] * 4, up=[25] * 4)}
+    found = candidate(searched(exact, 4, coarser=coarse, bandwidth=100.0), 4)
+    assert [trial.wire for trial in found.trials] == ["fp32"]
