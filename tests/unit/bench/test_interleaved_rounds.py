@@ -3,12 +3,14 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
 from counterflow.bench import results
 from counterflow.bench.case import BenchmarkCase, RankMeasurement, SteadyTimer, train
 from counterflow.bench.results import RoundMeasurement, case_results, run_rounds, speedup
 from counterflow.bench.workers import WorkerSettings
 from counterflow.engine.run_context import WaitTimes
+from counterflow.engine.runtime import Runtime
 from tests.helpers.configs import configured
 
 
@@ -68,7 +70,7 @@ def test_every_other_round_goes_backwards(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_the_timer_leaves_out_the_warmup() -> None:
     waits = WaitTimes()
-    timer = SteadyTimer(waits, warmup=2, batches=5)
+    timer = SteadyTimer(waits, 2, 5, Runtime(torch.device("cpu")))
     for n in range(5):
         waits.receive += 1.0
         waits.send += 0.5
