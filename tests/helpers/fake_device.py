@@ -1,8 +1,8 @@
 """A GPU that is none: streams and events of a `CudaDevice`, over CPU tensors, and gloo and NCCL between two of them.
 
 Nothing that is put on a stream happens before something waits for it, so whatever the code under test does not order
-happens too late. `RaceError` is raised where the host touches memory that work on a stream still reads or writes, and where
-two streams touch the same memory in no order. A host reads what is on the device only through `FakeDevice.download`.
+happens too late. `RaceError` is raised where the host touches memory that work on a stream still reads or writes, and
+where two streams touch the same memory in no order. A host reads what is on the device only through `FakeDevice.download`.
 """
 
 import threading
