@@ -2,7 +2,7 @@
 
 Nothing that is put on a stream happens before something waits for it, so whatever the code under test does not order
 happens too late. `RaceError` is raised where the host touches memory that work on a stream still reads or writes, and
-where two streams touch the same memory in no order. A host reads what is on the device only through `FakeDevice.download`.
+where two streams touch the same memory in no order.
 """
 
 import threading

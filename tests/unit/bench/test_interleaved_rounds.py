@@ -78,3 +78,19 @@ def test_the_timer_leaves_out_the_warmup() -> None:
     timed = timer.measurement([1])
     assert (timed.batches, timed.receive_wait, timed.send_wait) == (3, 3.0, 1.5)
     assert 0 < timed.seconds < 1
+
+
+def test_a_timer_on_a_gpu_waits_for_its_work_and_reads_its_own_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu, calls = torch.device("cuda", 1), list[str]()
+
+    class Stream:
+        def synchronize(self) -> None:
+            calls.append("synchronize")
+
+    monkeypatch.setattr(torch.cuda, "current_stream", {gpu: Stream()}.__getitem__)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", {gpu: 77}.__getitem__)
+    timer = SteadyTimer(WaitTimes(), 2, 5, Runtime(gpu))
+    for n in range(5):
+        timer.on_step(1, n, {})
+    assert calls == ["synchronize", "synchronize"]
+    assert timer.measurement([1]).peak_cuda_bytes == 77

@@ -9,6 +9,7 @@ import torch
 from counterflow.engine import runtime
 from counterflow.engine.run_context import RunContext
 from counterflow.engine.runtime import Runtime, has_bf16_units
+from counterflow.metrics.provenance import hardware
 from counterflow.models import partition
 from counterflow.seeding import derive_seed
 
@@ -103,3 +104,8 @@ def test_bf16_needs_compute_capability_8(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", {GPU: capability}.get)
     assert has_bf16_units(GPU) is expected
+
+
+def test_the_hardware_of_a_run_on_a_gpu_is_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", {GPU: "a GPU"}.get)
+    assert hardware(GPU) == "a GPU"
