@@ -34,7 +34,7 @@ def layout(tag: Tag) -> MessageLayout:
 
 
 def content(n: int, back: bool = False) -> Payload:
-    """What batch ``n`` sends; ``back``, what is answered."""
+    """Message of batch ``n``; ``back``, the answer to it."""
     specs = layout(Tag(MessageKind.ACTIVATION, n)).specs
     return tuple(
         (torch.arange(spec.nbytes // spec.dtype.itemsize) * (3 if back else 1) + n).to(spec.dtype).view(spec.shape)

@@ -31,7 +31,7 @@ class Posted:
 
 
 def opened(monkeypatch: pytest.MonkeyPatch, rank: int, backend: str) -> tuple[list[tuple[Any, ...]], list[timedelta]]:
-    """What the middle one of three ranks calls, in order, and the limits of its groups."""
+    """Calls of ``rank`` of three in order, and the limits of its groups."""
     calls: list[tuple[Any, ...]] = []
     limits: list[timedelta] = []
     end = threading.Event()
