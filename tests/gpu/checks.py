@@ -15,11 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 import counterflow as cf
 from counterflow.checkpoint import CheckpointDirectory, CheckpointWriter
+from counterflow.message import HEADER_BYTES
+from counterflow.trace.recorder import NAMES
 from counterflow.trainer.job_builder import load_job
+from counterflow.transport import MessageLayout, TensorSpec
+from counterflow.transport.buffers import CudaGloo, CudaNccl
+from counterflow.transport.cuda_device import CudaDevice
+from tests.helpers.chrome_trace import read_traces
 
 TOLERANCE = 0.03
 """Largest difference of accuracies between runs whose bits may differ."""
@@ -55,6 +62,7 @@ def train(
     run_dir: Path | None = None,
     resume: str = "auto",
     checkpoint: cf.CheckpointConfig | None = None,
+    trace: bool = False,
     **engine: Any,
 ) -> dict[str, Any]:
     """The summary of a small run on ``device``."""
@@ -77,6 +85,7 @@ def train(
         run_dir=run_dir,
         resume=resume,
         checkpoint=checkpoint,
+        trace=trace,
     )
     return dict(result.summary)
 
@@ -158,6 +167,65 @@ class Checks:
         close = all(torch.allclose(there.batches.inputs(n).cpu(), here.batches.inputs(n), atol=1e-6) for n in (0, 7))
         assert close
         return {"resident": there.batches.resident, "equal_bits_with_cpu": same}
+
+    def traced(self) -> dict[str, Any]:
+        """Spans by events of the stream lie within the run, within each other, and fill most of it."""
+        with tempfile.TemporaryDirectory() as folder:
+            begin = time.perf_counter()
+            train(self.device, run_dir=Path(folder), trace=True)
+            seconds = time.perf_counter() - begin
+            (trace,) = read_traces(Path(folder) / "trace.json")
+        spans = trace.spans
+        lengths = spans["end"] - spans["start"]
+        assert (lengths >= 0).all()
+        assert spans["end"].max() - spans["start"].min() <= seconds
+        found = {name: float(lengths[spans["name"] == i].sum()) for i, name in enumerate(NAMES)}
+        assert found["forward"] > 0
+        assert found["backward"] + found["update"] + found["loss"] <= found["learn"] * 1.01
+        return {"seconds": found}
+
+    def nccl_alone(self) -> dict[str, Any]:
+        """NCCL initialises with one rank, where torch has it; more need a GPU each (`nccl_ranks`)."""
+        if self.device == "cpu" or not dist.is_nccl_available():
+            return {"skipped": "no NCCL"}
+        dist.init_process_group("nccl", store=dist.HashStore(), rank=0, world_size=1)
+        try:
+            number = torch.ones(1, device=self.device)
+            work = dist.all_reduce(number, async_op=True)
+            assert work is not None
+            CudaNccl(CudaDevice(number.device)).complete(work, 60.0)
+            assert number.item() == 1.0
+        finally:
+            dist.destroy_process_group()
+        return {"version": torch.cuda.nccl.version()}  # type: ignore[no-untyped-call]
+
+    def nccl_ranks(self) -> dict[str, Any]:
+        """A rank for each GPU over NCCL, up to four: the edges in both directions at once."""
+        ranks = min(4, torch.cuda.device_count()) if self.device == "cuda" else 0
+        if ranks < 2:
+            return {"skipped": f"{ranks} GPUs"}
+        summary = self._spawned(ranks, backend="nccl")
+        assert summary["backend"] == "nccl"
+        assert abs(summary["test_accuracy"] - self.baseline["test_accuracy"]) <= TOLERANCE
+        return {**_figures(summary), "equal_bits": summary["fingerprint"] == self.baseline["fingerprint"]}
+
+    def staged_buffers(self) -> dict[str, Any]:
+        """Messages in pinned memory while the stream is busy: what is read is what kernels wrote last."""
+        if self.device == "cpu":
+            return {"skipped": "no GPU"}
+        device = CudaDevice(torch.device("cuda", 0))
+        buffers, layout = CudaGloo(device), MessageLayout((TensorSpec((512, 512)),))
+        buffer, source = buffers.buffer(layout.nbytes), torch.zeros(512, 512, device="cuda")
+        for n in range(50):
+            for _ in range(20):
+                source = (source @ source) * 0 + n  # the copy has to come after these
+            written = buffers.write(buffer, layout, bytes(HEADER_BYTES), (source,))
+            source = source + 1  # and before this, whose memory may be that of the last source
+            written.synchronize()
+            (received,) = buffers.read(buffer, layout)
+            buffer.zero_()  # free again once `read` returns
+            assert bool((received == n).all()), n
+        return {"messages": 50}
 
     def checkpoints(self) -> dict[str, Any]:
         """A run goes on from its checkpoint to the same end; the files load on the CPU; another device is refused."""

@@ -59,8 +59,9 @@ class BlockOptimizer(nn.Module):
     ) -> None:
         """``hidden``: those of a forward block that `Muon` takes; it takes 4-dimensional weights anyhow."""
         super().__init__()
-        self.observe: Callable[[str, int, float, float], object] | None = None
-        """Called after every ``backward`` and ``update`` with the batch, and start and end in ``perf_counter``."""
+        self.observe: Callable[[str, int, Any, Any], object] | None = None
+        """Called after every ``backward`` and ``update`` with the batch, and start and end by `now`."""
+        self.now: Callable[[], Any] = perf_counter
         self._on_gradient: Callable[[Tensor], None] | None = None
         self._is_last = False
         """A backward pass is under way after which no gradient changes before the update."""
@@ -98,10 +99,10 @@ class BlockOptimizer(nn.Module):
         """Add to the gradients that of ``output``, in which it is ``gradient``; a scalar has the gradient 1."""
         if not output.requires_grad:  # nothing below it has parameters
             return
-        start = perf_counter()
+        start = self.now()
         torch.autograd.backward(output, gradient)
         if self.observe is not None:
-            self.observe("backward", n, start, perf_counter())
+            self.observe("backward", n, start, self.now())
 
     def squared_norm(self) -> Tensor:
         """Sum of the squares of all gradients so far, a float64 scalar."""
@@ -132,7 +133,7 @@ class BlockOptimizer(nn.Module):
             self._update(n, None)
 
     def _update(self, n: int, squared_norm: Tensor | None) -> None:
-        start = perf_counter()
+        start = self.now()
         if self._config.clip:
             norm = (self.squared_norm() if squared_norm is None else squared_norm).sqrt()
             scale = (self._config.clip / norm.clamp_min(self._config.clip)).float()
@@ -145,7 +146,7 @@ class BlockOptimizer(nn.Module):
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         if self.observe is not None:
-            self.observe("update", n, start, perf_counter())
+            self.observe("update", n, start, self.now())
 
     def keep_matrix_products(self) -> None:
         """Leave out all updates but those by matrix products, which are the only ones that are counted."""

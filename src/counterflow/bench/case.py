@@ -18,10 +18,11 @@ from counterflow.engine.factory import build_engine, choose_partition
 from counterflow.engine.job import Job
 from counterflow.engine.profile import rules_of
 from counterflow.engine.run_context import RunContext, WaitTimes
+from counterflow.engine.runtime import Runtime
 from counterflow.metrics.block_metrics import Value
 from counterflow.rank_info import RankInfo
 from counterflow.trace.rank_trace import RankTrace
-from counterflow.trace.recorder import Recorder
+from counterflow.trace.stream_recorder import make_recorder
 from counterflow.trainer.job_builder import load_job
 from counterflow.transport import Communicator
 
@@ -70,9 +71,10 @@ class RankMeasurement:
 class SteadyTimer:
     """Engine observer that times the batches from ``warmup`` to ``batches`` - 1."""
 
-    def __init__(self, waits: WaitTimes, warmup: int, batches: int) -> None:
+    def __init__(self, waits: WaitTimes, warmup: int, batches: int, runtime: Runtime) -> None:
         assert 0 < warmup < batches
         self._waits = waits
+        self._runtime = runtime
         self._before, self._last = warmup - 1, batches - 1
         self._stamps: dict[int, tuple[float, float, float, float]] = {}
 
@@ -81,13 +83,14 @@ class SteadyTimer:
 
     def on_step(self, block: int, n: int, metrics: Metrics) -> None:
         if n in (self._before, self._last):  # the last block of a rank overwrites the stamps of the others
-            self._stamps[n] = perf_counter(), process_time(), self._waits.receive, self._waits.send
+            self._stamps[n] = self._runtime.now(), process_time(), self._waits.receive, self._waits.send
 
     def on_eval(self, block: int, n: int, split: str, figures: Mapping[str, Value]) -> None:
         raise AssertionError("benchmarks do not evaluate")
 
     def measurement(self, counts: Sequence[int]) -> RankMeasurement:
         """The measurement of this process after the last batch, for blocks of ``counts`` layers."""
+        device = self._runtime.device
         (start, used, receive, send), (end, all_used, received, sent) = (
             self._stamps[n] for n in (self._before, self._last)
         )
@@ -98,15 +101,20 @@ class SteadyTimer:
             send_wait=sent - send,
             cpu_seconds=process_time(),
             peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10,
-            peak_cuda_bytes=torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
+            peak_cuda_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
             cut=counts,
             processor_seconds=all_used - used,
         )
 
 
-def train(comm: Communicator, case: BenchmarkCase, recorder: Recorder | None = None) -> RankMeasurement:
+def train(comm: Communicator, case: BenchmarkCase) -> RankMeasurement:
     """Train ``case`` on the ranks of ``comm``, as ``launch/train.py`` does, but without reports and checkpoints."""
-    job, timer, context = _prepare(comm, case, comm.size, comm.rank, recorder)
+    return _train(comm, case, *_prepare(comm, case, comm.size, comm.rank))
+
+
+def _train(
+    comm: Communicator, case: BenchmarkCase, job: Job, timer: SteadyTimer, context: RunContext
+) -> RankMeasurement:
     if case.sleep is not None:
         sleep_in_updates(case.sleep)
     cut = comm.all_gather(choose_partition(job) if comm.rank == 0 else None, "the cut")[0]
@@ -116,8 +124,10 @@ def train(comm: Communicator, case: BenchmarkCase, recorder: Recorder | None = N
 
 def train_traced(comm: Communicator, case: BenchmarkCase) -> tuple[RankMeasurement, RankTrace]:
     """`train`, with a trace of this rank. All ranks are on one machine and share its clock."""
-    recorder = Recorder()
-    return train(comm, case, recorder), RankTrace.of(comm.rank, recorder)
+    job, timer, context = _prepare(comm, case, comm.size, comm.rank)
+    recorder = make_recorder(job.device)
+    measured = _train(comm, case, job, timer, replace(context, recorder=recorder))
+    return measured, RankTrace.of(comm.rank, recorder)
 
 
 def train_ddp(comm: Communicator, case: BenchmarkCase) -> RankMeasurement:
@@ -154,9 +164,7 @@ def count_flops(comm: Communicator, config: TrainConfig) -> cost.Flops:
     return sum(flops, cost.Flops(0, 0, 0))
 
 
-def _prepare(
-    comm: Communicator, case: BenchmarkCase, ranks: int, rank: int, recorder: Recorder | None = None
-) -> tuple[Job, SteadyTimer, RunContext]:
+def _prepare(comm: Communicator, case: BenchmarkCase, ranks: int, rank: int) -> tuple[Job, SteadyTimer, RunContext]:
     """The job of ``case`` without evaluations, its timer, and its context without checkpoints.
 
     Args:
@@ -164,10 +172,9 @@ def _prepare(
         case: The case.
         ranks: Processes that share the blocks: 1 if every process has the whole network.
         rank: This process among them.
-        recorder: Recorder of a trace.
     """
     job = load_job(case.config, RankInfo(rank, ranks, rank, ranks))
     plan = replace(job.plan, batches=case.batches, validation_batches=0, test_batches=0, evaluate_every=0)
     waits = WaitTimes()
-    timer = SteadyTimer(waits, case.warmup, case.batches)
-    return replace(job, plan=plan), timer, RunContext(comm, timer, CheckpointWriter(), waits, recorder)
+    timer = SteadyTimer(waits, case.warmup, case.batches, job.runtime)
+    return replace(job, plan=plan), timer, RunContext(comm, timer, CheckpointWriter(), waits)

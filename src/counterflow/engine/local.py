@@ -13,7 +13,6 @@ A block only takes the next message of a named channel, so neither timing nor pl
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from time import perf_counter
 
 from torch import nn
 
@@ -132,15 +131,15 @@ def run(job: Job, make_rules: Callable[[Job], RuleSet], context: RunContext) -> 
     comm.stop.start(job.plan.start)
 
     steady = job.plan.first_steady(job.topology.blocks)
-    start, before, timed_from, last = perf_counter(), WaitTimes(), job.plan.start, 0
+    start, before, timed_from, last = job.runtime.now(), WaitTimes(), job.plan.start, 0
     program = rank_program(pieces, job.plan, comm.stop.should_stop_after)
     for action in execute(program, stages, context):
         if action.completes and (action.block, action.replica) == pieces[-1]:
             last = action.n
             if last == steady - 1:
-                start, before, timed_from = perf_counter(), replace(waits), steady
+                start, before, timed_from = job.runtime.now(), replace(waits), steady
     raise_if_preempted(context, job.plan)
-    seconds = perf_counter() - start
+    seconds = job.runtime.now() - start
 
     for stage in stages.values():
         if stage.sync is not None:

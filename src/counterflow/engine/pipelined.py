@@ -170,7 +170,7 @@ class Pipeline:
             several = (self._stages[stage] for stage in mine if len(self._stages[stage]) > 1)
             recorder.lanes |= {blocks[-1]: f"blocks {blocks[0]}-{blocks[-1]}" for blocks in several}
         steady = plan.first_steady(len(self._stages))
-        begin, timed_from = (start := perf_counter()), plan.start
+        begin, timed_from = (start := job.runtime.now()), plan.start
         other, waited = 0.0, 0.0  # updates, and evaluations as a whole, are no waiting
         bottom, top, nothing = 0 in mine, len(self._stages) - 1 in mine, torch.empty(0)
         inputs = self._field("inputs") if bottom else repeat(nothing)
@@ -206,11 +206,11 @@ class Pipeline:
                     raise comm.watchdog.find_cause(lost) from error
                 raise BlockError(f"{where}: {type(error).__name__}: {error}".splitlines()[0]) from error
             if n == steady - 1:
-                start, waited, timed_from = perf_counter(), waits.receive, steady
+                start, waited, timed_from = job.runtime.now(), waits.receive, steady
             if halts:
                 break
         raise_if_preempted(context, plan)
-        seconds = perf_counter() - start
+        seconds = job.runtime.now() - start
         digests = {Piece(block): pair.digest() for block, pair in trained.items()}
         for pair in trained.values():
             if pair.average is not None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
+from time import perf_counter
 
 import torch
 from torch import Tensor, nn
@@ -118,6 +119,15 @@ class Runtime:
             return shape
         batch, channels, height, width = shape
         return batch, height, width, channels
+
+    def now(self) -> float:
+        """Seconds of ``perf_counter``, once the device has done all that this process started on its current stream.
+
+        Other streams may hold receives, which end with a message of a peer that waits for this process.
+        """
+        if self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()
+        return perf_counter()
 
     def seed_forward(self, seed: int, piece: int, n: int, part: int = 0, replica: int = 0) -> None:
         """Seed the generator of dropout for the forward pass of a ``piece`` of the network, in a replica, on a part of

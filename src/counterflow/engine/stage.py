@@ -6,6 +6,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from time import perf_counter
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,7 +63,7 @@ class Stage:
                 context.recorder.lanes[self.number] = str(Piece(block, job.replica))
             for module in rule.modules():
                 if isinstance(module, BlockOptimizer):
-                    module.observe = self._record
+                    module.observe, module.now = self._record, context.recorder.now
         self._targets: dict[int, Target] = {}
         self._learnt: Target = ()
         self._input: Payload = ()
@@ -134,13 +135,14 @@ class Stage:
         target = self._learnt if part.count == 1 else self.rule.target_part(part, self._learnt)
         if isinstance(self.sync, GradientSync):
             self.sync.send = partial(self._send_bucket, n)
-        start = perf_counter()
+        recorder = self._context.recorder
+        start = recorder.now() if recorder is not None else None
         with self._runtime.autocast():
             metrics = self.rule.update(part, self._input, target)
         if self.average is not None and part.is_last and self.sync is None:
             self.average.update(n)
-        if self._context.recorder is not None:
-            self._context.recorder.rest("loss", self.number, n, start, perf_counter())
+        if recorder is not None:
+            recorder.rest("loss", self.number, n, start, recorder.now())
         self._input = ()
         self.channels.activation_in.release()
         if part.count > 1:
@@ -305,7 +307,7 @@ class Stage:
         parts = self._plan.parts if tag.kind is MessageKind.ACTIVATION else 1
         return tag.e if parts > 1 or tag.kind in (MessageKind.TEST, MessageKind.PREDICTION) else -1
 
-    def _record(self, name: str, n: int, start: float, end: float) -> None:
+    def _record(self, name: str, n: int, start: Any, end: Any) -> None:
         assert self._context.recorder is not None
         self._context.recorder.add(name, self.number, n, start, end)
 

@@ -4,6 +4,7 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,15 +53,18 @@ class Recorder:
         """Names of lanes that are not just ``block N``."""
         self._records = bytearray()
 
-    def add(self, name: str, lane: int, n: int, start: float, end: float, part: int = -1) -> None:
+    now = staticmethod(perf_counter)
+    """The time, as `add` and `rest` take it: seconds of the host."""
+
+    def add(self, name: str, lane: int, n: int, start: Any, end: Any, part: int = -1) -> None:
         """Add a span.
 
         Args:
             name: one of `NAMES`.
             lane: block.
             n: training batch.
-            start: seconds of ``perf_counter``.
-            end: seconds of ``perf_counter``.
+            start: its start, by `now`.
+            end: its end, by `now`.
             part: micro-batch or test batch; -1 for neither.
 
         Raises:
@@ -68,7 +72,7 @@ class Recorder:
         """
         self._records += _RECORD.pack(_NUMBERS[name], lane, n, part, start, end)
 
-    def rest(self, name: str, lane: int, n: int, start: float, end: float) -> None:
+    def rest(self, name: str, lane: int, n: int, start: Any, end: Any) -> None:
         """Add spans called ``name`` for the time from ``start`` to ``end`` that no span covers yet.
 
         Gaps up to `SHORT` are left out. The arguments are those of `add`.
@@ -86,13 +90,16 @@ class Recorder:
     def spans(self) -> Spans:
         """All spans so far, sorted by start; a span comes before those within it."""
         found = np.frombuffer(self._records, DTYPE)
-        return found[np.lexsort((-found["end"], found["start"]))]
+        later_first = -np.arange(len(found))  # of two with the same times, the outer one ended last
+        return found[np.lexsort((later_first, -found["end"], found["start"]))]
 
 
 @contextmanager
 def span(recorder: Recorder | None, name: str, lane: int, n: int, part: int = -1) -> Iterator[None]:
     """Context manager that records its duration, if there is a ``recorder``; arguments as in `Recorder.add`."""
-    start = perf_counter()
+    if recorder is None:
+        yield
+        return
+    start = recorder.now()
     yield
-    if recorder is not None:
-        recorder.add(name, lane, n, start, perf_counter(), part)
+    recorder.add(name, lane, n, start, recorder.now(), part)

@@ -4,10 +4,12 @@ import logging
 import shutil
 from pathlib import Path
 
+import torch
+
 from counterflow.checkpoint.atomic_write import atomic_write
 from counterflow.trace import rank_trace
 from counterflow.trace.rank_trace import RankTrace, barrier_stamps
-from counterflow.trace.recorder import Recorder
+from counterflow.trace.stream_recorder import make_recorder
 from counterflow.transport import Communicator
 
 _log = logging.getLogger(__name__)
@@ -23,9 +25,10 @@ class TraceSession:
     If the disk is full, no trace is written, with a warning.
     """
 
-    def __init__(self, comm: Communicator, folder: Path) -> None:
-        """Synchronize the clocks of all ranks; ``folder`` is the run directory, shared by all ranks."""
-        self.recorder = Recorder()
+    def __init__(self, comm: Communicator, folder: Path, device: torch.device) -> None:
+        """Synchronize the clocks of all ranks; ``folder`` is the run directory, shared by all ranks, and blocks compute
+        on ``device``."""
+        self.recorder = make_recorder(device)
         self._comm = comm
         self._folder = folder
         stamps = barrier_stamps(self._barrier, "start")

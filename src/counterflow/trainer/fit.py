@@ -277,7 +277,7 @@ def fit(
     if config.trace and begin.path is not None:
         from counterflow.trace.session import TraceSession  # opt-in
 
-        tracing = TraceSession(comm, begin.path)
+        tracing = TraceSession(comm, begin.path, job.device)
     title = f"{config.algorithm.name}, schedule {job.schedule}, {config.model.name} on {config.data.name}"
     context = RunContext(comm, callback, checkpoints, waits, tracing.recorder if tracing is not None else None)
     with checkpoints, ExitStack() as stack:

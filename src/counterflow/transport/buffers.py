@@ -16,6 +16,7 @@ from torch import Tensor
 
 from counterflow.message import HEADER_BYTES
 from counterflow.transport.channel import Payload
+from counterflow.transport.cuda_device import CudaDevice, DeviceEvent
 
 _ALIGNMENT = 64
 _LARGE = 1 << 21
@@ -88,7 +89,7 @@ def _text(specs: tuple[TensorSpec, ...]) -> str:
     return ", ".join(f"{str(spec.dtype).removeprefix('torch.')}{list(spec.shape)}" for spec in specs) or "nothing"
 
 
-Loaded = tuple[Sequence[Tensor], torch.cuda.Event | None]
+Loaded = tuple[Sequence[Tensor], DeviceEvent | None]
 """Pieces of a message, and the event after which they are written; None if they are written already."""
 
 
@@ -105,7 +106,7 @@ class MessageBuffers:
         """A uint8 buffer for messages of up to ``nbytes`` bytes."""
         return torch.empty(nbytes, dtype=torch.uint8)
 
-    def write(self, buffer: Tensor, layout: MessageLayout, header: bytes, tensors: Payload) -> torch.cuda.Event | None:
+    def write(self, buffer: Tensor, layout: MessageLayout, header: bytes, tensors: Payload) -> DeviceEvent | None:
         """Copy a message into ``buffer``; return the event after which it is written, None if it is written already."""
         _write_header(buffer, header)
         for view, tensor in zip(layout.views(buffer), tensors, strict=True):
@@ -124,7 +125,7 @@ class MessageBuffers:
                 layout.view(buffer, i).copy_(tensor)
         return [buffer[layout.pieces[0]], *(tensors[i].contiguous() for i in layout.large)], None
 
-    def send(self, piece: Tensor, written: torch.cuda.Event | None, rank: int, group: dist.ProcessGroup) -> dist.Work:
+    def send(self, piece: Tensor, written: DeviceEvent | None, rank: int, group: dist.ProcessGroup) -> dist.Work:
         """Start to send ``piece`` of a message to ``rank``, after the event ``written``."""
         return started(dist.isend(piece, rank, group=group))
 
@@ -142,10 +143,7 @@ class MessageBuffers:
 
 
 def _write_header(buffer: Tensor, header: bytes) -> None:
-    if buffer.is_cuda:
-        buffer[:HEADER_BYTES].copy_(torch.frombuffer(bytearray(header), dtype=torch.uint8))
-    else:
-        buffer.numpy()[:HEADER_BYTES] = np.frombuffer(header, np.uint8)
+    buffer.numpy()[:HEADER_BYTES] = np.frombuffer(header, np.uint8)
 
 
 class CpuGloo(MessageBuffers):
@@ -157,14 +155,14 @@ class _Cuda(MessageBuffers):
 
     starts_at_once = False
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    def __init__(self, device: CudaDevice) -> None:
+        self._device = device
 
-    def write(self, buffer: Tensor, layout: MessageLayout, header: bytes, tensors: Payload) -> torch.cuda.Event:
-        super().write(buffer, layout, header, tensors)
-        written: torch.cuda.Event = torch.cuda.current_stream(self.device).record_event()
-        return written
+    def write(self, buffer: Tensor, layout: MessageLayout, header: bytes, tensors: Payload) -> DeviceEvent:
+        self._write_header(buffer, header)
+        for view, tensor in zip(layout.views(buffer), tensors, strict=True):
+            self._device.copy(view, tensor)
+        return self._device.record()
 
     def load_nbytes(self, layout: MessageLayout) -> int:
         return layout.nbytes
@@ -173,25 +171,28 @@ class _Cuda(MessageBuffers):
         written = self.write(buffer, layout, header, tensors)
         return [buffer[piece] for piece in layout.pieces], written
 
+    def _write_header(self, buffer: Tensor, header: bytes) -> None:
+        _write_header(buffer, header)
+
 
 class CudaGloo(_Cuda):
     """CUDA tensors over gloo, which cannot send device memory: they are staged in pinned host memory."""
 
     def buffer(self, nbytes: int) -> Tensor:
-        return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
+        return self._device.pinned(nbytes)
 
-    def send(self, piece: Tensor, written: torch.cuda.Event | None, rank: int, group: dist.ProcessGroup) -> dist.Work:
+    def send(self, piece: Tensor, written: DeviceEvent | None, rank: int, group: dist.ProcessGroup) -> dist.Work:
         assert written is not None
         written.synchronize()
         return super().send(piece, written, rank, group)
 
     def read(self, buffer: Tensor, layout: MessageLayout) -> Payload:
-        with torch.cuda.stream(self._stream):
-            tensors = tuple(view.to(self.device, non_blocking=True) for view in layout.views(buffer))
-        # After this wait, any stream may use the copies, and the buffer is free again.
-        self._stream.synchronize()
+        with self._device.aside():
+            tensors = tuple(self._device.upload(view) for view in layout.views(buffer))
+            # After this wait, any stream may use the copies, and the buffer is free again.
+            self._device.synchronize()
         for tensor in tensors:
-            tensor.record_stream(torch.cuda.default_stream(self.device))
+            self._device.lend(tensor)
         return tensors
 
 
@@ -199,34 +200,39 @@ class CudaNccl(_Cuda):
     """CUDA tensors over NCCL, whose ``Work.wait`` orders streams and does not block the host."""
 
     def buffer(self, nbytes: int) -> Tensor:
-        return torch.empty(nbytes, dtype=torch.uint8, device=self.device)
+        return self._device.memory(nbytes)
 
-    def send(self, piece: Tensor, written: torch.cuda.Event | None, rank: int, group: dist.ProcessGroup) -> dist.Work:
+    def _write_header(self, buffer: Tensor, header: bytes) -> None:
+        # Not `Tensor.copy_` as it is: that waits for all that the blocks have started.
+        self._device.copy(buffer[:HEADER_BYTES], torch.frombuffer(bytearray(header), dtype=torch.uint8))
+
+    def send(self, piece: Tensor, written: DeviceEvent | None, rank: int, group: dist.ProcessGroup) -> dist.Work:
         assert written is not None
-        with torch.cuda.stream(self._stream):
-            self._stream.wait_event(written)
+        with self._device.aside():
+            self._device.wait(written)
             return super().send(piece, written, rank, group)
 
     def complete(self, work: dist.Work, timeout: float) -> None:
-        with torch.cuda.stream(self._stream):
-            work.wait()
-            done = self._stream.record_event()
+        # To wait on a stream before the operation is over would hold up the sends of all other edges behind it, and
+        # with them the messages for which the peer has to wait before it sends this one.
         deadline = time.monotonic() + timeout
-        while not done.query():
+        while not work.is_completed():
             if time.monotonic() > deadline:
                 raise RuntimeError(f"no completion within {timeout:g} s")
             time.sleep(5e-5)
+        with self._device.aside():
+            work.wait()  # raises the error that ended the operation
 
     def header(self, buffer: Tensor) -> bytes:
-        with torch.cuda.stream(self._stream):
-            return super().header(buffer[:HEADER_BYTES].cpu())
+        with self._device.aside():
+            return super().header(self._device.download(buffer[:HEADER_BYTES]))
 
 
 def make_buffers(backend: str, device: torch.device) -> MessageBuffers:
     """Buffers for a process group's ``backend`` and the device where blocks compute."""
     if device.type == "cpu":
         return CpuGloo()
-    return CudaNccl(device) if backend == "nccl" else CudaGloo(device)
+    return (CudaNccl if backend == "nccl" else CudaGloo)(CudaDevice(device))
 
 
 def started(work: dist.Work | None) -> dist.Work:

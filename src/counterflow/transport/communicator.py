@@ -20,7 +20,7 @@ from counterflow.transport.channel import ChannelError, gloo_reason
 from counterflow.transport.control import LOSS_GRACE, ControlThread, StopConsensus, Watchdog
 from counterflow.transport.file_transfer import FileTransfer
 from counterflow.transport.keepalive import SILENCE, is_silence, keeping_alive
-from counterflow.transport.remote import P2PEndpoint, RemoteReceiver, RemoteSender
+from counterflow.transport.remote import FOREVER, P2PEndpoint, RemoteReceiver, RemoteSender
 from counterflow.transport.rendezvous import LauncherStore, join
 
 _GOODBYE = 1
@@ -86,12 +86,18 @@ class Communicator:
         for edge in topology.remote_edges():
             ends = [topology.rank_of(*edge.source), topology.rank_of(*edge.destination)]
             try:
-                group = dist.new_group(ends, backend=backend, timeout=timedelta(seconds=self.watchdog.timeout))
+                # NCCL ends a process whose receive was posted longer ago, and a channel may rest (`FOREVER`); gloo has
+                # a limit for each wait.
+                limit = FOREVER if backend == "nccl" else self.watchdog.timeout
+                group = dist.new_group(ends, backend=backend, timeout=timedelta(seconds=limit))
                 if isinstance(group, dist.ProcessGroup):  # this rank is one of the two ends
                     (peer,) = set(ends) - {self.rank}
                     self._groups[edge] = group, peer
                     # The first operation of a group connects its sockets or builds its communicator.
-                    dist.all_reduce(torch.zeros(1, device=device if backend == "nccl" else "cpu"), group=group)
+                    if backend == "nccl":
+                        self._warm_up_nccl(group, peer, device, sends=ends[0] == self.rank)
+                    else:
+                        dist.all_reduce(torch.zeros(1), group=group)
             except RuntimeError as error:
                 raise self.watchdog.find_cause(
                     ChannelError(f"rank {self.rank}: {edge}: was not opened ({gloo_reason(error)})")
@@ -104,6 +110,14 @@ class Communicator:
         ]
         for thread in self._peer_threads:
             thread.start()
+
+    def _warm_up_nccl(self, group: dist.ProcessGroup, peer: int, device: torch.device, *, sends: bool) -> None:
+        """Send one number along the edge. An all-reduce would not do: messages between two ranks have a communicator of
+        their own, and the first receive would block this thread until the peer's first send, which may wait for ours.
+        """
+        number = torch.zeros(1, device=device)
+        operation = dist.isend if sends else dist.irecv
+        started(operation(number, peer, group=group)).wait()
 
     @property
     def _peers(self) -> set[int]:

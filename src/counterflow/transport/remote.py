@@ -20,7 +20,7 @@ from counterflow.transport.buffers import Loaded, MessageBuffers, MessageLayout,
 from counterflow.transport.channel import ChannelError, Payload, gloo_reason
 from counterflow.transport.control import Watchdog
 
-_FOREVER = 1e7
+FOREVER = 1e7
 """Seconds that the thread of a channel waits."""
 
 
@@ -90,7 +90,7 @@ class P2PEndpoint(Endpoint):
         A channel may rest for as long as an evaluation takes. Only waits of the blocks have a limit, in the watchdog.
         """
         try:
-            self.buffers.complete(work, _FOREVER)
+            self.buffers.complete(work, FOREVER)
         except RuntimeError as error:
             raise self.lost(tag, error) from error
 

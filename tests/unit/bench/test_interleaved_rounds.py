@@ -3,12 +3,14 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
 from counterflow.bench import results
 from counterflow.bench.case import BenchmarkCase, RankMeasurement, SteadyTimer, train
 from counterflow.bench.results import RoundMeasurement, case_results, run_rounds, speedup
 from counterflow.bench.workers import WorkerSettings
 from counterflow.engine.run_context import WaitTimes
+from counterflow.engine.runtime import Runtime
 from tests.helpers.configs import configured
 
 
@@ -68,7 +70,7 @@ def test_every_other_round_goes_backwards(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_the_timer_leaves_out_the_warmup() -> None:
     waits = WaitTimes()
-    timer = SteadyTimer(waits, warmup=2, batches=5)
+    timer = SteadyTimer(waits, 2, 5, Runtime(torch.device("cpu")))
     for n in range(5):
         waits.receive += 1.0
         waits.send += 0.5
@@ -76,3 +78,19 @@ def test_the_timer_leaves_out_the_warmup() -> None:
     timed = timer.measurement([1])
     assert (timed.batches, timed.receive_wait, timed.send_wait) == (3, 3.0, 1.5)
     assert 0 < timed.seconds < 1
+
+
+def test_a_timer_on_a_gpu_waits_for_its_work_and_reads_its_own_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu, calls = torch.device("cuda", 1), list[str]()
+
+    class Stream:
+        def synchronize(self) -> None:
+            calls.append("synchronize")
+
+    monkeypatch.setattr(torch.cuda, "current_stream", {gpu: Stream()}.__getitem__)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", {gpu: 77}.__getitem__)
+    timer = SteadyTimer(WaitTimes(), 2, 5, Runtime(gpu))
+    for n in range(5):
+        timer.on_step(1, n, {})
+    assert calls == ["synchronize", "synchronize"]
+    assert timer.measurement([1]).peak_cuda_bytes == 77

@@ -165,3 +165,17 @@ def test_without_test_data_there_are_no_test_batches(dataset, validation):
     assert feed.labels_of(feed.test).tolist() == []
     with pytest.raises(AssertionError):
         feed.evaluation_inputs(feed.test.stop)
+
+
+def test_data_is_resident_on_a_gpu_that_has_room_for_twice_as_much(dataset, monkeypatch):
+    gpu, asked = torch.device("cuda", 1), []
+    nbytes = dataset.train.inputs.nbytes + dataset.test.inputs.nbytes
+
+    def resident(free):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (asked.append(device), (free, 80 << 30))[1])
+        order = EpochSampler(len(dataset.train), BATCH, 1)
+        return BatchLoader(dataset, DataConfig(name="digits"), order, gpu).resident
+
+    assert not resident(2 * nbytes)
+    assert resident(2 * nbytes + 1)
+    assert asked == [gpu, gpu]
