@@ -6,9 +6,9 @@ gradient, block k sends batch n up with ``w_k(max(0, n - d_k))``, and its update
 
     w_k(n + 1) = w_k(n) + step( dl(n) / dw_k  at  w_1(max(0, n - d_1)), .., w_N(n) )
 
-where ``l(n)`` is the loss of batch n (there, "effective learning"; ``lag`` 1 gives the ``N - k + 1`` batches in flight of its
-1F1B). All blocks are differentiated at the weights by which they computed, so the gradient is exact for these; they are
-old, and they differ from block to block, as "vertical sync" is left out.
+where ``l(n)`` is the loss of batch n (there, "effective learning"; ``lag`` 1 gives the ``N - k + 1`` batches in flight
+of its 1F1B). All blocks are differentiated at the weights by which they computed, so the gradient is exact for these;
+they are old, and they differ from block to block, as "vertical sync" is left out.
 """
 
 from collections import deque

@@ -61,14 +61,21 @@ class _Race:
         return value >= target if self.grows else value <= target
 
 
-def _backprop(*blocks: str) -> tuple[_Method, ...]:
-    """Backprop on pipelines of ``blocks``, and without one."""
+_CORRECTED = ("optimizer.delay_corrected=true", "optimizer.betas=[0.99,0.999]")
+"""AdamW with AsyncPP's correction of late gradients, and its momentum."""
+
+
+def _backprop(blocks: str, *corrected: str) -> tuple[_Method, ...]:
+    """Backprop on pipelines, with locks and without, and on no pipeline; ``corrected``: options for late gradients."""
+    late = ("algorithm=bp", blocks, "engine.lag=1", "optimizer.clip=0")
     return (
         *(
-            _Method(f"1F1B m={m}", ("algorithm=bp", *blocks, "schedule=1f1b", f"train.microbatches={m}"), locks=True)
+            _Method(f"1F1B m={m}", ("algorithm=bp", blocks, "schedule=1f1b", f"train.microbatches={m}"), locks=True)
             for m in (4, 8)
         ),
-        _Method("naive", ("algorithm=bp", *blocks, "schedule=naive")),
+        _Method("naive", (*late, "schedule=naive")),
+        _Method("PipeDream", (*late, "schedule=pipedream")),
+        *([_Method("PipeDream, corrected", (*late, "schedule=pipedream", *corrected))] if corrected else []),
         _Method("DDP", ("algorithm=bp", "blocks=1"), ddp=True, locks=True),
         _Method("one process", ("algorithm=bp", "blocks=1", "engine.threads=2"), ranks=1, locks=True),
     )
@@ -102,7 +109,7 @@ _RACES = {
                 "local cross entropy",
                 ("algorithm=predsim", "algorithm.beta=0", "algorithm.head.layers=1", "blocks=2"),
             ),
-            *_backprop("blocks=2"),
+            *_backprop("blocks=2", *_CORRECTED),
         ),
         grows=False,
     ),
