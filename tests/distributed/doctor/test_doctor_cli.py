@@ -13,6 +13,8 @@ from tests.helpers.ports import free_port
 from tests.helpers.processes import by_hand, run_fresh, run_script
 
 PROGRAM = str(ROOT / "launch" / "doctor.py")
+PATIENT = ("--quick", "--timeout=30")
+"""For ranks that meet late on a busy machine."""
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", "--nproc_per_node=2")
 LINES = {
     "versions", "torchvision", "gloo", "nccl", "cores", "threads", "memory", "host name", "interface", "port",
@@ -30,7 +32,7 @@ def as_rank(rank: int, ranks: int, store_path: str, port: int, cwd: str) -> None
     os.chdir(cwd)
     local = {"LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(ranks)}
     os.environ.update(by_hand(rank, ranks, port, **local))
-    run_script(PROGRAM, ["--quick"])
+    run_script(PROGRAM, [*PATIENT])
 
 
 def forked_ranks(cwd: Path) -> Done:
@@ -43,7 +45,7 @@ def forked_ranks(cwd: Path) -> Done:
 @pytest.mark.parametrize(
     "launch",
     [
-        pytest.param(lambda cwd: forked(PROGRAM, "--quick", cwd=cwd), id="alone"),
+        pytest.param(lambda cwd: forked(PROGRAM, *PATIENT, cwd=cwd), id="alone"),
         pytest.param(forked_ranks, id="ranks"),
         pytest.param(lambda cwd: start(*TORCHRUN, PROGRAM, "--quick", cwd=cwd), id="torchrun", marks=pytest.mark.slow),
     ],
@@ -59,7 +61,7 @@ def test_two_ranks(launch: Callable[[Path], Done], tmp_path: Path) -> None:
 
 
 def test_the_links_are_left_for_the_planner(tmp_path: Path) -> None:
-    done = forked(PROGRAM, "--quick", "--links=there/links.json", cwd=tmp_path)
+    done = forked(PROGRAM, *PATIENT, "--links=there/links.json", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert statuses(done)["links"] == "ok"
     there, back = read_links(tmp_path / "there" / "links.json")
