@@ -212,7 +212,7 @@ def measure_memory(context: BenchContext) -> SuiteResult:
     The network has as many equal blocks as there are ranks. Two comparisons are never mixed. ``equal message``: a
     message of BLL for a batch is as large as a message of a pipeline for a micro-batch, so that both compute in equal
     pieces; the update batch of a pipeline is m times larger. ``equal update``: all update on equally many samples,
-    which a pipeline cuts into m parts and BLL and PipeDream do not cut.
+    which a pipeline cuts into m parts, BLL does or does not (``train.accumulate``), and PipeDream does not.
     """
     options = context.options
     microbatches = {
@@ -272,10 +272,13 @@ def _cases(
         device = ["device=cuda"] if torch.cuda.device_count() >= processes else []  # torch's pipelines: one per rank
         options = [*network, *system, f"train.microbatches={m}", *device]
         # Until all are filled, and a bit more.
-        batches = 2 * processes + 2 if name in ("BLL", "PipeDream") else 2
+        batches = 2 * processes + 2 if name.startswith(("BLL", "PipeDream")) else 2
         return context.cases.training(name, processes, batches, 1, update or m * _SAMPLES, options)
 
     yield case("BLL", ranks, 1, "algorithm=bll")
+    yield case("BLL, recomputed", ranks, 1, "algorithm=bll", "engine.recompute=true")
+    for m in microbatches if update else []:
+        yield case(f"BLL m={m}", ranks, 1, "algorithm=bll", f"train.accumulate={m}")
     if ranks > 1:
         yield case("PipeDream", ranks, 1, "algorithm=bp", "schedule=pipedream", "engine.lag=1")
     for schedule in ("1f1b", "gpipe"):
@@ -321,6 +324,14 @@ def _goals(results: Sequence[CaseResult]) -> Iterator[Goal]:
     for result in equal:
         if result.ranks == 8 and result.name.startswith("1F1B"):
             yield Goal(f"equal message: P=8: stage 0 of {result.name} over BLL's", 6.0, result.extra["saved_over_bll"])
+    update = {
+        result.name: result.extra["saved_mb"]
+        for result in results
+        if result.extra["comparison"] == _EQUAL_UPDATE and result.ranks == 8
+    }
+    if {"BLL m=8", "1F1B m=8"} <= update.keys():
+        share = update["BLL m=8"] / update["1F1B m=8"]
+        yield Goal("equal update: P=8: stage 0 of BLL m=8 over that of 1F1B m=8", 0.25, share, at_most=True)
 
 
 def draw_memory(suite: Mapping[str, Any], folder: Path) -> None:

@@ -26,4 +26,4 @@ def save_activations(folder: Path, job: Job, results: Sequence[RankResult]) -> N
         arrays["inputs"] = inputs.numpy()
     for result in results:
         arrays |= {f"block_{block}": values.numpy() for block, values in result.activations.items()}
-    np.savez(folder / "activations.npz", **arrays)
+    np.savez_compressed(folder / "activations.npz", **arrays)

@@ -92,7 +92,7 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> SuiteResult:
 @pytest.mark.slow
 def test_results_of_both_comparisons(result: SuiteResult) -> None:
     by_name = {(row.extra["comparison"], row.extra["blocks"], row.name): row for row in result.cases}
-    assert len(by_name) == len(result.cases) == 2 * (2 + 6)
+    assert len(by_name) == len(result.cases) == 2 * (3 + 7) + 1
     message = by_name["equal message", 2, "1F1B m=2"]
     update = by_name["equal update", 2, "1F1B m=2"]
     assert (message.batch, by_name["equal message", 2, "BLL"].batch) == (32, 16)
