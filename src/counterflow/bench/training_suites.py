@@ -341,7 +341,7 @@ def draw_memory(suite: Mapping[str, Any], folder: Path) -> None:
             _draw_curves(ax, [row for row in suite["rows"] if row["comparison"] == comparison])
             ax.set(title=comparison, xlabel="blocks, and ranks")
         axes[0].set_ylabel("kept by stage 0 at its peak [MB]")
-        draw_legend(figure, axes[0])
+        draw_legend(figure, axes[1])  # of equal updates, which has the curves of both
 
 
 def _draw_curves(ax: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -351,7 +351,7 @@ def _draw_curves(ax: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
             [point["blocks"] for point in points],
             [point["saved_mb"] for point in points],
             color=colour(label.replace(",", "")),
-            linestyle="--" if label.endswith("2P") else "-",
+            linestyle=_line(label),
             marker=marker,
             markersize=size,
             markerfacecolor="none",
@@ -360,6 +360,13 @@ def _draw_curves(ax: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
     log_ticks(ax, {row["blocks"]: str(row["blocks"]) for row in rows})
     ax.set_yscale("log", base=2)
     ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+
+
+def _line(label: str) -> str:
+    """Line style of a curve."""
+    if label.endswith("recomputed"):
+        return ":"
+    return "--" if label.endswith("2P") else "-." if label.startswith("BLL, m") else "-"
 
 
 def _label(row: Mapping[str, Any]) -> str:
