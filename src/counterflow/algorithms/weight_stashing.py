@@ -50,7 +50,7 @@ class StashedGradientRule(StaleGradientRule):
     def __init__(self, context: BlockContext, true_gradient: TrueGradient, smoothing: float) -> None:
         super().__init__(context, true_gradient, smoothing)
         self._passes: deque[_Pass | Weights] = deque()
-        """Of all batches in flight; after a restart, weights alone."""
+        """Passes of all batches in flight; after a restart, their weights alone."""
         self._newest: Weights | None = None
         """A copy of the weights that the block has now, if there is one."""
         self._learning = {name: p for name, p in self.block.named_parameters() if p.requires_grad}

@@ -79,7 +79,7 @@ class TaskOptions(Options, key="task"):
     root: str | None = None
     """Folder of CIFAR-10."""
     target: float = checked(0.9, positive, 100)
-    """Of ``time_to_accuracy``: accuracy on held-out data, or bits per byte of text."""
+    """Target of ``time_to_accuracy``: accuracy on held-out data, or bits per byte of text."""
 
     def of_data(self) -> list[str]:
         """The override that says where the data is. ``ValueError`` if it has to be known."""

@@ -17,7 +17,7 @@ from counterflow.bench.charts import chart, colour
 from counterflow.bench.netem import LinkSpeed, emulated_network, unavailable_reason
 from counterflow.bench.options import BenchContext
 from counterflow.bench.results import CaseResult, Goal, SuiteResult
-from counterflow.bench.whole_run import WholeRun, train_whole, train_whole_ddp
+from counterflow.bench.whole_run import WholeRun, last_figure, train_whole, train_whole_ddp
 from counterflow.bench.workers import WorkerError, WorkerSettings, run_workers
 from counterflow.cli.hydra_app import load_config
 from counterflow.config import TrainConfig
@@ -46,7 +46,7 @@ class _Method:
 class _Race:
     options: tuple[str, ...]
     figure: str
-    """What is measured on held-out data."""
+    """Metric on held-out data."""
     length: str
     """The option that says how long a run is."""
     lengths: tuple[int, ...]
@@ -284,10 +284,8 @@ def _is_pipeline(row: CaseResult) -> bool:
 
 def _summary(ranks: Sequence[WholeRun], figure: str) -> dict[str, Any]:
     """One run from what its ranks saw."""
-    (evaluations,) = (rank.evaluations for rank in ranks if rank.evaluations)
-    value = evaluations[-1][figure]
+    value = last_figure(ranks, figure)
     first, seconds = asdict(ranks[0]), max(rank.seconds for rank in ranks)
-    assert isinstance(value, float)
     return {
         "seconds": seconds,
         "figure": value,

@@ -15,7 +15,7 @@ from counterflow.bench.charts import chart, colour
 from counterflow.bench.netem import JoinHandle, LinkSpeed, emulated_network, unavailable_reason
 from counterflow.bench.options import BenchContext
 from counterflow.bench.results import CaseResult, Goal, SuiteResult, peak_bytes
-from counterflow.bench.whole_run import count_ddp_sent, count_sent, train_whole, train_whole_ddp
+from counterflow.bench.whole_run import count_ddp_sent, count_sent, last_figure, train_whole, train_whole_ddp
 from counterflow.bench.workers import WorkerSettings, run_workers
 from counterflow.cli.hydra_app import load_config
 from counterflow.config import TrainConfig
@@ -24,7 +24,7 @@ from counterflow.schedule.forecast import LinkSpec, StageCost, Workload, forecas
 _RANKS = 2
 _TIMEOUT = 1800.0
 _SECONDS = 40.0
-"""What a measurement may take, as far as the number of its batches decides it."""
+"""Most seconds of a measurement, as far as the number of its batches decides them."""
 _FEWEST, _MOST = 9, 40
 """Batches of a measurement; a third of them are not timed."""
 _MOST_LAG = 16
@@ -243,10 +243,7 @@ def _after_ten_minutes(
         ranks = run_workers(
             WorkerSettings(2 * _TIMEOUT), _RANKS, train_whole_ddp if method.kind == "ddp" else train_whole, config
         )
-        (evaluations,) = (rank.evaluations for rank in ranks if rank.evaluations)
-        value = evaluations[-1][figure]
-        assert isinstance(value, float)
-        found[row.name] = value
+        found[row.name] = last_figure(ranks, figure)
     return [row.with_extra(figure_after_ten_minutes=found.get(row.name)) for row in results]
 
 

@@ -118,6 +118,14 @@ def count_ddp_sent(comm: Communicator, config: TrainConfig, ranks: int) -> float
     return ranks * ddp_bytes(load_job(config, RankInfo()), ranks)
 
 
+def last_figure(ranks: Sequence[WholeRun], name: str) -> float:
+    """The metric ``name`` of the last evaluation of a run, which one of its ``ranks`` has."""
+    (evaluations,) = (rank.evaluations for rank in ranks if rank.evaluations)
+    value = evaluations[-1][name]
+    assert isinstance(value, float)
+    return value
+
+
 @torch.no_grad()
 def _evaluate(job: Job, network: nn.Module) -> Mapping[str, Value]:
     """Metrics of ``network`` on held-out data, in the plain view alone."""

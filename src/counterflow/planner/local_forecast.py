@@ -10,8 +10,8 @@ from itertools import takewhile
 from typing import Any
 
 from counterflow.engine.replica_sync import BUCKET
-from counterflow.schedule.event_sim import BUFFERED, COMPUTE, LOCAL, Record, SimEdge, SimOp, SimStep, TimedAction, run
-from counterflow.schedule.forecast import SEND_BUFFERS, Forecast, Jitter, LinkSpec, Workload, steady_window
+from counterflow.schedule.event_sim import BUFFERED, COMPUTE, LOCAL, Record, SimEdge, SimOp, SimStep, TimedAction
+from counterflow.schedule.forecast import SEND_BUFFERS, Forecast, Jitter, LinkSpec, Workload, simulate, steady_window
 from counterflow.schedule.local_schedule import Action, Op, RunPlan, rank_program
 from counterflow.topology import Edge, Piece, Stream, Topology
 
@@ -235,31 +235,10 @@ def _simulate(network: _Network, batches: int, jitter: Jitter, overhead: float, 
     # The pattern of waits repeats after a round trip of targets, and after a meeting.
     round_trip = (blocks - 1) * local.lag + 1 if down else 1
     window = steady_window(batches, min(blocks, ranks), local.every * math.ceil(round_trip / local.every))
-    busy, held, in_flight, fill = [0.0] * ranks, [0.0] * ranks, [0.0] * ranks, math.inf
-    marks = {n: [(0.0, 0.0)] * ranks for n in window}
-    """End of the update of a batch, and the rank's busy seconds until then."""
     changes = {Op.FORWARD: 1, Op.LEARN: -1}
 
-    def note(rank: int, action: Action, start: float, end: float) -> None:
-        nonlocal fill
-        busy[rank] += end - start
-        if change := changes.get(action.op, 0):
-            held[rank] += change / local.parts / network.chunks(action)
-            in_flight[rank] = max(in_flight[rank], held[rank])
-            if rank == ranks - 1:
-                fill = min(fill, start)
-        completes = action.completes
-        if completes is not None and completes[1] in marks:
-            marks[completes[1]][rank] = (end, busy[rank])
-        record(rank, action, start, end)
+    def change(action: Action) -> float:
+        return changes.get(action.op, 0) / local.parts / network.chunks(action)
 
-    run([timed(topology.pieces_of(rank)) for rank in range(ranks)], note)
-    before, after = (marks[n] for n in window)
-    steady = [(end - start, worked - was) for (start, was), (end, worked) in zip(before, after, strict=True)]
-    return Forecast(
-        seconds_per_batch=max(seconds for seconds, _ in steady) / (window[1] - window[0]),
-        wait_fraction=[max(0.0, 1 - worked / seconds) if seconds > 0 else 0.0 for seconds, worked in steady],
-        in_flight=in_flight,
-        buffered=network.buffered,
-        fill=fill,
-    )
+    programs = [timed(topology.pieces_of(rank)) for rank in range(ranks)]
+    return simulate(programs, window, change, network.buffered, record)

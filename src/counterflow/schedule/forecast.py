@@ -202,6 +202,52 @@ def steady_window(batches: int, stages: int, round_trip: int) -> tuple[int, int]
     return (last - whole * round_trip if whole else (batches - 1) // 2), last
 
 
+def simulate(
+    programs: Sequence[Iterable[TimedAction[A]]],
+    window: tuple[int, int],
+    change: Callable[[A], float],
+    buffered: list[float],
+    record: Record[A],
+) -> Forecast:
+    """Run the programs of all ranks, with statistics on the way.
+
+    Args:
+        programs: Timed actions of each rank.
+        window: First and last batch of the `steady_window`.
+        change: Amount by which an action changes the activations that its rank holds.
+        buffered: Goes into the forecast.
+        record: Called with every action.
+    """
+    ranks, fill = len(programs), math.inf
+    busy, held, in_flight = [0.0] * ranks, [0.0] * ranks, [0.0] * ranks
+    marks = {n: [(0.0, 0.0)] * ranks for n in window}
+    """End of the update of a batch, and the rank's busy seconds until then."""
+
+    def note(rank: int, action: A, start: float, end: float) -> None:
+        nonlocal fill
+        busy[rank] += end - start
+        if amount := change(action):
+            held[rank] += amount
+            in_flight[rank] = max(in_flight[rank], held[rank])
+            if rank == ranks - 1:
+                fill = min(fill, start)
+        completes = action.completes
+        if completes is not None and completes[1] in marks:
+            marks[completes[1]][rank] = (end, busy[rank])
+        record(rank, action, start, end)
+
+    run(programs, note)
+    before, after = (marks[n] for n in window)
+    steady = [(end - start, worked - was) for (start, was), (end, worked) in zip(before, after, strict=True)]
+    return Forecast(
+        seconds_per_batch=max(seconds for seconds, _ in steady) / (window[1] - window[0]),
+        wait_fraction=[max(0.0, 1 - worked / seconds) if seconds > 0 else 0.0 for seconds, worked in steady],
+        in_flight=in_flight,
+        buffered=buffered,
+        fill=fill,
+    )
+
+
 @dataclass(frozen=True)
 class _Simulator:
     topology: Topology
@@ -240,7 +286,7 @@ class _Simulator:
         window = steady_window(self.batches, ranks, (blocks - 1) * lag + 1 if down else 1)
         programs = local_programs(self.topology, program, connect, seconds, holds_activations=True)
         buffered = [(depth + 1.0) * (r > 0) + SEND_BUFFERS * (r < ranks - 1) for r in range(ranks)]
-        return self._run(programs, window, lambda action: _HELD.get(action.op, 0), buffered)
+        return simulate(programs, window, lambda action: _HELD.get(action.op, 0), buffered, self.record)
 
     def pipeline(self, schedule: str, microbatches: int) -> Forecast:
         """Simulate a pipeline of backprop. Its channels have no room: only the receives that a rank posts."""
@@ -288,51 +334,7 @@ class _Simulator:
             return _HELD.get(action.op, 0) * len(stages[action.stage]) / microbatches
 
         programs = list(map(program, pipeline_actions(schedule, ranks, len(stages), microbatches)))
-        return self._run(programs, steady_window(self.batches, len(stages), 1), change, [0.0] * ranks)
-
-    def _run(
-        self,
-        programs: Sequence[Iterable[TimedAction[A]]],
-        window: tuple[int, int],
-        change: Callable[[A], float],
-        buffered: list[float],
-    ) -> Forecast:
-        """Run the programs of all ranks, with statistics on the way.
-
-        Args:
-            programs: Timed actions of each rank.
-            window: First and last batch of the `steady_window`.
-            change: Amount by which an action changes the activations that its rank holds.
-            buffered: Goes into the forecast.
-        """
-        ranks, fill = len(programs), math.inf
-        busy, held, in_flight = [0.0] * ranks, [0.0] * ranks, [0.0] * ranks
-        marks = {n: [(0.0, 0.0)] * ranks for n in window}
-        """End of the update of a batch, and the rank's busy seconds until then."""
-
-        def record(rank: int, action: A, start: float, end: float) -> None:
-            nonlocal fill
-            busy[rank] += end - start
-            if amount := change(action):
-                held[rank] += amount
-                in_flight[rank] = max(in_flight[rank], held[rank])
-                if rank == ranks - 1:
-                    fill = min(fill, start)
-            completes = action.completes
-            if completes is not None and completes[1] in marks:
-                marks[completes[1]][rank] = (end, busy[rank])
-            self.record(rank, action, start, end)
-
-        run(programs, record)
-        before, after = (marks[n] for n in window)
-        steady = [(end - start, worked - was) for (start, was), (end, worked) in zip(before, after, strict=True)]
-        return Forecast(
-            seconds_per_batch=max(seconds for seconds, _ in steady) / (window[1] - window[0]),
-            wait_fraction=[max(0.0, 1 - worked / seconds) if seconds > 0 else 0.0 for seconds, worked in steady],
-            in_flight=in_flight,
-            buffered=buffered,
-            fill=fill,
-        )
+        return simulate(programs, steady_window(self.batches, len(stages), 1), change, [0.0] * ranks, self.record)
 
     def _edge(self, source: int, destination: int, size: float, posted: int = 0, buffers: int = 0) -> SimEdge:
         """Channel for messages of ``size`` bytes."""
